@@ -1,0 +1,28 @@
+"""Installation of unimed. The version is read as text so that building needs no import."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "unimed" / "__init__.py").read_text()).group(1)
+
+
+def requirements(name):
+    lines = (HERE / name).read_text().splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+setup(
+    name="unimed",
+    version=VERSION,
+    description="Grounded biomedical vision-language models: read an image and point at what is said",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["unimed", "unimed.*"]),
+    install_requires=requirements("requirements.txt"),
+    extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"]},
+)

@@ -1,0 +1,241 @@
+"""Readers: a path in, an array and its `Geometry` out. Nothing is unpickled and no value is rescaled silently."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from unimed.io.geometry import lps_to_ras
+from unimed.structures import Geometry, GeometryError
+
+#: Arrays larger than this are refused before memory is taken for them: a header may claim anything.
+MAX_VOXELS = 2**31
+
+
+class ReadError(ValueError):
+    """A file that cannot be read as an image; the message names the file and what to do."""
+
+
+def read(path: str | Path) -> tuple[np.ndarray, Geometry]:
+    """Read an image or volume, the format told by the suffix; a folder is read as a DICOM series.
+
+    Returns:
+        The array and its geometry. PNG, JPEG and TIFF give HxW or HxWx3 in uint8 or uint16; volumes give (I, J, K)
+        in the order of the file, with the affine that says where each axis leads.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ReadError: unknown suffix, damaged or truncated file, NaN or Inf voxels, singular affine, too many voxels.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    reader = _reader_of(path)
+    if path.is_file() and path.stat().st_size == 0:
+        raise ReadError(f"{path}: the file is empty")
+    try:
+        array, geometry = reader(path)
+    except ReadError:
+        raise
+    except GeometryError as error:
+        raise ReadError(f"{path}: {error}; repair the header before use") from error
+    except Exception as error:  # each library has its own idea of what a damaged file raises
+        raise ReadError(f"{path}: damaged or not of its suffix's format ({type(error).__name__}: {error})") from error
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ReadError(f"{path}: {int((~np.isfinite(array)).sum())} voxels are NaN or Inf; replace them before use")
+    return array, geometry
+
+
+def _reader_of(path: Path) -> Callable[[Path], tuple[np.ndarray, Geometry]]:
+    if path.is_dir():
+        return _read_dicom_series
+    name = path.name.lower()
+    for suffixes, reader in _READERS:
+        if name.endswith(suffixes):
+            return reader
+    known = ", ".join(suffix for suffixes, _ in _READERS for suffix in suffixes)
+    raise ReadError(f"{path}: unknown suffix; known are {known}, and a folder of DICOM files")
+
+
+def _refuse_too_large(path: Path, shape: tuple[int, ...]) -> None:
+    voxels = 1
+    for extent in shape:
+        voxels *= int(extent)
+    if voxels > MAX_VOXELS:
+        raise ReadError(f"{path}: the header claims {voxels} voxels {tuple(shape)}, more than the limit {MAX_VOXELS}")
+
+
+def _read_picture(path: Path) -> tuple[np.ndarray, Geometry]:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        _refuse_too_large(path, picture.size)
+        picture.load()
+        if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
+            array = np.asarray(picture)
+            if array.min() < 0 or array.max() > np.iinfo(np.uint16).max:
+                raise ReadError(f"{path}: integer values outside 0..65535 in a picture; save it as a volume")
+            array = array.astype(np.uint16)
+        elif picture.mode in ("F", "L"):
+            array = np.asarray(picture)
+        elif picture.mode in ("1", "LA"):
+            array = np.asarray(picture.convert("L"))
+        else:  # palette, RGBA and CMYK mean colours: transparency is dropped
+            array = np.asarray(picture.convert("RGB"))
+    return array.copy(), Geometry.pixels(source_format="picture")
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
+    import nibabel
+
+    image = nibabel.load(path)
+    _refuse_too_large(path, image.shape)
+    if len(image.shape) < 3:
+        raise ReadError(f"{path}: expected at least three axes, found shape {image.shape}")
+    header = {"zooms": tuple(float(v) for v in image.header.get_zooms())}
+    array = np.asanyarray(image.dataobj)
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    return array, Geometry(image.affine, source_format="nifti", header=header)
+
+
+def _read_nrrd(path: Path) -> tuple[np.ndarray, Geometry]:
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    _refuse_too_large(path, reader.GetSize())
+    image = reader.Execute()
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ReadError(f"{path}: expected a scalar volume of three axes, found {image.GetSize()}")
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    # SimpleITK hands numpy the axes in reverse order (k, j, i).
+    array = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
+    return array, Geometry(lps_to_ras(affine), source_format="nrrd")
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, Geometry]:
+    """CVPR-25 layout: `imgs` (D, H, W) and optional `spacing` in the order of the axes of `imgs`."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ReadError(f"{path}: checksum of {archive.testzip()} is wrong; fetch the file again")
+    with np.load(path, allow_pickle=False) as archive:
+        if "imgs" not in archive:
+            raise ReadError(f"{path}: no array `imgs`; found {', '.join(archive.files) or 'nothing'}")
+        array = archive["imgs"]
+        spacing = np.asarray(archive["spacing"], dtype=np.float64) if "spacing" in archive else None
+    if array.ndim != 3:
+        raise ReadError(f"{path}: `imgs` must have three axes, found shape {array.shape}")
+    if spacing is None:
+        return array, Geometry.pixels(source_format="npz")
+    if spacing.shape != (3,):
+        raise ReadError(f"{path}: `spacing` must hold three numbers, found shape {spacing.shape}")
+    return array, Geometry(np.diag((*spacing, 1.0)), source_format="npz")
+
+
+def _pixels_of_dicom(path: Path, dataset) -> np.ndarray:
+    from pydicom.pixels import apply_modality_lut
+
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    _refuse_too_large(path, (frames, int(dataset.Rows), int(dataset.Columns)))
+    array = apply_modality_lut(dataset.pixel_array, dataset)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _dicom_plane(dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """In-plane directions with spacing (column index, row index) and the position of the first pixel, LPS mm."""
+    row_direction, column_direction = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    between_rows, between_columns = (float(v) for v in dataset.PixelSpacing)
+    origin = np.array(dataset.ImagePositionPatient, dtype=np.float64)
+    return row_direction * between_columns, column_direction * between_rows, origin
+
+
+def _read_dicom(path: Path) -> tuple[np.ndarray, Geometry]:
+    import pydicom
+
+    dataset = pydicom.dcmread(path)
+    array = _pixels_of_dicom(path, dataset)
+    header = {"modality": str(dataset.get("Modality", "")), "photometric": str(dataset.PhotometricInterpretation)}
+    if "ImageOrientationPatient" not in dataset or "ImagePositionPatient" not in dataset or array.ndim != 2:
+        return array, Geometry.pixels(source_format="dicom", header=header)
+    volume, affine = _stack([(array, *_dicom_plane(dataset))], float(dataset.get("SliceThickness", 0) or 1.0))
+    return volume, Geometry(lps_to_ras(affine), source_format="dicom", header=header)
+
+
+def _stack(planes, single_slice_thickness_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Planes of one orientation, sorted along their normal, to (columns, rows, slices) and an LPS affine."""
+    _, along_columns, along_rows, first = planes[0]
+    normal = np.cross(along_columns, along_rows)
+    normal /= np.linalg.norm(normal)
+    planes = sorted(planes, key=lambda plane: float(plane[3] @ normal))
+    first = planes[0][3]
+    if len(planes) > 1:
+        step = (planes[-1][3] - first) / (len(planes) - 1)
+    else:
+        step = normal * single_slice_thickness_mm
+    affine = np.eye(4)
+    affine[:3] = np.column_stack((along_columns, along_rows, step, first))
+    return np.stack([plane[0].T for plane in planes], axis=-1), affine
+
+
+def _read_dicom_series(folder: Path) -> tuple[np.ndarray, Geometry]:
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    datasets = []
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        try:
+            dataset = pydicom.dcmread(path)
+        except InvalidDicomError:
+            continue  # notes and DICOMDIR leftovers may lie beside the slices
+        if "PixelData" in dataset:
+            datasets.append((path, dataset))
+    if not datasets:
+        raise ReadError(f"{folder}: no DICOM image in this folder")
+    series = {str(dataset.get("SeriesInstanceUID", "")) for _, dataset in datasets}
+    if len(series) > 1:
+        raise ReadError(f"{folder}: {len(series)} DICOM series in one folder; give each a folder of its own")
+    planes = []
+    for path, dataset in datasets:
+        if "ImageOrientationPatient" not in dataset or "ImagePositionPatient" not in dataset:
+            raise ReadError(f"{path}: no ImageOrientationPatient or ImagePositionPatient, its place is unknown")
+        planes.append((_pixels_of_dicom(path, dataset), *_dicom_plane(dataset)))
+    if len({plane[0].shape for plane in planes}) > 1:
+        raise ReadError(f"{folder}: slices of different size in one series")
+    for path, plane in zip((p for p, _ in datasets), planes, strict=True):
+        if not (np.allclose(plane[1], planes[0][1], atol=1e-3) and np.allclose(plane[2], planes[0][2], atol=1e-3)):
+            raise ReadError(f"{path}: the slice is tilted against the others or has another pixel spacing")
+    first = datasets[0][1]
+    volume, affine = _stack(planes, float(first.get("SliceThickness", 0) or 1.0))
+    _refuse_uneven_slices(folder, planes)
+    header = {"modality": str(first.get("Modality", "")), "photometric": str(first.PhotometricInterpretation)}
+    return volume, Geometry(lps_to_ras(affine), source_format="dicom", header=header)
+
+
+def _refuse_uneven_slices(folder: Path, planes) -> None:
+    normal = np.cross(planes[0][1], planes[0][2])
+    normal /= np.linalg.norm(normal)
+    gaps = np.diff(sorted(float(plane[3] @ normal) for plane in planes))
+    if len(gaps) and (gaps.min() < 1e-3 or gaps.max() - gaps.min() > 0.1 * float(np.median(gaps))):
+        if gaps.min() < 1e-3:
+            raise ReadError(f"{folder}: two slices lie at the same place; remove the duplicate")
+        warnings.warn(
+            f"{folder}: slice gaps vary from {gaps.min():.3f} to {gaps.max():.3f} mm; slices may be missing",
+            stacklevel=2,
+        )
+
+
+_READERS = (
+    ((".nii", ".nii.gz"), _read_nifti),
+    ((".nrrd", ".nhdr", ".mha"), _read_nrrd),
+    ((".npz",), _read_npz),
+    ((".dcm", ".dicom"), _read_dicom),
+    ((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"), _read_picture),
+)
