@@ -169,8 +169,8 @@ def test_npz_needs_no_pickle(tmp_path, volume):
         read(tmp_path / "objects.npz")
     with pytest.raises(ValueError, match="Python objects"):
         write_npz(tmp_path / "y.npz", {"x": np.array([object()])})
-    array, geometry = read(write_npz(tmp_path / "v.npz", {"imgs": volume, "spacing": np.array([3.0, 0.5, 0.5])}))
-    assert np.array_equal(array, volume) and geometry.spacing == (3.0, 0.5, 0.5)
+    array, geometry = read(write_npz(tmp_path / "v.npz", {"imgs": volume, "spacing": np.array([0.5, 0.6, 3.0])}))
+    assert np.array_equal(array, volume) and geometry.spacing == (3.0, 0.6, 0.5) and geometry.orientation == "SPL"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

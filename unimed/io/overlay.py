@@ -30,7 +30,7 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
     Raises:
         ValueError: image not uint8 or of another shape, or a mask that does not fit the image.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"image must be uint8 HxW or HxWx3, got {image.dtype} {image.shape}; window it first")
@@ -48,12 +48,16 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
         canvas[_edge(region.mask)] = colour
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
+    letter_px = max(11, canvas.shape[0] // 45)
+    font = ImageFont.load_default(size=letter_px)
     for line, (region, colour) in enumerate(zip(regions, _cycle(COLOURS, len(regions)), strict=True)):
         if region.box_xyxy_px is not None:
             x1, y1, x2, y2 = region.box_xyxy_px
             draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=max(1, min(canvas.shape[:2]) // 200))
         caption = region.phrase if region.presence is None else f"{region.phrase} ({region.presence:.2f})"
-        draw.text((3, 2 + 12 * line), caption, fill=colour, stroke_width=1, stroke_fill=(0, 0, 0))
+        draw.text(
+            (3, 2 + 1.2 * letter_px * line), caption, font=font, fill=colour, stroke_width=1, stroke_fill=(0, 0, 0)
+        )
     return np.asarray(picture)
 
 

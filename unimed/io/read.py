@@ -122,7 +122,11 @@ def _read_nrrd(path: Path) -> tuple[np.ndarray, Geometry]:
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, Geometry]:
-    """CVPR-25 layout: `imgs` (D, H, W) and optional `spacing` in the order of the axes of `imgs`."""
+    """CVPR-25 layout: `imgs` (D, H, W) and optional `spacing` in mm as (x, y, z), the reverse of the array's axes.
+
+    The format carries no directions. As ITK does for want of better, columns are taken to run to the patient's left,
+    rows to the back and slices to the head; `header["orientation_assumed"]` says so.
+    """
     with zipfile.ZipFile(path) as archive:
         if archive.testzip() is not None:
             raise ReadError(f"{path}: checksum of {archive.testzip()} is wrong; fetch the file again")
@@ -134,10 +138,12 @@ def _read_npz(path: Path) -> tuple[np.ndarray, Geometry]:
     if array.ndim != 3:
         raise ReadError(f"{path}: `imgs` must have three axes, found shape {array.shape}")
     if spacing is None:
-        return array, Geometry.pixels(source_format="npz")
+        return array, Geometry.pixels(source_format="npz")  # not even a unit is known
     if spacing.shape != (3,):
         raise ReadError(f"{path}: `spacing` must hold three numbers, found shape {spacing.shape}")
-    return array, Geometry(np.diag((*spacing, 1.0)), source_format="npz")
+    affine = np.eye(4)
+    affine[:3, :3] = np.fliplr(np.diag(spacing))
+    return array, Geometry(lps_to_ras(affine), source_format="npz", header={"orientation_assumed": True})
 
 
 def _pixels_of_dicom(path: Path, dataset) -> np.ndarray:
