@@ -14,6 +14,24 @@ def requirements(name):
     return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
 
 
+EXTRAS = {
+    "train": ["tensorboard>=2.18", "webdataset>=1.0,<2", "datasets>=4"],
+    "eval": ["monai>=1.5,<1.7", "pycocotools>=2.0.8", "pycocoevalcap==1.2"],
+    "dicom": ["highdicom>=0.26,<0.29", "pylibjpeg[openjpeg,libjpeg]>=2.0"],
+    "wsi": ["tiffslide>=2.4"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9", "gradio>=6,<7"],
+    "deepspeed": ["deepspeed>=0.18.9,<0.20"],
+}
+EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
+EXTRAS["dev"] = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "ruff>=0.9",
+    "monai>=1.5,<1.7",
+    "webdataset>=1.0,<2",
+]
+
 setup(
     name="unimed",
     version=VERSION,
@@ -24,5 +42,5 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["unimed", "unimed.*"]),
     install_requires=requirements("requirements.txt"),
-    extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"]},
+    extras_require=EXTRAS,
 )

@@ -7,9 +7,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
-    "unimed": {"structures"},
-    "structures": {"io"},  # axis letters of a geometry, imported when asked for
+    "unimed": {"structures", "models"},
+    "structures": {"io"},  # axis letters of a geometry and `Prediction.save`, imported when asked for
+    "registry": set(),
+    "tokens": set(),
+    "chat": {"tokens", "structures"},
     "io": {"structures"},
+    "data": {"structures", "io", "chat", "tokens", "registry"},
+    "losses": {"structures"},
+    "evaluation": {"structures"},
+    "models": {"structures", "tokens", "chat", "io"},
+    "tasks": {"models", "losses", "evaluation", "registry", "structures"},
+    "engine": {"tasks", "data", "registry", "structures", "io"},
+    "inference": {"models", "io", "structures", "data", "evaluation"},
+    "serve": {"inference", "structures"},
+    "cli": {"structures", "io", "data", "models", "engine", "inference", "serve", "evaluation"},
 }
 FORMAT_LIBRARIES = {"pydicom", "nibabel", "SimpleITK", "highdicom"}
 
@@ -35,6 +47,10 @@ def test_imports_follow_the_plan(path):
         top, *rest = name.split(".")
         if top == "unimed" and rest and rest[0] != room:
             assert rest[0] in MAY_IMPORT[room], f"{path}: room {room!r} must not import {name}"
+        if top in ("transformers", "peft", "open_clip", "timm"):
+            assert room in ("models", "unimed"), f"{path}: {top} belongs to models"
+        if top == "mmengine":
+            assert room in ("registry", "engine", "tasks"), f"{path}: mmengine belongs to registry, engine and tasks"
         if top in FORMAT_LIBRARIES:
             assert room == "io", f"{path}: {top} belongs to io"
 
