@@ -1,0 +1,1 @@
+"""Files on disk to samples, samples to batches. One class per on-disk format."""

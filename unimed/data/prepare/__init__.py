@@ -1,0 +1,8 @@
+"""`tools/prepare_data.py VERB`: each verb is a module with `add_arguments(parser)` and `run(args) -> int`."""
+
+#: Verb -> module. Modules are imported only when their verb is typed.
+COMMANDS = {
+    "sample": "unimed.data.prepare.sample",
+    "biomedparse": "unimed.data.prepare.biomedparse",
+    "unimed-clip": "unimed.data.prepare.unimed_clip",
+}

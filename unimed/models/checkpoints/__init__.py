@@ -1,0 +1,24 @@
+"""Published checkpoints, read without unpickling and written as a folder that `unimed.load` opens.
+
+Every layout is a module with
+
+- `recognises(path) -> bool`: whether a file or folder is of this layout, judged by names and keys alone;
+- `convert(source, destination, **options) -> ConversionReport`: whole or not at all.
+"""
+
+from __future__ import annotations
+
+#: Layout -> module, in the order in which an unknown path is tried.
+LAYOUTS = {
+    "unibiomed": "unimed.models.checkpoints.unibiomed",
+    "umedground": "unimed.models.checkpoints.umedground",
+    "lisa": "unimed.models.checkpoints.lisa",
+    "llava-v1": "unimed.models.checkpoints.llava_v1",
+    "uni_med": "unimed.models.checkpoints.uni_med",
+    "biomedparse": "unimed.models.checkpoints.biomedparse",
+    "unimed_clip": "unimed.models.checkpoints.unimed_clip",
+    "internvl": "unimed.models.checkpoints.internvl",
+    "sam2": "unimed.models.checkpoints.sam2",
+    "sam": "unimed.models.checkpoints.sam",
+    "medsam_lite": "unimed.models.checkpoints.medsam_lite",
+}

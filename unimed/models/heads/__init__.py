@@ -1,0 +1,1 @@
+"""Heads read the hidden state of a special token and point at the image."""

@@ -1,0 +1,1 @@
+"""Model, loss and metrics of one objective, wired for the trainer."""
