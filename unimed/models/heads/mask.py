@@ -1,0 +1,107 @@
+"""What every mask head gives and takes, and the way from low-resolution logits to the pixels of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass
+class MaskFeatures:
+    """Features of B images, computed once and used by every phrase.
+
+    `embedding` is [B, C, h, w]; `high_resolution` holds finer maps of the same images, coarse to fine order as the
+    head likes it; `pixels` is [B, 3, S, S] where a head looks at the image again.
+    """
+
+    embedding: torch.Tensor
+    high_resolution: tuple[torch.Tensor, ...] = ()
+    pixels: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.embedding.shape[0]
+
+    def select(self, image: int) -> MaskFeatures:
+        """The features of one image, batch dimension kept."""
+        pixels = None if self.pixels is None else self.pixels[image : image + 1]
+        return MaskFeatures(
+            self.embedding[image : image + 1],
+            tuple(level[image : image + 1] for level in self.high_resolution),
+            pixels,
+        )
+
+
+@dataclass
+class MaskOutput:
+    """Masks of N prompts: `logits` [N, h, w], `iou` [N] in [0, 1], `object_logits` [N] (positive: it is there).
+
+    `candidates` [N, K, h, w] and `candidate_iou` [N, K] are what the choice was made from; `pointers` [N, C] the
+    decoder tokens of the chosen masks, where the head has them.
+    """
+
+    logits: torch.Tensor
+    iou: torch.Tensor
+    object_logits: torch.Tensor
+    candidates: torch.Tensor | None = None
+    candidate_iou: torch.Tensor | None = None
+    pointers: torch.Tensor | None = None
+
+
+def concatenate(outputs: list[MaskOutput]) -> MaskOutput:
+    """Join the outputs of several images in order."""
+    fields = {}
+    for name in MaskOutput.__dataclass_fields__:
+        values = [getattr(output, name) for output in outputs]
+        fields[name] = None if values[0] is None else torch.cat(values)
+    return MaskOutput(**fields)
+
+
+def per_image(features: MaskFeatures, image_index: torch.Tensor, decode, chunk: int = 64) -> MaskOutput | None:
+    """Run `decode(features_of_one_image, rows)` for every image that has prompts and put the rows back in order.
+
+    Args:
+        image_index: [N], the image of each prompt.
+        decode: gets the features of one image and the prompt rows [P] that belong to it; P is at most `chunk`, so that
+            a hundred phrases need no more memory than `chunk` do.
+
+    Returns:
+        outputs in the order of `image_index`; None where there is no prompt at all.
+    """
+    outputs, order = [], []
+    for image in image_index.unique().tolist():
+        rows = torch.nonzero(image_index == image).flatten()
+        for part in rows.split(chunk):
+            outputs.append(decode(features.select(image), part))
+            order.append(part)
+    if not outputs:
+        return None
+    joined = concatenate(outputs)
+    back = torch.argsort(torch.cat(order))
+    return MaskOutput(
+        **{
+            name: None if getattr(joined, name) is None else getattr(joined, name)[back]
+            for name in MaskOutput.__dataclass_fields__
+        }
+    )
+
+
+def resize_mask_logits(logits: torch.Tensor, size: tuple[int, int], through: int | None = None) -> torch.Tensor:
+    """Bilinear resize of [N, h, w] logits to [N, H, W].
+
+    `through` is the side of the square the head saw: SAM-like heads are trained to be read at that resolution, and
+    going there first moves logits by more than one unit near edges (measured on the SAM2 of UniBiomed).
+    """
+    logits = logits[:, None].float()
+    if through is not None and logits.shape[-1] != through:
+        logits = F.interpolate(logits, (through, through), mode="bilinear", align_corners=False)
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False)[:, 0]
+
+
+class PromptProjection(nn.Sequential):
+    """Hidden state of a [SEG] token to a prompt vector: Linear, ReLU, Linear (Sa2VA, UniBiomed). [N, D] -> [N, C]."""
+
+    def __init__(self, hidden_dim: int, prompt_dim: int):
+        super().__init__(nn.Linear(hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, prompt_dim))

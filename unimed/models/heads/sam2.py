@@ -1,0 +1,120 @@
+"""Mask head on transformers' SAM2: a language vector prompts the mask decoder (Sa2VA, UniBiomed)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import Sam2VideoConfig, Sam2VideoModel
+
+from unimed.models.heads.mask import MaskFeatures, MaskOutput, per_image
+
+
+class Sam2MaskHead(nn.Module):
+    """SAM2 image encoder and mask decoder; prompts are language vectors, boxes, points or masks.
+
+    A language vector stands behind the two padding tokens that the prompt encoder gives for "no point", as Sa2VA was
+    trained. The decoder always proposes three masks and the one of highest predicted IoU is taken; a low object score
+    does not erase the mask, it is handed on so that the caller can say that the object is absent.
+
+    Args:
+        config: configuration of transformers' SAM2 video model (its image path is the one of SAM2, and its memory
+            modules carry a mask through the slices of a volume).
+    """
+
+    kind = "sam2"
+
+    def __init__(self, config: Sam2VideoConfig):
+        super().__init__()
+        self.sam = Sam2VideoModel(config)
+
+    @property
+    def prompt_dim(self) -> int:
+        """Length of a prompt vector."""
+        return self.sam.hidden_dim
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square the encoder sees."""
+        return self.sam.image_size
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.sam.hidden_dim
+
+    def encode(self, pixels: torch.Tensor) -> MaskFeatures:
+        """[B, 3, S, S] normalised -> features; one call per image, whatever the number of phrases."""
+        outputs = self.sam.vision_encoder(pixels.to(self.sam.dtype), return_dict=True)
+        fine, middle, coarse = outputs.fpn_hidden_states[:3]
+        decoder = self.sam.mask_decoder
+        return MaskFeatures(coarse, (decoder.conv_s0(fine), decoder.conv_s1(middle)))
+
+    def decode(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
+        """Masks of N language vectors.
+
+        Args:
+            image_index: [N], which of the images a prompt belongs to.
+            prompts: [N, C].
+        """
+        if not len(prompts):
+            return self._empty(features)
+        prompts = prompts.to(features.embedding.dtype)
+
+        def decode_rows(one: MaskFeatures, rows: torch.Tensor) -> MaskOutput:
+            padding = self.sam.prompt_encoder.not_a_point_embed.weight[None, None].expand(1, len(rows), 2, -1)
+            sparse = torch.cat([padding, prompts[rows][None, :, None]], dim=2)
+            return self._decode_sparse(one, sparse, multimask=True)
+
+        return per_image(features, image_index, decode_rows)
+
+    def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
+        """Masks of N boxes given in pixels of the square the encoder sees (one mask each, SAM2's own way)."""
+        if not len(boxes_xyxy):
+            return self._empty(features)
+        boxes_xyxy = boxes_xyxy.to(features.embedding.dtype)
+
+        def decode_rows(one: MaskFeatures, rows: torch.Tensor) -> MaskOutput:
+            sparse, _ = self.sam.prompt_encoder(
+                input_points=None, input_labels=None, input_boxes=boxes_xyxy[rows][None], input_masks=None
+            )
+            return self._decode_sparse(one, sparse, multimask=False)
+
+        return per_image(features, image_index, decode_rows)
+
+    def decode_points(
+        self, features: MaskFeatures, points_xy: torch.Tensor, labels: torch.Tensor, multimask: bool = True
+    ) -> MaskOutput:
+        """Masks of P point sets in the first image: `points_xy` [P, K, 2] in encoder pixels, `labels` [P, K] 0 or 1."""
+        sparse, _ = self.sam.prompt_encoder(
+            input_points=points_xy[None].to(features.embedding.dtype),
+            input_labels=labels[None],
+            input_boxes=None,
+            input_masks=None,
+        )
+        return self._decode_sparse(features.select(0), sparse, multimask=multimask)
+
+    def _decode_sparse(self, one: MaskFeatures, sparse: torch.Tensor, multimask: bool) -> MaskOutput:
+        dense = self.sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(one.embedding)
+        masks, iou, tokens, object_logits = self.sam.mask_decoder(
+            image_embeddings=one.embedding + self.sam.no_memory_embedding.reshape(1, -1, 1, 1),
+            image_positional_embeddings=self.sam.get_image_wide_positional_embeddings(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+            high_resolution_features=list(one.high_resolution),
+        )
+        masks, iou, tokens = masks[0], iou[0], tokens[0]  # [P, K, h, w], [P, K], [P, K, C]
+        best = iou.argmax(dim=1)
+        rows = torch.arange(len(best), device=best.device)
+        return MaskOutput(
+            logits=masks[rows, best],
+            iou=iou[rows, best],
+            object_logits=object_logits[0, :, 0],
+            candidates=masks,
+            candidate_iou=iou,
+            pointers=tokens[rows, best],
+        )
+
+    def _empty(self, features: MaskFeatures) -> MaskOutput:
+        side = self.image_size // 4
+        none = features.embedding.new_zeros
+        return MaskOutput(none(0, side, side), none(0), none(0), none(0, 3, side, side), none(0, 3), none(0, 1))
