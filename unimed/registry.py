@@ -1,0 +1,154 @@
+"""The names a config may use: tasks, datasets, collators and hooks.
+
+A class registers itself with a decorator, and a config builds it by its name:
+
+    @DATASETS.register_module()
+    class FolderDataset: ...
+
+    DATASETS.build(dict(type="FolderDataset", root="data/mine"))
+
+The registries are mmengine's. Building is ours, because a user who mistypes a name should read what was meant, not a
+stack of scopes. Rooms are searched for modules the first time a registry is asked for a name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmengine.registry import Registry
+
+#: Where the classes of each registry live; imported when a name is first asked for.
+LOCATIONS = {
+    "task": ("unimed.tasks",),
+    "dataset": ("unimed.data",),
+    "collator": ("unimed.data",),
+    "hook": ("unimed.engine",),
+}
+#: Modules that failed to import while a room was searched, with the reason, for the error message.
+_unavailable: dict[str, str] = {}
+_searched: set[str] = set()
+
+
+class RegistryError(KeyError):
+    """A name no registry knows, or a constructor key the class does not take."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest of `choices`, or an empty string when none is close."""
+    lowered = {str(choice).lower(): str(choice) for choice in choices}
+    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
+    return f"; did you mean {lowered[close[0]]!r}?" if close else ""
+
+
+def build(config: Mapping[str, Any], registry: Registry, **defaults: Any) -> Any:
+    """Build the object a config describes.
+
+    Args:
+        config: a mapping with `type` (a registered name or a class) and the constructor's arguments.
+        registry: where a name is looked up.
+        defaults: arguments used where the config does not give them.
+
+    Raises:
+        RegistryError: no `type`, an unknown name (with the valid ones and the closest), or an unknown constructor key.
+        TypeError: config is no mapping.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            f"a {registry.name} is described by dict(type=..., ...), got {type(config).__name__}: {config!r}"
+        )
+    arguments = {**defaults, **{key: value for key, value in config.items() if key != "_scope_"}}
+    kind = arguments.pop("type", None)
+    if kind is None:
+        raise RegistryError(
+            f"a {registry.name} needs a key 'type', one of {_choices(registry)}; got keys {list(config)}"
+        )
+    cls = _look_up(kind, registry) if isinstance(kind, str) else kind
+    if not callable(cls):
+        raise RegistryError(f"'type' of a {registry.name} must be a name or a class, got {kind!r}")
+    _check_arguments(cls, arguments, registry)
+    return cls(**arguments)
+
+
+def _look_up(name: str, registry: Registry):
+    name = name.removeprefix("unimed.")
+    if name not in registry.module_dict:
+        for package in LOCATIONS.get(registry.name, ()):
+            _import_room(package)
+    if name not in registry.module_dict and "." in name:
+        module, _, attribute = name.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise RegistryError(f"{registry.name} {name!r} cannot be imported: {error}") from error
+    if name not in registry.module_dict:
+        broken = "".join(f"\n  {module} could not be imported: {reason}" for module, reason in _unavailable.items())
+        raise RegistryError(
+            f"unknown {registry.name} {name!r}{did_you_mean(name, registry.module_dict)} "
+            f"Valid choices: {_choices(registry)}{broken}"
+        )
+    return registry.module_dict[name]
+
+
+def _choices(registry: Registry) -> list[str]:
+    for package in LOCATIONS.get(registry.name, ()):
+        _import_room(package)
+    return sorted(registry.module_dict)
+
+
+def _import_room(package: str) -> None:
+    """Import the modules of a room, so that their classes register; sub-packages are left to their own imports."""
+    if package in _searched:
+        return
+    _searched.add(package)
+    room = importlib.import_module(package)
+    for module in pkgutil.iter_modules(room.__path__, prefix=f"{package}."):
+        if module.ispkg:
+            continue
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            # A room holds modules that need extras; the one that is missing matters only when its name is asked for.
+            _unavailable[module.name] = str(error)
+
+
+def _check_arguments(cls, arguments: Mapping[str, Any], registry: Registry) -> None:
+    try:
+        parameters = inspect.signature(cls).parameters
+    except (TypeError, ValueError):
+        return
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    unknown = [key for key in arguments if key not in parameters]
+    if unknown:
+        key = unknown[0]
+        raise RegistryError(
+            f"{registry.name} {cls.__name__!r} takes no argument {key!r}{did_you_mean(key, parameters)} "
+            f"Valid arguments: {sorted(parameters)}"
+        )
+    missing = [
+        name
+        for name, p in parameters.items()
+        if p.default is inspect.Parameter.empty
+        and p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        and name not in arguments
+    ]
+    if missing:
+        raise RegistryError(f"{registry.name} {cls.__name__!r} needs the argument {missing[0]!r}")
+
+
+def _build_func(config, registry=None, default_args=None, **defaults):
+    return build(config, registry, **(default_args or {}), **defaults)
+
+
+TASKS = Registry("task", build_func=_build_func, scope="unimed")
+DATASETS = Registry("dataset", build_func=_build_func, scope="unimed")
+COLLATORS = Registry("collator", build_func=_build_func, scope="unimed")
+HOOKS = Registry("hook", build_func=_build_func, scope="unimed")
