@@ -13,7 +13,7 @@ from unimed.models.heads.sam2 import Sam2MaskHead
 def tiny_head(image_size=128):
     torch.manual_seed(0)
     config = sam2_video_config(
-        8, [1, 1, 2, 1], 1, [2], [8, 4, 4, 4], [7, 7],
+        8, [1, 1, 2, 1], 1, [3], [8, 4, 4, 4], [7, 7],
         hidden_dim=32, image_size=image_size, memory_layers=1, memory_feed_forward=32, memory_dim=16,
         decoder_mlp=32, iou_hidden=32,
     )  # fmt: skip
