@@ -1,0 +1,7 @@
+"""How good is a prediction: pure functions on arrays and strings, without torch.
+
+masks, surfaces, instances, boxes, text, classification, presence: metrics. statistics: intervals. calibration,
+conformal, selective: what a probability or an uncertainty is worth. baselines: what a model must beat.
+robustness: disturbed inputs. compat: published metrics, quirks included. tables: what is written down.
+Every metric name says how it was aggregated.
+"""

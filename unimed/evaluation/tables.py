@@ -1,0 +1,130 @@
+"""What an evaluation leaves behind: a markdown table with the command under it, and one JSON line per case."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unimed.evaluation.statistics import Interval
+
+
+def markdown_table(
+    rows: Sequence[Mapping], *, columns: Sequence[str] | None = None, command: str = "", digits: int = 3
+) -> str:
+    """Rows as a markdown table; numbers are rounded, NaN and missing cells show as a dash.
+
+    Args:
+        columns: order of the columns; by default the keys in the order in which they first appear.
+        command: what reproduces the table, printed under it as code (see `this_command`).
+
+    Raises:
+        ValueError: a named column occurs in no row.
+    """
+    known = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns or ():
+        if known and column not in known:
+            raise ValueError(f"column {column!r} is in no row; there are {known}")
+    columns = list(columns or known)
+    cells = [[_cell(row.get(column), digits) for column in columns] for row in rows]
+    widths = [max(len(str(c)), 3, *(len(r[i]) for r in cells)) if cells else 3 for i, c in enumerate(columns)]
+    lines = ["| " + " | ".join(str(c).ljust(w) for c, w in zip(columns, widths, strict=True)) + " |"]
+    lines.append("|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    lines += ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    if command:
+        lines += ["", f"`{command}`"]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value, digits: int) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, Interval):
+        if math.isnan(value.value):
+            return "-"
+        return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    if isinstance(value, float | np.floating):
+        return "-" if math.isnan(value) else f"{value:.{digits}f}"
+    return "-" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def this_command() -> str:
+    """The command line of the running process, quoted for a shell: what to print under a table."""
+    return shlex.join(["python", *sys.argv])
+
+
+def write_cases(path: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
+    """One JSON object per line and case, whole or not at all: an interrupted run leaves the former file.
+
+    NaN and Inf become null, numpy values become plain ones, so that any JSON reader takes the file.
+    """
+    return _write(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def write_report(path: str | os.PathLike, report: Mapping) -> Path:
+    """A nested dict of results as indented JSON, whole or not at all; NaN becomes null."""
+    return _write(path, json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Text as UTF-8, whole or not at all."""
+    return _write(path, text)
+
+
+def read_cases(path: str | os.PathLike) -> list[dict]:
+    """Rows of a per-case file.
+
+    Raises:
+        ValueError: a line is no JSON object; file and line are named.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error.msg}); expected one object per line") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def plain(value):
+    """A value as JSON takes it: numpy to Python, NaN and Inf to None, `Interval` to a dict, other objects to text."""
+    if isinstance(value, Interval):
+        return plain({"value": value.value, "low": value.low, "high": value.high, "level": value.level})
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def _write(path, text: str) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
