@@ -125,10 +125,53 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of one image and where it points. `timing_s` maps step names to seconds."""
+    """What a model says of one image and where it points. `timing_s` maps step names to seconds. Research use only."""
 
     text: str
     regions: tuple[Region, ...] = ()
     geometry: Geometry | None = None
     timing_s: Mapping[str, float] = field(default_factory=dict)
     model_reference: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON; masks as COCO run lengths with their [height, width] counts."""
+        from unimed.io.rle import encode_mask
+
+        def plain(region: Region) -> dict[str, Any]:
+            values = {name: getattr(region, name) for name in Region.__dataclass_fields__ if name != "mask"}
+            values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
+            return values | ({} if region.mask is None else {"mask_rle": encode_mask(region.mask)})
+
+        return {
+            "text": self.text,
+            "regions": [plain(region) for region in self.regions],
+            "timing_s": dict(self.timing_s),
+            "model": self.model_reference,
+            "notice": "research use only",
+        }
+
+    def plot(self, image: np.ndarray):
+        """The regions drawn over `image` (HxW or HxWx3, uint8), as a PIL image."""
+        from PIL import Image
+
+        from unimed.io.overlay import draw_regions
+
+        return Image.fromarray(draw_regions(image, self.regions))
+
+    def save(self, folder, name: str = "prediction", formats=("json",), image: np.ndarray | None = None) -> list:
+        """Write the prediction; each file appears whole or not at all.
+
+        Args:
+            folder: made where it is not there.
+            formats: of "json", "png" (overlay; needs `image`), "nifti" and "npz" (one label map, label k is region k).
+            image: HxW or HxWx3 uint8, what the overlay is drawn on.
+
+        Returns:
+            the paths written.
+
+        Raises:
+            ValueError: unknown format, or "png" without `image`, or a label map without masks.
+        """
+        from unimed.io.prediction import save_prediction
+
+        return save_prediction(self, folder, name, formats, image)

@@ -1,0 +1,53 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from unimed.io.read import read
+from unimed.io.rle import decode_mask, encode_mask
+from unimed.structures import Geometry, Prediction, Region
+
+
+@given(arrays(bool, st.one_of(st.tuples(st.integers(1, 9), st.integers(1, 9)),
+                              st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6)))))  # fmt: skip
+def test_run_lengths_round_trip(mask):
+    assert (decode_mask(json.loads(json.dumps(encode_mask(mask)))) == mask).all()
+
+
+def test_run_lengths_count_columns_first():
+    mask = np.array([[False, True], [True, True]])
+    assert encode_mask(mask) == {"size": [2, 2], "counts": [1, 3]}
+    with pytest.raises(ValueError, match="add up"):
+        decode_mask({"size": [2, 2], "counts": [1, 2]})
+
+
+def prediction():
+    mask = np.zeros((8, 6), bool)
+    mask[2:5, 1:3] = True
+    regions = (Region("a", mask=mask, presence=0.9, confidence=0.5), Region("b", mask=~mask, phrase_span=(0, 1)))
+    return Prediction("a and b", regions, Geometry.pixels(), {"answer": 0.1})
+
+
+def test_all_formats_are_written(tmp_path):
+    paths = prediction().save(tmp_path, "case", ("json", "png", "nifti", "npz"), image=np.zeros((8, 6), np.uint8))
+    assert [p.name for p in paths] == ["case.json", "case.png", "case.nii.gz", "case.npz"]
+    values = json.loads(paths[0].read_text())
+    assert values["notice"] == "research use only"
+    assert (decode_mask(values["regions"][0]["mask_rle"]) == prediction().regions[0].mask).all()
+    labels, _ = read(paths[2])
+    assert np.unique(labels).tolist() == [1, 2]
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="dicom-sr"):
+        prediction().save(tmp_path, formats=("dicom-sr",))
+    with pytest.raises(ValueError, match="image="):
+        prediction().save(tmp_path, formats=("png",))
+    with pytest.raises(ValueError, match="plain file name"):
+        prediction().save(tmp_path, name="../up")
+    with pytest.raises(ValueError, match="no mask"):
+        Prediction("nothing").save(tmp_path, formats=("npz",))
+    assert list(tmp_path.iterdir()) == []

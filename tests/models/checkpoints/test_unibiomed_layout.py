@@ -1,0 +1,133 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from golden_files import SMALL, large
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from unimed.chat import TEMPLATES
+from unimed.models.checkpoints import internvl, unibiomed
+from unimed.models.checkpoints.sam2 import check_names
+from unimed.models.grounded.generation import generate
+from unimed.models.grounded.modeling import GroundedMLLM
+
+TEXT_1B = dict(
+    model_type="qwen2", vocab_size=151679, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+    num_attention_heads=14, num_key_value_heads=2, rope_theta=1e6, rms_norm_eps=1e-6,
+)  # fmt: skip
+TEXT_8B = dict(
+    model_type="internlm2", vocab_size=92558, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=8, rope_theta=1e6, rms_norm_eps=1e-5,
+    max_position_embeddings=32768, rope_scaling={"type": "dynamic", "factor": 2.0}, bias=False,
+)  # fmt: skip
+VISION = dict(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    image_size=448,
+    patch_size=14,
+)
+
+
+class Words:
+    unk_token_id = None
+
+    def convert_tokens_to_ids(self, token):
+        return {"<IMG_CONTEXT>": 5, "[SEG]": 6}[token]
+
+
+@pytest.mark.parametrize(("name", "text"), [("1b_qwen2", TEXT_1B), ("8b_internlm2", TEXT_8B)])
+def test_every_published_tensor_finds_its_place(name, text):
+    shapes = json.loads((SMALL / "unibiomed" / f"hf_sa2va_{name}_keys.json").read_text())
+    published = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    config = unibiomed.grounded_config({"vision_config": VISION, "llm_config": text}, Words())
+    with torch.device("meta"):
+        model = GroundedMLLM(config)
+    state = unibiomed.convert_state_dict(published, text)
+    report = check_names(model, state, "unibiomed", name, "")
+    assert (report.missing, report.unexpected) == ([], [])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["plain", "dynamic"])
+def test_internlm2_is_llama_under_other_names(kind):
+    folder = SMALL / "unibiomed" / "internlm2"
+    published = json.loads((folder / f"config_{kind}.json").read_text()) | {"model_type": "internlm2"}
+    model = LlamaForCausalLM(internvl.text_config_of(published)).eval()
+    state = internvl.internlm2_to_llama(
+        load_file(folder / "model.safetensors"), published["num_attention_heads"], published["num_key_value_heads"]
+    )
+    assert list(model.load_state_dict(state, strict=False)) == [[], []]
+    recorded = load_file(folder / f"outputs_{kind}.safetensors")
+    difference = (model(recorded["input_ids"]).logits - recorded["logits"]).abs().max().item()
+    print(f"internlm2 {kind}: max difference {difference:.1e}")
+    assert difference < 1e-4
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    source = large("unibiomed")
+    for path in [source / "config.json", source / "model.safetensors", *(source / "tokenizer").iterdir()]:
+        shutil.copy(path, folder / path.name)
+    return unibiomed.build(folder)[0]
+
+
+def near(name, ours, recorded, tolerance=1e-4):
+    difference = (ours - recorded).abs().max().item()
+    print(f"{name}: max difference {difference:.1e}")
+    assert difference < tolerance, name
+
+
+@torch.no_grad()
+def test_every_stage_of_the_image_path_is_the_reference(published):
+    model = published
+    recorded = load_file(large("unibiomed", "e2e_image_seg_fp32.safetensors"))
+    rgb = np.array(Image.open(large("unibiomed", "inputs", "image_a_256x128.png")).convert("RGB"))
+    tiles = model.processor.tiles(rgb)
+    near("tiles", tiles[:, :, ::8, ::8], recorded["pixel_values_stride8"], 1e-6)
+    tokens, _ = model.image_tokens(tiles)
+    near("vision_tokens", tokens, recorded["vision_tokens"])
+    question = model.processor.question("<image>Please segment the liver in CT.", 3, literal=False)
+    ids = model.processor._ids(TEMPLATES["phi3_chat"].prompt([("user", question)]))
+    assert ids == recorded["input_ids"].tolist()
+    embeds = model.merge(torch.tensor([ids]), tokens)
+    near("inputs_embeds", embeds[0], recorded["llm_inputs_embeds"])
+    features = model.mask_head.encode(model.processor.mask_pixels(rgb)[None])
+    near("sam_fpn2", features.embedding, recorded["sam_fpn2_image_embed"])
+    row = generate(
+        model, embeds, torch.ones(1, len(ids), dtype=torch.long), keep_states_of=[model.config.seg_token_id],
+        stop_ids=model.processor.stop_ids, stopped=model.processor.stopped, max_new_tokens=64,
+    )[0]  # fmt: skip
+    assert row.ids == recorded["generated_ids"].tolist()
+    states = torch.stack(row.states)
+    near("seg_hidden", states, recorded["seg_hidden"])
+    near("seg_embed", model.seg_projection(states), recorded["seg_embed"])
+    output = model.mask_head.decode(features, torch.zeros(1, dtype=torch.long), model.seg_projection(states))
+    near("low_res_multimasks", output.candidates, recorded["low_res_multimasks"])
+    near("ious", output.candidate_iou, recorded["ious_multimask"])
+
+
+@pytest.mark.parametrize(
+    ("scenario", "image", "text", "said"),
+    [
+        ("image_seg", "image_a_256x128.png", "<image>Please segment the liver in CT.", "Sure, it is [SEG].<|end|>"),
+        ("multi_seg", "image_e_100x96.png", "<image>Describe with masks.", "<p> x </p> [SEG] [SEG]<|end|>"),
+        ("text_only", None, "Hello", "hi<|im_end|>"),
+    ],
+)
+def test_predict_forward_returns_what_users_know(published, scenario, image, text, said):
+    recorded = load_file(large("unibiomed", f"e2e_{scenario}_fp32.safetensors"))
+    picture = None if image is None else Image.open(large("unibiomed", "inputs", image)).convert("RGB")
+    answer = published.predict_forward(image=picture, text=text, tokenizer=published.processor.tokenizer)
+    assert answer["prediction"] == said
+    masks = answer["prediction_masks"]
+    if image is None:
+        assert masks == []
+    else:
+        assert all((a == b.bool().numpy()).all() for a, b in zip(masks, recorded["pred_mask_bool"], strict=True))

@@ -1,0 +1,66 @@
+"""Configuration of a grounded multimodal language model."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class GroundedConfig(PreTrainedConfig):
+    """Everything that shapes a `GroundedMLLM`; one class for the tiny test model and for the largest.
+
+    Args:
+        backbone_config: configuration of a transformers image-text model, or of a causal language model alone; the
+            latter takes its image tokens from the encoder of the mask head.
+        mask_config: configuration of the mask head: `model_type` "sam2_video" or "medsam_lite".
+        connector: arguments of `build_connector`; None keeps the projector of the backbone.
+        box_head: arguments of `build_box_head` such as `{"kind": "point"}`; None builds none.
+        presence_head: whether a [SEG] state is also asked if the thing is there at all.
+        image_token_id: id whose embedding is replaced by image tokens.
+        seg_token_id, box_token_id: ids whose hidden states prompt the heads.
+        vision_grid: side of the pooled grid of image tokens where they come from the mask head's encoder.
+    """
+
+    model_type = "unimed_grounded"
+
+    def __init__(
+        self,
+        backbone_config=None,
+        mask_config=None,
+        connector: dict | None = None,
+        box_head: dict | None = None,
+        presence_head: bool = True,
+        image_token_id: int = 0,
+        seg_token_id: int = 1,
+        box_token_id: int | None = None,
+        vision_grid: int = 8,
+        **kwargs,
+    ):
+        self.backbone_config = _as_config(backbone_config)
+        self.mask_config = _as_config(mask_config)
+        self.connector = connector
+        self.box_head = box_head
+        self.presence_head = presence_head
+        self.image_token_id = image_token_id
+        self.seg_token_id = seg_token_id
+        self.box_token_id = box_token_id
+        self.vision_grid = vision_grid
+        # Tying is the business of the backbone, which does it itself.
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+
+    def get_text_config(self, *args, **kwargs):
+        return self if self.backbone_config is None else self.backbone_config.get_text_config()
+
+    def to_dict(self):
+        values = super().to_dict()
+        for name in ("backbone_config", "mask_config"):
+            config = getattr(self, name)
+            values[name] = None if config is None else config.to_dict()
+        return values
+
+
+def _as_config(value):
+    if value is None or isinstance(value, PreTrainedConfig):
+        return value
+    values = dict(value)
+    return AutoConfig.for_model(values.pop("model_type"), **values)

@@ -1,0 +1,200 @@
+"""A multimodal language model that reads an image and points at what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from unimed.models.backbones.vision_language import VisionLanguageBackbone, build_backbone
+from unimed.models.connectors import build_connector
+from unimed.models.grounded.configuration import GroundedConfig
+from unimed.models.grounded.predicting import GroundedPredictor
+from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection
+from unimed.models.heads.medsam_lite import MedSamLiteMaskHead
+from unimed.models.heads.sam2 import Sam2MaskHead
+
+MASK_HEADS = {"sam2_video": Sam2MaskHead, "medsam_lite": MedSamLiteMaskHead}
+
+
+@dataclass
+class GroundedOutput(ModelOutput):
+    """What one teacher-forced pass gives.
+
+    `loss` is the language loss where labels were given; `hidden` [B, L, D] the states after the final norm; `masks`
+    belong to the [SEG] tokens of the batch in reading order and `boxes` to its [BOX] tokens; `presence_logits` to the
+    [SEG] tokens; `auxiliary_loss` comes from the connector.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
+    masks: MaskOutput | None = None
+    boxes: object | None = None
+    presence_logits: torch.Tensor | None = None
+    auxiliary_loss: torch.Tensor | None = None
+
+
+class GroundedMLLM(GroundedPredictor, PreTrainedModel):
+    """Backbone, connector, and heads that read the hidden states of [SEG] and [BOX].
+
+    Sources: Sa2VA (arXiv 2501.04001) and UniBiomed (arXiv 2504.21336) for [SEG] on SAM2; Uni-Med for the connector
+    slot; uMedGround for [BOX]. Presence is ours.
+    """
+
+    config_class = GroundedConfig
+    base_model_prefix = "grounded"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: GroundedConfig):
+        super().__init__(config)
+        self.backbone = build_backbone(config.backbone_config)
+        self.mask_head = MASK_HEADS[config.mask_config.model_type](config.mask_config)
+        dim = self.backbone.hidden_dim
+        self.reads_mask_encoder = not isinstance(self.backbone, VisionLanguageBackbone)
+        vision_dim = self.mask_head.embedding_dim if self.reads_mask_encoder else self.backbone.vision_dim
+        self.connector = None
+        if config.connector is not None:
+            self.connector = build_connector(dict(config.connector), vision_dim, dim)
+            if not self.reads_mask_encoder:
+                self.backbone.drop_projector()
+        elif self.reads_mask_encoder:
+            raise ValueError(
+                "a backbone without a vision part needs a connector, for example {'projector_type': 'mlp2x_gelu'}"
+            )
+        self.seg_projection = PromptProjection(dim, self.mask_head.prompt_dim)
+        self.presence_head = nn.Linear(dim, 1) if config.presence_head else None
+        self.box_head = None
+        if config.box_head is not None:
+            from unimed.models.heads.box import build_box_head
+
+            options = dict(config.box_head)
+            self.box_head = build_box_head(options.pop("kind"), dim, **options)
+        self.post_init()
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        # Buffers that are not in the checkpoint hold garbage after loading until somebody fills them.
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    # -- parts the decoding loop needs -------------------------------------------------------------------------
+    @property
+    def language_model(self):
+        return self.backbone.language_model
+
+    @property
+    def lm_head(self):
+        return self.backbone.lm_head
+
+    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.language_model.get_input_embeddings()(ids)
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    # -- image side ---------------------------------------------------------------------------------------------
+    def image_tokens(self, pixels=None, features: MaskFeatures | None = None, task=None):
+        """Image tokens [T, N, D] and the connector's auxiliary loss (None without one).
+
+        `pixels` [T, 3, H, W] are the tiles of the backbone; a backbone without a vision part reads `features` of the
+        mask head instead, pooled to the grid of the configuration.
+        """
+        if self.reads_mask_encoder:
+            pooled = F.adaptive_avg_pool2d(features.embedding, self.config.vision_grid)
+            vision = pooled.flatten(2).transpose(1, 2)
+        elif self.connector is None:
+            return self.backbone.image_tokens(pixels), None
+        else:
+            vision = self.backbone.vision_features(pixels)
+        connected = self.connector(vision, task)
+        return connected.tokens, connected.auxiliary_loss
+
+    def merge(self, input_ids: torch.Tensor, image_tokens: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings of `input_ids` [B, L] with every image token id replaced, in reading order.
+
+        Raises:
+            ValueError: the ids ask for another number of image tokens than there are.
+        """
+        embeds = self.embed_tokens(input_ids)
+        places = input_ids == self.config.image_token_id
+        count = 0 if image_tokens is None else image_tokens.shape[:-1].numel()
+        if int(places.sum()) != count:
+            raise ValueError(f"the text holds {int(places.sum())} image tokens, the images give {count}")
+        if count == 0:
+            return embeds
+        return embeds.masked_scatter(places[..., None], image_tokens.to(embeds.dtype))
+
+    # -- training -------------------------------------------------------------------------------------------------
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        mask_features: MaskFeatures | None = None,
+        mask_pixel_values: torch.Tensor | None = None,
+        image_of_row: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        task: torch.Tensor | None = None,
+        return_logits: bool = True,
+        **kwargs,
+    ) -> GroundedOutput:
+        """One teacher-forced pass.
+
+        Args:
+            input_ids: [B, L], padded on the right.
+            pixel_values: [T, 3, H, W] tiles in reading order; or `image_tokens` [.., D] computed before.
+            mask_pixel_values: [I, 3, S, S] images for the mask head; or `mask_features` computed before.
+            image_of_row: [B], which of the I images a row talks about; row i talks about image i by default.
+            labels: [B, L], -100 where no loss is taken.
+            return_logits: False leaves out the [B, L, V] logits; the loss reads only labelled places.
+        """
+        auxiliary = None
+        if mask_features is None and mask_pixel_values is not None:
+            mask_features = self.mask_head.encode(mask_pixel_values)
+        if image_of_row is None:
+            image_of_row = torch.arange(len(input_ids), device=input_ids.device)
+        has_image = (input_ids == self.config.image_token_id).any(dim=1)
+        if image_tokens is None and (pixel_values is not None or bool(has_image.any())):
+            seen = mask_features
+            if self.reads_mask_encoder:
+                index = image_of_row[has_image]
+                seen = MaskFeatures(mask_features.embedding[index])
+                task = None if task is None else task[has_image]
+            image_tokens, auxiliary = self.image_tokens(pixel_values, seen, task)
+        embeds = self.merge(input_ids, image_tokens)
+        hidden = self.language_model(
+            inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        output = GroundedOutput(hidden=hidden, auxiliary_loss=auxiliary)
+        if return_logits:
+            output.logits = self.lm_head(hidden)
+        if labels is not None:
+            wanted = labels[:, 1:] != -100
+            logits = self.lm_head(hidden[:, :-1][wanted]).float()
+            output.loss = F.cross_entropy(logits, labels[:, 1:][wanted]) if len(logits) else hidden.sum() * 0.0
+        seg = input_ids == self.config.seg_token_id
+        if mask_features is not None and bool(seg.any()):
+            states = hidden[seg]
+            image_index = image_of_row[torch.nonzero(seg)[:, 0]]
+            output.masks = self.mask_head.decode(mask_features, image_index, self.seg_projection(states))
+            if self.presence_head is not None:
+                output.presence_logits = self.presence_head(states)[:, 0]
+        if self.box_head is not None and self.config.box_token_id is not None:
+            box = input_ids == self.config.box_token_id
+            if bool(box.any()):
+                output.boxes = self.box_head(hidden[box])
+        return output

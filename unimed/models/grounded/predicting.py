@@ -1,0 +1,327 @@
+"""From images and questions to `Prediction`: what users call on a model."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from unimed.models.grounded.generation import Generated, generate
+from unimed.models.grounded.images import ImageInput, read_image
+from unimed.models.grounded.processing import GroundedProcessor, PromptError
+from unimed.models.heads.mask import MaskFeatures, resize_mask_logits
+from unimed.structures import Prediction, Region
+from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
+
+
+class GroundedPredictor:
+    """Mixin of `GroundedMLLM`: prediction for one, for many, and in the words of UniBiomed."""
+
+    _processor: GroundedProcessor | None = None
+
+    @property
+    def processor(self) -> GroundedProcessor:
+        """The processor saved beside the weights.
+
+        Raises:
+            RuntimeError: the model was built in memory and none was set.
+        """
+        if self._processor is None:
+            path = self.config._name_or_path
+            if not path:
+                raise RuntimeError("this model was built in memory; set model.processor first")
+            self._processor = GroundedProcessor.from_pretrained(path)
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor: GroundedProcessor):
+        self._processor = processor
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As transformers does; the processor is saved beside the weights."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self._processor is not None or self.config._name_or_path:
+            self.processor.save_pretrained(save_directory)
+
+    def predict(self, image, text: str | Sequence[str], **options) -> Prediction | list[Prediction]:
+        """Answer a question about an image and point at what the answer says.
+
+        Args:
+            image: path, PIL image or array; None for a question without image.
+            text: one question, or several about the same image (it is encoded once); a list gives a list.
+            options: see `predict_batch`.
+        """
+        if isinstance(text, str):
+            return self.predict_batch([image], [text], **options)[0]
+        if len(text) > self.processor.max_phrases:
+            raise PromptError(
+                f"{len(text)} texts on one image; at most {self.processor.max_phrases} (processor.max_phrases)"
+            )
+        return self.predict_batch([image] * len(text), list(text), **options)
+
+    @torch.no_grad()
+    def predict_batch(
+        self,
+        images: Sequence,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 8,
+        max_new_tokens: int = 512,
+        presence_threshold: float = 0.5,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        site: str = "",
+        use_cache: bool = True,
+    ) -> list[Prediction]:
+        """The same answers as one by one, faster.
+
+        Args:
+            images: one per text; the same object given twice is encoded once.
+            presence_threshold: a region less probable than this keeps its presence and gets an empty mask.
+            temperature: 0 is deterministic.
+            site: body site whose CT window is used for arrays deeper than 8 bit.
+
+        Raises:
+            PromptError, ImageError, ReadError: what cannot be asked or read; nothing is computed then.
+        """
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} images for {len(texts)} texts")
+        was_training = self.training
+        self.eval()
+        try:
+            inputs, slots = _unique(images, lambda image: None if image is None else read_image(image, site))
+            prompts = []
+            for text, slot in zip(texts, slots, strict=True):
+                count = 0 if inputs[slot] is None else self._tile_count(inputs[slot])
+                prompts.append(self.processor.encode_prompt([("user", text)], count))
+            predictions = []
+            for start in range(0, len(texts), batch_size):
+                part = slice(start, start + batch_size)
+                predictions += self._predict_part(
+                    inputs, slots[part], texts[part], prompts[part], max_new_tokens, presence_threshold,
+                    temperature, generator, use_cache,
+                )  # fmt: skip
+            return predictions
+        finally:
+            self.train(was_training)
+
+    @torch.no_grad()
+    def segment_boxes(self, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] = (), site: str = "") -> Prediction:
+        """Cut out what lies in given boxes, by the decoder the mask head was published with.
+
+        Args:
+            boxes_xyxy_px: N boxes in pixels of the image.
+            phrases: a name per box; numbered where none is given.
+
+        Raises:
+            ValueError: a box without area or not finite.
+        """
+        self.eval()
+        source = read_image(image, site)
+        height, width = source.rgb.shape[:2]
+        phrases = list(phrases) or [f"box {index + 1}" for index in range(len(boxes_xyxy_px))]
+        regions = [Region(phrase, box_xyxy_px=tuple(box)) for phrase, box in zip(phrases, boxes_xyxy_px, strict=True)]
+        scale = self.mask_head.image_size / np.array([width, height, width, height], dtype=np.float32)
+        boxes = torch.tensor(np.array([r.box_xyxy_px for r in regions], dtype=np.float32).reshape(-1, 4) * scale)
+        begin = time.perf_counter()
+        features = self.mask_head.encode(self.processor.mask_pixels(source.rgb)[None].to(self.device))
+        output = self.mask_head.decode_boxes(
+            features, torch.zeros(len(boxes), dtype=torch.long, device=self.device), boxes.to(self.device)
+        )
+        masks = (resize_mask_logits(output.logits, (height, width), self.mask_head.image_size) > 0).cpu().numpy()
+        regions = [
+            Region(r.phrase, mask=mask, box_xyxy_px=r.box_xyxy_px, confidence=_unit(iou))
+            for r, mask, iou in zip(regions, masks, output.iou.tolist(), strict=True)
+        ]
+        return Prediction(
+            "", tuple(regions), source.geometry, {"masks": time.perf_counter() - begin}, self._reference()
+        )
+
+    @torch.no_grad()
+    def predict_forward(
+        self, image=None, text: str = "", past_text: str = "", mask_prompts=None, video=None, tokenizer=None,
+        max_new_tokens: int = 2048, **kwargs,
+    ) -> dict:  # fmt: skip
+        """Inputs and outputs of UniBiomed's published `predict_forward`.
+
+        `text` is taken verbatim: control strings in it act, as in the published code. For text that was typed by
+        somebody else use `predict`.
+
+        Returns:
+            {"prediction": answer with its markers, "prediction_masks": one bool array [frames, H, W] per [SEG]}.
+
+        Raises:
+            PromptError: an image without "<image>" in the text, or both `text` and `past_text` hold one.
+        """
+        if video is not None or mask_prompts is not None:
+            from unimed.models.grounded.published import predict_published
+
+            return predict_published(self, image, text, past_text, mask_prompts, video, max_new_tokens)
+        self.eval()
+        source = None if image is None else read_image(image)
+        count = 0 if source is None else self._tile_count(source)
+        if source is not None and IMAGE_PLACEHOLDER not in text and self.processor.image_token not in past_text:
+            raise PromptError(f"the text must hold {IMAGE_PLACEHOLDER} once where an image is given")
+        if source is not None and IMAGE_PLACEHOLDER in text and past_text:
+            raise PromptError(f"{IMAGE_PLACEHOLDER} belongs to the first turn only; past_text already holds one")
+        asked = text if count else text.replace(IMAGE_PLACEHOLDER, "")
+        if count and IMAGE_PLACEHOLDER in text:
+            asked = self.processor.question(text, count, literal=False)
+        from unimed.chat import TEMPLATES
+
+        prompt = past_text + TEMPLATES[self.processor.template].prompt([("user", asked)])
+        row, features = self._decode_rows([source], [0], [self.processor._ids(prompt)], max_new_tokens, 0.0, None, True)
+        generated = row[0]
+        masks = []
+        if source is not None:
+            logits, _, _ = self._masks_of(generated, features, 0, source.rgb.shape[:2])
+            # Sigmoid above one half, as published; no presence gate.
+            masks = [mask[None] for mask in (logits > 0).cpu().numpy()]
+        return {"prediction": self.processor.raw_text(generated.ids), "prediction_masks": masks}
+
+    # -- steps --------------------------------------------------------------------------------------------------
+    def _tile_count(self, source: ImageInput) -> int:
+        from unimed.models.grounded.tiling import best_grid
+
+        if not self.processor.tile_size:
+            return 1
+        height, width = source.rgb.shape[:2]
+        columns, rows = best_grid(width, height, self.processor.tile_size, self.processor.max_tiles)
+        return columns * rows + (columns * rows > 1)
+
+    def _decode_rows(self, inputs, slots, prompts, max_new_tokens, temperature, generator, use_cache):
+        """Generated rows, and the mask features of the images named by `slots` in order of first use."""
+        used = list(dict.fromkeys(slot for slot in slots if inputs[slot] is not None))
+        features, tokens = None, {}
+        if used:
+            pixels = torch.stack([self.processor.mask_pixels(inputs[slot].rgb) for slot in used]).to(self.device)
+            features = self.mask_head.encode(pixels)
+            for position, slot in enumerate(used):
+                tiles = self.processor.tiles(inputs[slot].rgb)
+                tiles = None if tiles is None else tiles.to(self.device)
+                image_tokens, _ = self.image_tokens(tiles, features.select(position))
+                tokens[slot] = image_tokens.flatten(0, 1)
+        length = max(len(ids) for ids in prompts)
+        input_ids = torch.zeros(len(prompts), length, dtype=torch.long, device=self.device)
+        mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(prompts):
+            input_ids[row, length - len(ids) :] = torch.tensor(ids, device=self.device)
+            mask[row, length - len(ids) :] = 1
+        padding_id = self.processor.tokenizer.pad_token_id or 0
+        input_ids[mask == 0] = padding_id if padding_id != self.config.image_token_id else 0
+        seen = [tokens[slot] for slot in slots if slot in tokens]
+        embeds = self.merge(input_ids, torch.cat(seen) if seen else None)
+        special = [self.config.seg_token_id] + (
+            [self.config.box_token_id] if self.box_head is not None and self.config.box_token_id is not None else []
+        )
+        rows = generate(
+            self, embeds, mask,
+            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
+            max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, use_cache=use_cache,
+        )  # fmt: skip
+        return rows, features
+
+    def _masks_of(self, generated: Generated, features: MaskFeatures | None, image: int, size):
+        """Logits [S, H, W] in image pixels, predicted IoU [S] and presence [S] (None without a presence head)."""
+        states = [s for s, token in zip(generated.states, generated.state_ids, strict=True)
+                  if token == self.config.seg_token_id]  # fmt: skip
+        if not states or features is None:
+            return torch.zeros(0, *size), torch.zeros(0), None
+        stacked = torch.stack(states)
+        index = torch.full((len(states),), image, dtype=torch.long, device=stacked.device)
+        output = self.mask_head.decode(features, index, self.seg_projection(stacked))
+        presence = None if self.presence_head is None else torch.sigmoid(self.presence_head(stacked)[:, 0].float())
+        return resize_mask_logits(output.logits, size, self.mask_head.image_size), output.iou, presence
+
+    def _predict_part(self, inputs, slots, texts, prompts, max_new_tokens, threshold, temperature, generator, cache):
+        begin = time.perf_counter()
+        rows, features = self._decode_rows(inputs, slots, prompts, max_new_tokens, temperature, generator, cache)
+        answered = time.perf_counter()
+        position = {slot: i for i, slot in enumerate(dict.fromkeys(s for s in slots if inputs[s] is not None))}
+        predictions = []
+        for row, slot, text in zip(rows, slots, texts, strict=True):
+            answer = self.processor.parse(row.ids)
+            source = inputs[slot]
+            regions = []
+            if source is not None:
+                size = source.rgb.shape[:2]
+                logits, iou, presence = self._masks_of(row, features, position[slot], size)
+                boxes = self._boxes_of(row, size)
+                regions = _regions(answer, text, logits, iou, presence, boxes, threshold)
+            timing = {"answer": (answered - begin) / len(rows)}
+            geometry = None if source is None else source.geometry
+            predictions.append(Prediction(answer.text, tuple(regions), geometry, timing, self._reference()))
+        share = (time.perf_counter() - answered) / len(rows)
+        for prediction in predictions:
+            prediction.timing_s["regions"] = share
+        return predictions
+
+    def _boxes_of(self, generated: Generated, size) -> list[tuple[tuple, tuple | None]]:
+        """(box xyxy in pixels, standard deviation or None) per [BOX]."""
+        if self.box_head is None:
+            return []
+        states = [s for s, token in zip(generated.states, generated.state_ids, strict=True)
+                  if token == self.config.box_token_id]  # fmt: skip
+        if not states:
+            return []
+        from unimed.models.heads.box_coordinates import cxcywh_to_xyxy
+
+        predicted = self.box_head(torch.stack(states))
+        scale = torch.tensor([size[1], size[0], size[1], size[0]], dtype=torch.float32)
+        boxes = cxcywh_to_xyxy(predicted.boxes_cxcywh.float().cpu()).clamp(0, 1) * scale
+        stds = None if predicted.std is None else (predicted.std.float().cpu() * scale).tolist()
+        return [(tuple(b), None if stds is None else tuple(stds[i])) for i, b in enumerate(boxes.tolist())]
+
+    def _reference(self) -> str:
+        return self.config._name_or_path or type(self).__name__
+
+
+def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Region]:
+    regions, seg, box = [], 0, 0
+    asked = re.search(r"(?:segment|where is|find|show|outline)\s+(?:the\s+)?(.+?)[.?!]*$", text, re.IGNORECASE)
+    fallback = asked[1] if asked else text.replace(IMAGE_PLACEHOLDER, "").strip()
+    for token, phrase, span in answer.targets:
+        phrase = phrase or fallback[:200]
+        if token == SEG_TOKEN:
+            if seg >= len(logits):
+                continue
+            there = None if presence is None else float(presence[seg])
+            mask = (logits[seg] > 0).cpu().numpy()
+            if there is not None and there < threshold:
+                mask = np.zeros_like(mask)
+            regions.append(
+                Region(phrase, mask=mask, presence=there, confidence=_unit(float(iou[seg])), phrase_span=span,
+                       box_xyxy_px=_box_around(mask))
+            )  # fmt: skip
+            seg += 1
+        elif box < len(boxes):
+            (x1, y1, x2, y2), std = boxes[box]
+            if x2 > x1 and y2 > y1:
+                regions.append(Region(phrase, box_xyxy_px=(x1, y1, x2, y2), box_std_px=std, phrase_span=span))
+            box += 1
+    return regions
+
+
+def _box_around(mask: np.ndarray):
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def _unit(value: float) -> float:
+    return float(min(1.0, max(0.0, value)))
+
+
+def _unique(items, make):
+    made, slots, seen = [], [], {}
+    for item in items:
+        key = id(item) if not isinstance(item, str) else item
+        if key not in seen:
+            seen[key] = len(made)
+            made.append(make(item))
+        slots.append(seen[key])
+    return made, slots

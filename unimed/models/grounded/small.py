@@ -1,0 +1,111 @@
+"""Grounded models made from nothing: a tokenizer learnt from the user's own texts, and presets of sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from unimed.models.grounded.configuration import GroundedConfig
+from unimed.models.grounded.modeling import GroundedMLLM
+from unimed.models.grounded.processing import GroundedProcessor
+from unimed.models.heads.medsam_lite import MedSamLiteConfig
+from unimed.tokens import BOX_TOKEN, GROUNDING_TOKENS, IMAGE_PLACEHOLDER, SEG_TOKEN
+
+END, PAD = "<|end|>", "<|pad|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 1500) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of these texts; any other text still has a spelling, byte by byte.
+
+    Args:
+        vocabulary: most entries, special tokens included.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    # Digits one by one: numbers in reports are read, not memorised.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [PAD, END, IMAGE_PLACEHOLDER, *GROUNDING_TOKENS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(list(texts), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        extra_special_tokens=[IMAGE_PLACEHOLDER, *GROUNDING_TOKENS],
+    )
+
+
+def build_small(
+    texts: Iterable[str],
+    *,
+    image_size: int = 128,
+    hidden_dim: int = 256,
+    layers: int = 4,
+    heads: int = 4,
+    vision_grid: int = 8,
+    vocabulary: int = 1500,
+    connector: str = "mlp2x_gelu",
+    box_head: str | None = "point",
+    mask_config: MedSamLiteConfig | None = None,
+    seed: int = 0,
+) -> GroundedMLLM:
+    """A model of a few million parameters whose language part starts from nothing.
+
+    Args:
+        texts: questions and answers it will see; the tokenizer is learnt from them.
+        image_size: side of the square LiteMedSAM sees, 128 or 256.
+        vision_grid: the image becomes `vision_grid`² tokens.
+        mask_config: sizes of the mask head; LiteMedSAM's own by default.
+    """
+    tokenizer = train_tokenizer(texts, vocabulary)
+    mask_config = mask_config or MedSamLiteConfig(image_size=image_size)
+    config = GroundedConfig(
+        backbone_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden_dim,
+            intermediate_size=4 * hidden_dim,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=tokenizer.convert_tokens_to_ids(END),
+            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        ),
+        mask_config=mask_config,
+        connector={"projector_type": connector, "resample_method": "none", "num_task_tokens": 0},
+        box_head=None if box_head is None else {"kind": box_head},
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
+        seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
+        box_token_id=tokenizer.convert_tokens_to_ids(BOX_TOKEN),
+        vision_grid=vision_grid,
+    )
+    torch.manual_seed(seed)
+    model = GroundedMLLM(config)
+    model.processor = GroundedProcessor(
+        tokenizer,
+        template="question_answer",
+        image_start="",
+        image_token=IMAGE_PLACEHOLDER,
+        image_end="",
+        tokens_per_tile=vision_grid**2,
+        tile_size=0,
+        max_tiles=1,
+        mask_size=mask_config.image_size,
+        mask_mean=(0.0, 0.0, 0.0),
+        mask_std=(1.0, 1.0, 1.0),
+        max_prompt_tokens=1500,
+        max_phrases=256,
+    )
+    return model

@@ -1,0 +1,208 @@
+"""Mask head on LiteMedSAM: its own decoder for boxes, a small convolutional decoder for language vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, PreTrainedConfig, SamConfig
+from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
+
+from unimed.models.backbones.tiny_vit import LiteMedSamEncoder
+from unimed.models.heads.mask import MaskFeatures, MaskOutput, per_image
+
+
+class MedSamLiteConfig(PreTrainedConfig):
+    """Sizes of the LiteMedSAM head; the defaults are those of the published file, read at 128 px.
+
+    Args:
+        image_size: side of the square the encoder sees; the published weights serve 128 and 256.
+        text_width: channels of the decoder for language vectors at its coarsest grid.
+        encoder_frozen: the encoder gives the same features for an image all through training, so that a trainer may
+            compute them once.
+    """
+
+    model_type = "medsam_lite"
+
+    def __init__(
+        self,
+        image_size: int = 128,
+        embed_dims=(64, 128, 160, 320),
+        depths=(2, 2, 6, 2),
+        num_heads=(2, 4, 5, 10),
+        window_sizes=(7, 7, 14, 7),
+        hidden_dim: int = 256,
+        decoder_mlp: int = 2048,
+        text_width: int = 96,
+        encoder_frozen: bool = True,
+        **kwargs,
+    ):
+        self.image_size = image_size
+        self.embed_dims = list(embed_dims)
+        self.depths = list(depths)
+        self.num_heads = list(num_heads)
+        self.window_sizes = list(window_sizes)
+        self.hidden_dim = hidden_dim
+        self.decoder_mlp = decoder_mlp
+        self.text_width = text_width
+        self.encoder_frozen = encoder_frozen
+        super().__init__(**kwargs)
+
+    def sam(self) -> SamConfig:
+        """The same sizes in the words of transformers' SAM."""
+        sam = SamConfig(
+            vision_config=dict(image_size=self.image_size, patch_size=4, num_pos_feats=self.hidden_dim // 2),
+            prompt_encoder_config=dict(hidden_size=self.hidden_dim, image_size=self.image_size, patch_size=4),
+            # 1e-5 is what LiteMedSAM was trained with; transformers' SAM says 1e-6.
+            mask_decoder_config=dict(hidden_size=self.hidden_dim, mlp_dim=self.decoder_mlp, layer_norm_eps=1e-5),
+        )
+        # The decoder stands alone here, so nobody else chooses its attention.
+        sam.mask_decoder_config._attn_implementation = "sdpa"
+        return sam
+
+
+class FilmBlock(nn.Module):
+    """3x3 convolutions whose channels are scaled and shifted by a prompt vector (FiLM, arXiv 1709.07871)."""
+
+    def __init__(self, channels: int, prompt_dim: int):
+        super().__init__()
+        self.film = nn.Linear(prompt_dim, 2 * channels)
+        self.norm = nn.GroupNorm(min(8, channels), channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.film(prompt)[..., None, None].chunk(2, dim=1)
+        y = F.gelu(self.norm(self.conv1(F.gelu(x))) * (1 + scale) + shift)
+        return x + self.conv2(y)
+
+
+class TextMaskDecoder(nn.Module):
+    """Image features and a language vector to mask logits at the resolution of the encoder's input.
+
+    The features are coarse (a quarter of the side), so the pixels are looked at again on the way up.
+    """
+
+    def __init__(self, feature_dim: int, prompt_dim: int, width: int):
+        super().__init__()
+        fine = width // 2
+        self.stem = nn.Sequential(nn.Conv2d(3, fine // 2, 3, padding=1), nn.GELU())
+        self.stem_half = nn.Sequential(nn.Conv2d(fine // 2, fine, 3, stride=2, padding=1), nn.GELU())
+        # Two channels say where a pixel is: left and right look alike otherwise.
+        self.reduce = nn.Conv2d(feature_dim + 2, width, 1)
+        self.coarse = nn.ModuleList([FilmBlock(width, prompt_dim), FilmBlock(width, prompt_dim)])
+        self.to_half = nn.Conv2d(width, fine, 1)
+        self.block_half = FilmBlock(fine, prompt_dim)
+        self.to_full = nn.Conv2d(fine, fine // 2, 1)
+        self.block_full = FilmBlock(fine // 2, prompt_dim)
+        self.logit = nn.Conv2d(fine // 2, 1, 1)
+
+    def forward(self, embedding: torch.Tensor, pixels: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """[1, C, h, w], [1, 3, S, S], [P, D] -> [P, S, S]."""
+        count, (height, width) = len(prompts), embedding.shape[-2:]
+        rows = torch.linspace(-1, 1, height, device=embedding.device, dtype=embedding.dtype)
+        columns = torch.linspace(-1, 1, width, device=embedding.device, dtype=embedding.dtype)
+        place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+        fine = self.stem(pixels)
+        half = self.stem_half(fine)
+        x = self.reduce(torch.cat([embedding, place], dim=1)).expand(count, -1, -1, -1)
+        for block in self.coarse:
+            x = block(x, prompts)
+        x = F.interpolate(self.to_half(x), half.shape[-2:], mode="bilinear", align_corners=False) + half
+        x = self.block_half(x, prompts)
+        x = F.interpolate(self.to_full(x), fine.shape[-2:], mode="bilinear", align_corners=False) + fine
+        return self.logit(self.block_full(x, prompts))[:, 0]
+
+
+class MedSamLiteMaskHead(nn.Module):
+    """LiteMedSAM with its box decoder, and `TextMaskDecoder` for [SEG]; the same face as `Sam2MaskHead`."""
+
+    kind = "medsam_lite"
+
+    def __init__(self, config: MedSamLiteConfig):
+        super().__init__()
+        self.config = config
+        sam = config.sam()
+        self.encoder = LiteMedSamEncoder(
+            config.embed_dims, config.depths, config.num_heads, config.window_sizes, config.hidden_dim
+        )
+        self.prompt_encoder = SamPromptEncoder(sam)
+        self.mask_decoder = SamMaskDecoder(sam.mask_decoder_config)
+        self.text_decoder = TextMaskDecoder(config.hidden_dim, self.prompt_dim, config.text_width)
+        if config.encoder_frozen:
+            for part in (self.encoder, self.prompt_encoder, self.mask_decoder):
+                part.requires_grad_(False)
+
+    @property
+    def prompt_dim(self) -> int:
+        return self.config.hidden_dim
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.config.hidden_dim
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.config.encoder_frozen:
+            # Batch norms of a frozen encoder keep their statistics.
+            self.encoder.eval()
+        return self
+
+    def encode(self, pixels: torch.Tensor) -> MaskFeatures:
+        """[B, 3, S, S] in [0, 1] -> features."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.encoder_frozen):
+            return MaskFeatures(self.encoder(pixels), (), pixels)
+
+    def decode(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
+        """Masks [N, S, S] of language vectors [N, C]; `iou` is the mean probability inside each mask."""
+        if not len(prompts):
+            return self._empty(features)
+
+        def decode_rows(one: MaskFeatures, rows: torch.Tensor) -> MaskOutput:
+            logits = self.text_decoder(one.embedding, one.pixels, prompts[rows])
+            probability = torch.sigmoid(logits)
+            inside = (logits > 0).to(logits.dtype)
+            quality = (probability * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+            return MaskOutput(logits=logits, iou=quality, object_logits=logits.flatten(1).amax(dim=1))
+
+        return per_image(features, image_index, decode_rows)
+
+    def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
+        """Masks of boxes given in pixels of the square the encoder sees, by LiteMedSAM's own decoder."""
+        if not len(boxes_xyxy):
+            return self._empty(features)
+        place = self._position_code(features.embedding)
+
+        def decode_rows(one: MaskFeatures, rows: torch.Tensor) -> MaskOutput:
+            sparse, dense = self.prompt_encoder(
+                input_points=None, input_labels=None, input_boxes=boxes_xyxy[rows][None].float(), input_masks=None
+            )
+            masks, iou = self.mask_decoder(
+                image_embeddings=one.embedding,
+                image_positional_embeddings=place,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )[:2]
+            logits = masks[0, :, 0]
+            return MaskOutput(logits=logits, iou=iou[0, :, 0], object_logits=logits.flatten(1).amax(dim=1))
+
+        return per_image(features, image_index, decode_rows)
+
+    def _position_code(self, embedding: torch.Tensor) -> torch.Tensor:
+        height, width = embedding.shape[-2:]
+        rows = (torch.arange(height, device=embedding.device) + 0.5) / height
+        columns = (torch.arange(width, device=embedding.device) + 0.5) / width
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        return self.prompt_encoder.shared_embedding(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
+
+    def _empty(self, features: MaskFeatures) -> MaskOutput:
+        none = features.embedding.new_zeros
+        return MaskOutput(none(0, self.image_size, self.image_size), none(0), none(0))
+
+
+AutoConfig.register("medsam_lite", MedSamLiteConfig)
