@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,33 @@ def resize_mask_logits(logits: torch.Tensor, size: tuple[int, int], through: int
     if through is not None and logits.shape[-1] != through:
         logits = F.interpolate(logits, (through, through), mode="bilinear", align_corners=False)
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)[:, 0]
+
+
+class FeatureCache:
+    """Features of images that were seen before, for encoders that do not change (frozen, in evaluation mode).
+
+    Kept in half precision on the CPU; the oldest go first.
+
+    Args:
+        images: most images kept.
+    """
+
+    def __init__(self, images: int = 2000):
+        self.images = images
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def __call__(self, pixels: torch.Tensor, encode) -> torch.Tensor:
+        """Embedding [B, C, h, w] of `pixels` [B, 3, S, S]; `encode` is asked for those not seen yet."""
+        keys = [hashlib.sha1(one.detach().cpu().numpy().tobytes()).hexdigest() for one in pixels]
+        new = [row for row, key in enumerate(keys) if key not in self._kept]
+        if new:
+            fresh = encode(pixels[new]).detach()
+            for row, embedding in zip(new, fresh, strict=True):
+                self._kept[keys[row]] = embedding.half().cpu()
+        joined = torch.stack([self._kept[key] for key in keys]).to(pixels.device, pixels.dtype)
+        while len(self._kept) > self.images:
+            self._kept.pop(next(iter(self._kept)))
+        return joined
 
 
 class PromptProjection(nn.Sequential):

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig, SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
 from unimed.models.backbones.tiny_vit import LiteMedSamEncoder
-from unimed.models.heads.mask import MaskFeatures, MaskOutput, per_image
+from unimed.models.heads.mask import FeatureCache, MaskFeatures, MaskOutput, per_image
 
 
 class MedSamLiteConfig(PreTrainedConfig):
@@ -122,6 +122,7 @@ class MedSamLiteMaskHead(nn.Module):
     def __init__(self, config: MedSamLiteConfig):
         super().__init__()
         self.config = config
+        self.cache: FeatureCache | None = None
         sam = config.sam()
         self.encoder = LiteMedSamEncoder(
             config.embed_dims, config.depths, config.num_heads, config.window_sizes, config.hidden_dim
@@ -154,6 +155,9 @@ class MedSamLiteMaskHead(nn.Module):
 
     def encode(self, pixels: torch.Tensor) -> MaskFeatures:
         """[B, 3, S, S] in [0, 1] -> features."""
+        if self.cache is not None and self.config.encoder_frozen:
+            with torch.no_grad():
+                return MaskFeatures(self.cache(pixels, self.encoder), (), pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.encoder_frozen):
             return MaskFeatures(self.encoder(pixels), (), pixels)
 

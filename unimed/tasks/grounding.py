@@ -1,0 +1,172 @@
+"""Training and scoring of grounded models: text, masks, boxes and presence in one loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from torch.nn import functional as F
+
+from unimed.losses.segmentation import mask_losses
+from unimed.models.grounded import GroundedMLLM
+from unimed.models.heads.mask import FeatureCache
+from unimed.registry import TASKS
+from unimed.structures import Prediction, Sample
+from unimed.tasks.grounding_scores import score_grounding
+
+#: Weights of the summed loss; mask weights are those of UniBiomed.
+LOSS_WEIGHTS = {"text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0}
+
+
+@TASKS.register_module()
+class GroundingTask(BaseModel):
+    """A `GroundedMLLM` with its losses.
+
+    Args:
+        model: folder of a grounded model, or arguments of `build_small` for one that starts from nothing.
+        lora: arguments of peft's `LoraConfig` for the language model; None trains it whole.
+        freeze: names (beginnings) of parameters that do not learn.
+        loss_weights: changes to `LOSS_WEIGHTS`.
+        mask_points: points per mask the mask loss looks at; None looks at every pixel.
+        cache_images: images whose features are kept while the encoder is frozen; 0 encodes anew each time.
+        max_new_tokens, batch_size: of predictions during validation and test.
+        learning_rates: {beginning of a parameter name: factor on the learning rate}.
+    """
+
+    def __init__(
+        self,
+        model: str | dict,
+        lora: dict | None = None,
+        freeze: Sequence[str] = (),
+        loss_weights: dict | None = None,
+        mask_points: int | None = None,
+        cache_images: int = 0,
+        max_new_tokens: int = 128,
+        batch_size: int = 8,
+        learning_rates: dict | None = None,
+    ):
+        super().__init__()
+        if isinstance(model, dict):
+            from unimed.models.grounded.small import build_small
+
+            self.model = build_small(**model)
+        else:
+            self.model = GroundedMLLM.from_pretrained(model, dtype=torch.float32)
+            _ = self.model.processor  # read now: a broken folder is found before training, not after
+        unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
+        if unknown:
+            raise ValueError(f"unknown loss weights {sorted(unknown)}; known are {', '.join(LOSS_WEIGHTS)}")
+        self.loss_weights = LOSS_WEIGHTS | (loss_weights or {})
+        self.mask_points = mask_points
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.learning_rates = dict(learning_rates or {})
+        for name, parameter in self.model.named_parameters():
+            if name.startswith(tuple(freeze)):
+                parameter.requires_grad_(False)
+        if lora is not None:
+            self._add_lora(lora)
+        if cache_images and hasattr(self.model.mask_head, "cache"):
+            self.model.mask_head.cache = FeatureCache(cache_images)
+
+    def _add_lora(self, options: dict):
+        from peft import LoraConfig, inject_adapter_in_model
+
+        options = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"} | options
+        language = self.model.language_model
+        language.requires_grad_(False)
+        if options["target_modules"] == "all-linear":
+            names = {name.split(".")[-1] for name, m in language.named_modules() if isinstance(m, torch.nn.Linear)}
+            options["target_modules"] = sorted(names)
+        inject_adapter_in_model(LoraConfig(**options), language)
+
+    @property
+    def processor(self):
+        """What the collator asks."""
+        return self.model.processor
+
+    def train_parameters(self) -> list[dict]:
+        """Parameter groups with their learning-rate factors (`lr_mult`); norms and biases are not decayed."""
+        groups: dict[tuple[float, bool], list] = {}
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            factor = next((f for start, f in self.learning_rates.items() if name.startswith(start)), 1.0)
+            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+        return [
+            {"params": params, "lr_mult": factor} | ({} if decays else {"weight_decay": 0.0})
+            for (factor, decays), params in groups.items()
+        ]
+
+    def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
+        """`{"loss", "text", "dice", "bce", "presence", "box", ...}` of one batch (see `GroundedCollator`)."""
+        output = self.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=batch["labels"],
+            pixel_values=batch.get("pixel_values"),
+            mask_pixel_values=batch["mask_pixel_values"],
+            position_ids=batch.get("position_ids"),
+            task=batch.get("task"),
+            return_logits=False,
+        )
+        # A rank without masks or boxes still touches every head, so that the gradients of all ranks have one shape.
+        losses = {"text": output.loss, "presence": self._nothing(self.model.presence_head)}
+        losses |= {"dice": self._nothing(self.model.seg_projection), "bce": self._nothing(self.model.mask_head)}
+        losses["box"] = self._nothing(self.model.box_head)
+        if output.masks is not None:
+            present = batch["presence"] > 0.5
+            losses |= mask_losses(output.masks.logits[present], batch["masks"][present], self.mask_points)
+            if output.presence_logits is not None:
+                losses["presence"] = F.binary_cross_entropy_with_logits(
+                    output.presence_logits.float(), batch["presence"].float()
+                )
+        if output.boxes is not None:
+            from unimed.losses.box import box_loss
+
+            losses["box"] = sum(box_loss(output.boxes, batch["boxes_xyxy"]).values())
+        if output.auxiliary_loss is not None:
+            losses["connector"] = output.auxiliary_loss
+        losses["loss"] = sum(self.loss_weights[name] * value for name, value in losses.items())
+        return losses
+
+    def _nothing(self, module) -> torch.Tensor:
+        """Zero that depends on every learning parameter of a module."""
+        zero = torch.zeros((), device=self.model.device)
+        if module is None:
+            return zero
+        return sum((p.sum() * 0.0 for p in module.parameters() if p.requires_grad), start=zero)
+
+    def predict_samples(self, samples: Sequence[Sample], blank: bool = False) -> list[Prediction]:
+        """What the model answers to the question of each sample; it never sees the answer.
+
+        Args:
+            blank: black images instead of the real ones, for the language-only baseline.
+        """
+        images, kept = [], {}
+        for sample in samples:
+            image = sample.images[0]
+            key = sample.sample_id if blank else id(image)
+            kept[key] = np.zeros_like(image) if blank else image
+            images.append(kept[key])
+        texts = [sample.conversation[0][1] for sample in samples]
+        return self.model.predict_batch(images, texts, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+
+    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Numbers shown while training: the summary of `score`."""
+        return self.score(samples, self.predict_samples(samples))["summary"]
+
+    def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
+        """Metrics, tables and per-case rows; baselines beside them where the training samples are given."""
+        blind = self.predict_samples([s for s in samples if s.labels.get("choices")], blank=True) if train else None
+        return score_grounding(samples, predictions, train, blind)
+
+    def export(self, folder) -> None:
+        """Write the model as a Hugging Face folder, LoRA merged."""
+        from peft.tuners.lora import LoraLayer
+
+        for layer in list(self.model.modules()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+        self.model.save_pretrained(folder)

@@ -1,0 +1,239 @@
+"""Scores of grounded answers, kind of question by kind of question, beside what no model is needed for."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from unimed.evaluation.boxes import accuracy_at, iou_matrix
+from unimed.evaluation.masks import dice, iou
+from unimed.evaluation.presence import presence_scores
+from unimed.evaluation.statistics import bootstrap_mean
+from unimed.evaluation.text import captions, normal_form
+from unimed.structures import Prediction, Region, Sample
+
+
+def score_grounding(
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    train: Sequence[Sample] = (),
+    blind: Sequence[Prediction] | None = None,
+) -> dict:
+    """Compare answers with samples.
+
+    Args:
+        samples: with `labels["task"]`.
+        predictions: one per sample.
+        train: training samples; enable the copy baseline (best training mask of the same phrase, pasted without
+            looking at the image: an upper bound of what position alone gives) and the majority baseline.
+        blind: predictions on black images for the samples with choices, in their order: the language-only baseline.
+
+    Returns:
+        "summary" (flat numbers), "tables" {name: rows} and "cases" (one row per case and target).
+    """
+    cases: list[dict] = []
+    by_task = defaultdict(list)
+    for sample, prediction in zip(samples, predictions, strict=True):
+        by_task[sample.labels.get("task", "")].append((sample, prediction))
+    tables, summary = {}, {}
+    masks = _mask_rows(samples, predictions, train)
+    if masks:
+        cases += masks
+        tables["masks"] = _grouped(masks, "target", ("dice", "iou", "copy_baseline_dice"))
+        for row in tables["masks"]:
+            summary[f"dice/{row['target']}"] = row["dice"].value
+        summary["dice_mean_over_targets"] = float(np.mean([row["dice"].value for row in tables["masks"]]))
+    boxes = _box_rows(samples, predictions)
+    if boxes:
+        cases += boxes
+        ious = [row["iou"] for row in boxes]
+        summary["box_iou_mean_over_cases"] = float(np.mean(ious))
+        summary |= {f"box_{name}": value for name, value in accuracy_at(ious).items()}
+        tables["boxes"] = _grouped(boxes, "target", ("iou",))
+    there = _presence_rows(samples, predictions)
+    if there:
+        cases += there
+        scores = presence_scores(
+            [row["probability"] for row in there],
+            [row["present"] for row in there],
+            [row["painted"] for row in there],
+        )
+        summary |= scores
+        tables["presence"] = [scores]
+    answers = _answer_rows(by_task, train, samples, blind)
+    if answers:
+        cases += answers
+        tables["answers"] = _grouped(answers, "task", ("correct", "majority_baseline", "language_only"))
+        for row in tables["answers"]:
+            summary[f"accuracy/{row['task']}"] = row["correct"].value
+    for task in ("caption", "report", "region"):
+        pairs = by_task.get(task, [])
+        if pairs:
+            said = [_words(prediction.text) for _, prediction in pairs]
+            truth = [_words(_plain(sample.conversation[1][1])) for sample, _ in pairs]
+            scores = captions(said, truth)
+            tables.setdefault("texts", []).append({"task": task, "cases": len(pairs)} | scores)
+            summary |= {f"{name}/{task}": value for name, value in scores.items()}
+            cases += [
+                {"kind": "text", "case_id": sample.sample_id, "task": task, "said": prediction.text, "truth": text}
+                for (sample, prediction), text in zip(pairs, truth, strict=True)
+            ]
+    return {"summary": summary, "tables": tables, "cases": cases}
+
+
+def _mask_rows(samples, predictions, train):
+    stock = defaultdict(list)
+    for sample in train:
+        for region in sample.regions:
+            if region.mask is not None and region.mask.any():
+                stock[region.phrase.lower()].append(region.mask)
+    rows = []
+    for sample, prediction in zip(samples, predictions, strict=True):
+        found = [region for region in prediction.regions if region.mask is not None]
+        truth = [region for region in sample.regions if region.mask is not None and region.mask.any()]
+        for region in truth:
+            guess = _of_phrase(found, region.phrase, len(truth) == 1)
+            mask = guess.mask if guess is not None else np.zeros_like(region.mask)
+            row = {
+                "kind": "mask",
+                "case_id": sample.sample_id,
+                "group": sample.patient_id or sample.sample_id,
+                "target": region.phrase.lower(),
+                "dice": dice(mask, region.mask),
+                "iou": iou(mask, region.mask),
+                "answered": guess is not None,
+            }
+            if train:
+                row["copy_baseline_dice"] = best_copy(stock[region.phrase.lower()], region.mask)
+            rows.append(row)
+    return rows
+
+
+def best_copy(masks: Sequence[np.ndarray], truth: np.ndarray) -> float:
+    """Highest Dice that any of `masks`, stretched to the size of `truth`, has with it; 0 without any."""
+    from PIL import Image
+
+    height, width = truth.shape
+    stretched = (
+        np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), dtype=bool)
+        for mask in masks
+    )
+    return max((dice(mask, truth) for mask in stretched), default=0.0)
+
+
+def _of_phrase(found: list[Region], phrase: str, only: bool) -> Region | None:
+    for region in found:
+        if normal_form(region.phrase) == normal_form(phrase):
+            return region
+    # One thing was asked and one was shown: its name in the answer does not matter.
+    return found[0] if only and found else None
+
+
+def _box_rows(samples, predictions):
+    rows = []
+    for sample, prediction in zip(samples, predictions, strict=True):
+        if sample.labels.get("task") != "box":
+            continue
+        truth = [region for region in sample.regions if region.box_xyxy_px is not None]
+        found = [region.box_xyxy_px for region in prediction.regions if region.box_xyxy_px is not None]
+        for region in truth:
+            best = max(iou_matrix(found, [region.box_xyxy_px])[:, 0]) if found else 0.0
+            rows.append(
+                {
+                    "kind": "box",
+                    "case_id": sample.sample_id,
+                    "group": sample.patient_id or sample.sample_id,
+                    "target": region.phrase.lower(),
+                    "iou": float(best),
+                }
+            )
+    return rows
+
+
+def _presence_rows(samples, predictions):
+    rows = []
+    for sample, prediction in zip(samples, predictions, strict=True):
+        if sample.labels.get("task") not in ("referring", "absent"):
+            continue
+        regions = [region for region in sample.regions if region.presence is not None or region.mask is not None]
+        if len(regions) != 1:
+            continue
+        present = regions[0].mask is not None and bool(regions[0].mask.any())
+        found = [region for region in prediction.regions if region.presence is not None]
+        rows.append(
+            {
+                "kind": "presence",
+                "case_id": sample.sample_id,
+                "target": regions[0].phrase.lower(),
+                "present": present,
+                # An answer that points at nothing says that nothing is there.
+                "probability": found[0].presence if found else 0.0,
+                "painted": int(found[0].mask.sum()) if found and found[0].mask is not None else 0,
+            }
+        )
+    return rows
+
+
+def _answer_rows(by_task, train, samples, blind):
+    majority = defaultdict(Counter)
+    for sample in train:
+        if len(sample.conversation) > 1:
+            majority[_question_key(sample)][normal_form(_plain(sample.conversation[1][1]))] += 1
+    blind_text = {}
+    if blind is not None:
+        asked = [sample for sample in samples if sample.labels.get("choices")]
+        blind_text = {s.sample_id: p.text for s, p in zip(asked, blind, strict=True)}
+    rows = []
+    for task in ("vqa", "classification"):
+        for sample, prediction in by_task.get(task, []):
+            truth = normal_form(_plain(sample.conversation[1][1]))
+            row = {
+                "kind": "answer",
+                "case_id": sample.sample_id,
+                "group": sample.patient_id or sample.sample_id,
+                "task": task,
+                "said": prediction.text,
+                "truth": truth,
+                "correct": float(normal_form(prediction.text) == truth),
+            }
+            if train:
+                most = majority[_question_key(sample)].most_common(1)
+                row["majority_baseline"] = float(bool(most) and most[0][0] == truth)
+            if sample.sample_id in blind_text:
+                row["language_only"] = float(normal_form(blind_text[sample.sample_id]) == truth)
+            rows.append(row)
+    return rows
+
+
+def _question_key(sample: Sample) -> tuple:
+    choices = sample.labels.get("choices") or ()
+    return sample.labels.get("task"), tuple(choices)
+
+
+def _grouped(rows: list[dict], key: str, values: Sequence[str]) -> list[dict]:
+    """Means per group with their bootstrap intervals over patients (or cases where every case is its own)."""
+    table = []
+    for name in sorted({row[key] for row in rows}):
+        part = [row for row in rows if row[key] == name]
+        line = {key: name, "cases": len(part)}
+        for value in values:
+            numbers = [row[value] for row in part if value in row]
+            if numbers:
+                groups = [row.get("group") for row in part if value in row]
+                # With one patient nothing can be resampled but its images.
+                groups = groups if len(set(groups)) > 1 else None
+                line[value] = bootstrap_mean(numbers, groups=groups, resamples=500)
+        table.append(line)
+    return table
+
+
+def _plain(text: str) -> str:
+    for mark in ("<p>", "</p>", "[SEG]", "[BOX]"):
+        text = text.replace(mark, " ")
+    return " ".join(text.split())
+
+
+def _words(text: str) -> str:
+    return _plain(text).lower()
