@@ -76,13 +76,14 @@ class GroundedCollator:
         for sample in samples:
             answers = "".join(text for role, text in sample.conversation if role == "assistant")
             order = _tokens_in_order(answers)
-            if len(order) != len(sample.regions):
+            regions = _asked_for(sample, len(order))
+            if len(order) != len(regions):
                 raise RegionCountError(
                     f"sample {sample.sample_id}: {len(order)} [SEG]/[BOX] tokens in the answer for "
-                    f"{len(sample.regions)} regions; write one token per region"
+                    f"{len(regions)} regions; write one token per region"
                 )
             height, width = sample.images[0].shape[:2]
-            for token, region in zip(order, sample.regions, strict=True):
+            for token, region in zip(order, regions, strict=True):
                 if token == SEG_TOKEN:
                     there = region.presence is None or region.presence >= 0.5
                     if region.mask is None and there:
@@ -110,6 +111,15 @@ class GroundedCollator:
         # Box filter when shrinking: thin structures fade instead of vanishing, the loss accepts soft targets.
         picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), Image.Resampling.BOX)
         return (np.asarray(picture, dtype=np.float32) >= 127.5).astype(np.float32)
+
+
+def _asked_for(sample: Sample, tokens: int) -> list:
+    """Regions the answer points at: not those given with the question, nor absent ones the answer only denies."""
+    if sample.labels.get("task") == "region":
+        return []
+    if len(sample.regions) == tokens:
+        return list(sample.regions)
+    return [region for region in sample.regions if region.presence is None or region.presence >= 0.5]
 
 
 def _tokens_in_order(text: str) -> list[str]:

@@ -163,10 +163,11 @@ class GroundingTask(BaseModel):
         return score_grounding(samples, predictions, train, blind)
 
     def export(self, folder) -> None:
-        """Write the model as a Hugging Face folder, LoRA merged."""
+        """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone from the model after it."""
         from peft.tuners.lora import LoraLayer
 
-        for layer in list(self.model.modules()):
+        for name, layer in list(self.model.named_modules()):
             if isinstance(layer, LoraLayer):
                 layer.merge()
+                self.model.set_submodule(name, layer.get_base_layer())
         self.model.save_pretrained(folder)

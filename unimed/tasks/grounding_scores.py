@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unimed.evaluation.baselines import copy_baseline
 from unimed.evaluation.boxes import accuracy_at, iou_matrix
 from unimed.evaluation.masks import dice, iou
 from unimed.evaluation.presence import presence_scores
@@ -106,21 +107,10 @@ def _mask_rows(samples, predictions, train):
                 "answered": guess is not None,
             }
             if train:
-                row["copy_baseline_dice"] = best_copy(stock[region.phrase.lower()], region.mask)
+                masks = stock[region.phrase.lower()]
+                row["copy_baseline_dice"] = copy_baseline(masks, region.mask)[2] if masks else 0.0
             rows.append(row)
     return rows
-
-
-def best_copy(masks: Sequence[np.ndarray], truth: np.ndarray) -> float:
-    """Highest Dice that any of `masks`, stretched to the size of `truth`, has with it; 0 without any."""
-    from PIL import Image
-
-    height, width = truth.shape
-    stretched = (
-        np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), dtype=bool)
-        for mask in masks
-    )
-    return max((dice(mask, truth) for mask in stretched), default=0.0)
 
 
 def _of_phrase(found: list[Region], phrase: str, only: bool) -> Region | None:

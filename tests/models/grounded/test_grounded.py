@@ -103,6 +103,7 @@ def test_saved_and_loaded_it_gives_the_same_numbers(tmp_path):
     for (name, a), (_, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(a, b), name
     assert again.processor.tokens_per_tile == 4
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
     first, second = (m.predict(IMAGE, "segment", max_new_tokens=8).text for m in (model, again))
     assert first == second
 

@@ -80,6 +80,15 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
             self.box_head = build_box_head(options.pop("kind"), dim, **options)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As transformers does; parts that the configuration freezes stay frozen (loading forgets it)."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if hasattr(model.mask_head, "freeze"):
+            model.mask_head.freeze()
+        return loaded
+
     def _init_weights(self, module):
         super()._init_weights(module)
         # Buffers that are not in the checkpoint hold garbage after loading until somebody fills them.

@@ -130,7 +130,11 @@ class MedSamLiteMaskHead(nn.Module):
         self.prompt_encoder = SamPromptEncoder(sam)
         self.mask_decoder = SamMaskDecoder(sam.mask_decoder_config)
         self.text_decoder = TextMaskDecoder(config.hidden_dim, self.prompt_dim, config.text_width)
-        if config.encoder_frozen:
+        self.freeze()
+
+    def freeze(self):
+        """Take what is published out of training, where the configuration says so."""
+        if self.config.encoder_frozen:
             for part in (self.encoder, self.prompt_encoder, self.mask_decoder):
                 part.requires_grad_(False)
 

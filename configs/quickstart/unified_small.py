@@ -1,0 +1,45 @@
+"""The quickstart: one small model, all tasks of the sample set in one mixture, minutes on two CPU cores."""
+
+DATA = "data/sample"
+TASKS = ["referring", "absent", "box", "vqa", "classification", "caption", "report"]
+
+
+def records(split, tasks, **options):
+    return dict(type="RecordDataset", path=DATA, split=split, tasks=tasks, **options)
+
+
+task = dict(
+    type="GroundingTask",
+    model="pretrained/unified_small",
+    # The eyes are frozen, so every image is encoded once and its features are kept.
+    cache_images=1000,
+    max_new_tokens=96,
+    batch_size=16,
+)
+train_data = dict(
+    mixture=[
+        dict(dataset=records("train", ["referring"]), weight=4.0),
+        dict(dataset=records("train", ["absent"]), weight=2.0),
+        dict(dataset=records("train", ["box"]), weight=1.5),
+        dict(dataset=records("train", ["vqa"]), weight=2.0),
+        dict(dataset=records("train", ["classification"]), weight=1.0),
+        dict(dataset=records("train", ["caption"]), weight=0.5),
+        dict(dataset=records("train", ["report"]), weight=1.5),
+    ]
+)
+val_data = records("val", ["referring", "absent", "box", "vqa"])
+test_data = records("test", TASKS)
+collate = dict(type="GroundedCollator")
+optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.02)
+schedule = dict(type="cosine", warmup_steps=50)
+batch_size = 16
+accumulate = 1
+max_steps = 900
+clip_grad_norm = 1.0
+precision = "fp32"
+strategy = "single"
+checkpoint = dict(interval=300, keep=2)
+log = dict(interval=25)
+validate_interval = 450
+seed = 0
+work_dir = "work_dirs/unified_small"

