@@ -14,7 +14,8 @@ def main() -> int:
     parser.add_argument("--cache", default=None, help="folder of downloads (default: $UNIMED_CACHE or ~/.cache/unimed)")
     parser.add_argument("--image-size", type=int, default=128, choices=(128, 256), help="side the image is read at")
     parser.add_argument("--hidden-dim", type=int, default=256, help="width of the language part")
-    parser.add_argument("--layers", type=int, default=4, help="layers of the language part")
+    parser.add_argument("--layers", type=int, default=3, help="layers of the language part")
+    parser.add_argument("--vision-grid", type=int, default=4, help="the language part sees the image as GRID x GRID tokens")
     parser.add_argument("--box-head", default="point", help='kind of box head, or "none"')
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -38,6 +39,7 @@ def main() -> int:
         image_size=args.image_size,
         hidden_dim=args.hidden_dim,
         layers=args.layers,
+        vision_grid=args.vision_grid,
         box_head=None if args.box_head == "none" else args.box_head,
         seed=args.seed,
     )
