@@ -1,0 +1,78 @@
+"""Brain, grey and white matter on the ICBM 152 average T1 template that nilearn ships."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from unimed.data.packages import extract_all
+from unimed.data.prepare.cases import Case, Structure
+from unimed.io.geometry import reorient
+from unimed.io.read import read
+
+PACKAGES = ("nilearn",)
+MEMBER = "nilearn/datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+
+#: Heights in mm of the axial slices. Neighbouring slabs keep 8 mm between them, for slices close by look alike.
+SLABS_MM = {
+    "train": (*range(-48, -7, 2), *range(44, 67, 2)),
+    "val": tuple(range(0, 13, 2)),
+    "test": tuple(range(20, 37, 2)),
+}
+#: A structure smaller than this in a slice is not asked for.
+LEAST_AREA_PX = 50
+
+
+def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
+    """Axial slices of 1 mm, patient's right on the left of the picture, and the template as one volume to train on."""
+    volumes = []
+    for name in ("t1", "gm", "wm"):
+        (path,) = extract_all(archives["nilearn"], [MEMBER.format(name)], folder).values()
+        # Axes to the patient's left, back and head: rows then run to the back as in a radiologist's display.
+        volumes.append(reorient(*read(path), "LPS"))
+    (image, geometry), grey, white = volumes[0], volumes[1][0] > 127, volumes[2][0] > 127
+    brain = image > 0
+    image = image.astype(np.uint8)
+    shared = dict(
+        modality="MRI",
+        site="brain",
+        patient_id="nilearn:mni152",
+        source="nilearn 0.14.1, ICBM 152 2009a symmetric T1 (average of 152 people)",
+        licence="ICBM 152 notice (use and redistribution permitted with the copyright notice)",
+        label_origin="ICBM tissue probability > 0.5; brain is image > 0",
+    )
+    for split, heights in SLABS_MM.items():
+        for height_mm in heights:
+            slice_index = round(height_mm - geometry.affine[2, 3])
+            masks = {
+                "brain": brain[:, :, slice_index].T,
+                "grey matter": grey[:, :, slice_index].T,
+                "white matter": white[:, :, slice_index].T,
+            }
+            yield Case(
+                name=f"brain_z{height_mm:+03d}".replace("+", "p").replace("-", "m"),
+                image=np.ascontiguousarray(image[:, :, slice_index].T),
+                split=split,
+                structures=tuple(
+                    Structure(phrase, np.ascontiguousarray(mask))
+                    for phrase, mask in masks.items()
+                    if mask.sum() >= LEAST_AREA_PX
+                ),
+                absent=("nuclei", "lung", "lesion"),
+                note=f"axial slice at {height_mm} mm; all splits show the same template, slabs 8 mm apart",
+                plane="axial",
+                pixel_mm=(1.0, 1.0),
+                radiological=True,
+                **shared,
+            )
+    yield Case(
+        name="brain_volume",
+        image=image,
+        split="train",
+        structures=(Structure("grey matter", grey), Structure("white matter", white)),
+        note="the template whose slices are in all splits; for the volume pipeline, not to be scored",
+        geometry=geometry,
+        **shared,
+    )

@@ -1,0 +1,177 @@
+"""Reader of the record format: one JSON object per line, images and masks beside it (`data/formats.md`)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unimed.io.geometry import reorient
+from unimed.io.read import ReadError, read
+from unimed.registry import DATASETS
+from unimed.structures import Region, Sample
+from unimed.tokens import BOX_TOKEN, SEG_TOKEN
+
+TASKS = ("referring", "box", "vqa", "classification", "caption", "report", "region", "absent", "volume")
+REQUIRED = ("id", "task", "question", "answer")
+TOKENS = re.compile(f"({re.escape(SEG_TOKEN)}|{re.escape(BOX_TOKEN)})")
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; the message names the file, the record and the remedy."""
+
+
+def read_records(path: str | Path) -> list[dict]:
+    """All records of a JSON lines file, checked for what every record must have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RecordError: a line that is no JSON object, misses a field, names an unknown task or repeats an id.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; `tools/prepare_data.py sample` makes one, or see docs/data.md")
+    records, ids = [], set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RecordError(f"{path}:{number}: not JSON ({error.msg})") from error
+        if not isinstance(record, dict):
+            raise RecordError(f"{path}:{number}: expected one JSON object per line")
+        if missing := [name for name in REQUIRED if name not in record]:
+            raise RecordError(f"{path}:{number}: field {', '.join(missing)} is missing")
+        if record["task"] not in TASKS:
+            raise RecordError(f"{path}:{number}: unknown task {record['task']!r}; known are {', '.join(TASKS)}")
+        if ("image" in record) == ("volume" in record):
+            raise RecordError(f"{path}:{number}: give either `image` or `volume`")
+        if record["id"] in ids:
+            raise RecordError(f"{path}:{number}: id {record['id']!r} is used twice")
+        ids.add(record["id"])
+        records.append(record)
+    return records
+
+
+def check_counts(record: dict) -> None:
+    """One [SEG] per mask and one [BOX] per box, in the order of the regions.
+
+    A region that is not there (`present` false) has no token. In task "region" the mask is given, not asked for.
+
+    Raises:
+        RecordError: tokens of the answer and regions disagree.
+    """
+    expected = []
+    for region in record.get("regions") or ():
+        if record["task"] == "region" or region.get("present") is False:
+            continue
+        mask, box = region.get("mask"), region.get("box_xyxy_px")
+        if not mask and not box:
+            raise RecordError(
+                f"record {record['id']}: region {region.get('phrase')!r} has neither mask nor box; "
+                "say `present: false` if it is not there"
+            )
+        expected += [SEG_TOKEN] * bool(mask) + [BOX_TOKEN] * bool(box)
+    found = TOKENS.findall(record["answer"])
+    if found != expected:
+        raise RecordError(
+            f"record {record['id']}: the answer points {_counted(found)}, its regions ask for {_counted(expected)}; "
+            "write one [SEG] per mask and one [BOX] per box, in the order of `regions`"
+        )
+
+
+def _counted(tokens: list[str]) -> str:
+    return f"{tokens.count(SEG_TOKEN)} x [SEG] and {tokens.count(BOX_TOKEN)} x [BOX]"
+
+
+@DATASETS.register_module()
+class RecordDataset:
+    """Records of one split as `Sample`s.
+
+    Args:
+        path: folder of the data set (with `records/SPLIT.jsonl`), or one JSON lines file whose paths are relative to
+            the folder above it if it lies in `records/`, else to its own folder.
+        split: "train", "val", "test" or "aux"; ignored where `path` is a file.
+        tasks: keep only records of these tasks; all if None.
+        limit: keep only the first so many records.
+
+    A sample's conversation is (("user", question), ("assistant", answer)). Its `labels` hold `task`, `label`,
+    `choices`, `site`, `note` and `split`. Pictures come as HxW or HxWx3, volumes as DxHxW with D to the head, H to the
+    back and W to the patient's left, whatever the axes of the file.
+
+    Raises:
+        FileNotFoundError, RecordError: on construction for the JSON lines, on access for an image, a mask that does
+            not fit its image or is empty, or a count of tokens that disagrees with the regions.
+    """
+
+    def __init__(self, path, split: str = "train", tasks: Sequence[str] | None = None, limit: int | None = None):
+        path = Path(path)
+        self.file = path if path.is_file() else path / "records" / f"{split}.jsonl"
+        self.root = self.file.parent.parent if self.file.parent.name == "records" else self.file.parent
+        if tasks is not None and (unknown := sorted(set(tasks) - set(TASKS))):
+            raise RecordError(f"unknown task {', '.join(unknown)}; known are {', '.join(TASKS)}")
+        records = [r for r in read_records(self.file) if tasks is None or r["task"] in tasks]
+        self.records = records if limit is None else records[:limit]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        check_counts(record)
+        array, geometry = self._load(record, record.get("image") or record["volume"])
+        if "volume" in record:
+            array, geometry = reorient(array, geometry, "SPL")
+            array = np.ascontiguousarray(array)
+        return Sample(
+            images=(array,),
+            geometry=geometry,
+            sample_id=record["id"],
+            modality=record.get("modality", ""),
+            conversation=(("user", record["question"]), ("assistant", record["answer"])),
+            regions=tuple(self._region(record, entry, array.shape) for entry in record.get("regions") or ()),
+            labels={
+                name: record.get(name) if name != "site" else record.get(name, "")
+                for name in ("task", "label", "choices", "site", "note", "split")
+            },
+            patient_id=record.get("patient_id", ""),
+            source=record.get("source", ""),
+            licence=record.get("licence", ""),
+            label_origin=record.get("label_origin", ""),
+        )
+
+    def _load(self, record: dict, name: str):
+        try:
+            return read(self.root / name)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.file}: record {record['id']} names {name}, which is missing") from error
+        except ReadError as error:
+            raise RecordError(f"{self.file}: record {record['id']}: {error}") from error
+
+    def _region(self, record: dict, entry: dict, shape: tuple[int, ...]) -> Region:
+        mask, box, span = None, entry.get("box_xyxy_px"), entry.get("phrase_span")
+        if entry.get("mask"):
+            mask, geometry = self._load(record, entry["mask"])
+            if "volume" in record:
+                mask, expected = np.ascontiguousarray(reorient(mask, geometry, "SPL")[0]), shape
+            else:
+                mask, expected = (mask if mask.ndim == 2 else mask[..., 0]), shape[:2]
+            if mask.shape != expected:
+                raise RecordError(
+                    f"{self.file}: record {record['id']}: mask {entry['mask']} is {mask.shape}, the image {expected}"
+                )
+            mask = mask > 0
+            if not mask.any():
+                raise RecordError(f"{self.file}: record {record['id']}: mask {entry['mask']} is empty")
+        present = entry.get("present")
+        return Region(
+            phrase=entry["phrase"],
+            mask=mask,
+            box_xyxy_px=tuple(float(v) for v in box) if box else None,
+            presence=None if present is None else float(present),
+            phrase_span=tuple(span) if span else None,
+        )
