@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "evaluation": {"structures"},
     "models": {"structures", "tokens", "chat", "io"},
     "tasks": {"models", "losses", "evaluation", "registry", "structures"},
-    "engine": {"tasks", "data", "registry", "structures", "io"},
+    "engine": {"tasks", "data", "registry", "structures", "io", "evaluation"},
     "inference": {"models", "io", "structures", "data", "evaluation"},
     "serve": {"inference", "structures"},
     "cli": {"structures", "io", "data", "models", "engine", "inference", "serve", "evaluation"},
