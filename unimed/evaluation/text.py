@@ -19,10 +19,11 @@ from unimed.evaluation.boxes import as_boxes, iou_matrix
 _WORD = re.compile(r"\d+(?:[.,]\d+)+|\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-/.]\w+)*")
 Tokenise = Callable[[str], list[str]]
 
-# The commonest English words: METEOR lets them weigh a third of the others (0.25 against 0.75).
+# The commonest English words: METEOR lets them weigh a third of the others (0.25 against 0.75). Where its own list
+# differs in a word, a score moves in the second digit.
 _FUNCTION_WORDS = frozenset(
     "a about after all also an and any are as at be been but by can could did do for from had has have he her him his"
-    " how i if in into is it its like may more most new no not now of on one only or other our out over said she should"
+    " how i if in into is it its like may more most new no not now of on one or other our out over said she should"
     " so some such than that the their them then there these they this time to two up was we were what when which who"
     " will with would you your . , ; : ? ! ( ) ' - -- \"".split()
 )
@@ -144,24 +145,49 @@ def meteor_exact(hypotheses: Sequence[str], references: Sequence, *, tokenise: T
     It needs no Java and no word nets, and lies at or below the full METEOR; never mix the two in one table.
     Punctuation counts as function words unless `tokenise` drops it.
     """
-    tokenise = tokenise or (lambda text: re.findall(r"\w+(?:[-'/]\w+)*|[^\w\s]", text.lower()))
-    hypotheses, references = _prepare(hypotheses, references, tokenise)
-    return [max(_meteor(h, ref) for ref in refs) for h, refs in zip(hypotheses, references, strict=True)]
+    hypotheses, references = _prepare(hypotheses, references, tokenise or _words_and_marks)
+    return [
+        max(_meteor_value(_meteor_counts(h, ref)) for ref in refs)
+        for h, refs in zip(hypotheses, references, strict=True)
+    ]
 
 
-def _meteor(words, ref):
-    matched, chunks = _align(words, ref)
-    if not matched:
-        return 0.0
+def corpus_meteor_exact(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise | None = None) -> float:
+    """METEOR of a corpus, exact stage only: counts of all samples are added up first, as the COCO tools report it."""
+    hypotheses, references = _prepare(hypotheses, references, tokenise or _words_and_marks)
+    if not hypotheses:
+        return float("nan")
+    counts = [
+        max((_meteor_counts(h, ref) for ref in refs), key=_meteor_value)
+        for h, refs in zip(hypotheses, references, strict=True)
+    ]
+    return _meteor_value(tuple(sum(column) for column in zip(*counts, strict=True)))
+
+
+def _words_and_marks(text):
+    return re.findall(r"\w+(?:[-'/]\w+)*|[^\w\s]", text.lower())
+
+
+def _meteor_counts(words, ref):
+    """Weight of matches, of the hypothesis, of the reference; matched words, chunks."""
 
     def weight(part):
         return sum(0.25 if word in _FUNCTION_WORDS else 0.75 for word in part)
 
+    matched, chunks = _align(words, ref)
     hits = weight([words[i] for i in matched])
-    precision, recall = hits / weight(words), hits / weight(ref)
+    # A sentence that is found whole, in one piece, is not punished for being one chunk.
+    chunks = 0 if chunks == 1 and len(matched) == len(words) == len(ref) else chunks
+    return hits, weight(words), weight(ref), len(matched), chunks
+
+
+def _meteor_value(counts):
+    hits, said, true, matched, chunks = counts
+    if not matched:
+        return 0.0
+    precision, recall = hits / said, hits / true
     f_mean = precision * recall / (0.85 * precision + 0.15 * recall)
-    whole = chunks == 1 and len(matched) == len(words) == len(ref)
-    return f_mean * (1 - (0.0 if whole else 0.6 * (chunks / len(matched)) ** 0.2))
+    return f_mean * (1 - 0.6 * (chunks / matched) ** 0.2)
 
 
 def _align(words, ref, width: int = 40):
@@ -216,7 +242,7 @@ def open_answers(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, fl
 
 
 def captions(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise = tokens) -> dict[str, float]:
-    """BLEU-1..4 (corpus), ROUGE-L, CIDEr-D and METEOR's exact stage (means over samples) of reports or captions."""
+    """BLEU-1..4 and METEOR's exact stage (both of the corpus), ROUGE-L and CIDEr-D (means over samples) of reports."""
 
     def mean(values):
         return float(np.mean(values)) if values else float("nan")
@@ -225,7 +251,7 @@ def captions(hypotheses: Sequence[str], references: Sequence, *, tokenise: Token
     return result | {
         "rouge_l": mean(rouge_l(hypotheses, references, tokenise=tokenise)),
         "cider_d": mean(cider_d(hypotheses, references, tokenise=tokenise)),
-        "meteor_exact": mean(meteor_exact(hypotheses, references, tokenise=tokenise)),
+        "meteor_exact": corpus_meteor_exact(hypotheses, references, tokenise=tokenise),
     }
 
 
