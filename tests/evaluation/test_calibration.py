@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unimed.evaluation import reliability, selective
-from unimed.evaluation.calibration import Calibration, CalibrationError, Cases
+from unimed.evaluation.calibration import Calibration, CalibrationError, Cases, case_row
 from unimed.evaluation.conformal import ConformalBoxes, conformal_quantile, control_risk, mask_margin, mask_threshold
 from unimed.evaluation.statistics import clopper_pearson
 from unimed.structures import Region
@@ -329,3 +329,16 @@ def test_command_line(tmp_path):
     cases.write_text("{}\n")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and "calibrate:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rows_come_from_regions_and_name_nobody():
+    mask = np.zeros((40, 60), bool)
+    mask[10:20, 30:50] = True
+    said = Region("mass", box_xyxy_px=(30, 10, 50, 25), confidence=0.7, box_std_px=(1, 1, 1, 1))
+    row = case_row(Region("mass", mask=mask), said, case_id="c", patient_id="Jane Doe", image_size_hw=(40, 60))
+    assert row["true_box_xyxy_px"] == [30, 10, 50, 20] and row["iou"] == pytest.approx(2 / 3)
+    assert "Jane" not in json.dumps(row)
+    other = case_row(Region("mass", mask=mask), None, case_id="d", patient_id="Jane Doe", image_size_hw=(40, 60))
+    assert other["group"] == row["group"] and other["predicted_box_xyxy_px"] is None and other["iou"] == 0
+    cases = Cases.read([row, other])
+    assert len(cases.truth) == 1 and cases.skipped == 1 and cases.places.shape == (1, 4)
