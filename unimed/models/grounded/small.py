@@ -51,9 +51,9 @@ def build_small(
     *,
     image_size: int = 128,
     hidden_dim: int = 256,
-    layers: int = 4,
+    layers: int = 3,
     heads: int = 4,
-    vision_grid: int = 8,
+    vision_grid: int = 4,
     vocabulary: int = 1500,
     connector: str = "mlp2x_gelu",
     box_head: str | None = "point",
@@ -69,20 +69,59 @@ def build_small(
         mask_config: sizes of the mask head; LiteMedSAM's own by default.
     """
     tokenizer = train_tokenizer(texts, vocabulary)
+    language = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_dim,
+        intermediate_size=4 * hidden_dim,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+    )
     mask_config = mask_config or MedSamLiteConfig(image_size=image_size)
-    config = GroundedConfig(
-        backbone_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden_dim,
-            intermediate_size=4 * hidden_dim,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=2048,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=tokenizer.convert_tokens_to_ids(END),
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        ),
+    torch.manual_seed(seed)
+    model = GroundedMLLM(_config(language, tokenizer, mask_config, connector, box_head, vision_grid))
+    model.processor = _processor(tokenizer, mask_config, vision_grid, "question_answer")
+    return model
+
+
+def build_on_language_model(
+    language_model,
+    tokenizer,
+    *,
+    template: str = "qwen_chat",
+    image_size: int = 128,
+    vision_grid: int = 8,
+    connector: str = "mlp2x_gelu",
+    box_head: str | None = "point",
+    seed: int = 0,
+) -> GroundedMLLM:
+    """A grounded model around a pretrained causal language model, such as SmolLM2-135M-Instruct.
+
+    The grounding tokens are added to its tokenizer, and its embeddings grow by as many rows.
+
+    Args:
+        language_model: `LlamaForCausalLM` or its like; its weights are taken over.
+        template: the chat template it was trained with (ChatML is "qwen_chat").
+    """
+    tokenizer.add_tokens([IMAGE_PLACEHOLDER, *GROUNDING_TOKENS], special_tokens=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    mask_config = MedSamLiteConfig(image_size=image_size)
+    torch.manual_seed(seed)
+    model = GroundedMLLM(_config(language_model.config, tokenizer, mask_config, connector, box_head, vision_grid))
+    model.backbone.lm.load_state_dict(language_model.state_dict())
+    model.processor = _processor(tokenizer, mask_config, vision_grid, template)
+    return model
+
+
+def _config(language, tokenizer, mask_config, connector: str, box_head: str | None, vision_grid: int) -> GroundedConfig:
+    return GroundedConfig(
+        backbone_config=language,
         mask_config=mask_config,
         connector={"projector_type": connector, "resample_method": "none", "num_task_tokens": 0},
         box_head=None if box_head is None else {"kind": box_head},
@@ -91,21 +130,21 @@ def build_small(
         box_token_id=tokenizer.convert_tokens_to_ids(BOX_TOKEN),
         vision_grid=vision_grid,
     )
-    torch.manual_seed(seed)
-    model = GroundedMLLM(config)
-    model.processor = GroundedProcessor(
+
+
+def _processor(tokenizer, mask_config: MedSamLiteConfig, vision_grid: int, template: str) -> GroundedProcessor:
+    return GroundedProcessor(
         tokenizer,
-        template="question_answer",
+        template=template,
         image_start="",
         image_token=IMAGE_PLACEHOLDER,
         image_end="",
         tokens_per_tile=vision_grid**2,
+        # The image tokens come from the encoder of the mask head: no tiles, values in [0, 1].
         tile_size=0,
         max_tiles=1,
         mask_size=mask_config.image_size,
         mask_mean=(0.0, 0.0, 0.0),
         mask_std=(1.0, 1.0, 1.0),
         max_prompt_tokens=1500,
-        max_phrases=256,
     )
-    return model

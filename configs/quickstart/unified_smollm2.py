@@ -1,0 +1,16 @@
+"""The quickstart's next step: the same data and heads around SmolLM2-135M-Instruct with LoRA.
+
+Start it with `python tools/new_model.py pretrained/unified_smollm2 --language-model smollm2 --vision-grid 8`.
+"""
+
+_base_ = ["unified_small.py"]
+
+task = dict(
+    model="pretrained/unified_smollm2",
+    lora=dict(r=16, lora_alpha=32),
+    learning_rates={"backbone": 0.2},
+)
+batch_size = 4
+accumulate = 4
+max_steps = 600
+work_dir = "work_dirs/unified_smollm2"

@@ -1,0 +1,176 @@
+"""The connector: visual tokens of width Dv -> tokens of the width of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from unimed.models.connectors.configuration import ConnectorConfig, ConnectorError
+from unimed.models.connectors.resample import resample
+from unimed.models.connectors.router import Router, load_balancing_loss, routing_weights, z_loss
+
+
+class ConnectorOutput(NamedTuple):
+    """`tokens` [B, M, Dl]; `routing` [B, M, E] (rows sum to 1) and `auxiliary_loss` (scalar, weighted), else None."""
+
+    tokens: torch.Tensor
+    routing: torch.Tensor | None = None
+    auxiliary_loss: torch.Tensor | None = None
+
+
+def projector(inputs: int, outputs: int, depth: int) -> nn.Sequential:
+    """`depth` linear layers with GELU between; the linear layers have the even numbers 0, 2, 4, ..."""
+    layers: list[nn.Module] = [nn.Linear(inputs, outputs)]
+    for _ in range(depth - 1):
+        layers += [nn.GELU(), nn.Linear(outputs, outputs)]
+    return nn.Sequential(*layers)
+
+
+class Connector(nn.Module):
+    """Resampler, projector or experts, and router of Uni-Med (arXiv 2409.17508), behind any vision encoder.
+
+    Sparse and hard routing compute an expert only for the tokens that chose it; set `compute_all` to compute all
+    experts for all tokens as the released code does (same outputs, E/k times the work).
+
+    Parameters carry the names of the released checkpoints, with `projector.` for `llm_proj.`.
+    """
+
+    def __init__(self, config: ConnectorConfig, vision_dim: int, language_dim: int):
+        super().__init__()
+        self.config = config
+        self.vision_dim = vision_dim
+        self.compute_all = False
+        width = config.feature_width(vision_dim)
+        if config.is_moe:
+            self.projector = nn.ModuleList(
+                projector(width, language_dim, config.depth) for _ in range(config.num_experts)
+            )
+        elif config.projector_type == "linear":
+            self.projector = nn.Linear(width, language_dim)
+        else:
+            self.projector = projector(width, language_dim, config.depth)
+        self.task_tokens = nn.ParameterDict()
+        if config.has_task_tokens:
+            for task in config.tasks:
+                self.task_tokens[task] = nn.Parameter(torch.empty(1, 1, config.task_token_c).normal_(std=0.02))
+        if config.has_router:
+            inputs = {
+                "router_task_token": config.task_token_c + width,
+                "router_token": width,
+                "router_task": config.task_token_c,
+            }[config.router_method]
+            self.router = Router(inputs, config.num_experts)
+
+    @property
+    def needs_task(self) -> bool:
+        """Whether `forward` must be told the task of every sample."""
+        config = self.config
+        if not config.is_moe:
+            return False
+        return config.router_type == "hard" or (config.routes_by_network and "task" in config.router_method)
+
+    def task_ids(self, names: Sequence[str]) -> torch.Tensor:
+        """Names of tasks -> ids [B] for `forward`.
+
+        Raises:
+            ConnectorError: a task that is not in the configuration.
+        """
+        for name in names:
+            if name not in self.config.tasks:
+                raise ConnectorError(f"task {name!r} is not known; choose one of: {', '.join(self.config.tasks)}")
+        return torch.tensor([self.config.tasks.index(name) for name in names], dtype=torch.long)
+
+    def forward(
+        self,
+        vision: torch.Tensor,
+        task: torch.Tensor | Sequence[str] | str | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> ConnectorOutput:
+        """`vision` [B, N, Dv] without class token; `task` [B] ids (or names, or one name for all); tasks may be mixed.
+
+        Raises:
+            ConnectorError: wrong width, a number of tokens that cannot be resampled, a missing or unknown task.
+        """
+        if vision.ndim != 3 or vision.shape[-1] != self.vision_dim:
+            raise ConnectorError(f"vision must be [B, N, {self.vision_dim}], got {list(vision.shape)}")
+        tokens = resample(vision, self.config, grid)
+        if not self.config.is_moe:
+            return ConnectorOutput(self.projector(tokens))
+        names = self._task_names(task, len(tokens))
+        weights, auxiliary = self._route(tokens, names)
+        return ConnectorOutput(self._mix(tokens, weights), weights, auxiliary)
+
+    def _task_names(self, task, batch: int) -> list[str] | None:
+        if not self.needs_task:
+            return None
+        tasks = self.config.tasks
+        if task is None:
+            raise ConnectorError(f"this connector routes by task: give `task` for every sample, of: {', '.join(tasks)}")
+        if isinstance(task, str):
+            task = [task] * batch
+        ids = (task if isinstance(task, torch.Tensor) else self.task_ids(task)).tolist()
+        if len(ids) != batch:
+            raise ConnectorError(f"{len(ids)} tasks for {batch} images; give one task per image")
+        for index in ids:
+            if not 0 <= index < len(tasks):
+                raise ConnectorError(f"task id {index} is not known; ids 0 to {len(tasks) - 1} are: {', '.join(tasks)}")
+        return [tasks[index] for index in ids]
+
+    def _route(self, tokens, names) -> tuple[torch.Tensor, torch.Tensor | None]:
+        config = self.config
+        shape = (*tokens.shape[:2], config.num_experts)
+        if config.router_type == "constant":
+            return tokens.new_full(shape, 1 / config.num_experts), None
+        if config.router_type == "hard":
+            expert = [config.tasks.index(name) for name in names]
+            if max(expert) >= config.num_experts:
+                raise ConnectorError(
+                    f"hard routing: task {config.tasks[max(expert)]!r} wants expert {max(expert)}, "
+                    f"but num_experts is {config.num_experts}"
+                )
+            weights = tokens.new_zeros(shape)
+            weights[torch.arange(len(expert)), :, expert] = 1
+            return weights, None
+        # Only the tokens of tasks that are in the batch enter the graph: the others keep no gradient, so that an
+        # optimiser neither moves nor decays them.
+        task = torch.cat([self.task_tokens[name] for name in names]).to(tokens.dtype) if names else None
+        if config.router_method == "router_task":
+            logits = self.router(task).expand(shape)
+        elif config.router_method == "router_token":
+            logits = self.router(tokens)
+        else:
+            logits = self.router(torch.cat([task.expand(-1, tokens.shape[1], -1), tokens], dim=-1))
+        weights = routing_weights(logits, config.router_type, config.sparse_topk)
+        auxiliary = None
+        if config.load_balancing_weight or config.z_loss_weight:
+            auxiliary = config.load_balancing_weight * load_balancing_loss(logits, weights)
+            auxiliary = auxiliary + config.z_loss_weight * z_loss(logits)
+        return weights.to(tokens.dtype), auxiliary
+
+    def _mix(self, tokens, weights) -> torch.Tensor:
+        if self.compute_all or self.config.router_type in ("soft", "constant"):
+            return sum(weights[..., e, None] * expert(tokens) for e, expert in enumerate(self.projector))
+        flat, gates = tokens.flatten(0, 1), weights.flatten(0, 1)
+        mixed = None
+        for e, expert in enumerate(self.projector):
+            rows = gates[:, e].nonzero().squeeze(1)
+            # An expert nobody chose still runs on zero rows, so that every rank has a gradient for it.
+            part = expert(flat[rows]) * gates[rows, e, None]
+            if mixed is None:
+                mixed = part.new_zeros(len(flat), part.shape[-1])
+            mixed = mixed.index_add(0, rows, part)
+        return mixed.unflatten(0, tokens.shape[:2])
+
+
+def build_connector(config: Mapping | ConnectorConfig, vision_dim: int, language_dim: int) -> Connector:
+    """Connector from `vision_dim` to `language_dim` wide tokens.
+
+    Raises:
+        ConnectorError: see `ConnectorConfig`.
+    """
+    if not isinstance(config, ConnectorConfig):
+        config = ConnectorConfig.from_dict(config)
+    return Connector(config, vision_dim, language_dim)
