@@ -123,3 +123,16 @@ def test_case_file_is_whole_or_not_at_all(tmp_path):
         read_cases(path)
     report = write_report(tmp_path / "r.json", {"iou": Interval(0.5, 0.1, 0.9)})
     assert json.loads(report.read_text())["iou"]["high"] == 0.9
+
+
+def test_centred_interval_holds_the_value_of_a_statistic_that_resampling_inflates():
+    values = np.random.default_rng(3).normal(size=200)
+
+    def roughness(index):  # like a calibration error: the mean of absolute means of small bins
+        return float(np.abs(values[index][:200].reshape(40, 5).mean(1)).mean())
+
+    order = np.argsort(np.tile(np.arange(5), 40), kind="stable")
+    values = np.sort(np.abs(values))[order] * np.where(np.arange(200) % 2, 1, -1)
+    plain, centred = bootstrap(roughness, 200, resamples=300), bootstrap(roughness, 200, resamples=300, centre=True)
+    assert not plain.low <= plain.value <= plain.high
+    assert centred.low <= centred.value <= centred.high and centred.value == plain.value

@@ -335,7 +335,7 @@ def _reliability(confidence, cases, resamples, seed):
     }
     if cases.places is not None:
         measures["d_ece"] = lambda i: d_ece(confidence[i], hit[i], cases.places[i])
-    options = {"groups": cases.groups, "resamples": resamples, "seed": seed}
+    options = {"groups": cases.groups, "resamples": resamples, "seed": seed, "centre": True}
     return {name: bootstrap(measure, len(hit), **options) for name, measure in measures.items()}
 
 

@@ -30,6 +30,7 @@ def bootstrap(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    centre: bool = False,
 ) -> Interval:
     """Percentile bootstrap of any statistic of indices, resampling whole groups.
 
@@ -37,6 +38,8 @@ def bootstrap(
         statistic: takes an integer index array into the n items and returns a number; NaN results are left out.
         groups: patient of every item, [n]. Items of one patient are drawn together, as they are not independent;
             None draws items.
+        centre: move the draws so that their mean is the value. For statistics that resampling itself inflates, such
+            as calibration errors, whose plain interval may lie above the value; the low end stays at or above 0.
 
     Returns:
         The statistic of all items with its interval; NaN ends when fewer than two groups exist.
@@ -62,6 +65,9 @@ def bootstrap(
     if not draws.size:
         return Interval(value, float("nan"), float("nan"), level)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    if centre:
+        shift = draws.mean() - value
+        low, high = max(0.0, low - shift), high - shift
     return Interval(value, float(low), float(high), level)
 
 
