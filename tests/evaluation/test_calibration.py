@@ -260,6 +260,8 @@ def test_calibration_file_round_trip_and_regions(tmp_path):
     outer, inner = region.box_outer_xyxy_px, region.box_inner_xyxy_px
     assert outer[0] < 100 < inner[0] < inner[2] < 160 < outer[2] and outer[3] == 155
     assert loaded.apply(Region("mass", presence=0.2)).box_outer_xyxy_px is None
+    with pytest.raises(CalibrationError, match="'mass' is calibrated already"):
+        loaded.apply(region)
     tiny = loaded.apply(Region("mass", box_xyxy_px=(0, 0, 4, 4), box_std_px=(9, 9, 9, 9), confidence=0.5))
     assert tiny.box_inner_xyxy_px is None, "no pixel is certain"
     with pytest.raises(CalibrationError, match="box_std_px, and the region has none"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from unimed.evaluation import classification as cls
 from unimed.evaluation.presence import presence_scores
 from unimed.evaluation.statistics import Interval, bootstrap, bootstrap_mean, clopper_pearson, paired_difference
-from unimed.evaluation.tables import markdown_table, read_cases, write_cases, write_report
+from unimed.evaluation.tables import markdown_table, means_by, read_cases, write_cases, write_report
 
 labels = st.lists(st.sampled_from("abc"), min_size=3, max_size=20)
 
@@ -136,3 +136,23 @@ def test_centred_interval_holds_the_value_of_a_statistic_that_resampling_inflate
     plain, centred = bootstrap(roughness, 200, resamples=300), bootstrap(roughness, 200, resamples=300, centre=True)
     assert not plain.low <= plain.value <= plain.high
     assert centred.low <= centred.value <= centred.high and centred.value == plain.value
+
+
+def test_means_by_group_rows_and_resample_patients():
+    rows = [
+        {
+            "modality": "CT" if i % 2 else "MR",
+            "target": "liver",
+            "dice": (i % 4) / 4,
+            "group": f"p{i // 4}",
+            "none": None,
+        }
+        for i in range(40)
+    ]
+    table = means_by(rows, ("modality", "target"), ["dice", "none"])
+    assert [(r["modality"], r["cases"]) for r in table] == [("CT", 20), ("MR", 20)]
+    assert table[0]["dice"].value == 0.5 and math.isnan(table[0]["none"].value)
+    assert table[0]["dice"].low == table[0]["dice"].high == 0.5, "every patient has the same mean"
+    assert "| CT" in markdown_table(table)
+    with pytest.raises(ValueError, match="'iou' is in no row"):
+        means_by(rows, "target", ["iou"])

@@ -229,10 +229,15 @@ class Calibration:
             image_size_hw: clips the outer box to the image, which cannot lose any of the true box.
 
         Raises:
-            CalibrationError: as in `apply_arrays`. Apply it once: its input are the model's own numbers.
+            CalibrationError: as in `apply_arrays`, or the region has an outer box already: only the model's own
+                numbers can be calibrated, and only once.
         """
         if region.box_xyxy_px is None:
             return region
+        if region.box_outer_xyxy_px is not None:
+            raise CalibrationError(
+                f"region {region.phrase!r} is calibrated already; apply this to the model's own output"
+            )
         result = self.apply_arrays(
             np.array([region.box_xyxy_px], dtype=np.float64),
             sigma=None if region.box_std_px is None else np.array([region.box_std_px], dtype=np.float64),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.evaluation.statistics import Interval
+from unimed.evaluation.statistics import Interval, bootstrap_mean
 
 
 def markdown_table(
@@ -41,6 +41,44 @@ def markdown_table(
     if command:
         lines += ["", f"`{command}`"]
     return "\n".join(lines) + "\n"
+
+
+def means_by(
+    rows: Sequence[Mapping],
+    by: str | Sequence[str],
+    metrics: Sequence[str],
+    *,
+    group: str = "group",
+    resamples: int = 500,
+    seed: int = 0,
+) -> list[dict]:
+    """One row per value of the keys in `by` (e.g. ("modality", "target")): cases, and means with intervals.
+
+    Args:
+        metrics: columns to average; None and NaN are left out, `cases` counts the rows.
+        group: column of the patient; its items are resampled together where every row has one and there are
+            several, else cases are resampled.
+
+    Raises:
+        ValueError: a key or metric is in no row.
+    """
+    keys = [by] if isinstance(by, str) else list(by)
+    for name in [*keys, *metrics]:
+        if rows and not any(name in row for row in rows):
+            raise ValueError(f"{name!r} is in no row; there are {sorted({key for row in rows for key in row})}")
+    parts: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        parts.setdefault(tuple(str(row.get(key, "")) for key in keys), []).append(row)
+    table = []
+    for values, part in sorted(parts.items()):
+        line: dict = dict(zip(keys, values, strict=True)) | {"cases": len(part)}
+        owners = [row.get(group) for row in part]
+        clusters = owners if None not in owners and len(set(owners)) > 1 else None
+        for metric in metrics:
+            numbers = [float("nan") if row.get(metric) is None else float(row[metric]) for row in part]
+            line[metric] = bootstrap_mean(numbers, groups=clusters, resamples=resamples, seed=seed)
+        table.append(line)
+    return table
 
 
 def _cell(value, digits: int) -> str:
