@@ -31,15 +31,15 @@ val_data = records("val", ["referring", "absent", "box", "vqa"])
 test_data = records("test", TASKS)
 collate = dict(type="GroundedCollator")
 optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.02)
-schedule = dict(type="cosine", warmup_steps=50)
+schedule = dict(type="cosine", warmup=50)
 batch_size = 16
 accumulate = 1
-max_steps = 900
-clip_grad_norm = 1.0
-precision = "fp32"
-strategy = "single"
-checkpoint = dict(interval=300, keep=2)
+max_steps = 700
+clip = 1.0
+checkpoint = dict(interval=175, keep=2)
 log = dict(interval=25)
-validate_interval = 450
+validate_interval = 350
+validate_samples = 48
+test_batch_size = 32
 seed = 0
 work_dir = "work_dirs/unified_small"
