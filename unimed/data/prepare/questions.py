@@ -257,7 +257,7 @@ def caption_of(case: Case) -> str:
     if case.caption:
         return case.caption
     plane = f"{case.plane} " if case.plane else ""
-    text = f"{plane}{case.modality} of {_with_article(case.site)}."
+    text = f"{plane}{case.modality} of {_with_article(case.site)}." if case.site else f"{plane}{case.modality} image."
     return text[0].upper() + text[1:]
 
 

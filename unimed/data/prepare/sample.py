@@ -132,9 +132,9 @@ def fair_questions(case, cases) -> set[str]:
     nothing of this case's own source: else one picture's look would pass for knowledge of its class.
     """
     if case.split in ("train", "aux"):
-        return {"modality", "site"}
+        return {"modality", "site"} if case.site else {"modality"}
     fair = set()
-    for name in ("modality", "site"):
+    for name in ("modality", "site") if case.site else ("modality",):
         sources = {c.patient_id for c in cases if c.split == "train" and getattr(c, name) == getattr(case, name)}
         seen = {c.patient_id for c in cases if c.split == "train"}
         if sources and case.patient_id not in seen:

@@ -5,4 +5,7 @@ BLOCKS = {
     "nuclei": "unimed.data.prepare.blocks.nuclei",
     "brain": "unimed.data.prepare.blocks.brain",
     "lesions": "unimed.data.prepare.blocks.lesions",
+    "dicoms": "unimed.data.prepare.blocks.dicoms",
+    "pictures": "unimed.data.prepare.blocks.pictures",
+    "microscopy": "unimed.data.prepare.blocks.microscopy",
 }

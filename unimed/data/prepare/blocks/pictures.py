@@ -1,0 +1,75 @@
+"""Retina, immunohistochemistry and H&E pictures to train on; their captions follow the packages' documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from unimed.data.packages import extract_member
+from unimed.data.prepare.cases import Case, shrink
+from unimed.io.read import read
+from unimed.io.windows import percentiles_to_uint8
+
+PACKAGES = ("scikit-image", "stardist")
+NOT_IN_TISSUE = ("brain", "grey matter", "white matter")
+
+#: (package, member, modality, site, licence, caption, phrases that are certainly not in the picture).
+PICTURES = (
+    (
+        "scikit-image",
+        "skimage/data/retina.jpg",
+        "fundus photography",
+        "retina",
+        "CC0-1.0",
+        "Fundus photograph of a human retina.",
+        ("nuclei", *NOT_IN_TISSUE),
+    ),
+    (
+        "scikit-image",
+        "skimage/data/ihc.png",
+        "histology",
+        "colon",
+        "no known copyright, as the package says",
+        "Histology of colonic glands, stained for FHL2 in brown (DAB) and counterstained with haematoxylin in blue.",
+        NOT_IN_TISSUE,
+    ),
+    (
+        "stardist",
+        "stardist/data/images/histo.jpg",
+        "histology",
+        "",
+        "BSD-3-Clause for the package; the picture is from TCIA",
+        "Histology stained with haematoxylin and eosin, with many nuclei.",
+        NOT_IN_TISSUE,
+    ),
+)
+SPLIT = "train"
+
+
+def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
+    """Three pictures to train on."""
+    yield from picture_cases(PICTURES, SPLIT, archives, folder)
+
+
+def picture_cases(pictures, split: str, archives: dict[str, Path], folder: Path) -> Iterator[Case]:
+    """One case per line of a table like `PICTURES`."""
+    for package, member, modality, site, licence, caption, absent in pictures:
+        image = read(extract_member(archives[package], member, folder / Path(member).name))[0]
+        if modality == "fluorescence microscopy":
+            image = percentiles_to_uint8(image if image.ndim == 2 else image.max(axis=2), ignore_zero=False)
+        yield Case(
+            name=f"picture_{package.replace('-', '_')}_{Path(member).stem}",
+            image=shrink(np.ascontiguousarray(image)),
+            modality=modality,
+            site=site,
+            split=split,
+            patient_id=f"{package}:{Path(member).name}",
+            source=f"{package}, {Path(member).name}",
+            licence=licence,
+            label_origin="package documentation",
+            absent=absent,
+            caption=caption,
+            details={"caption_origin": "caption follows the package documentation"},
+        )
