@@ -1,11 +1,8 @@
 """The quickstart: one small model, all tasks of the sample set in one mixture, minutes on two CPU cores."""
 
-DATA = "data/sample"
-TASKS = ["referring", "absent", "box", "vqa", "classification", "caption", "report"]
 
-
-def records(split, tasks, **options):
-    return dict(type="RecordDataset", path=DATA, split=split, tasks=tasks, **options)
+def records(split, *tasks):
+    return dict(type="RecordDataset", path="data/sample", split=split, tasks=list(tasks))
 
 
 task = dict(
@@ -18,17 +15,17 @@ task = dict(
 )
 train_data = dict(
     mixture=[
-        dict(dataset=records("train", ["referring"]), weight=4.0),
-        dict(dataset=records("train", ["absent"]), weight=2.0),
-        dict(dataset=records("train", ["box"]), weight=1.5),
-        dict(dataset=records("train", ["vqa"]), weight=2.0),
-        dict(dataset=records("train", ["classification"]), weight=1.0),
-        dict(dataset=records("train", ["caption"]), weight=0.5),
-        dict(dataset=records("train", ["report"]), weight=1.5),
+        dict(dataset=records("train", "referring"), weight=4.0),
+        dict(dataset=records("train", "absent"), weight=2.0),
+        dict(dataset=records("train", "box"), weight=1.5),
+        dict(dataset=records("train", "vqa"), weight=2.0),
+        dict(dataset=records("train", "classification"), weight=1.0),
+        dict(dataset=records("train", "caption"), weight=0.5),
+        dict(dataset=records("train", "report"), weight=1.5),
     ]
 )
-val_data = records("val", ["referring", "absent", "box", "vqa"])
-test_data = records("test", TASKS)
+val_data = records("val", "referring", "absent", "box", "vqa")
+test_data = records("test", "referring", "absent", "box", "vqa", "classification", "caption", "report")
 collate = dict(type="GroundedCollator")
 optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.02)
 schedule = dict(type="cosine", warmup=50)
