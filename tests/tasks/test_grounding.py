@@ -136,5 +136,6 @@ def test_scores_stand_beside_their_baselines():
     assert (
         report["summary"]["rouge_l/caption"] == pytest.approx(1.0) if "rouge_l/caption" in report["summary"] else True
     )
+    assert "p0" not in str(report["cases"]), "no patient id leaves the task"
     nothing = score_grounding(samples[:1], [answered("I see nothing.")])
     assert nothing["summary"]["dice/nuclei"] == 0.0 and not nothing["cases"][0]["answered"]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from unimed.losses.segmentation import mask_losses
 from unimed.models.grounded import GroundedMLLM
 from unimed.models.heads.mask import FeatureCache
+from unimed.models.lora import add_lora, merge_lora
 from unimed.registry import TASKS
 from unimed.structures import Prediction, Sample
 from unimed.tasks.grounding_scores import score_grounding
@@ -66,20 +67,9 @@ class GroundingTask(BaseModel):
             if name.startswith(tuple(freeze)):
                 parameter.requires_grad_(False)
         if lora is not None:
-            self._add_lora(lora)
+            add_lora(self.model.language_model, lora)
         if cache_images and hasattr(self.model.mask_head, "cache"):
             self.model.mask_head.cache = FeatureCache(cache_images)
-
-    def _add_lora(self, options: dict):
-        from peft import LoraConfig, inject_adapter_in_model
-
-        options = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"} | options
-        language = self.model.language_model
-        language.requires_grad_(False)
-        if options["target_modules"] == "all-linear":
-            names = {name.split(".")[-1] for name, m in language.named_modules() if isinstance(m, torch.nn.Linear)}
-            options["target_modules"] = sorted(names)
-        inject_adapter_in_model(LoraConfig(**options), language)
 
     @property
     def processor(self):
@@ -159,15 +149,14 @@ class GroundingTask(BaseModel):
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
         """Metrics, tables and per-case rows; baselines beside them where the training samples are given."""
-        blind = self.predict_samples([s for s in samples if s.labels.get("choices")], blank=True) if train else None
+        blind = self.predict_samples(_answerable(samples), blank=True) if train else None
         return score_grounding(samples, predictions, train, blind)
 
     def export(self, folder) -> None:
-        """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone from the model after it."""
-        from peft.tuners.lora import LoraLayer
-
-        for name, layer in list(self.model.named_modules()):
-            if isinstance(layer, LoraLayer):
-                layer.merge()
-                self.model.set_submodule(name, layer.get_base_layer())
+        """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
+        merge_lora(self.model)
         self.model.save_pretrained(folder)
+
+
+def _answerable(samples: Sequence[Sample]) -> list[Sample]:
+    return [sample for sample in samples if sample.labels.get("task") in ("vqa", "classification")]

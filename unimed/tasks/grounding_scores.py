@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from unimed.evaluation.baselines import copy_baseline
-from unimed.evaluation.boxes import accuracy_at, iou_matrix
+from unimed.evaluation.boxes import score_phrase, summarise_phrases
 from unimed.evaluation.masks import dice, iou
 from unimed.evaluation.presence import presence_scores
-from unimed.evaluation.statistics import bootstrap_mean
+from unimed.evaluation.tables import means_by
 from unimed.evaluation.text import captions, normal_form
 from unimed.structures import Prediction, Region, Sample
 
@@ -29,7 +30,8 @@ def score_grounding(
         predictions: one per sample.
         train: training samples; enable the copy baseline (best training mask of the same phrase, pasted without
             looking at the image: an upper bound of what position alone gives) and the majority baseline.
-        blind: predictions on black images for the samples with choices, in their order: the language-only baseline.
+        blind: predictions on black images for the samples of tasks vqa and classification, in their order: the
+            language-only baseline.
 
     Returns:
         "summary" (flat numbers), "tables" {name: rows} and "cases" (one row per case and target).
@@ -42,17 +44,15 @@ def score_grounding(
     masks = _mask_rows(samples, predictions, train)
     if masks:
         cases += masks
-        tables["masks"] = _grouped(masks, "target", ("dice", "iou", "copy_baseline_dice"))
+        tables["masks"] = means_by(masks, "target", ["dice", "iou"] + ["copy_baseline_dice"] * bool(train))
         for row in tables["masks"]:
             summary[f"dice/{row['target']}"] = row["dice"].value
         summary["dice_mean_over_targets"] = float(np.mean([row["dice"].value for row in tables["masks"]]))
     boxes = _box_rows(samples, predictions)
     if boxes:
         cases += boxes
-        ious = [row["iou"] for row in boxes]
-        summary["box_iou_mean_over_cases"] = float(np.mean(ious))
-        summary |= {f"box_{name}": value for name, value in accuracy_at(ious).items()}
-        tables["boxes"] = _grouped(boxes, "target", ("iou",))
+        summary |= summarise_phrases(boxes)
+        tables["boxes"] = means_by(boxes, "target", ("miou",))
     there = _presence_rows(samples, predictions)
     if there:
         cases += there
@@ -66,7 +66,9 @@ def score_grounding(
     answers = _answer_rows(by_task, train, samples, blind)
     if answers:
         cases += answers
-        tables["answers"] = _grouped(answers, "task", ("correct", "majority_baseline", "language_only"))
+        columns = ["correct"] + ["majority_baseline"] * bool(train)
+        columns += ["language_only"] * any("language_only" in row for row in answers)
+        tables["answers"] = means_by(answers, "task", columns)
         for row in tables["answers"]:
             summary[f"accuracy/{row['task']}"] = row["correct"].value
     for task in ("caption", "report", "region"):
@@ -100,7 +102,7 @@ def _mask_rows(samples, predictions, train):
             row = {
                 "kind": "mask",
                 "case_id": sample.sample_id,
-                "group": sample.patient_id or sample.sample_id,
+                "group": _group(sample),
                 "target": region.phrase.lower(),
                 "dice": dice(mask, region.mask),
                 "iou": iou(mask, region.mask),
@@ -122,24 +124,30 @@ def _of_phrase(found: list[Region], phrase: str, only: bool) -> Region | None:
 
 
 def _box_rows(samples, predictions):
+    """Per phrase: matched IoU, where a superfluous box costs as much as a missed one."""
     rows = []
     for sample, prediction in zip(samples, predictions, strict=True):
         if sample.labels.get("task") != "box":
             continue
-        truth = [region for region in sample.regions if region.box_xyxy_px is not None]
+        truth = [region.box_xyxy_px for region in sample.regions if region.box_xyxy_px is not None]
         found = [region.box_xyxy_px for region in prediction.regions if region.box_xyxy_px is not None]
-        for region in truth:
-            best = max(iou_matrix(found, [region.box_xyxy_px])[:, 0]) if found else 0.0
-            rows.append(
-                {
-                    "kind": "box",
-                    "case_id": sample.sample_id,
-                    "group": sample.patient_id or sample.sample_id,
-                    "target": region.phrase.lower(),
-                    "iou": float(best),
-                }
-            )
+        rows.append(
+            {
+                "kind": "box",
+                "case_id": sample.sample_id,
+                "group": _group(sample),
+                "target": sample.regions[0].phrase.lower() if sample.regions else "",
+                "predicted_boxes": found,
+                "true_boxes": truth,
+                **score_phrase(found, truth),
+            }
+        )
     return rows
+
+
+def _group(sample: Sample) -> str:
+    """The patient as a number nobody can be found by."""
+    return hashlib.sha256((sample.patient_id or sample.sample_id).encode()).hexdigest()[:12]
 
 
 def _presence_rows(samples, predictions):
@@ -173,7 +181,7 @@ def _answer_rows(by_task, train, samples, blind):
             majority[_question_key(sample)][normal_form(_plain(sample.conversation[1][1]))] += 1
     blind_text = {}
     if blind is not None:
-        asked = [sample for sample in samples if sample.labels.get("choices")]
+        asked = [sample for sample in samples if sample.labels.get("task") in ("vqa", "classification")]
         blind_text = {s.sample_id: p.text for s, p in zip(asked, blind, strict=True)}
     rows = []
     for task in ("vqa", "classification"):
@@ -182,7 +190,7 @@ def _answer_rows(by_task, train, samples, blind):
             row = {
                 "kind": "answer",
                 "case_id": sample.sample_id,
-                "group": sample.patient_id or sample.sample_id,
+                "group": _group(sample),
                 "task": task,
                 "said": prediction.text,
                 "truth": truth,
@@ -197,26 +205,9 @@ def _answer_rows(by_task, train, samples, blind):
     return rows
 
 
-def _question_key(sample: Sample) -> tuple:
-    choices = sample.labels.get("choices") or ()
-    return sample.labels.get("task"), tuple(choices)
-
-
-def _grouped(rows: list[dict], key: str, values: Sequence[str]) -> list[dict]:
-    """Means per group with their bootstrap intervals over patients (or cases where every case is its own)."""
-    table = []
-    for name in sorted({row[key] for row in rows}):
-        part = [row for row in rows if row[key] == name]
-        line = {key: name, "cases": len(part)}
-        for value in values:
-            numbers = [row[value] for row in part if value in row]
-            if numbers:
-                groups = [row.get("group") for row in part if value in row]
-                # With one patient nothing can be resampled but its images.
-                groups = groups if len(set(groups)) > 1 else None
-                line[value] = bootstrap_mean(numbers, groups=groups, resamples=500)
-        table.append(line)
-    return table
+def _question_key(sample: Sample) -> str:
+    """Questions of one wording share their usual answer."""
+    return sample.conversation[0][1]
 
 
 def _plain(text: str) -> str:
