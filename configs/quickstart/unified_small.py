@@ -31,11 +31,11 @@ optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.02)
 schedule = dict(type="cosine", warmup=50)
 batch_size = 16
 accumulate = 1
-max_steps = 700
+max_steps = 500
 clip = 1.0
-checkpoint = dict(interval=175, keep=2)
+checkpoint = dict(interval=125, keep=2)
 log = dict(interval=25)
-validate_interval = 350
+validate_interval = 250
 validate_samples = 48
 test_batch_size = 32
 seed = 0

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unimed.io.overlay import COLOURS, draw_regions, write_overlay
+from unimed.io.overlay import COLOURS, draw_regions, scale_to_width, write_overlay
 from unimed.structures import Region
 
 
@@ -35,3 +35,14 @@ def test_images_that_cannot_be_shown_are_refused():
         draw_regions(np.zeros((4, 4), np.uint16), [])
     with pytest.raises(ValueError, match="does not fit"):
         draw_regions(np.zeros((4, 4), np.uint8), [Region("x", mask=square())])
+
+
+def test_image_and_regions_are_scaled_together():
+    mask = np.zeros((20, 10), bool)
+    mask[4:8, 2:5] = True
+    image, (region,) = scale_to_width(
+        np.zeros((20, 10, 3), np.uint8), [Region("a", mask=mask, box_xyxy_px=(2, 4, 5, 8))], 40
+    )
+    assert image.shape == (80, 40, 3) and region.mask.shape == (80, 40)
+    assert region.mask[16:32, 8:20].all() and region.mask.sum() == 16 * 12
+    assert region.box_xyxy_px == (8, 16, 20, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,22 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
             (3, 2 + 1.2 * letter_px * line), caption, font=font, fill=colour, stroke_width=1, stroke_fill=(0, 0, 0)
         )
     return np.asarray(picture)
+
+
+def scale_to_width(image: np.ndarray, regions: Sequence[Region], width: int) -> tuple[np.ndarray, list[Region]]:
+    """An image (HxW or HxWx3, uint8) and its 2D regions, both scaled to a width in pixels."""
+    from PIL import Image
+
+    factor = width / image.shape[1]
+    size = (width, max(1, round(image.shape[0] * factor)))
+    scaled = []
+    for region in regions:
+        mask = region.mask
+        if mask is not None:
+            mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST), dtype=bool)
+        box = region.box_xyxy_px and tuple(value * factor for value in region.box_xyxy_px)
+        scaled.append(replace(region, mask=mask, box_xyxy_px=box, box_std_px=None))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)), scaled
 
 
 def write_overlay(path: str | Path, image: np.ndarray, regions: Sequence[Region]) -> Path:
