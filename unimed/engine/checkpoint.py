@@ -1,0 +1,228 @@
+"""Checkpoints that survive a kill at any moment: one folder per step, whole or not there, checked by sha256.
+
+    checkpoints/step_00000200/
+        model.safetensors      weights under the names of the task
+        ema.safetensors        averaged weights, where EMA is on
+        optimizer.safetensors  "<parameter>/<state>", one tensor each
+        rng.safetensors        generator states, "<rank>/<generator>"
+        state.json             step, data position, loop counters, optimiser groups, generator states that are numbers
+        metadata.json          written last: format, step, sha256 and size of every file above
+
+A folder is written under a temporary name, every file flushed, then renamed. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+NAME = re.compile(r"step_(\d{8,})")
+logger = logging.getLogger("unimed.engine")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged or does not fit; the message names the file and what to do."""
+
+
+@dataclass
+class Checkpoint:
+    """What one folder holds. Tensor tables are {name: tensor on the CPU}; `state` is JSON."""
+
+    step: int
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def save(root: str | Path, checkpoint: Checkpoint, keep: int = 3) -> Path:
+    """Write a checkpoint below `root`, verify it, and only then delete those beyond the newest `keep`.
+
+    Raises:
+        CheckpointError: it could not be written whole (disk full, folder not writable). Nothing old was touched.
+    """
+    from safetensors.torch import save_file
+
+    root = Path(root)
+    final = root / f"step_{checkpoint.step:08d}"
+    temporary = root / f".writing-{final.name}-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(root)
+        temporary.mkdir()
+        for name, table in checkpoint.tables.items():
+            save_file({key: value.contiguous() for key, value in table.items()}, temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(json.dumps(checkpoint.state))
+        files = {path.name: _fingerprint(path, flush=True) for path in sorted(temporary.iterdir())}
+        metadata = temporary / "metadata.json"
+        metadata.write_text(json.dumps({"format": FORMAT, "step": checkpoint.step, "files": files}, indent=1))
+        _flush(metadata)
+        _flush(temporary)
+        if final.exists():
+            # The same step is saved again (a run resumed and stopped at once): the old one goes aside, then away.
+            old = root / f".replaced-{final.name}-{os.getpid()}"
+            os.rename(final, old)
+            os.rename(temporary, final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(temporary, final)
+        _flush(root)
+        verify(final)
+    # safetensors reports a full disk as its own error, which is no OSError.
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"checkpoint of step {checkpoint.step} could not be written to {root}: {type(error).__name__}: {error}. "
+            "Older checkpoints are untouched; free space or make the folder writable, then resume."
+        ) from error
+    for path in _folders(root)[keep:] if keep > 0 else ():
+        shutil.rmtree(path, ignore_errors=True)
+    return final
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """Read every file of a checkpoint and compare size and sha256 with the metadata.
+
+    Returns:
+        the metadata.
+
+    Raises:
+        CheckpointError: naming the file that is missing, too short or changed.
+    """
+    path = Path(path)
+    try:
+        metadata = json.loads((path / "metadata.json").read_text())
+        files, version = metadata["files"], metadata["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}/metadata.json cannot be read: {error}") from error
+    if version > FORMAT:
+        raise CheckpointError(f"{path} has format {version}, this version reads up to {FORMAT}; update unimed")
+    for name, expected in files.items():
+        try:
+            found = _fingerprint(path / name)
+        except OSError as error:
+            raise CheckpointError(f"{path / name} cannot be read: {error}") from error
+        if found["bytes"] != expected["bytes"]:
+            raise CheckpointError(f"{path / name} has {found['bytes']} bytes, {expected['bytes']} were written")
+        if found["sha256"] != expected["sha256"]:
+            raise CheckpointError(f"{path / name} was changed after it was written (sha256 differs)")
+    return metadata
+
+
+def load(path: str | Path, tables: tuple[str, ...] | None = None) -> Checkpoint:
+    """Verify and read one checkpoint; `tables` limits what is read (e.g. ("model",)).
+
+    Raises:
+        CheckpointError: as `verify`.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    metadata = verify(path)
+    names = [name.removesuffix(".safetensors") for name in metadata["files"] if name.endswith(".safetensors")]
+    wanted = names if tables is None else [name for name in names if name in tables]
+    return Checkpoint(
+        step=metadata["step"],
+        tables={name: load_file(path / f"{name}.safetensors") for name in wanted},
+        state=json.loads((path / "state.json").read_text()),
+        path=path,
+    )
+
+
+def find(root: str | Path) -> Path | None:
+    """The newest checkpoint below `root` that is whole; damaged newer ones are named in the log. None without any."""
+    for path in _folders(Path(root)):
+        try:
+            verify(path)
+            return path
+        except CheckpointError as error:
+            logger.warning("damaged checkpoint skipped: %s", error)
+    return None
+
+
+def resolve(path: str | Path) -> Path:
+    """A checkpoint folder from what a user may type: the folder itself, `checkpoints/`, or the run folder.
+
+    Raises:
+        CheckpointError: nothing there.
+    """
+    path = Path(path)
+    if (path / "metadata.json").is_file():
+        return path
+    for root in (path / "checkpoints", path):
+        found = find(root) if root.is_dir() else None
+        if found:
+            return found
+    raise CheckpointError(f"no whole checkpoint at {path}; give a step_… folder or the run folder that holds it")
+
+
+def load_weights(path: str | Path, prefer_ema: bool = True) -> Mapping[str, Any]:
+    """Weights of a checkpoint folder of this engine, a run folder, or a file (.safetensors, .pth read safely).
+
+    With `prefer_ema` the averaged weights replace the raw ones of the same name where they were kept.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        import torch
+
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} holds more than tensors and is not unpickled: {error}. Convert it with tools/convert.py"
+            ) from error
+        for key in ("state_dict", "model"):
+            if isinstance(content, dict) and isinstance(content.get(key), dict):
+                content = content[key]
+        return content
+    loaded = load(resolve(path), tables=("model", "ema"))
+    return {**loaded.tables["model"], **(loaded.tables.get("ema", {}) if prefer_ema else {})}
+
+
+def _folders(root: Path) -> list[Path]:
+    """Finished checkpoint folders, newest first."""
+    found = [path for path in root.glob("step_*") if path.is_dir() and NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Temporary folders of killed runs. Only one run writes into a run folder."""
+    for pattern in (".writing-*", ".replaced-*"):
+        for path in root.glob(pattern):
+            kept = root / re.sub(r"^\.\w+-(step_\d+)-\d+$", r"\1", path.name)
+            if path.name.startswith(".replaced-") and not kept.exists():
+                os.rename(path, kept)  # killed between the two renames: the old one is still the good one
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _fingerprint(path: Path, flush: bool = False) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        if flush:
+            os.fsync(stream.fileno())
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+        return {"sha256": digest.hexdigest(), "bytes": stream.tell()}
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,78 @@
+"""`export`: a trained run as a Hugging Face folder that `unimed.load` and `AutoModel.from_pretrained` open."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from unimed.engine import checkpoint as checkpoints
+from unimed.engine.config import load_config
+from unimed.engine.strategy import Strategy, start_processes
+from unimed.registry import TASKS
+
+
+def export(config, checkpoint, destination, cfg_options=None) -> Path:
+    """Write the model of a run.
+
+    Args:
+        config: the config it was trained with.
+        checkpoint: a step folder, a run folder (its newest), or a weight file.
+        destination: a folder that is not there yet; it appears whole or not at all.
+
+    Raises:
+        FileExistsError: `destination` is there.
+        CheckpointError: the checkpoint is not there or damaged.
+        ValueError: the task has nothing to export.
+    """
+    destination = Path(destination)
+    if destination.exists():
+        raise FileExistsError(f"{destination} is there already; remove it or choose another folder")
+    settings = load_config(config, cfg_options)
+    task = TASKS.build(settings["task"])
+    if not hasattr(task, "export"):
+        raise ValueError(f"{type(task).__name__} has no export")
+    strategy = Strategy("single", task, start_processes("cpu"), "fp32")
+    strategy.load_weights(checkpoints.load_weights(checkpoint), strict=False)
+    task.eval()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        task.export(temporary)
+        (temporary / "README.md").write_text(_card(settings, checkpoint), encoding="utf-8")
+        temporary.chmod(0o755)
+        temporary.rename(destination)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return destination
+
+
+def _card(settings, checkpoint) -> str:
+    """Model card: what it was trained with, how it did where it was tested, and what it is not for."""
+    name = Path(settings.filename or "model").stem
+    lines = [
+        "---",
+        "library_name: unimed",
+        "tags: [medical, image-segmentation, image-text-to-text]",
+        "---",
+        f"# {name}",
+        "",
+        "**Research use only.** Not a medical device; no output may be used for a diagnosis.",
+        "",
+        f"Trained for {settings['max_steps']} steps with `{settings.filename}`.",
+        "",
+        "```python",
+        "import unimed",
+        'model = unimed.load("THIS_FOLDER")',
+        'model.predict("image.png", "Segment the nuclei.")',
+        "```",
+    ]
+    metrics = Path(checkpoint) / "test" / "metrics.json"
+    if metrics.is_file():
+        summary = json.loads(metrics.read_text()).get("summary", {})
+        numbers = [(key, value) for key, value in summary.items() if isinstance(value, int | float)]
+        lines += ["", "## Test", "", "| metric | value |", "|---|---|"]
+        lines += [f"| {key} | {value:.3f} |" for key, value in numbers]
+    return "\n".join(lines) + "\n"

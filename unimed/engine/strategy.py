@@ -1,0 +1,242 @@
+"""How a step runs on one or several processes. All strategies save and read the same tensors under the same names.
+
+Every trainable parameter has a gradient after `backward`, a zero one where the batch had nothing for it. So the graph
+is the same on every rank whatever its batch holds: nobody waits for a gradient that never comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def world() -> tuple[int, int]:
+    """(rank, world size); (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def start_processes(device: str) -> torch.device:
+    """Join the process group torchrun announces (NCCL on GPUs, else gloo) and choose this rank's device."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("device='cuda' was asked for, but torch sees no GPU here; use device='auto' or 'cpu'")
+    if device == "cuda":
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return torch.device(device)
+
+
+def total(values: list[float], device: torch.device) -> list[float]:
+    """Sums over all ranks."""
+    if not dist.is_initialized():
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+class _Touch(torch.autograd.Function):
+    """Puts parameters into the graph of a loss with zero gradient."""
+
+    @staticmethod
+    def forward(ctx, loss, *parameters):
+        ctx.save_for_backward(*parameters)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, *(torch.zeros_like(p) for p in ctx.saved_tensors)
+
+
+class _Step(nn.Module):
+    """The task with every trainable parameter in its graph, as the wrappers of torch.distributed need it."""
+
+    def __init__(self, task: nn.Module):
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        outputs = dict(self.task(batch))
+        outputs["loss"] = _Touch.apply(outputs["loss"], *(p for p in self.task.parameters() if p.requires_grad))
+        return outputs
+
+
+class Strategy:
+    """One process, or several that hold a full copy each (DDP).
+
+    Args:
+        word: "single" or "ddp".
+        task: the module; moved to `device`.
+        precision: "fp32", "bf16" or "fp16" (autocast; fp16 with loss scaling).
+    """
+
+    def __init__(self, word: str, task: nn.Module, device: torch.device, precision: str):
+        self.word, self.task, self.device = word, task.to(device), device
+        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.module = self._wrap()
+
+    def _wrap(self) -> nn.Module:
+        if self.word == "single":
+            return self.task
+        return nn.parallel.DistributedDataParallel(
+            _Step(self.task), device_ids=[self.device.index] if self.device.type == "cuda" else None
+        )
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters under the names of the task."""
+        return {name: p for name, p in self.task.named_parameters() if p.requires_grad}
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+
+    def forward(self, batch) -> dict[str, torch.Tensor]:
+        with self.autocast():
+            return self.module(batch)
+
+    def accumulating(self, last: bool):
+        """Inside, gradients are not exchanged unless this is the last micro-batch of the step."""
+        return contextlib.nullcontext() if last or self.word == "single" else self.module.no_sync()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def finish_gradients(self, optimizer, clip: float | None) -> float:
+        """Unscale, fill missing gradients, clip; returns the gradient norm before clipping."""
+        self.scaler.unscale_(optimizer) if self.scaler.is_enabled() else None
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        norm = nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf"))
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def step(self, optimizer) -> None:
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def weights(self, which: str = "all") -> dict[str, torch.Tensor]:
+        """Full tensors on the CPU under the task's names; "trainable" leaves out the frozen. Called by all ranks."""
+        chosen = self.named_parameters() if which == "trainable" else None
+        table, seen = {}, {}
+        for name, tensor in self.task.state_dict().items():
+            if chosen is None or name in chosen:
+                full = _full(tensor)
+                # Tied weights share memory, which safetensors refuses; the second name gets its own copy.
+                place = full.untyped_storage().data_ptr()
+                table[name] = full.clone() if place in seen else full
+                seen[place] = name
+        return table
+
+    def load_weights(self, table: Mapping[str, torch.Tensor], strict: bool = True) -> list[str]:
+        """Copy tensors into the task; returns the names that were not given.
+
+        Raises:
+            ValueError: a name the task lacks, another shape, or with `strict` a missing name.
+        """
+        own = self.task.state_dict()
+        unknown, missing = sorted(set(table) - set(own)), sorted(set(own) - set(table))
+        if unknown:
+            raise ValueError(f"weights hold {len(unknown)} names the task lacks, first {unknown[0]!r}")
+        if strict and missing:
+            raise ValueError(f"weights lack {len(missing)} names of the task, first {missing[0]!r}")
+        with torch.no_grad():
+            for name, tensor in table.items():
+                if tensor.shape != own[name].shape:
+                    raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the task needs {tuple(own[name].shape)}")
+                own[name].copy_(_like(tensor, own[name]))
+        return missing
+
+    def optimizer_table(self, optimizer) -> tuple[dict[str, torch.Tensor], list[dict]]:
+        """Optimiser state as {"<parameter>/<state>": tensor} and the groups without their parameters."""
+        names = {id(p): name for name, p in self.named_parameters().items()}
+        table = {}
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                value = value if torch.is_tensor(value) else torch.tensor(value)
+                table[f"{names[id(parameter)]}/{key}"] = _full(value).clone()
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return table, groups
+
+    def load_optimizer(self, optimizer, table: Mapping[str, torch.Tensor], groups: list[dict]) -> None:
+        """Inverse of `optimizer_table`."""
+        if len(groups) != len(optimizer.param_groups):
+            raise ValueError(
+                f"the checkpoint has {len(groups)} parameter groups, the task {len(optimizer.param_groups)}"
+            )
+        parameters = self.named_parameters()
+        for name, tensor in table.items():
+            parameter, key = name.rsplit("/", 1)
+            target = parameters[parameter]
+            value = tensor if key == "step" else _like(tensor, target)
+            optimizer.state[target][key] = value.clone() if key == "step" else value
+        for group, saved in zip(optimizer.param_groups, groups, strict=True):
+            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+
+
+class FullyShardedStrategy(Strategy):
+    """FSDP2: parameters, gradients and optimiser states are split over the ranks.
+
+    A task may name the modules that run in every forward pass in `shard_modules() -> list[nn.Module]`; each becomes a
+    unit of its own. Other parameters are gathered together with the whole, so that no rank waits for a part the other
+    does not run.
+    """
+
+    def _wrap(self) -> nn.Module:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        if world()[1] > 1:
+            for tensor in self.task.state_dict().values():
+                dist.broadcast(tensor, 0)
+        mesh = init_device_mesh(self.device.type, (world()[1],))
+        step = _Step(self.task)
+        for module in getattr(self.task, "shard_modules", list)():
+            fully_shard(module, mesh=mesh)
+        fully_shard(step, mesh=mesh, reshard_after_forward=False)
+        return step
+
+    def accumulating(self, last: bool):
+        self.module.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+
+def build_strategy(word: str, task: nn.Module, device: torch.device, precision: str) -> Strategy:
+    """The strategy a config names; "auto" is DDP with several processes, else single."""
+    size = world()[1]
+    if word == "auto":
+        word = "ddp" if size > 1 else "single"
+    if word == "single" and size > 1:
+        raise ValueError(f"strategy='single' with {size} processes would train {size} separate models; use 'ddp'")
+    if word in ("ddp", "fsdp2") and not dist.is_initialized():
+        raise ValueError(f"strategy={word!r} needs several processes; start with `bash tools/dist.sh train CONFIG 2`")
+    if word.startswith("zero"):
+        raise ValueError(
+            f"strategy={word!r} (DeepSpeed) is not available in this version; 'fsdp2' shards the same state"
+        )
+    return (FullyShardedStrategy if word == "fsdp2" else Strategy)(word, task, device, precision)
+
+
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
+
+
+def _like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    target = target.detach()
+    tensor = tensor.to(target.device)
+    if hasattr(target, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(tensor, target.device_mesh, target.placements)
+    return tensor.clone()

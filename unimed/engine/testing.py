@@ -1,0 +1,183 @@
+"""`evaluate`: a checkpoint on `test_data`, with per-case lines, a table and pictures."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from unimed.engine import checkpoint as checkpoints
+from unimed.engine.config import load_config
+from unimed.engine.strategy import Strategy, start_processes, world
+from unimed.engine.stream import build_datasets
+from unimed.engine.training import run_folder
+from unimed.evaluation.tables import markdown_table, plain, write_cases
+from unimed.io.write import write_whole
+from unimed.registry import TASKS
+
+
+def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None = None) -> dict:
+    """Predict and score every sample of `test_data`.
+
+    Args:
+        config: path of a python config, a mapping, or an mmengine Config.
+        checkpoint: a step folder, a run folder (its newest), or a weight file; None takes the newest in `work_dir`, and
+            where that has none the weights the task was built with.
+        work_dir: where `cases.jsonl`, `metrics.json`, `metrics.md` and `overlay.png` go; else the run folder + /test.
+        cfg_options: dotted keys that replace config values.
+
+    Returns:
+        what `task.score(samples, predictions)` found.
+
+    Raises:
+        ConfigError: the config is wrong or has no test_data.
+        CheckpointError: the checkpoint is not there or damaged.
+    """
+    settings = load_config(config, cfg_options)
+    if not settings["test_data"]:
+        raise ValueError("the config has no test_data")
+    run = run_folder(settings, None) if work_dir is None else Path(work_dir)
+    folder = run / "test" if work_dir is None else run
+    folder.mkdir(parents=True, exist_ok=True)
+    device = start_processes(settings["device"])
+    task = TASKS.build(settings["task"])
+    strategy = Strategy("single", task, device, settings["precision"])
+    if checkpoint is None and checkpoints.find(run / "checkpoints"):
+        checkpoint = run
+    if checkpoint is not None:
+        strategy.load_weights(checkpoints.load_weights(checkpoint), strict=False)
+    task.eval()
+    datasets, _, _, _ = build_datasets(settings["test_data"])
+    samples = [dataset[index] for dataset in datasets for index in range(len(dataset))]
+    rank, size = world()
+    chosen = list(range(rank, len(samples), size))
+    predictions, step = {}, settings["test_batch_size"]
+    with torch.no_grad(), strategy.autocast():
+        for start in range(0, len(chosen), step):
+            numbers = chosen[start : start + step]
+            made = task.predict_samples([samples[n] for n in numbers])
+            if len(made) != len(numbers):
+                raise ValueError(f"predict_samples gave {len(made)} predictions for {len(numbers)} samples")
+            predictions.update(zip(numbers, made, strict=True))
+    if size > 1:
+        parts = [None] * size
+        dist.all_gather_object(parts, predictions)
+        predictions = {number: prediction for part in parts for number, prediction in part.items()}
+    ordered = [predictions[number] for number in range(len(samples))]
+    metrics = task.score(samples, ordered, **_training_samples(task, settings))
+    if rank == 0:
+        _write(folder, samples, ordered, metrics, settings, checkpoint)
+    return metrics
+
+
+def _training_samples(task, settings) -> dict:
+    """`{"train": samples}` for tasks that put baselines made of training data beside their scores."""
+    if "train" not in inspect.signature(task.score).parameters or not settings["train_data"]:
+        return {}
+    datasets, _, _, _ = build_datasets(settings["train_data"])
+    return {"train": [dataset[index] for dataset in datasets for index in range(len(dataset))]}
+
+
+def _write(folder: Path, samples, predictions, metrics, settings, checkpoint) -> None:
+    lines = "".join(json.dumps(_case(s, p)) + "\n" for s, p in zip(samples, predictions, strict=True))
+    write_whole(folder / "cases.jsonl", lambda temporary: temporary.write_text(lines))
+    if "cases" in metrics:
+        write_cases(folder / "scores.jsonl", metrics["cases"])
+    numbers = plain({name: value for name, value in metrics.items() if name != "cases"})
+    write_whole(folder / "metrics.json", lambda temporary: temporary.write_text(json.dumps(numbers, indent=1)))
+    name = settings.filename or "CONFIG"
+    command = f"bash tools/dist.sh test {name} 1" + (f" --checkpoint {checkpoint}" if checkpoint else "")
+    table = markdown(metrics) + f"\n{len(samples)} samples. Reproduce: `{command}`\n"
+    write_whole(folder / "metrics.md", lambda temporary: temporary.write_text(table))
+    sheet = overlay_sheet(samples, predictions, settings["overlay_cases"])
+    if sheet is not None:
+        from PIL import Image
+
+        write_whole(folder / "overlay.png", lambda temporary: Image.fromarray(sheet).save(temporary, format="PNG"))
+
+
+def markdown(metrics: Mapping) -> str:
+    """Metrics as markdown: their "tables" one after another, or one table with a row per number."""
+    if "tables" in metrics:
+        return "\n".join(f"### {name}\n\n{markdown_table(rows)}" for name, rows in metrics["tables"].items())
+    rows = ["| metric | value |", "|---|---|"]
+    for name, value in _rows(_plain(metrics)):
+        rows.append(f"| {name} | {value} |")
+    return "\n".join(rows) + "\n"
+
+
+def _rows(metrics, prefix=""):
+    for key, value in metrics.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{name} / ")
+        elif isinstance(value, list):
+            yield name, ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
+        else:
+            yield name, f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _case(sample, prediction) -> dict:
+    """One line of `cases.jsonl`. No patient id: it decides splits and is nobody's to read."""
+    regions = [
+        {
+            "phrase": region.phrase,
+            "box_xyxy_px": region.box_xyxy_px,
+            "presence": region.presence,
+            "confidence": region.confidence,
+            "mask_pixels": None if region.mask is None else int(region.mask.sum()),
+        }
+        for region in prediction.regions
+    ]
+    return _plain({"sample_id": sample.sample_id, "source": sample.source, "text": prediction.text, "regions": regions})
+
+
+def overlay_sheet(samples, predictions, count: int, width: int = 320) -> np.ndarray | None:
+    """Truth above, prediction below, for `count` 2D cases with regions, spread over all; None without any.
+
+    Everything is scaled to `width` before it is drawn, so that captions are of one size. uint8 HxWx3.
+    """
+    from unimed.io.overlay import draw_regions, scale_to_width
+    from unimed.io.windows import percentiles_to_uint8
+
+    eligible = []
+    for sample, prediction in zip(samples, predictions, strict=True):
+        image = sample.images[0] if sample.images else None
+        flat = image is not None and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3))
+        if flat and (sample.regions or prediction.regions):
+            eligible.append((image, sample.regions, prediction.regions))
+    columns = []
+    for place in np.unique(np.linspace(0, len(eligible) - 1, min(count, len(eligible))).round().astype(int)):
+        image, truth, predicted = eligible[place]
+        image = image if image.dtype == np.uint8 else percentiles_to_uint8(image)
+        columns.append([draw_regions(*scale_to_width(image, regions, width)) for regions in (truth, predicted)])
+    if not columns:
+        return None
+    tallest = max(picture.shape[0] for pictures in columns for picture in pictures)
+    rows = []
+    for start in range(0, len(columns), 4):
+        for row in (0, 1):
+            cells = [np.zeros((tallest, width, 3), np.uint8) for _ in range(min(4, len(columns)))]
+            for place, pictures in enumerate(columns[start : start + 4]):
+                cells[place][: pictures[row].shape[0]] = pictures[row]
+            rows.append(np.concatenate(cells, axis=1))
+    return np.concatenate(rows, axis=0)
+
+
+def _plain(value):
+    """Numbers, lists and dicts that JSON can hold; NaN and Inf become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
