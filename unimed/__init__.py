@@ -4,4 +4,12 @@ from unimed.structures import Geometry, Prediction, Region, Sample
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__"]
+
+def load(path, **options):
+    """A model ready to predict, from an exported folder or a published checkpoint; see `unimed.models.auto.load`."""
+    from unimed.models.auto import load as run
+
+    return run(path, **options)
+
+
+__all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "load"]

@@ -1,0 +1,42 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import unimed
+from unimed.models.auto import LoadError
+
+sys.path.insert(0, str(Path(__file__).parent / "grounded"))
+from small_models import tiny_model  # noqa: E402
+
+
+def test_an_exported_folder_loads_and_answers(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    model = unimed.load(tmp_path / "model", device="cpu", dtype="float32")
+    assert not model.training
+    assert model.predict(np.zeros((9, 9), np.uint8), "what", max_new_tokens=2).model_reference
+
+
+def test_what_is_no_model_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "nobody"}')
+    with pytest.raises(LoadError, match="unibiomed"):
+        unimed.load(tmp_path)
+    with pytest.raises(LoadError, match="does not exist"):
+        unimed.load("a/b/c/d")
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(LoadError, match="no CUDA device"):
+        unimed.load(tmp_path, device="cuda")
+
+
+def test_importing_the_package_stays_light():
+    code = "import sys, time; t = time.perf_counter(); import unimed; s = time.perf_counter() - t; " \
+           "assert 'torch' not in sys.modules; assert s < 0.5, s"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True)

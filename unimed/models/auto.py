@@ -1,0 +1,95 @@
+"""`load`: find out what a path is, and build it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+from unimed.models.checkpoints import LAYOUTS
+
+#: Packages whose import registers our model types with transformers.
+FAMILIES = ("unimed.models.grounded", "unimed.models.boltzformer", "unimed.models.clip", "unimed.models.umedground")
+
+
+class LoadError(ValueError):
+    """A path that holds no model we know."""
+
+
+def load(path, device: str = "auto", dtype: str = "auto"):
+    """A model ready to predict.
+
+    Args:
+        path: a folder written by `save_pretrained`, `tools/export.py` or `tools/convert.py`; a published checkpoint of
+            a known layout (converted once into the cache folder); or a Hugging Face hub id of one of our folders.
+        device: "auto" takes a GPU where there is one; otherwise a torch device.
+        dtype: "auto" keeps the type of the file; otherwise "float32", "bfloat16" or "float16".
+
+    Raises:
+        LoadError: nothing known is there, or a GPU is asked for where there is none.
+    """
+    import torch
+
+    chosen = _device(device)
+    options = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
+    for family in FAMILIES:
+        if importlib.util.find_spec(family):
+            importlib.import_module(family)
+    source = Path(path)
+    if source.exists() and not _is_ours(source):
+        source = _converted(source)
+    elif not source.exists() and (os.sep in str(path).strip(os.sep) and str(path).count("/") != 1):
+        raise LoadError(f"{path} does not exist")
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(source if source.exists() else str(path), **options)
+    return model.to(chosen).eval()
+
+
+def _device(device: str):
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise LoadError(f"device {device!r} was asked for, but no CUDA device is there; use device='cpu' or 'auto'")
+    return chosen
+
+
+def _is_ours(source: Path) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    config = source / "config.json"
+    if not config.is_file():
+        return False
+    kind = json.loads(config.read_text()).get("model_type", "")
+    return kind.startswith("unimed_") or (kind in CONFIG_MAPPING and _recognised(source) is None)
+
+
+def _recognised(source: Path):
+    for layout, module_name in LAYOUTS.items():
+        if importlib.util.find_spec(module_name) is None:
+            continue
+        module = importlib.import_module(module_name)
+        if module.recognises(source):
+            return layout, module
+    return None
+
+
+def _converted(source: Path) -> Path:
+    found = _recognised(source)
+    if found is None:
+        raise LoadError(f"{source}: neither a folder of ours nor a published layout; known are {', '.join(LAYOUTS)}")
+    layout, module = found
+    stamp = f"{source.resolve()}:{source.stat().st_mtime_ns}:{layout}"
+    root = Path(os.environ.get("UNIMED_CACHE") or Path.home() / ".cache" / "unimed")
+    target = root / "converted" / hashlib.sha256(stamp.encode()).hexdigest()[:16]
+    if not (target / "config.json").is_file():
+        partial = target.with_name(target.name + ".partial")
+        module.convert(source, partial)
+        partial.rename(target)
+    return target
