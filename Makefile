@@ -1,7 +1,10 @@
 PYTHON ?= python3
 VENV ?= .venv
+BIN = $(abspath $(VENV))/bin
+SMALL = configs/quickstart/unified_small.py
+RUN = work_dirs/unified_small
 
-.PHONY: install test lint clean
+.PHONY: install quickstart lint test clean
 
 # The stamp is rebuilt when the requirements change, so that a stale environment is never tested.
 $(VENV)/.installed: setup.py requirements.txt
@@ -10,6 +13,18 @@ $(VENV)/.installed: setup.py requirements.txt
 	touch $@
 
 install: $(VENV)/.installed
+
+# Sample data, a model that starts from nothing but LiteMedSAM's eyes, training, test, export, pictures.
+# Every step finds what an interrupted run left and goes on from there.
+quickstart: export PATH := $(BIN):$(PATH)
+quickstart: install
+	python tools/prepare_data.py sample --out data/sample
+	test -d pretrained/unified_small || python tools/new_model.py pretrained/unified_small --data data/sample
+	bash tools/dist.sh train $(SMALL) 1 --resume auto
+	bash tools/dist.sh test $(SMALL) 1 --checkpoint $(RUN)
+	test -d exports/unified_small || python tools/export.py $(SMALL) $(RUN) exports/unified_small
+	python tools/show_quickstart.py exports/unified_small data/sample $(RUN)/pictures
+	@echo "Done. Numbers: $(RUN)/test/metrics.md  Pictures: $(RUN)/test/overlay.png, $(RUN)/pictures  Model: exports/unified_small"
 
 lint: install
 	$(VENV)/bin/ruff check .
