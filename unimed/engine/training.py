@@ -255,7 +255,7 @@ def train(config, work_dir=None, resume: str | None = None, cfg_options: Mapping
     if strategy.word == "fsdp2":
         # Sharding replaced the parameters; a task hands out the new ones when asked again, as above.
         parameters = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
-    optimizer = build_optimizer(settings["optimizer"], parameters)
+    optimizer = build_optimizer(settings["optimizer"], with_rates(parameters, settings["optimizer"]["lr"]))
     collator = build_collator(settings["collate"], task)
     stream = Stream(
         settings["train_data"],
@@ -292,6 +292,16 @@ def run_folder(settings, work_dir) -> Path:
     folder = Path(work_dir or settings["work_dir"] or Path("runs") / name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def with_rates(parameters: list, rate: float) -> list:
+    """Groups that name a factor (`lr_mult`) get their own learning rate; the rest is left as it is."""
+    return [
+        {k: v for k, v in group.items() if k != "lr_mult"} | {"lr": rate * group["lr_mult"]}
+        if isinstance(group, dict) and "lr_mult" in group
+        else group
+        for group in parameters
+    ]
 
 
 def build_optimizer(config: Mapping, parameters) -> torch.optim.Optimizer:
