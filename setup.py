@@ -43,4 +43,6 @@ setup(
     packages=find_packages(include=["unimed", "unimed.*"]),
     install_requires=requirements("requirements.txt"),
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["unimed = unimed.cli:main"]},
+    package_data={"unimed": ["data/manifests/*.json"]},
 )

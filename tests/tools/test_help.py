@@ -1,0 +1,28 @@
+"""Every script says what it does, at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPTS = sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "demo").glob("*.py")])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_help_is_there_within_a_second_of_computing(script):
+    before = os.times()
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, cwd=ROOT)
+    after = os.times()
+    spent = after.children_user - before.children_user + after.children_system - before.children_system
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    assert spent < 1.0, f"{script.name} --help computed for {spent:.2f} s"
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly", "x", "1"], ["train", "x", "many"]])
+def test_dist_sh_refuses_what_it_does_not_know(arguments):
+    done = subprocess.run(["bash", str(ROOT / "tools" / "dist.sh"), *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr

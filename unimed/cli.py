@@ -1,0 +1,89 @@
+"""The console script `unimed`: the verbs of the tools, for people who installed the wheel."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    description = "Grounded biomedical vision-language models. Research use only."
+    parser = argparse.ArgumentParser(prog="unimed", description=description)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    predict = verbs.add_parser("predict", help="answer a question about an image and point at what is said")
+    predict.add_argument("model", help="exported folder or published checkpoint")
+    predict.add_argument("image", help="PNG, JPEG, TIFF, DICOM, NIfTI slice")
+    predict.add_argument("text", nargs="+", help="one question or several")
+    predict.add_argument("--out", default="predictions", help="folder for JSON and overlay (default: predictions)")
+    predict.add_argument("--device", default="auto")
+    predict.add_argument("--max-new-tokens", type=int, default=256)
+
+    train = verbs.add_parser("train", help="train as a config says")
+    train.add_argument("config")
+    train.add_argument("--work-dir")
+    train.add_argument("--resume", nargs="?", const="auto")
+
+    test = verbs.add_parser("test", help="test a checkpoint on the test data of a config")
+    test.add_argument("config")
+    test.add_argument("--checkpoint")
+    test.add_argument("--work-dir")
+
+    export = verbs.add_parser("export", help="write a trained run as a Hugging Face folder")
+    export.add_argument("config")
+    export.add_argument("checkpoint")
+    export.add_argument("destination")
+
+    args = parser.parse_args(arguments)
+    try:
+        return {"predict": _predict, "train": _train, "test": _test, "export": _export}[args.verb](args)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _predict(args) -> int:
+    from unimed.models.auto import load
+    from unimed.models.grounded.images import read_image
+
+    # Read first: a wrong path should not cost the loading of a model.
+    image = read_image(args.image)
+    model = load(args.model, device=args.device)
+    for number, prediction in enumerate(model.predict(image, args.text, max_new_tokens=args.max_new_tokens)):
+        print(prediction.text)
+        name = f"{Path(args.image).name.split('.')[0]}-{number}"
+        for path in prediction.save(args.out, name, ("json", "png"), image=image.rgb):
+            print(f"  {path}")
+    return 0
+
+
+def _train(args) -> int:
+    from unimed.engine import train
+
+    result = train(args.config, args.work_dir, args.resume)
+    if result["stopped"]:
+        from unimed.engine.training import PREEMPTED
+
+        return PREEMPTED
+    return 0
+
+
+def _test(args) -> int:
+    from unimed.engine import evaluate
+    from unimed.engine.testing import markdown
+
+    print(markdown(evaluate(args.config, args.checkpoint, args.work_dir)))
+    return 0
+
+
+def _export(args) -> int:
+    from unimed.engine.exporting import export
+
+    print(export(args.config, args.checkpoint, args.destination))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
