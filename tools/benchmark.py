@@ -28,6 +28,7 @@ def main() -> int:
     args = parser.parse_args()
 
     import numpy as np
+
     from unimed.models.auto import load
 
     model = load(args.model)
