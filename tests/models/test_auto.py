@@ -25,6 +25,8 @@ def test_what_is_no_model_is_named(tmp_path):
         unimed.load(tmp_path)
     with pytest.raises(LoadError, match="does not exist"):
         unimed.load("a/b/c/d")
+    with pytest.raises(LoadError, match="no folder here"):
+        unimed.load("exports/not_there")
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path):

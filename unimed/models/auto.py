@@ -45,7 +45,12 @@ def load(path, device: str = "auto", dtype: str = "auto"):
         raise LoadError(f"{path} does not exist")
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(source if source.exists() else str(path), **options)
+    try:
+        model = AutoModel.from_pretrained(source if source.exists() else str(path), **options)
+    except OSError as error:
+        if source.exists():
+            raise
+        raise LoadError(f"{path} is no folder here, and no model of that name can be had from the hub") from error
     return model.to(chosen).eval()
 
 

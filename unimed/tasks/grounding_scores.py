@@ -44,10 +44,12 @@ def score_grounding(
     masks = _mask_rows(samples, predictions, train)
     if masks:
         cases += masks
-        tables["masks"] = means_by(masks, "target", ["dice", "iou"] + ["copy_baseline_dice"] * bool(train))
-        for row in tables["masks"]:
+        tables["masks"] = means_by(masks, ["task", "target"], ["dice", "iou"] + ["copy_baseline_dice"] * bool(train))
+        named = [row for row in tables["masks"] if row["task"] == "referring"]
+        for row in named:
             summary[f"dice/{row['target']}"] = row["dice"].value
-        summary["dice_mean_over_targets"] = float(np.mean([row["dice"].value for row in tables["masks"]]))
+        if named:
+            summary["dice_mean_over_targets"] = float(np.mean([row["dice"].value for row in named]))
     boxes = _box_rows(samples, predictions)
     if boxes:
         cases += boxes
@@ -103,6 +105,7 @@ def _mask_rows(samples, predictions, train):
                 "kind": "mask",
                 "case_id": sample.sample_id,
                 "group": _group(sample),
+                "task": sample.labels.get("task", ""),
                 "target": region.phrase.lower(),
                 "dice": dice(mask, region.mask),
                 "iou": iou(mask, region.mask),
