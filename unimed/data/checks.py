@@ -1,0 +1,201 @@
+"""What is wrong with a data set, found before training starts instead of during it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unimed.data import biomed_tree
+from unimed.data.records import RecordDataset, RecordError, check_counts, read_records
+from unimed.structures import Sample
+
+#: Notes by which a set declares that a test image shares its slide or template with training.
+DECLARED = ("same slide", "same template")
+KINDS = ("missing file", "mask", "count mismatch", "patient leakage", "duplicate", "unreadable")
+
+
+@dataclass
+class Report:
+    """Findings of a check. `parts` counts samples per part; `problems` are (part, kind, what); `remarks` do no harm."""
+
+    parts: dict[str, int] = field(default_factory=dict)
+    problems: list[tuple[str, str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def table(self, most: int = 20) -> str:
+        """Markdown table of counts per part, then the first `most` problems and all remarks."""
+        counts = Counter((part, kind) for part, kind, _ in self.problems)
+        parts = sorted({*self.parts, *(part for part, _, _ in self.problems)})
+        rows = [["part", "samples", *KINDS], ["---"] * (2 + len(KINDS))]
+        rows += [[p, str(self.parts.get(p, 0)), *(str(counts[p, kind]) for kind in KINDS)] for p in parts]
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        lines += [f"problem: {part}: {kind}: {what}" for part, kind, what in self.problems[:most]]
+        if len(self.problems) > most:
+            lines.append(f"... and {len(self.problems) - most} more")
+        return "\n".join(lines + [f"remark: {remark}" for remark in self.remarks])
+
+
+def check(root: str | Path, patient_pattern: str | None = None) -> Report:
+    """Check a folder in the record format or a tree of UniBiomed's sets, told apart by what is in it.
+
+    Args:
+        patient_pattern: for trees, which carry no patient ids: a regular expression with one group that finds the
+            patient in a file name.
+
+    Raises:
+        FileNotFoundError: no such folder, or nothing in it that is known.
+    """
+    root = Path(root)
+    if any((root / "records").glob("*.jsonl")):
+        return check_records(root)
+    if root.is_dir() and biomed_tree.sets_below(root):
+        return check_tree(root, patient_pattern)
+    raise FileNotFoundError(
+        f"{root}: neither records/*.jsonl nor a train.json, test.json, train_parse.json or meta_train.json below it"
+    )
+
+
+def check_records(root: Path) -> Report:
+    """Check every split of a folder in the record format."""
+    report, patients, contents = Report(), defaultdict(dict), defaultdict(set)
+    owners: dict[str, str] = {}
+    for path in sorted((root / "records").glob("*.jsonl")):
+        split = path.stem
+        try:
+            records = read_records(path)
+        except RecordError as error:
+            report.problems.append((split, "unreadable", str(error)))
+            continue
+        report.parts[split] = len(records)
+        dataset = RecordDataset(path) if records else ()
+        asked = Counter()
+        for index, record in enumerate(records):
+            if (owner := owners.setdefault(record["id"], split)) != split:
+                report.problems.append((split, "duplicate", f"id {record['id']} is also in {owner}"))
+            try:
+                check_counts(record)
+            except RecordError as error:
+                report.problems.append((split, "count mismatch", str(error)))
+                continue
+            try:
+                sample = dataset[index]
+            except biomed_tree.DATA_ERRORS as error:
+                report.problems.append((split, _kind_of(error), str(error)))
+                continue
+            report.problems += [(split, "count mismatch", what) for what in _span_problems(sample)]
+            image = record.get("image") or record["volume"]
+            asked[image, record["question"], record["answer"]] += 1
+            contents[_digest(sample)].add((split, image))
+            if record.get("patient_id"):
+                declared = any(word in record.get("note", "") for word in DECLARED)
+                known = patients[record["patient_id"]].get(split, True)
+                patients[record["patient_id"]][split] = known and declared
+        for (image, question, _), count in asked.items():
+            if count > 1:
+                report.problems.append((split, "duplicate", f"{image} is asked {count} times: {question}"))
+    _add_leaks(report, patients)
+    _add_repeats(report, contents)
+    return report
+
+
+def check_tree(root: Path, patient_pattern: str | None = None) -> Report:
+    """Check every set below the root of a tree, both splits."""
+    report = Report()
+    for folder, form in biomed_tree.sets_below(root):
+        patients, contents = defaultdict(dict), defaultdict(set)
+        part_of_folder = str(folder.relative_to(root)) if folder != root else folder.name
+        for split in ("train", "test"):
+            part = f"{part_of_folder} {split}"
+            try:
+                dataset = biomed_tree.dataset_for(folder, form, split)
+            except biomed_tree.DATA_ERRORS as error:
+                kind = "count mismatch" if "pairs" in str(error) else _kind_of(error)
+                report.problems.append((part, kind, str(error)))
+                continue
+            if dataset is None:
+                continue
+            report.parts[part] = len(dataset)
+            seen = Counter()
+            for index in range(len(dataset)):
+                try:
+                    sample = dataset[index]
+                except biomed_tree.DATA_ERRORS as error:
+                    report.problems.append((part, _kind_of(error), str(error)))
+                    continue
+                name = _image_name(dataset.items[index], form)
+                report.problems += [(part, "count mismatch", what) for what in _span_problems(sample)]
+                masks = [r.mask.tobytes() for r in sample.regions if r.mask is not None]
+                seen[name, sample.conversation, hashlib.sha256(b"".join(masks)).hexdigest()] += 1
+                contents[_digest(sample)].add((split, name))
+                if patient_pattern and (found := re.search(patient_pattern, name)):
+                    patients[found.group(1)][split] = False
+            for (name, _, _), count in seen.items():
+                if count > 1:
+                    report.problems.append((part, "duplicate", f"{name} with the same mask and text {count} times"))
+        _add_leaks(report, patients, f"{part_of_folder} test")
+        _add_repeats(report, contents, part=f"{part_of_folder} test")
+    if patient_pattern is None:
+        report.remarks.append(
+            "patients cannot be told from this tree; give --patient-pattern, a regular expression with one group"
+        )
+    return report
+
+
+def _image_name(item, form: str) -> str:
+    if form == "volume":
+        return item[0]
+    if form == "radgenome":
+        return item[1]["image_file"]
+    return item[1] if isinstance(item[1], str) else item[1]["file_name"]
+
+
+def _kind_of(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing file"
+    return "mask" if "mask" in str(error) and ("empty" in str(error) or " is (" in str(error)) else "unreadable"
+
+
+def _digest(sample: Sample) -> str:
+    image = sample.images[0]
+    return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+
+
+def _span_problems(sample: Sample) -> Iterable[str]:
+    answer = sample.conversation[-1][1]
+    for region in sample.regions:
+        if region.phrase_span is not None:
+            start, end = region.phrase_span
+            if not 0 <= start < end <= len(answer) or answer[start:end].lower() != region.phrase.lower():
+                yield f"{sample.sample_id}: phrase_span {region.phrase_span} does not spell {region.phrase!r}"
+
+
+def _add_leaks(report: Report, patients: dict[str, dict[str, bool]], part: str | None = None) -> None:
+    """Patients in more than one split; `aux` is never scored and does not count."""
+    declared = 0
+    for patient, splits in patients.items():
+        scored = sorted(set(splits) - {"aux"})
+        if len(scored) < 2:
+            continue
+        if all(splits[split] for split in scored if split != "train"):
+            declared += 1
+            continue
+        report.problems.append((part or scored[-1], "patient leakage", f"{patient} is in {', '.join(scored)}"))
+    if declared:
+        report.remarks.append(f"{declared} sources are in several splits and their records say so in `note`")
+
+
+def _add_repeats(report: Report, contents: dict[str, set], part: str | None = None) -> None:
+    """Images with identical pixels in more than one split."""
+    for places in contents.values():
+        splits = {split for split, _ in places} - {"aux"}
+        if len(splits) > 1:
+            names = ", ".join(sorted(f"{split}: {name}" for split, name in places)[:3])
+            report.problems.append((part or "test", "duplicate", f"identical pixels in several splits: {names}"))
