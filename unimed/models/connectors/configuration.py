@@ -65,7 +65,8 @@ class ConnectorConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        _one_of("compat", self.compat, (None, "reference")) if self.compat else None
+        if self.compat not in (None, "reference"):
+            raise ConnectorError(f"compat {self.compat!r} is not known; choose 'reference' or leave it out")
         if self.projector_type not in EXPERTS and not self.depth:
             raise ConnectorError(
                 f"projector_type {self.projector_type!r} is not known; choose one of: {', '.join(PROJECTORS)}"
@@ -103,6 +104,11 @@ class ConnectorConfig:
             raise ConnectorError(
                 f"router_method {self.router_method!r} reads task tokens but num_task_tokens is 0; "
                 "set num_task_tokens to 1 or use router_token"
+            )
+        if self.is_reference and self.is_pooling and self.resample_rate != 4 and self.num_task_tokens:
+            raise ConnectorError(
+                f"resample_rate {self.resample_rate} with {self.resample_method} and task tokens: the reference pools "
+                "2x2 whatever the rate; set resample_rate to 4 or leave compat out"
             )
         if self.router_type == "hard" and not self.is_reference and self.num_experts < len(self.tasks):
             raise ConnectorError(

@@ -104,9 +104,9 @@ class Connector(nn.Module):
         return ConnectorOutput(self._mix(tokens, weights), weights, auxiliary)
 
     def _task_names(self, task, batch: int) -> list[str] | None:
-        if not self.needs_task:
-            return None
         tasks = self.config.tasks
+        if task is None and not self.needs_task:
+            return None
         if task is None:
             raise ConnectorError(f"this connector routes by task: give `task` for every sample, of: {', '.join(tasks)}")
         if isinstance(task, str):
@@ -136,7 +136,9 @@ class Connector(nn.Module):
             return weights, None
         # Only the tokens of tasks that are in the batch enter the graph: the others keep no gradient, so that an
         # optimiser neither moves nor decays them.
-        task = torch.cat([self.task_tokens[name] for name in names]).to(tokens.dtype) if names else None
+        task = None
+        if config.router_method != "router_token":
+            task = torch.cat([self.task_tokens[name] for name in names]).to(tokens.dtype)
         if config.router_method == "router_task":
             logits = self.router(task).expand(shape)
         elif config.router_method == "router_token":
