@@ -12,7 +12,13 @@ from pathlib import Path
 from unimed.models.checkpoints import LAYOUTS
 
 #: Packages whose import registers our model types with transformers.
-FAMILIES = ("unimed.models.grounded", "unimed.models.boltzformer", "unimed.models.clip", "unimed.models.umedground")
+FAMILIES = (
+    "unimed.models.grounded",
+    "unimed.models.boltzformer",
+    "unimed.models.clip",
+    "unimed.models.umedground",
+    "unimed.models.uni_med",
+)
 
 
 class LoadError(ValueError):
