@@ -1,0 +1,237 @@
+"""A user's own Uni-Med `.pth`, with the EVA-ViT and Llama files it was trained on, to `UniMedModel`.
+
+No trained Uni-Med was ever published. The file holds only what learnt (connector, adapters); the rest comes from
+`eva_vit_g.pth` and from a Hugging Face folder of Llama-2.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+
+#: Keys of the saved configuration that describe the connector.
+CONNECTOR_KEYS = (
+    "has_moe", "projector_type", "num_experts", "resample_method", "resample_rate", "router_method", "router_type",
+    "sparse_topk", "num_task_tokens", "task_token_c",
+)  # fmt: skip
+#: What the published code takes where the saved configuration is silent.
+DEFAULTS = {"num_experts": 3, "num_task_tokens": 10, "task_token_c": 768, "lora_r": 64, "lora_alpha": 16}
+_SPECIFIC = re.compile(r"^(llm_proj|moe_layers|router|task_tokens)\.")
+_REST = re.compile(r"^(llm_model|llm_proj|moe_layers|router|task_tokens|visual_encoder|ln_vision)\.")
+
+
+def recognises(path: Path) -> bool:
+    """A single `.pth` whose names are those of the published trainer (`llm_proj.`, `llm_model.`)."""
+    path = Path(path)
+    if not path.is_file() or path.suffix not in (".pth", ".pt", ".safetensors"):
+        return False
+    try:
+        names = list(read_state_dict(path))
+    except (CheckpointError, OSError):
+        return False
+    return any(_SPECIFIC.match(name) for name in names) and all(_REST.match(name) for name in names)
+
+
+def rename_trained(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names of the published trainer -> names of `UniMedModel`.
+
+    Raises:
+        CheckpointError: `moe_layers.` and its copy `llm_proj.` differ.
+    """
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
+        new = re.sub(r"^llm_model\.(base_model\.model\.)?", "language_model.", name)
+        new = re.sub(r"^(llm_proj|moe_layers)\.", "connector.projector.", new)
+        new = re.sub(r"^(router|task_tokens)\.", r"connector.\1.", new)
+        if new in renamed and not torch.equal(renamed[new], tensor):
+            raise CheckpointError(f"{name} is stored twice with different values; the file is damaged")
+        renamed[new] = tensor
+    return renamed
+
+
+def rename_vision(state: dict[str, torch.Tensor], depth: int, tokens: int) -> dict[str, torch.Tensor]:
+    """`eva_vit_g.pth` (or the trunk of open_clip's EVA01-g-14) -> `visual_encoder.` names of `UniMedModel`.
+
+    Blocks from `depth` on, the final norm and the head are left out; positions are resized to `tokens`.
+    """
+    from unimed.models.uni_med.vision import resize_positions
+
+    renamed = {}
+    for name, tensor in state.items():
+        name = re.sub(r"^(visual\.trunk\.|visual_encoder\.)", "", name)
+        block = re.match(r"blocks\.(\d+)\.", name)
+        if block and int(block[1]) >= depth or re.match(r"(norm|fc_norm|head|rope|text|logit_scale)\b", name):
+            continue
+        if name.endswith(("k_bias", "relative_position_index")):
+            continue
+        renamed[f"visual_encoder.{name}"] = resize_positions(tensor, tokens) if name == "pos_embed" else tensor
+    return renamed
+
+
+def read_trained(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors of the file and its saved `model` configuration (empty where it holds none)."""
+    state = read_state_dict(path)
+    if Path(path).suffix == ".safetensors":
+        return state, {}
+    whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    config = whole.get("config") if isinstance(whole, dict) else None
+    return state, dict((config or {}).get("model", {}))
+
+
+def connector_of(state: dict[str, torch.Tensor], saved: dict) -> dict:
+    """Arguments of `build_connector`, from the saved configuration and, where it is silent, from the tensors.
+
+    Raises:
+        CheckpointError: the tensors do not say what is missing.
+    """
+    values = {key: saved[key] for key in CONNECTOR_KEYS if key in saved}
+    names = [re.sub(r"^moe_layers\.", "llm_proj.", name) for name in state]
+    if "projector_type" not in values:
+        if "llm_proj.weight" in names:
+            values["projector_type"] = "linear"
+        elif any(re.match(r"llm_proj\.\d+\.\d+\.", name) for name in names):
+            deep = any(re.match(r"llm_proj\.\d+\.2\.", name) for name in names)
+            values["projector_type"] = "moe_mlp" if deep else "moe_linear"
+        else:
+            depth = len([name for name in names if re.match(r"llm_proj\.\d+\.weight", name)])
+            values["projector_type"] = f"mlp{depth}x_gelu"
+    if values["projector_type"].startswith("moe"):
+        values["num_experts"] = len({m[1] for m in (re.match(r"llm_proj\.(\d+)\.", name) for name in names) if m})
+    tokens = [tensor for name, tensor in state.items() if name.startswith("task_tokens.")]
+    values["num_task_tokens"] = tokens[0].shape[1] if tokens else 0
+    if tokens:
+        values["task_token_c"] = tokens[0].shape[2]
+    return values | {"compat": "reference"}
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    llama: str | Path | None = None,
+    eva: str | Path | None = None,
+    vision: dict | None = None,
+) -> ConversionReport:
+    """Write everything as one folder that `unimed.load` opens. The adapters stay adapters.
+
+    Args:
+        llama: Hugging Face folder of the language model with its `tokenizer.model`; by default what the saved
+            configuration calls `llm_model_path`.
+        eva: `eva_vit_g.pth`; not needed where the file itself holds the encoder (`freeze_vit` False).
+        vision: sizes that differ from EVA-ViT-g.
+
+    Raises:
+        CheckpointError: a part is missing, or tensors are missing, left over or of another shape; each is named.
+        FileNotFoundError: `llama` or `eva` is not there.
+    """
+    from transformers import AutoConfig
+
+    from unimed.models.uni_med import UniMedConfig, UniMedModel, UniMedProcessor
+
+    source, destination = Path(source), Path(destination)
+    state, saved = read_trained(source)
+    llama = Path(llama or saved.get("llm_model_path") or "")
+    if not (llama / "config.json").is_file():
+        raise CheckpointError(
+            f"{source}: the language model is not in this file and {str(llama)!r} is no folder of one; "
+            "give llama=FOLDER (Llama-2-7b-chat-hf)"
+        )
+    own_vision = any(name.startswith("visual_encoder.") for name in state)
+    if eva is None and not own_vision:
+        raise CheckpointError(f"{source}: the image encoder is not in this file; give eva=eva_vit_g.pth")
+    sizes = dict(vision or {})
+    if "image_size" in saved:
+        sizes["image_size"] = int(saved["image_size"])
+    lora_a = [tensor for name, tensor in state.items() if "lora_A" in name]
+    whole = any(name.startswith("llm_model.") and name.endswith("embed_tokens.weight") for name in state)
+    lora = None
+    if lora_a:
+        alpha = saved.get("lora_alpha", DEFAULTS["lora_alpha"])
+        targets = sorted({m[1] for name in state if (m := re.search(r"\.(\w+)\.lora_A", name))})
+        lora = {"r": lora_a[0].shape[0], "lora_alpha": alpha, "lora_dropout": 0.05, "target_modules": targets}
+    config = UniMedConfig(
+        vision=sizes,
+        connector=connector_of(state, saved),
+        text_config=AutoConfig.from_pretrained(llama),
+        sft_type="lora" if lora else "full" if whole else "none",
+        lora=lora,
+        freeze_vision=not own_vision,
+    )
+    tokens = 1 + (config.vision["image_size"] // config.vision["patch_size"]) ** 2
+    merged = {"ln_vision.weight": torch.ones(config.vision["dim"]), "ln_vision.bias": torch.zeros(config.vision["dim"])}
+    merged |= {f"language_model.{name}": tensor for name, tensor in _language(llama).items()}
+    if eva is not None:
+        merged |= rename_vision(read_state_dict(eva), config.vision["depth"], tokens)
+    trained = rename_trained(state)
+    if lora:
+        merged = {_wrapped(name, lora["target_modules"]): tensor for name, tensor in merged.items()}
+    unknown = sorted(name for name in trained if "lora_" not in name and not name.startswith("connector."))
+    merged |= trained
+    with torch.device("meta"):
+        skeleton = UniMedModel(config)
+    report = _check(skeleton, merged, source, destination)
+    report.notes.append(
+        f"sft_type {config.sft_type}; {len(trained)} trained tensors, {len(unknown)} of them base weights"
+    )
+    model = UniMedModel.from_pretrained(None, config=config, state_dict={n: t.float() for n, t in merged.items()})
+    per_image = _tokens_per_image(config)
+    model.processor = UniMedProcessor(
+        llama / "tokenizer.model",
+        image_size=config.vision["image_size"],
+        tokens_per_image=per_image,
+        chat_template=bool(saved.get("chat_template", True)),
+        end_symbol=saved.get("end_sym", "</s>"),
+        max_answer_tokens=int(saved.get("max_txt_len", 1024)),
+        max_prompt_tokens=int(saved.get("max_context_len", 3800)),
+    )
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        model.save_pretrained(temporary)
+        (temporary / "conversion.json").write_text(json.dumps(report.to_dict(), indent=1))
+        temporary.chmod(0o755)
+        temporary.rename(destination)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return report
+
+
+def _tokens_per_image(config) -> int:
+    from unimed.models.connectors import ConnectorConfig
+    from unimed.models.connectors.resample import resample
+
+    count = (config.vision["image_size"] // config.vision["patch_size"]) ** 2
+    return resample(torch.zeros(1, count, 1), ConnectorConfig.from_dict(config.connector)).shape[1]
+
+
+def _language(folder: Path) -> dict[str, torch.Tensor]:
+    state = read_state_dict(folder)
+    return {name: tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def _wrapped(name: str, targets: list[str]) -> str:
+    """`...q_proj.weight` -> `...q_proj.base_layer.weight`, where an adapter stands on it."""
+    match = re.match(r"(language_model\.model\.layers\..*\.(\w+))\.(weight|bias)$", name)
+    return f"{match[1]}.base_layer.{match[3]}" if match and match[2] in targets else name
+
+
+def _check(skeleton, state, source, destination) -> ConversionReport:
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    wrong = [f"{n}: {tuple(state[n].shape)} instead of {s}" for n, s in expected.items()
+             if n in state and tuple(state[n].shape) != s]  # fmt: skip
+    if wrong:
+        raise CheckpointError(f"{source}: {len(wrong)} tensors of another shape, such as {wrong[:4]}")
+    report = ConversionReport("uni_med", str(source), str(destination), mapped=len(state))
+    report.missing = sorted(set(expected) - set(state))
+    report.unexpected = sorted(set(state) - set(expected))
+    report.check()
+    return report
