@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +66,7 @@ class UniMedProcessor:
     are cut from the right, predictions begin with two BOS and end with one blank instead of two.
 
     Args:
-        model_file: SentencePiece `tokenizer.model` of the language model.
+        model_file: SentencePiece `tokenizer.model` of the language model, or what is in it.
         compat: None or "reference".
         options: fields of `PromptOptions`.
 
@@ -76,16 +75,18 @@ class UniMedProcessor:
         PromptError: an unknown `compat`.
     """
 
-    def __init__(self, model_file: str | Path, compat: str | None = None, **options):
+    def __init__(self, model_file: str | Path | bytes, compat: str | None = None, **options):
         from sentencepiece import SentencePieceProcessor
 
-        if not Path(model_file).is_file():
-            raise FileNotFoundError(f"{model_file}: no tokenizer.model of the language model is there")
+        if not isinstance(model_file, bytes):
+            if not Path(model_file).is_file():
+                raise FileNotFoundError(f"{model_file}: no tokenizer.model of the language model is there")
+            model_file = Path(model_file).read_bytes()
         if compat not in (None, "reference"):
             raise PromptError(f"compat {compat!r} is not known; choose 'reference' or leave it out")
-        self.model_file, self.compat = Path(model_file), compat
+        self._model, self.compat = model_file, compat
         self.options = PromptOptions(**options)
-        self.pieces = SentencePieceProcessor(model_file=str(model_file))
+        self.pieces = SentencePieceProcessor(model_proto=model_file)
         self.bos_id, self.eos_id = self.pieces.bos_id(), self.pieces.eos_id()
         pad = self.pieces.piece_to_id(self.options.pad_piece)
         self.pad_id = self.pieces.unk_id() if pad == self.pieces.unk_id() else pad
@@ -109,8 +110,7 @@ class UniMedProcessor:
         folder.mkdir(parents=True, exist_ok=True)
         values = asdict(self.options) | {"compat": self.compat}
         write_whole(folder / FILES[1], lambda path: Path(path).write_text(json.dumps(values, indent=1)))
-        if (folder / FILES[0]).resolve() != self.model_file.resolve():
-            write_whole(folder / FILES[0], lambda path: shutil.copyfile(self.model_file, path))
+        write_whole(folder / FILES[0], lambda path: Path(path).write_bytes(self._model))
 
     # -- text -----------------------------------------------------------------------------------------------------
     def encode(self, text: str, control: bool = True) -> list[int]:

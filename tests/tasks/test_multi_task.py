@@ -1,0 +1,127 @@
+"""Mixed batches, the losses and statistics of tasks, and one set of numbers per benchmark."""
+
+import numpy as np
+import pytest
+import torch
+
+from unimed.data.uni_med_collate import TaskNameError, UniMedCollator
+from unimed.data.uni_med_records import box_text
+from unimed.structures import Geometry, Prediction, Region, Sample
+from unimed.tasks.multi_task import MultiTask
+from unimed.tasks.multi_task_scores import score_benchmarks
+
+TEXTS = ["where is the liver?", "liver", "is it normal? yes no", "a chest radiograph with clear lungs", "aspirin"] * 4
+SMALL = dict(texts=TEXTS, image_size=56, vision_dim=32, vision_layers=1, hidden_dim=32, layers=1, vocabulary=400)
+
+
+def sample(task, question, answer, size=(40, 60), **extra):
+    image = np.random.default_rng(len(question)).integers(0, 255, (*size, 3), dtype=np.uint8)
+    return Sample(
+        images=() if task == "qa" else (image,),
+        geometry=Geometry.pixels(),
+        sample_id=f"{task}-{question}",
+        conversation=(("user", question), ("assistant", answer)),
+        labels={"task": task} | extra.pop("labels", {}),
+        **extra,
+    )
+
+
+MIXED = [
+    sample("vqa", "is it normal?", "yes"),
+    sample("refer", "where is the liver?", "{<10><20><50><60>}"),
+    sample("qa", "aspirin", "no"),
+    sample("caption", "what?", "a chest radiograph with clear lungs"),
+    sample("classification", "which?", "liver"),
+]
+
+
+@pytest.fixture(scope="module")
+def task():
+    connector = {"load_balancing_weight": 0.01, "z_loss_weight": 0.001}
+    return MultiTask(model=SMALL, connector=connector, reduction="samples", max_new_tokens=3)
+
+
+def test_a_mixed_batch_loses_what_single_batches_lose(task):
+    collate = UniMedCollator(task.processor)
+    task.eval()
+    with torch.no_grad():
+
+        def losses(samples):
+            batch = collate(samples)
+            text = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+            return task.model(**text, pixel_values=batch.get("pixel_values"), task=batch["image_task"]).sample_losses
+
+        together = losses(MIXED)
+        alone = torch.cat([losses([one]) for one in MIXED])
+    torch.testing.assert_close(together, alone, atol=2e-6, rtol=0)
+
+
+def test_training_learns_and_notes_who_used_what(task):
+    collate = UniMedCollator(task.processor)
+    task.train()
+    task.task_summary()
+    optimizer = torch.optim.AdamW(task.train_parameters(), lr=5e-3)
+    losses = []
+    for _ in range(20):
+        output = task(collate(MIXED))
+        assert float(output["loss"].detach()) == pytest.approx(
+            float((output["text"] + output["connector"]).detach()), abs=1e-6
+        )
+        output["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(output["text"].detach()))
+    assert losses[-1] < 0.7 * losses[0]
+    summary = task.task_summary()
+    assert {name.split("/")[1] for name in summary if name.startswith("loss/")} == {
+        "vqa", "refer", "qa", "caption", "cls",
+    }  # fmt: skip
+    for name in ("vqa", "refer", "caption", "cls"):
+        weights = [summary[f"routing/{name}/expert_{e}"] for e in range(5)]
+        assert sum(weights) == pytest.approx(1.0, abs=1e-5)
+    assert not any(key.startswith("routing/qa") for key in summary)
+    assert task.task_summary() == {}
+
+
+def test_predictions_are_scored_per_benchmark(task):
+    predictions = task.predict_samples(MIXED[:1] + MIXED[2:])
+    scores = task.score(MIXED[:1] + MIXED[2:], predictions)["summary"]
+    assert {name.split("/")[0] for name in scores} == {"vqa", "qa", "caption", "cls"}
+
+
+def test_the_default_is_right_where_the_published_numbers_are_not():
+    closed = sample("vqa", "is it normal?", "no", labels={"answer_type": "CLOSED"})
+    said = [Prediction("unknown")]
+    assert score_benchmarks([closed], said)["summary"]["vqa/closed_accuracy"] == 0.0
+    assert score_benchmarks([closed], said, "reference")["summary"]["vqa/closed/acc_score"] == 1.0
+    where = sample("refer", "liver", "", size=(100, 100), regions=(Region("liver", box_xyxy_px=(0, 0, 10, 10)),))
+    answer = Prediction("{<0><0><10><5>}", regions=(Region("liver", box_xyxy_px=(0, 0, 10, 5)),))
+    assert score_benchmarks([where], [answer])["summary"]["refer/miou"] == pytest.approx(0.5)
+    assert score_benchmarks([where], [answer], "reference")["summary"]["refer/miou"] == pytest.approx(66 / 121)
+    with pytest.raises(ValueError, match="compat 'old'"):
+        score_benchmarks([where], [answer], "old")
+
+
+def test_wrong_names_are_refused(task):
+    with pytest.raises(TaskNameError, match="'segment' is not known.*vqa"):
+        UniMedCollator(task.processor)([sample("segment", "x", "y")])
+    with pytest.raises(ValueError, match="reduction 'sum'"):
+        MultiTask(model=SMALL, reduction="sum")
+
+
+def test_exported_and_opened_again(task, tmp_path):
+    import unimed
+
+    task.eval()
+    before = task.predict_samples(MIXED[:2])
+    task.export(tmp_path / "out")
+    after = unimed.load(tmp_path / "out", device="cpu").predict_batch(
+        [list(s.images) for s in MIXED[:2]], [s.conversation[0][1] for s in MIXED[:2]], ["vqa", "refer"],
+        max_new_tokens=3,
+    )  # fmt: skip
+    assert [p.text for p in after] == [p.text for p in before]
+
+
+def test_box_text():
+    assert box_text((100, 50, 300, 200), 512, 512) == "{<19><9><58><39>}"
+    assert box_text((-5, 0, 600, 10), 500, 100) == "{<-1><0><120><10>}"

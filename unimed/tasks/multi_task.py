@@ -1,0 +1,150 @@
+"""Training and scoring of Uni-Med: several tasks in one batch, each with its own way through the connector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModel
+
+from unimed.models.connectors import RoutingStatistics
+from unimed.models.lora import merge_lora
+from unimed.models.uni_med import UniMedModel
+from unimed.registry import TASKS
+from unimed.structures import Prediction, Sample
+from unimed.tasks.multi_task_scores import score_benchmarks, task_name
+
+#: Mean over all learnt tokens of a batch (as published), or over samples, so that long answers do not outweigh others.
+REDUCTIONS = ("tokens", "samples")
+NO_DECAY = ("bias", "ln", "bn")
+
+
+@TASKS.register_module()
+class MultiTask(BaseModel):
+    """A `UniMedModel` with its loss.
+
+    Args:
+        model: folder of a converted or exported Uni-Med, or arguments of `build_small` for one that starts from
+            nothing.
+        connector: None keeps the connector of the folder; else one of these arguments starts from nothing.
+        reduction: "tokens" or "samples".
+        max_new_tokens, batch_size: of predictions.
+        compat: "reference" scores and prompts as the published code does; by default as it should be.
+
+    `routing` collects which task used which expert since it was last reset, `losses` the mean loss of each task.
+
+    Raises:
+        ValueError: unknown reduction.
+    """
+
+    def __init__(
+        self,
+        model: str | dict,
+        connector: dict | None = None,
+        reduction: str = "tokens",
+        max_new_tokens: int = 100,
+        batch_size: int = 8,
+        compat: str | None = None,
+    ):
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction {reduction!r} is not known; choose one of: {', '.join(REDUCTIONS)}")
+        if isinstance(model, dict):
+            from unimed.models.uni_med.small import build_small
+
+            self.model = build_small(**model, connector=connector)
+        else:
+            self.model = _with_connector(UniMedModel.from_pretrained(model, dtype=torch.float32), connector)
+        self.model.processor.compat = compat
+        self.reduction, self.compat = reduction, compat
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        config = self.model.connector.config
+        self.routing = RoutingStatistics(config.tasks, config.num_experts) if config.is_moe else None
+        self.losses: dict[str, list[float]] = {}
+
+    @property
+    def processor(self):
+        """What the collator asks."""
+        return self.model.processor
+
+    def train_parameters(self) -> list[dict]:
+        """Two groups: vectors and what has bias, ln or bn in its name are not decayed (as published)."""
+        groups = {True: [], False: []}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups[parameter.ndim > 1 and not any(word in name for word in NO_DECAY)].append(parameter)
+        return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
+
+    def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
+        """`{"loss", "text"}` and "connector" where the connector has losses of its own (see `UniMedCollator`)."""
+        output = self.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=batch["labels"],
+            pixel_values=batch.get("pixel_values"),
+            visual_mask=batch.get("visual_mask"),
+            task=batch["image_task"],
+            return_logits=False,
+        )
+        losses = {"text": output.loss if self.reduction == "tokens" else output.sample_losses.mean()}
+        losses["loss"] = losses["text"]
+        if output.auxiliary_loss is not None:
+            losses["connector"] = output.auxiliary_loss
+            losses["loss"] = losses["text"] + output.auxiliary_loss
+        if self.training:
+            self._note(batch, output)
+        return losses
+
+    def _note(self, batch, output) -> None:
+        for task, loss in zip(batch["task"], output.sample_losses.detach().tolist(), strict=True):
+            self.losses.setdefault(task, []).append(loss)
+        if self.routing is not None and output.routing is not None:
+            self.routing.update(output.routing, self.model.connector.task_ids(batch["image_task"]))
+
+    def task_summary(self) -> dict[str, float]:
+        """Mean loss per task and mean routing weights per task and expert since the last call."""
+        summary = {f"loss/{task}": sum(values) / len(values) for task, values in sorted(self.losses.items())}
+        self.losses.clear()
+        if self.routing is not None:
+            summary |= self.routing.scalars()
+            self.routing.reset()
+        return summary
+
+    def predict_samples(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """What the model answers to the first question of each sample."""
+        images = [list(sample.images) for sample in samples]
+        texts = [sample.conversation[0][1] for sample in samples]
+        names = [task_name(s) for s in samples]
+        return self.model.predict_batch(
+            images, texts, names, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
+        )
+
+    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Numbers shown while training."""
+        return self.score(samples, self.predict_samples(samples))["summary"]
+
+    def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict:
+        """One table per benchmark; see `score_benchmarks`."""
+        return score_benchmarks(samples, predictions, self.compat)
+
+    def export(self, folder) -> None:
+        """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
+        merge_lora(self.model)
+        self.model.config.sft_type = "full"
+        self.model.save_pretrained(folder)
+
+
+def _with_connector(model: UniMedModel, connector: dict | None) -> UniMedModel:
+    if connector is None:
+        return model
+    from unimed.models.connectors import ConnectorConfig, build_connector
+    from unimed.models.connectors.resample import resample
+
+    config = model.config
+    model.connector = build_connector(connector, config.vision["dim"], config.text_config.hidden_size)
+    config.connector = model.connector.config.to_dict()
+    patches = (config.vision["image_size"] // config.vision["patch_size"]) ** 2
+    count = resample(torch.zeros(1, patches, 1), ConnectorConfig.from_dict(config.connector)).shape[1]
+    processor = model.processor
+    processor.options = type(processor.options)(**{**vars(processor.options), "tokens_per_image": count})
+    return model
