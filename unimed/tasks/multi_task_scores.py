@@ -21,7 +21,7 @@ def task_name(sample: Sample) -> str:
 
 
 def score_benchmarks(samples: Sequence[Sample], predictions: Sequence[Prediction], compat: str | None = None) -> dict:
-    """{"summary": {"<benchmark>/<metric>": number}, "rows": [...]}; a benchmark is one task of one source.
+    """{"summary": {"<benchmark>/<metric>": number}}; a benchmark is one task of one source.
 
     Raises:
         ValueError: another number of predictions, or an unknown `compat`.
@@ -31,17 +31,15 @@ def score_benchmarks(samples: Sequence[Sample], predictions: Sequence[Prediction
     if len(samples) != len(predictions):
         raise ValueError(f"{len(predictions)} predictions for {len(samples)} samples")
     groups: dict[str, list[dict]] = {}
-    rows = []
     for sample, prediction in zip(samples, predictions, strict=True):
         row = row_of(sample, prediction)
-        rows.append(row)
         groups.setdefault(row["benchmark"], []).append(row)
     scorers = PUBLISHED if compat == "reference" else SCORERS
     summary = {}
     for name, members in sorted(groups.items()):
         result = scorers[members[0]["task"]](members)
         summary |= {f"{name}/{key}": value for key, value in _flat(result).items()} | {f"{name}/samples": len(members)}
-    return {"summary": summary, "rows": rows}
+    return {"summary": summary}
 
 
 def row_of(sample: Sample, prediction: Prediction) -> dict:
