@@ -71,7 +71,8 @@ class TugOfWarHook(Hook):
     Every `interval` steps the loss of each task is taken on the same samples of `train_data`, its gradient is compared
     with those of the others (`unimed.evaluation.tug_of_war`), and a line of `tug_of_war.jsonl` is written: per module
     direction and magnitude similarity, gradient norms, and norm, mean, deviation and relative way of its parameters
-    since the first line. Heat maps of the last line are drawn at the end.
+    since the run was started. A data set whose samples name no task counts as one. Heat maps of the last line are
+    drawn at the end.
 
     Args:
         interval: steps between two lines; the first is before the first step.
@@ -98,9 +99,10 @@ class TugOfWarHook(Hook):
             return
         self._groups = self._parameters(runner.model)
         self._batches = self._tasks(runner)
-        with open(Path(runner.work_dir) / "tug_of_war.jsonl", "w"):
-            pass
-        self._measure(runner, 0)
+        step = runner.train_loop.iter
+        if step == 0:
+            (Path(runner.work_dir) / "tug_of_war.jsonl").unlink(missing_ok=True)
+        self._measure(runner, step)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         step = batch_idx + 1
@@ -130,15 +132,15 @@ class TugOfWarHook(Hook):
 
     def _tasks(self, runner) -> dict[str, list]:
         """Batches of samples per task; the datasets are drawn from evenly, with fixed random numbers."""
-        datasets, _, _, _ = build_datasets(runner.settings["train_data"])
+        datasets, names, _, _ = build_datasets(runner.settings["train_data"])
         chosen: dict[str, list] = {}
         with seeded(runner.settings["seed"], 7):
-            for dataset in datasets:
+            for dataset, name in zip(datasets, names, strict=True):
                 # Neighbours are often alike, so samples are taken from all over the data set.
                 places = np.unique(np.linspace(0, len(dataset) - 1, 4 * self.samples_per_task).astype(int))
                 for place in places:
                     sample = dataset[int(place)]
-                    group = chosen.setdefault(str(sample.labels.get("task") or "unnamed"), [])
+                    group = chosen.setdefault(str(sample.labels.get("task") or name), [])
                     if len(group) < self.samples_per_task:
                         group.append(sample)
             if len(chosen) < 2:

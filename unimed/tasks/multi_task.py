@@ -24,8 +24,8 @@ class MultiTask(BaseModel):
     """A `UniMedModel` with its loss.
 
     Args:
-        model: folder of a converted or exported Uni-Med, or arguments of `build_small` for one that starts from
-            nothing.
+        model: folder of a converted or exported Uni-Med; or `dict(llama=..., eva=...)`, arguments of
+            `build_from_parts`, for one with a new connector; or arguments of `build_small` for one from nothing.
         connector: None keeps the connector of the folder; else one of these arguments starts from nothing.
         reduction: "tokens" or "samples".
         max_new_tokens, batch_size: of predictions.
@@ -49,7 +49,11 @@ class MultiTask(BaseModel):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction {reduction!r} is not known; choose one of: {', '.join(REDUCTIONS)}")
-        if isinstance(model, dict):
+        if isinstance(model, dict) and "llama" in model:
+            from unimed.models.checkpoints.uni_med import build_from_parts
+
+            self.model, _ = build_from_parts(**model, connector=connector)
+        elif isinstance(model, dict):
             from unimed.models.uni_med.small import build_small
 
             self.model = build_small(**model, connector=connector)

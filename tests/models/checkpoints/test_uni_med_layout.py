@@ -76,3 +76,24 @@ def test_what_is_missing_is_named(published, tmp_path):
     with pytest.raises(CheckpointError, match="stored twice"):
         uni_med.convert(trained, tmp_path / "out", llama=llama, eva=eva, vision=SIZES)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_new_model_of_its_parts(published, tmp_path):
+    from unimed.tasks.multi_task import MultiTask
+
+    _, eva, llama = published
+    parts = {"llama": str(llama), "eva": str(eva), "vision": VISION, "lora": {"r": 2}}
+    task = MultiTask(model=parts, connector=CONNECTOR)
+    original = recorded_model()
+    images = load_file(FULL / "io.safetensors")["images"]
+    with torch.no_grad():
+        features = task.model.eval().visual_encoder(images[:1])
+    torch.testing.assert_close(features, original.visual_encoder(images[:1]), atol=1e-6, rtol=0)
+    language = task.model.language_model.state_dict()
+    for name, tensor in original.language_model.state_dict().items():
+        if "lora_" not in name:
+            assert torch.equal(language[name], tensor), name
+    learning = {n for n, p in task.model.named_parameters() if p.requires_grad}
+    assert all(n.startswith("connector.") or "lora_" in n for n in learning)
+    with pytest.raises(FileNotFoundError, match="no folder of a language model"):
+        MultiTask(model=parts | {"llama": str(tmp_path / "gone")})

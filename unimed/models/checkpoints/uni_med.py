@@ -205,6 +205,63 @@ def convert(
     return report
 
 
+def build_from_parts(
+    llama: str | Path,
+    eva: str | Path | None,
+    connector: dict | None = None,
+    sft_type: str = "lora",
+    lora: dict | None = None,
+    vision: dict | None = None,
+    freeze_vision: bool = True,
+    **prompts,
+):
+    """A `UniMedModel` before training: encoder and language model from their files, connector and adapters new.
+
+    Args:
+        eva: `eva_vit_g.pth`; None leaves the encoder untrained, which makes sense only with `freeze_vision` False.
+        connector: as published where it is not given.
+        lora: changes to rank 8, alpha 16, dropout 0.05 on all linear layers.
+        prompts: options of `UniMedProcessor`.
+
+    Raises:
+        CheckpointError, FileNotFoundError: a part is missing or does not fit.
+    """
+    from transformers import AutoConfig
+
+    from unimed.models.uni_med import UniMedConfig, UniMedModel, UniMedProcessor
+
+    llama = Path(llama)
+    if not (llama / "config.json").is_file():
+        raise FileNotFoundError(f"{llama}: no folder of a language model (config.json, weights, tokenizer.model)")
+    config = UniMedConfig(
+        vision=vision,
+        connector=connector,
+        text_config=AutoConfig.from_pretrained(llama),
+        sft_type=sft_type,
+        lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0.05} | (lora or {}),
+        freeze_vision=freeze_vision,
+    )
+    model = UniMedModel(config)
+    state = {f"language_model.{name}": tensor for name, tensor in _language(llama).items()}
+    if eva is not None:
+        tokens = 1 + (config.vision["image_size"] // config.vision["patch_size"]) ** 2
+        state |= rename_vision(read_state_dict(eva), config.vision["depth"], tokens)
+    if sft_type == "lora":
+        targets = sorted({n.split(".")[-3] for n in model.state_dict() if n.endswith("base_layer.weight")})
+        state = {_wrapped(name, targets): tensor for name, tensor in state.items()}
+    new = ("connector.", "ln_vision.", *(("visual_encoder.",) if eva is None else ()))
+    fresh = {n: t for n, t in model.state_dict().items() if n.startswith(new) or "lora_" in n}
+    report = _check(model, fresh | state, llama, "memory")
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    model.processor = UniMedProcessor(
+        llama / "tokenizer.model",
+        image_size=config.vision["image_size"],
+        tokens_per_image=_tokens_per_image(config),
+        **prompts,
+    )
+    return model, report
+
+
 def _tokens_per_image(config) -> int:
     from unimed.models.connectors import ConnectorConfig
     from unimed.models.connectors.resample import resample
