@@ -3,7 +3,8 @@
 Every layout is a module with
 
 - `recognises(path) -> bool`: whether a file or folder is of this layout, judged by names and keys alone;
-- `convert(source, destination, **options) -> ConversionReport`: whole or not at all.
+- `convert(source, destination, **options) -> ConversionReport`: whole or not at all;
+- `add_arguments(parser)`, where `convert` has options: their flags, named as in `convert`.
 """
 
 from __future__ import annotations
@@ -22,3 +23,6 @@ LAYOUTS = {
     "sam": "unimed.models.checkpoints.sam",
     "medsam_lite": "unimed.models.checkpoints.medsam_lite",
 }
+
+#: What `tools/convert.py --from` knows: the layouts, and configurations that are no checkpoints.
+CONVERTERS = LAYOUTS | {"uni_med_yaml": "unimed.models.checkpoints.uni_med_yaml"}

@@ -113,6 +113,12 @@ def connector_of(state: dict[str, torch.Tensor], saved: dict) -> dict:
     return values | {"compat": "reference"}
 
 
+def add_arguments(parser) -> None:
+    """The parts that the file does not hold."""
+    parser.add_argument("--llama", help="Hugging Face folder of the language model (default: what the file names)")
+    parser.add_argument("--eva", help="eva_vit_g.pth")
+
+
 def convert(
     source: Path,
     destination: Path,

@@ -65,6 +65,13 @@ def recognises(path: Path) -> bool:
         return False
 
 
+def add_arguments(parser) -> None:
+    """Paths that the YAML does not know or that differ here."""
+    parser.add_argument("--llama", help="Hugging Face folder of the language model (default: as in the YAML)")
+    parser.add_argument("--eva", help="eva_vit_g.pth (default: pretrained/eva_vit_g.pth)")
+    parser.add_argument("--data-root", help="folder below which the data sets lie (default: data/uni_med)")
+
+
 def convert(
     source: Path, destination: Path, llama: str | None = None, eva: str | None = None, data_root: str = "data/uni_med"
 ) -> ConversionReport:
