@@ -14,6 +14,9 @@ from unimed.models.checkpoints import internvl, unibiomed
 from unimed.models.checkpoints.sam2 import check_names
 from unimed.models.grounded.generation import generate
 from unimed.models.grounded.modeling import GroundedMLLM
+from unimed.models.grounded.processing import PromptError
+from unimed.models.grounded.published import ask_frames, region_cells, region_text, region_tokens, seg_prompts
+from unimed.models.heads.sam2_memory import MaskPropagation
 
 TEXT_1B = dict(
     model_type="qwen2", vocab_size=151679, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
@@ -131,3 +134,52 @@ def test_predict_forward_returns_what_users_know(published, scenario, image, tex
         assert masks == []
     else:
         assert all((a == b.bool().numpy()).all() for a, b in zip(masks, recorded["pred_mask_bool"], strict=True))
+
+
+@torch.no_grad()
+def test_regions_drawn_by_the_user_become_tokens(published):
+    recorded = load_file(large("unibiomed", "e2e_region_fp32.safetensors"))
+    picture = Image.open(large("unibiomed", "inputs", "image_a_256x128.png")).convert("RGB")
+    masks = np.load(large("unibiomed", "inputs", "region_masks.npz"))["masks"]
+    model = published
+    tokens, _ = model.image_tokens(model.processor.tiles(np.array(picture)))
+    cells = region_cells(masks, 16)
+    units = model.processor.image_text(3) + region_text(model.processor, cells)
+    ids = model.processor._ids(TEMPLATES["phi3_chat"].prompt([("user", units + "What is region1?")]))
+    assert ids == recorded["input_ids"].tolist()
+    embeds = model.merge(torch.tensor([ids]), torch.cat([tokens.flatten(0, 1), region_tokens(tokens, cells)]))
+    near("region inputs_embeds", embeds[0], recorded["llm_inputs_embeds"])
+    answer = model.predict_forward(image=picture, text="<image>What is region1?", mask_prompts=[masks])
+    assert answer == {"prediction": "a cat.<|end|>", "prediction_masks": []}
+    assert model.processor._ids(answer["prediction"]) == recorded["generated_ids"].tolist()
+    for wrong in ([masks[:, :50]], [masks * 0], [masks, masks]):
+        with pytest.raises(PromptError, match="mask_prompts"):
+            model.predict_forward(image=picture, text="<image>What is region1?", mask_prompts=wrong)
+
+
+@torch.no_grad()
+def test_a_mask_is_carried_through_the_frames(published):
+    model = published
+    recorded = load_file(large("unibiomed", "e2e_video_seg_fp32.safetensors"))
+    frames = [
+        np.array(Image.open(large("unibiomed", "inputs", f"video_{i}_96x80.png")).convert("RGB")) for i in range(8)
+    ]
+    row = ask_frames(model, frames[:5], "<image>Please segment the tumor.", 64)
+    assert row.ids == recorded["generated_ids"].tolist()
+    prompts = seg_prompts(model, row)
+    near("video seg_embed", prompts, recorded["seg_embed"])
+    tracker = MaskPropagation(model.mask_head, 8)
+    for frame in range(8):
+        features = model.mask_head.encode(model.processor.mask_pixels(frames[frame])[None])
+        output = tracker.prompted(frame, features, prompts) if frame < 5 else tracker.propagated(frame, features)
+        memory = (tracker.conditioning | tracker.recent)[frame]
+        near(f"frame {frame} low-res mask", output.logits, recorded["low_res_mask"][frame])
+        near(f"frame {frame} object score", output.object_logits, recorded["object_score_logits"][frame])
+        near(f"frame {frame} pointer", memory.pointer[0], recorded["obj_ptr"][frame])
+        if f"pix_feat_with_mem_frame{frame}_stride2" in recorded:
+            ours = tracker.conditioned_embedding[..., ::2, ::2]
+            # Single precision itself is no better here: the recording is 2e-4 away from the same step in double.
+            near(f"frame {frame} memory", ours, recorded[f"pix_feat_with_mem_frame{frame}_stride2"], 3e-4)
+    said = model.predict_forward(video=[Image.fromarray(f) for f in frames], text="<image>Please segment the tumor.")
+    assert said["prediction"] == "[SEG].<|end|>"
+    assert (said["prediction_masks"][0] == recorded["pred_mask_bool"][0].bool().numpy()).all()

@@ -80,11 +80,11 @@ class GroundedProcessor(ProcessorMixin):
         super().__init__(tokenizer)
 
     # -- images -------------------------------------------------------------------------------------------------
-    def tiles(self, image: np.ndarray) -> torch.Tensor | None:
+    def tiles(self, image: np.ndarray, max_tiles: int | None = None) -> torch.Tensor | None:
         """HxWx3 uint8 -> [T, 3, s, s] normalised; None where the model needs no tiles."""
         if not self.tile_size:
             return None
-        pictures = tile(Image.fromarray(image), self.tile_size, self.max_tiles)
+        pictures = tile(Image.fromarray(image), self.tile_size, max_tiles or self.max_tiles)
         return torch.stack([_normalised(picture, self.tile_mean, self.tile_std) for picture in pictures])
 
     def mask_pixels(self, image: np.ndarray) -> torch.Tensor:

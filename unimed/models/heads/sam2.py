@@ -92,23 +92,38 @@ class Sam2MaskHead(nn.Module):
         )
         return self._decode_sparse(features.select(0), sparse, multimask=multimask)
 
+    def decode_conditioned(self, embedding: torch.Tensor, features: MaskFeatures) -> MaskOutput:
+        """Masks of N objects from memory alone: `embedding` [N, C, h, w] has attended to it, no prompt is given."""
+        count = len(embedding)
+        padding = self.sam.prompt_encoder.not_a_point_embed.weight[None, None].expand(count, 1, 2, -1)
+        fine = [level.expand(count, -1, -1, -1) for level in features.high_resolution]
+        return self._run_decoder(embedding, padding.to(embedding.dtype), fine, multimask=True)
+
     def _decode_sparse(self, one: MaskFeatures, sparse: torch.Tensor, multimask: bool) -> MaskOutput:
-        dense = self.sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(one.embedding)
+        embedding = one.embedding + self.sam.no_memory_embedding.reshape(1, -1, 1, 1)
+        return self._run_decoder(embedding, sparse, list(one.high_resolution), multimask)
+
+    def _run_decoder(self, embedding, sparse, high_resolution, multimask: bool) -> MaskOutput:
+        """One image with P prompts, or N images with one each; the best of the proposed masks per prompt."""
+        dense = self.sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(embedding)
         masks, iou, tokens, object_logits = self.sam.mask_decoder(
-            image_embeddings=one.embedding + self.sam.no_memory_embedding.reshape(1, -1, 1, 1),
-            image_positional_embeddings=self.sam.get_image_wide_positional_embeddings(),
+            image_embeddings=embedding,
+            image_positional_embeddings=self.sam.get_image_wide_positional_embeddings().expand(
+                len(embedding), -1, -1, -1
+            ),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=multimask,
-            high_resolution_features=list(one.high_resolution),
+            high_resolution_features=high_resolution,
         )
-        masks, iou, tokens = masks[0], iou[0], tokens[0]  # [P, K, h, w], [P, K], [P, K, C]
+        # [P, K, h, w], [P, K], [P, K, C]
+        masks, iou, tokens = masks.flatten(0, 1), iou.flatten(0, 1), tokens.flatten(0, 1)
         best = iou.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)
         return MaskOutput(
             logits=masks[rows, best],
             iou=iou[rows, best],
-            object_logits=object_logits[0, :, 0],
+            object_logits=object_logits.reshape(-1),
             candidates=masks,
             candidate_iou=iou,
             pointers=tokens[rows, best],
