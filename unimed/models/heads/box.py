@@ -1,68 +1,245 @@
-"""Box heads read the hidden state of a [BOX] token."""
+"""Box heads: the state of a [BOX] token, or the output tokens of a mask decoder, to a box and its spread."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
 
+from unimed.models.heads.box_coordinates import cxcywh_to_xyxy
+
 
 @dataclass
 class BoxPrediction:
-    """Boxes of N states.
+    """Boxes of N [BOX] tokens, as shares of the frame the head works in.
 
-    `boxes_cxcywh` [N, 4] in [0, 1] of the image; `std` [N, 4] the standard deviation of each corner coordinate
-    (x1, y1, x2, y2) in the same unit, None where the head gives no uncertainty; `log_scale` [N, 4] the logarithm of
-    the Laplace scale the loss works with.
+    `boxes_cxcywh` [N, 4] is the answer. `std` [N, 4] is the standard deviation of each corner coordinate (x1, y1, x2,
+    y2) in the same unit, None where the head gives no uncertainty; `log_scale` [N, 4] the logarithm of the Laplace
+    scale of the corners. Heads with several hypotheses keep them: `hypotheses` [N, K, 4] (centre and size), `weights`
+    [N, K] that sum to 1, `log_scales` [N, K, 4] of the corners. `evidence` holds gamma, v, alpha and beta of the
+    evidential head, [N, 4] each, over centre and size. `kind` is the key in `BOX_HEADS` and chooses the loss.
     """
 
     boxes_cxcywh: torch.Tensor
     std: torch.Tensor | None = None
     log_scale: torch.Tensor | None = None
+    hypotheses: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    log_scales: torch.Tensor | None = None
+    evidence: dict[str, torch.Tensor] | None = None
+    kind: str = "point"
+
+    def __len__(self) -> int:
+        return len(self.boxes_cxcywh)
+
+    @property
+    def boxes_xyxy(self) -> torch.Tensor:
+        return cxcywh_to_xyxy(self.boxes_cxcywh)
+
+    def uncertainty(self) -> torch.Tensor | None:
+        """[N], one number per box: mean standard deviation of the corners over the root of the area; None without."""
+        if self.std is None:
+            return None
+        return self.std.mean(dim=1) / self.boxes_cxcywh[:, 2:].clamp(min=1e-6).prod(dim=1).sqrt()
+
+    def entropy(self) -> torch.Tensor | None:
+        """[N], entropy in nats of the weights of the hypotheses; 0 when one of them has all; None without weights."""
+        return None if self.weights is None else torch.special.entr(self.weights).sum(dim=1)
+
+    def select(self, rows) -> BoxPrediction:
+        """The prediction of some rows (indices, slice or bool mask)."""
+
+        def take(value):
+            if isinstance(value, dict):
+                return {name: item[rows] for name, item in value.items()}
+            return value[rows] if isinstance(value, torch.Tensor) else value
+
+        return BoxPrediction(**{field.name: take(getattr(self, field.name)) for field in fields(self)})
 
 
-class PointBoxHead(nn.Module):
-    """Linear, ReLU, Linear, ReLU, Linear to a centre and a size by a sigmoid (LISA and uMedGround decode so)."""
+def mixture_moments(values: torch.Tensor, weights: torch.Tensor | None = None, within: torch.Tensor | None = None):
+    """Mean and standard deviation over hypotheses.
 
-    outputs = 4
+    Args:
+        values: [N, K, D].
+        weights: [N, K] that sum to 1; None for K equal members, whose variance is divided by K - 1, as uMedGround
+            reports it.
+        within: [N, K, D] standard deviation of each hypothesis itself.
 
-    def __init__(self, hidden_dim: int, width: int | None = None):
+    Returns:
+        mean [N, D] and standard deviation [N, D].
+    """
+    if weights is None:
+        mean = values.mean(dim=1)
+        variance = (values - mean[:, None]).square().sum(dim=1) / max(values.shape[1] - 1, 1)
+        if within is not None:
+            variance = variance + within.square().mean(dim=1)
+    else:
+        weights = weights[..., None]
+        mean = (weights * values).sum(dim=1)
+        variance = (weights * (values - mean[:, None]).square()).sum(dim=1)
+        if within is not None:
+            variance = variance + (weights * within.square()).sum(dim=1)
+    # The gradient of a root at zero is infinite, and equal hypotheses are allowed.
+    return mean, variance.clamp(min=1e-12).sqrt()
+
+
+def combine_draws(draws_cxcywh: torch.Tensor, weights: torch.Tensor | None = None) -> BoxPrediction:
+    """Boxes drawn S times - by dropout at test time, test-time augmentation or an ensemble - as one prediction.
+
+    Args:
+        draws_cxcywh: [S, N, 4], each draw in the frame of the same picture.
+        weights: [S] that sum to 1; equal if None.
+
+    Raises:
+        ValueError: fewer than two draws have no spread.
+    """
+    if draws_cxcywh.ndim != 3 or len(draws_cxcywh) < 2:
+        raise ValueError(f"draws must be [S, N, 4] with S of at least 2, got {tuple(draws_cxcywh.shape)}")
+    hypotheses = draws_cxcywh.transpose(0, 1)
+    rows = None if weights is None else weights.expand(hypotheses.shape[:2])
+    mean, _ = mixture_moments(hypotheses, rows)
+    _, std = mixture_moments(cxcywh_to_xyxy(hypotheses), rows)
+    return BoxPrediction(mean, std, hypotheses=hypotheses, weights=rows, kind="draws")
+
+
+class BoxMlp(nn.Module):
+    """Linear, ReLU, Linear, ReLU, Linear (LISA and uMedGround decode so). [..., D] -> [..., outputs]."""
+
+    def __init__(self, hidden_dim: int, outputs: int = 4, width: int | None = None):
         super().__init__()
         width = width or hidden_dim
         self.layers = nn.Sequential(
-            nn.Linear(hidden_dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.outputs)
+            nn.Linear(hidden_dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
         )
 
+    def raw(self, states: torch.Tensor) -> torch.Tensor:
+        return self.layers(states).float()
+
+
+class PointBoxHead(BoxMlp):
+    """A centre and a size by a sigmoid; no uncertainty (uMedGround's plain head)."""
+
+    kind = "point"
+
+    def __init__(self, hidden_dim: int, width: int | None = None):
+        super().__init__(hidden_dim, 4, width)
+
     def forward(self, states: torch.Tensor) -> BoxPrediction:
-        """[N, D] -> boxes."""
-        return BoxPrediction(self.layers(states).float().sigmoid())
+        """[N, D], or decoder tokens [N, T, D] of which the first is read."""
+        return BoxPrediction(self.raw(first_token(states)).sigmoid(), kind=self.kind)
 
 
-class LaplaceBoxHead(PointBoxHead):
+class LaplaceBoxHead(BoxMlp):
     """A box and, per corner coordinate, the scale of a Laplace distribution around it.
 
     The scale is learnt by likelihood, so a hard box says that it is hard; `std` is sqrt(2) times the scale.
     """
 
-    outputs = 8
+    kind = "laplace"
+
+    def __init__(self, hidden_dim: int, width: int | None = None):
+        super().__init__(hidden_dim, 8, width)
 
     def forward(self, states: torch.Tensor) -> BoxPrediction:
-        box, log_scale = self.layers(states).float().chunk(2, dim=-1)
+        """[N, D], or decoder tokens [N, T, D] of which the first is read."""
+        box, log_scale = self.raw(first_token(states)).chunk(2, dim=-1)
         # Between a thousandth and the whole of the image.
         log_scale = -6.9 * torch.sigmoid(log_scale)
-        return BoxPrediction(box.sigmoid(), 2**0.5 * log_scale.exp(), log_scale)
+        return BoxPrediction(box.sigmoid(), 2**0.5 * log_scale.exp(), log_scale, kind=self.kind)
 
 
-BOX_HEADS = {"point": PointBoxHead, "laplace": LaplaceBoxHead}
+class HypothesisBoxHead(BoxMlp):
+    """K boxes by ONE shared network, as published: the answer is their mean, the spread their standard deviation.
+
+    On a mask decoder the hypotheses are its first K output tokens. On a language state there is one vector, so each
+    hypothesis adds a learnt query to it; that part is ours. uMedGround averages over the hypotheses of ALL phrases of a
+    picture, here every phrase has its own. The kinds "mhp", "umhp" and "uncertain" differ in the loss alone
+    (`unimed.losses.box`).
+
+    Args:
+        tokens: whether states are decoder tokens; published weights have no queries.
+    """
+
+    def __init__(self, hidden_dim: int, kind: str = "mhp", hypotheses: int = 3, tokens: bool = False):
+        super().__init__(hidden_dim)
+        if hypotheses < 2:
+            raise ValueError(f"hypotheses must be at least 2 to have a spread, got {hypotheses}")
+        self.kind, self.count = kind, hypotheses
+        self.queries = None if tokens else new_queries(hypotheses, hidden_dim)
+
+    def forward(self, states: torch.Tensor) -> BoxPrediction:
+        """[N, D] or [N, at least K, D]."""
+        hypotheses = self.raw(hypothesis_states(states, self.count, self.queries)).sigmoid()  # [N, K, 4]
+        mean, _ = mixture_moments(hypotheses)
+        _, std = mixture_moments(cxcywh_to_xyxy(hypotheses))
+        return BoxPrediction(mean, std, hypotheses=hypotheses, kind=self.kind)
+
+
+def first_token(states: torch.Tensor) -> torch.Tensor:
+    """[N, D], or [N, T, D] -> [N, D] of its first token."""
+    return states[:, 0] if states.ndim == 3 else states
+
+
+def new_queries(count: int, hidden_dim: int) -> nn.Parameter:
+    """Learnt offsets [count, hidden_dim] that tell hypotheses of one state apart."""
+    return nn.Parameter(torch.randn(count, hidden_dim) * hidden_dim**-0.5)
+
+
+def hypothesis_states(states: torch.Tensor, count: int, queries: torch.Tensor | None) -> torch.Tensor:
+    """[N, D] plus queries, or the first `count` tokens of [N, T, D] -> [N, count, D].
+
+    Raises:
+        ValueError: fewer tokens than hypotheses, or one state for a head without queries.
+    """
+    if states.ndim == 3:
+        if states.shape[1] < count:
+            raise ValueError(f"{count} hypotheses need as many decoder tokens, got {states.shape[1]}")
+        return states[:, :count]
+    if queries is None:
+        raise ValueError("a box head built with tokens=True reads the tokens of a mask decoder, [N, T, D]")
+    return states[:, None] + queries.to(states.dtype)
+
+
+#: Kind of box head -> what it is; `build_box_head` builds them.
+BOX_HEADS = {
+    "point": "one box, no uncertainty",
+    "laplace": "one box and a Laplace scale per corner, by likelihood",
+    "mhp": "K boxes, the first is the main one (uMedGround --mhp_box_head)",
+    "umhp": "K boxes weighted by their error (uMedGround --Umhp_box_head)",
+    "uncertain": "K boxes pushed apart, trained on their mean (uMedGround --uncertain_box_head)",
+    "rwta": "K boxes with weights, relaxed winner takes all (Rupprecht et al. 2017)",
+    "laplace_mixture": "K Laplace components with weights and scales, by likelihood",
+    "evidential": "normal-inverse-gamma parameters (Amini et al. 2020), the branches uMedGround left unused",
+}
 
 
 def build_box_head(kind: str, hidden_dim: int, **options) -> nn.Module:
-    """A box head by name.
+    """A box head by name; `forward(states) -> BoxPrediction`.
+
+    Args:
+        kind: a key of `BOX_HEADS`.
+        hidden_dim: width of the states.
+        options: of the class, such as `hypotheses` (3) and `tokens` (False: one state per box).
 
     Raises:
-        ValueError: unknown kind; the known ones are listed.
+        ValueError: unknown kind, or an option the kind does not have.
     """
+    from unimed.models.heads.box_uncertainty import EvidentialBoxHead, LaplaceMixtureBoxHead, WeightedBoxHead
+
+    builders = {
+        "point": PointBoxHead,
+        "laplace": LaplaceBoxHead,
+        "rwta": WeightedBoxHead,
+        "laplace_mixture": LaplaceMixtureBoxHead,
+        "evidential": EvidentialBoxHead,
+    }
     if kind not in BOX_HEADS:
         raise ValueError(f"no box head {kind!r}; known are {', '.join(BOX_HEADS)}")
-    return BOX_HEADS[kind](hidden_dim, **options)
+    try:
+        if kind in builders:
+            return builders[kind](hidden_dim, **options)
+        return HypothesisBoxHead(hidden_dim, kind=kind, **options)
+    except TypeError as error:
+        raise ValueError(f"box head {kind!r} does not take {sorted(options)}: {error}") from error
