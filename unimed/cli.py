@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+_TASK_COLUMNS = ("kind", "modality", "anatomy", "target", "median_dice", "test_images")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
@@ -36,9 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
     export.add_argument("checkpoint")
     export.add_argument("destination")
 
+    tasks = verbs.add_parser("list-tasks", help="what BiomedParse can be asked for, by modality and anatomy")
+    tasks.add_argument("--kind", choices=("volume", "image"), help="3D or 2D targets only")
+    tasks.add_argument("--modality", help="beginning of a modality, such as CT or MRI")
+    tasks.add_argument("--anatomy", help="beginning of an anatomy, such as thoracic or brain")
+    tasks.add_argument("--json", action="store_true", help="JSON instead of a table")
+
     args = parser.parse_args(arguments)
+    verb = {"predict": _predict, "train": _train, "test": _test, "export": _export, "list-tasks": _list_tasks}
     try:
-        return {"predict": _predict, "train": _train, "test": _test, "export": _export}[args.verb](args)
+        return verb[args.verb](args)
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -82,6 +91,22 @@ def _export(args) -> int:
     from unimed.engine.exporting import export
 
     print(export(args.config, args.checkpoint, args.destination))
+    return 0
+
+
+def _list_tasks(args) -> int:
+    import json
+
+    from unimed.data.targets import lineage, list_targets
+
+    rows = list_targets(args.kind, args.modality, args.anatomy)
+    if args.json:
+        print(json.dumps([{**row, "hierarchy": list(lineage(row["target"]))} for row in rows], indent=1))
+        return 0
+    from unimed.evaluation.tables import markdown_table
+
+    print(markdown_table(rows, columns=[c for c in _TASK_COLUMNS if any(c in row for row in rows)]))
+    print(f"{len(rows)} targets; other words work too, these are the ones it was trained on. Research use only.")
     return 0
 
 

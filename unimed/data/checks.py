@@ -20,11 +20,13 @@ KINDS = ("missing file", "mask", "count mismatch", "patient leakage", "duplicate
 
 @dataclass
 class Report:
-    """Findings of a check. `parts` counts samples per part; `problems` are (part, kind, what); `remarks` do no harm."""
+    """Findings of a check. `parts` counts samples per part; `problems` are (part, kind, what); `remarks` do no harm;
+    `kinds` are the columns of the table."""
 
     parts: dict[str, int] = field(default_factory=dict)
     problems: list[tuple[str, str, str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    kinds: tuple[str, ...] = KINDS
 
     @property
     def ok(self) -> bool:
@@ -34,8 +36,8 @@ class Report:
         """Markdown table of counts per part, then the first `most` problems and all remarks."""
         counts = Counter((part, kind) for part, kind, _ in self.problems)
         parts = sorted({*self.parts, *(part for part, _, _ in self.problems)})
-        rows = [["part", "samples", *KINDS], ["---"] * (2 + len(KINDS))]
-        rows += [[p, str(self.parts.get(p, 0)), *(str(counts[p, kind]) for kind in KINDS)] for p in parts]
+        rows = [["part", "samples", *self.kinds], ["---"] * (2 + len(self.kinds))]
+        rows += [[p, str(self.parts.get(p, 0)), *(str(counts[p, kind]) for kind in self.kinds)] for p in parts]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         lines += [f"problem: {part}: {kind}: {what}" for part, kind, what in self.problems[:most]]
         if len(self.problems) > most:

@@ -128,6 +128,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, Geometry]:
     rows to the back and slices to the head; `header["orientation_assumed"]` says so.
     """
     with zipfile.ZipFile(path) as archive:
+        _refuse_false_header(path, archive)
         if archive.testzip() is not None:
             raise ReadError(f"{path}: checksum of {archive.testzip()} is wrong; fetch the file again")
     with np.load(path, allow_pickle=False) as archive:
@@ -146,6 +147,22 @@ def _read_npz(path: Path) -> tuple[np.ndarray, Geometry]:
     return array, Geometry(lps_to_ras(affine), source_format="npz", header={"orientation_assumed": True})
 
 
+def _refuse_false_header(path: Path, archive: zipfile.ZipFile) -> None:
+    """The array's header must promise what the archive holds: numpy would take memory for the promise first."""
+    if "imgs.npy" not in archive.namelist():
+        return
+    with archive.open("imgs.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(stream)
+        held = archive.getinfo("imgs.npy").file_size - stream.tell()
+    if dtype.hasobject:
+        raise ReadError(f"{path}: `imgs` holds pickled objects, which are not read; save it as an array of numbers")
+    _refuse_too_large(path, shape)
+    if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize != held:
+        raise ReadError(f"{path}: the header of `imgs` claims {dtype} {shape}, the file holds {held} bytes")
+
+
 def _pixels_of_dicom(path: Path, dataset) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut
 
@@ -153,6 +170,10 @@ def _pixels_of_dicom(path: Path, dataset) -> np.ndarray:
     _refuse_too_large(path, (frames, int(dataset.Rows), int(dataset.Columns)))
     array = apply_modality_lut(dataset.pixel_array, dataset)
     return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _has_place(dataset) -> bool:
+    return "ImageOrientationPatient" in dataset and "ImagePositionPatient" in dataset
 
 
 def _dicom_plane(dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -169,9 +190,10 @@ def _read_dicom(path: Path) -> tuple[np.ndarray, Geometry]:
     dataset = pydicom.dcmread(path)
     array = _pixels_of_dicom(path, dataset)
     header = {"modality": str(dataset.get("Modality", "")), "photometric": str(dataset.PhotometricInterpretation)}
-    if "ImageOrientationPatient" not in dataset or "ImagePositionPatient" not in dataset or array.ndim != 2:
+    if not _has_place(dataset) or array.ndim != 2:
         return array, Geometry.pixels(source_format="dicom", header=header)
     volume, affine = _stack([(array, *_dicom_plane(dataset))], float(dataset.get("SliceThickness", 0) or 1.0))
+    header["files"] = (str(path),)
     return volume, Geometry(lps_to_ras(affine), source_format="dicom", header=header)
 
 
@@ -210,7 +232,7 @@ def _read_dicom_series(folder: Path) -> tuple[np.ndarray, Geometry]:
         raise ReadError(f"{folder}: {len(series)} DICOM series in one folder; give each a folder of its own")
     planes = []
     for path, dataset in datasets:
-        if "ImageOrientationPatient" not in dataset or "ImagePositionPatient" not in dataset:
+        if not _has_place(dataset):
             raise ReadError(f"{path}: no ImageOrientationPatient or ImagePositionPatient, its place is unknown")
         planes.append((_pixels_of_dicom(path, dataset), *_dicom_plane(dataset)))
     if len({plane[0].shape for plane in planes}) > 1:
@@ -222,6 +244,10 @@ def _read_dicom_series(folder: Path) -> tuple[np.ndarray, Geometry]:
     volume, affine = _stack(planes, float(first.get("SliceThickness", 0) or 1.0))
     _refuse_uneven_slices(folder, planes)
     header = {"modality": str(first.get("Modality", "")), "photometric": str(first.PhotometricInterpretation)}
+    # In the order of the volume's slices: whoever writes DICOM of the same patient has to read their headers again.
+    normal = np.cross(planes[0][1], planes[0][2])
+    order = sorted(range(len(planes)), key=lambda index: float(planes[index][3] @ normal))
+    header["files"] = tuple(str(datasets[index][0]) for index in order)
     return volume, Geometry(lps_to_ras(affine), source_format="dicom", header=header)
 
 
