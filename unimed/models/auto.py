@@ -30,7 +30,8 @@ def load(path, device: str = "auto", dtype: str = "auto"):
 
     Args:
         path: a folder written by `save_pretrained`, `tools/export.py` or `tools/convert.py`; a published checkpoint of
-            a known layout (converted once into the cache folder); or a Hugging Face hub id of one of our folders.
+            a known layout (converted once into the cache folder); a Hugging Face hub id of one of our folders; or
+            `open_clip:NAME[/WEIGHTS]` or `hf-hub:OWNER/NAME` for a contrastive model in open_clip's layout.
         device: "auto" takes a GPU where there is one; otherwise a torch device.
         dtype: "auto" keeps the type of the file; otherwise "float32", "bfloat16" or "float16".
 
@@ -44,6 +45,12 @@ def load(path, device: str = "auto", dtype: str = "auto"):
     for family in FAMILIES:
         if importlib.util.find_spec(family):
             importlib.import_module(family)
+    if str(path).startswith(("open_clip:", "hf-hub:")):
+        from unimed.models.clip.named import load_named
+
+        path = load_named(str(path))
+        if isinstance(path, torch.nn.Module):
+            return (path if dtype == "auto" else path.to(options["dtype"])).to(chosen).eval()
     source = Path(path)
     if source.exists() and not _is_ours(source):
         source = _converted(source)

@@ -18,6 +18,7 @@ LAYOUTS = {
     "uni_med": "unimed.models.checkpoints.uni_med",
     "biomedparse": "unimed.models.checkpoints.biomedparse",
     "unimed_clip": "unimed.models.checkpoints.unimed_clip",
+    "open_clip": "unimed.models.checkpoints.open_clip",
     "internvl": "unimed.models.checkpoints.internvl",
     "sam2": "unimed.models.checkpoints.sam2",
     "sam": "unimed.models.checkpoints.sam",

@@ -1,0 +1,151 @@
+"""The public face: encode, classify, retrieve; and what it says to bad input."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from models.clip.recorded import FOLDER, recorded
+from PIL import Image
+
+import unimed
+from unimed.models.clip import ClipConfig, ClipModel
+from unimed.models.clip.building import named_config
+
+PICTURES = FOLDER / "pictures"
+
+
+def test_zero_shot_and_saved_again(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    again = unimed.load(tmp_path / "saved", device="cpu")
+    paths = [PICTURES / "rgb.png", PICTURES / "gray_L.png"]
+    first, second = (
+        model.zero_shot(paths, ["heart", "lung", "liver"]),
+        again.zero_shot(paths[0], ["heart", "lung", "liver"]),
+    )
+    assert first[0].probabilities == pytest.approx(second.probabilities, abs=1e-6)
+    assert sum(second.probabilities) == pytest.approx(1) and second.label == second.ranked()[0][0]
+    scale = float(model.towers.logit_scale.detach().exp())
+    expected = (scale * torch.tensor(second.similarities)).softmax(0)
+    assert second.probabilities == pytest.approx(expected.tolist(), abs=1e-5)
+    prediction = model.predict(paths[0], "heart, lung, liver")
+    assert prediction.text == second.label
+
+
+def test_published_demonstration_behind_a_switch(model):
+    numbers = json.loads((FOLDER / "model_io.json").read_text())
+    io = recorded()
+    texts = [json.loads((FOLDER / "text.json").read_text())["texts"][i] for i in io["rows"].tolist()]
+    labels = {str(i): [text] for i, text in enumerate(texts) if text.strip()}
+    kept = [int(name) for name in labels]
+    results = model.zero_shot(io["images"], labels, compat="reference")
+    right = model.zero_shot(io["images"], labels)
+    for old, new, row, other in zip(
+        results, right, numbers["demo_probs_reference_snapshot_unnormalised_image"],
+        numbers["demo_probs_2025_readme_normalised_scaled"], strict=True,
+    ):  # fmt: skip
+        for result, expected in ((old, row), (new, other)):
+            part = np.array(expected)[kept]
+            assert result.probabilities == pytest.approx((part / part.sum()).tolist(), abs=2e-5)
+        assert old.label == new.label
+
+
+def test_one_label_is_refused(model):
+    with pytest.raises(ValueError, match="only one label"):
+        model.zero_shot(PICTURES / "rgb.png", ["heart"])
+    for labels, word in (([], "no label"), (["a", "a"], "twice"), ({"a": []}, "needs a prompt"), (["a", " "], "b")):
+        with pytest.raises(ValueError, match=word if word != "b" else None):
+            model.zero_shot(PICTURES / "rgb.png", labels, templates=["{}"])
+    with pytest.raises(ValueError, match="template"):
+        model.zero_shot(PICTURES / "rgb.png", ["a", "b"], templates=["no place"])
+
+
+def test_a_text_too_long_is_named(model, caplog):
+    with caplog.at_level(logging.WARNING):
+        features = model.encode_text(["heart", "lung " * 400])
+    assert "cut to 256 tokens: lung lung" in caplog.text and len(caplog.records) == 1
+    assert torch.allclose(features[0], model.encode_text("heart")[0], atol=1e-6)
+
+
+def test_order_and_batches_change_nothing(model):
+    texts = ["lung", "a slide of melanoma in the left lung", "heart", "tumor"]
+    together, alone = model.encode_text(texts), torch.cat([model.encode_text(t) for t in texts])
+    assert float((together - alone).abs().max()) < 1e-6
+    assert float((model.encode_text(texts, batch_size=2) - alone).abs().max()) < 1e-6
+
+
+def test_retrieve(model):
+    texts = ["heart", "lung", "liver tumor", "normal slide"]
+    found = model.retrieve("lung", texts, k=2)
+    assert found[0][0] == (1, pytest.approx(1.0, abs=1e-5)) and len(found[0]) == 2
+    pictures = [PICTURES / "rgb.png", PICTURES / "gray_L.png", PICTURES / "tall_rgb.png"]
+    assert model.retrieve(pictures[1], pictures, k=1)[0][0][0] == 1
+    assert len(model.retrieve(texts, model.encode_image(pictures))) == 4
+    with pytest.raises(ValueError, match="gallery"):
+        model.retrieve("lung", [])
+
+
+def test_deep_values_are_windowed(model):
+    ramp = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    low = (ramp / 16).astype(np.uint8)
+    deep, flat = model.encode_image(ramp), model.encode_image(low)
+    assert float(torch.nn.functional.cosine_similarity(deep, flat)) > 0.99
+    white = model.encode_image(np.full((64, 64), 255, np.uint8))
+    assert float(torch.nn.functional.cosine_similarity(deep, white)) < 0.98
+    lung = model.encode_image(ramp.astype(np.int16) - 1000, site="lung")
+    assert not torch.allclose(lung, deep)
+
+
+def test_bad_images(model, tmp_path):
+    (tmp_path / "cut.png").write_bytes((PICTURES / "rgb.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match="cut.png"):
+        model.encode_image(tmp_path / "cut.png")
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        model.encode_image(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match="NaN"):
+        model.encode_image(np.full((8, 8), np.nan))
+    with pytest.raises(ValueError, match="not dict"):
+        model.encode_image({})
+    assert model.encode_image(Image.new("RGB", (1, 1))).shape == (1, 32)
+
+
+def tiny(name, **text):
+    config = named_config(name)
+    config.model_cfg["vision_cfg"] = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16}
+    config.model_cfg["text_cfg"] |= {"width": 32, "heads": 2, "layers": 2} | text
+    config.model_cfg["embed_dim"] = 32
+    return ClipModel(config).eval()
+
+
+def test_openai_style_text_tower(tmp_path):
+    """Causal mask and tokenizer of open_clip itself; padded in full; buffers survive saving."""
+    model = tiny("ViT-B-32-quickgelu")
+    texts = ["a chest radiograph", "lung", "word " * 100]
+    short, full = model.encode_text(texts[:2]), model.encode_text(texts[:2], padding="max_length")
+    assert float((short - full).abs().max()) < 1e-6
+    assert model.processor.texts(texts)[1] == [2]
+    assert model.processor.texts(texts[:2])[0].shape[1] == 77
+    model.save_pretrained(tmp_path / "m")
+    again = unimed.load(tmp_path / "m", device="cpu")
+    assert float((again.encode_text(texts) - model.encode_text(texts)).abs().max()) < 1e-6
+
+
+def test_sigmoid_models(tmp_path):
+    """SigLIP: every label has a probability of its own, so that one label is enough."""
+    config = named_config("ViT-B-16-SigLIP")
+    assert config.preprocess_cfg["resize_mode"] == "squash" and config.image_size == 224
+    model = tiny("ViT-B-32-quickgelu")
+    model.config.model_cfg |= {"init_logit_bias": -10, "custom_text": True}
+    model = ClipModel(ClipConfig(**{k: getattr(model.config, k) for k in ("model_cfg", "preprocess_cfg", "tokenizer")}))
+    result = model.eval().zero_shot(PICTURES / "rgb.png", ["heart"])
+    assert result.kind == "sigmoid" and 0 < result.probabilities[0] < 0.5
+
+
+def test_by_name():
+    with pytest.raises(ValueError, match="no model"):
+        unimed.load("open_clip:ViT-B-99")
+    with pytest.raises(ValueError, match="laion"):
+        unimed.load("open_clip:ViT-B-32/nothing")
+    model = tiny("ViT-B-32")
+    assert model.processor.tokenizer("a").shape == (1, 77)
