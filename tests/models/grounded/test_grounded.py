@@ -124,6 +124,18 @@ def test_given_boxes_are_cut_out():
         tiny_model().segment_boxes(IMAGE, [(5, 5, 5, 30)])
 
 
+def test_a_given_box_is_looked_at_from_near():
+    model = tiny_model()
+    box, window = (5, 5, 15, 20), (0, 0, 45, 45)  # three times the longer side, moved into the image
+    near = model.segment_boxes(IMAGE, [box]).regions[0].mask
+    left, top, right, bottom = window
+    model.mask_head.config.box_zoom = None
+    cut = model.segment_boxes(np.ascontiguousarray(IMAGE[top:bottom, left:right]), [box]).regions[0].mask
+    assert (near[top:bottom, left:right] == cut).all()
+    assert not near[bottom:].any() and not near[:, right:].any()
+    assert (model.segment_boxes(IMAGE, [box]).regions[0].mask != near).any()
+
+
 def test_training_reaches_every_trainable_part():
     model = tiny_model().train()
     ids = ids_of(model, "<image>" * 4 + "segment <p> nuclei </p> [SEG]<|end|>")

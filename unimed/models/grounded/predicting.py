@@ -124,17 +124,31 @@ class GroundedPredictor:
         height, width = source.rgb.shape[:2]
         phrases = list(phrases) or [f"box {index + 1}" for index in range(len(boxes_xyxy_px))]
         regions = [Region(phrase, box_xyxy_px=tuple(box)) for phrase, box in zip(phrases, boxes_xyxy_px, strict=True)]
-        scale = self.mask_head.image_size / np.array([width, height, width, height], dtype=np.float32)
-        boxes = torch.tensor(np.array([r.box_xyxy_px for r in regions], dtype=np.float32).reshape(-1, 4) * scale)
         begin = time.perf_counter()
-        features = self.mask_head.encode(self.processor.mask_pixels(source.rgb)[None].to(self.device))
-        output = self.mask_head.decode_boxes(
-            features, torch.zeros(len(boxes), dtype=torch.long, device=self.device), boxes.to(self.device)
-        )
-        masks = (resize_mask_logits(output.logits, (height, width), self.mask_head.image_size) > 0).cpu().numpy()
+        zoom = getattr(self.mask_head.config, "box_zoom", None)
+        if zoom is None or not regions:
+            windows, which = [(0, 0, width, height)], [0] * len(regions)
+        else:
+            windows, which = [_window_around(r.box_xyxy_px, zoom, width, height) for r in regions], range(len(regions))
+        side = self.mask_head.image_size
+        masks = np.zeros((len(regions), height, width), dtype=bool)
+        quality = [0.0] * len(regions)
+        for number, (left, top, right, bottom) in enumerate(windows):
+            rows = [row for row, window in enumerate(which) if window == number]
+            pixels = self.processor.mask_pixels(np.ascontiguousarray(source.rgb[top:bottom, left:right]))
+            scale = np.array([side / (right - left), side / (bottom - top)] * 2)
+            boxes = (np.array([regions[row].box_xyxy_px for row in rows]) - [left, top, left, top]) * scale
+            features = self.mask_head.encode(pixels[None].to(self.device))
+            index = torch.zeros(len(rows), dtype=torch.long, device=self.device)
+            boxes = torch.tensor(boxes, dtype=torch.float32, device=self.device).reshape(-1, 4)
+            output = self.mask_head.decode_boxes(features, index, boxes)
+            inside = resize_mask_logits(output.logits, (bottom - top, right - left), side) > 0
+            masks[rows, top:bottom, left:right] = inside.cpu().numpy()
+            for row, iou in zip(rows, output.iou.tolist(), strict=True):
+                quality[row] = iou
         regions = [
             Region(r.phrase, mask=mask, box_xyxy_px=r.box_xyxy_px, confidence=_unit(iou))
-            for r, mask, iou in zip(regions, masks, output.iou.tolist(), strict=True)
+            for r, mask, iou in zip(regions, masks, quality, strict=True)
         ]
         return Prediction(
             "", tuple(regions), source.geometry, {"masks": time.perf_counter() - begin}, self._reference()
@@ -303,6 +317,18 @@ def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Regi
                 regions.append(Region(phrase, box_xyxy_px=(x1, y1, x2, y2), box_std_px=std, phrase_span=span))
             box += 1
     return regions
+
+
+def _window_around(box, zoom: float, width: int, height: int) -> tuple[int, int, int, int]:
+    """A square `zoom` times as large as the longer side of the box, moved into the image (x1, y1, x2, y2 in pixels)."""
+    side = int(np.ceil(max(box[2] - box[0], box[3] - box[1]) * zoom))
+    window = []
+    for low, high, limit in ((box[0], box[2], width), (box[1], box[3], height)):
+        length = min(side, limit)
+        start = int(np.clip(round((low + high - length) / 2), 0, limit - length))
+        window.append((start, start + length))
+    (left, right), (top, bottom) = window
+    return left, top, right, bottom
 
 
 def _box_around(mask: np.ndarray):
