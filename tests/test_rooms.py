@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "models": {"structures", "tokens", "chat", "io"},
     "tasks": {"models", "losses", "evaluation", "registry", "structures"},
     "engine": {"tasks", "data", "registry", "structures", "io", "evaluation"},
-    "inference": {"models", "io", "structures", "data", "evaluation"},
+    "inference": {"models", "io", "structures", "data", "evaluation", "tokens"},
     "serve": {"inference", "structures"},
     "cli": {"structures", "io", "data", "models", "engine", "inference", "serve", "evaluation"},
 }

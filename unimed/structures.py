@@ -125,13 +125,18 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of one image and where it points. `timing_s` maps step names to seconds. Research use only."""
+    """What a model says of one image and where it points. Research use only.
+
+    `timing_s` maps step names to seconds; `markup` is the answer with its markers (`<p>`, `[SEG]`, stop word), where
+    the model speaks in markers.
+    """
 
     text: str
     regions: tuple[Region, ...] = ()
     geometry: Geometry | None = None
     timing_s: Mapping[str, float] = field(default_factory=dict)
     model_reference: str = ""
+    markup: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON; masks as COCO run lengths with their [height, width] counts."""

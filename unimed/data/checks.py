@@ -49,8 +49,8 @@ def check(root: str | Path, patient_pattern: str | None = None) -> Report:
     """Check a folder in the record format or a tree of UniBiomed's sets, told apart by what is in it.
 
     Args:
-        patient_pattern: for trees, which carry no patient ids: a regular expression with one group that finds the
-            patient in a file name.
+        patient_pattern: for trees, which carry no patient ids: a regular expression whose first matching group (or
+            whole match, without groups) is the patient in a file name.
 
     Raises:
         FileNotFoundError: no such folder, or nothing in it that is known.
@@ -138,7 +138,7 @@ def check_tree(root: Path, patient_pattern: str | None = None) -> Report:
                 seen[name, sample.conversation, hashlib.sha256(b"".join(masks)).hexdigest()] += 1
                 contents[_digest(sample)].add((split, name))
                 if patient_pattern and (found := re.search(patient_pattern, name)):
-                    patients[found.group(1)][split] = False
+                    patients[next((g for g in found.groups() if g), found.group(0))][split] = False
             for (name, _, _), count in seen.items():
                 if count > 1:
                     report.problems.append((part, "duplicate", f"{name} with the same mask and text {count} times"))

@@ -3,6 +3,7 @@
 #: Verb -> module. Modules are imported only when their verb is typed.
 COMMANDS = {
     "sample": "unimed.data.prepare.sample",
+    "biomed-shapes": "unimed.data.prepare.biomed_shapes",
     "biomedparse": "unimed.data.prepare.biomedparse",
     "unimed-clip": "unimed.data.prepare.unimed_clip",
 }

@@ -267,7 +267,11 @@ class GroundedPredictor:
                 regions = _regions(answer, text, logits, iou, presence, boxes, threshold)
             timing = {"answer": (answered - begin) / len(rows)}
             geometry = None if source is None else source.geometry
-            predictions.append(Prediction(answer.text, tuple(regions), geometry, timing, self._reference()))
+            predictions.append(
+                Prediction(
+                    answer.text, tuple(regions), geometry, timing, self._reference(), self.processor.raw_text(row.ids)
+                )
+            )
         share = (time.perf_counter() - answered) / len(rows)
         for prediction in predictions:
             prediction.timing_s["regions"] = share

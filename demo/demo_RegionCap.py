@@ -1,0 +1,11 @@
+"""Say what a region of an image is."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from unimed.inference.demos import answers  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(answers("RegionCap"))

@@ -1,0 +1,11 @@
+"""Segment a 3D test set, or one volume: `python demo/demo_seg3D.py --volume X.nii.gz --text "..." --model_path M`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from unimed.inference.demos import segment_3d  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(segment_3d())

@@ -1,0 +1,228 @@
+"""A model over the cases of a test set: batched, resumable, shared by several processes; files as UniBiomed names them.
+
+Every run keeps its state in a folder of its own (`cases.jsonl`, `failed.jsonl`, `run.json`, see `folder`), so that a
+picture called "run" or "cases" cannot collide with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unimed.data.biomed_tree import TreeError, load_mask
+from unimed.data.region_box import paint_box
+from unimed.inference.answers import write_answer, write_mask
+from unimed.inference.folder import Case, FolderError, FolderReport, run_cases
+from unimed.inference.test_sets import within
+from unimed.io.overlay import write_overlay
+from unimed.io.read import read
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run works; nothing here changes an answer but `max_new_tokens`.
+
+    `state` is the folder of the run's state; `overlays` is how many pictures with drawn regions are kept (evenly spread
+    over the cases) in `pictures`.
+    """
+
+    state: Path
+    pictures: Path
+    batch_size: int = 4
+    max_new_tokens: int = 512
+    overlays: int = 12
+    restart: bool = False
+
+
+def ranks(launcher: str = "none") -> tuple[int, int]:
+    """(number of this process, how many there are), told by the launcher: none, pytorch (torchrun), slurm."""
+    names = {"pytorch": ("RANK", "WORLD_SIZE"), "slurm": ("SLURM_PROCID", "SLURM_NTASKS")}.get(launcher)
+    if names is None:
+        return 0, 1
+    return int(os.environ.get(names[0], 0)), int(os.environ.get(names[1], 1))
+
+
+def run_shared(
+    cases: Sequence[Case], predict: Callable, run: Run, settings: Mapping, launcher: str = "none"
+) -> FolderReport:
+    """`run_cases` where every process takes each n-th case; what any process of any earlier run finished is skipped.
+
+    Returns:
+        the report of this process alone.
+
+    Raises:
+        FolderError: as `run_cases`, also for the state of other processes.
+    """
+    rank, size = ranks(launcher)
+    folder = run.state if size == 1 else run.state / f"rank-{rank}-of-{size}"
+    settings = json.loads(json.dumps({**settings, "max_new_tokens": run.max_new_tokens}, default=str))
+    mine, elsewhere = list(cases)[rank::size], set()
+    for path in sorted(run.state.rglob("run.json")) if run.state.is_dir() else ():
+        other_layout = path.parent == run.state if size > 1 else path.parent != run.state
+        other_layout |= not path.parent.name.endswith(f"-of-{size}") and path.parent != run.state
+        if path.parent == folder:
+            continue
+        if run.restart:
+            if other_layout:
+                (path.parent / "cases.jsonl").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+        elif json.loads(path.read_text(encoding="utf-8")) != settings:
+            raise FolderError(f"{path.parent} holds results of other settings; choose another folder or restart")
+        else:
+            elsewhere |= _finished(path.parent / "cases.jsonl")
+    todo = [case for case in mine if case.name not in elsewhere]
+    report = run_cases(todo, predict, folder, settings=settings, batch_size=run.batch_size, restart=run.restart)
+    report.skipped += len(mine) - len(todo)
+    return report
+
+
+def _finished(path: Path) -> set[str]:
+    names = set()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            names.add(json.loads(line)["case"])
+        except (ValueError, KeyError, TypeError):  # the torn last line of a killed process
+            continue
+    return names
+
+
+def _shown(cases: Sequence[Case], count: int) -> set[str]:
+    """Names of `count` cases spread evenly."""
+    places = np.unique(np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int)) if cases else ()
+    return {cases[int(place)].name for place in places}
+
+
+def _first_mask(prediction, shape: tuple[int, int]) -> np.ndarray:
+    """The mask of the first [SEG]; all False where the answer points at nothing."""
+    masks = [region.mask for region in prediction.regions if region.mask is not None]
+    return masks[0] if masks else np.zeros(shape, dtype=bool)
+
+
+def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: Mapping, launcher="none"):
+    """Answer `segmentation_cases`; the first mask of each goes to OUT/<split>/<mask_file> as 0 and 255."""
+    from unimed.models.grounded.images import read_image
+
+    shown = _shown(cases, run.overlays)
+
+    def predict(batch: list[Case]) -> list[dict]:
+        images = [read_image(str(case.inputs["image"])) for case in batch]
+        texts = [case.inputs["text"] for case in batch]
+        answers = model.predict_batch(images, texts, batch_size=len(batch), max_new_tokens=run.max_new_tokens)
+        rows = []
+        for case, image, answer in zip(batch, images, answers, strict=True):
+            mask = _first_mask(answer, image.rgb.shape[:2])
+            write_mask(within(out, case.inputs["out"]), mask)
+            if case.name in shown:
+                write_overlay(within(run.pictures, f"{case.name}.png"), image.rgb, answer.regions)
+            rows.append(_row(case, answer) | {"mask_pixels": int(mask.sum())})
+        return rows
+
+    return run_shared(cases, predict, run, settings, launcher)
+
+
+def answer_images(
+    model,
+    cases: Sequence[Case],
+    out: Path,
+    form: str,
+    run: Run,
+    settings: Mapping,
+    masks_to: Path | None = None,
+    launcher: str = "none",
+):
+    """Answer questions about images; each answer goes to OUT/<case>.json.
+
+    Args:
+        form: how captions are cut, see `answers.FORMS`.
+        masks_to: folder of the first mask of each answer under the name of its image; None leaves masks out.
+    """
+    from unimed.models.grounded.images import read_image
+
+    shown = _shown(cases, run.overlays)
+
+    def predict(batch: list[Case]) -> list[dict]:
+        images = [read_image(str(case.inputs["image"])) for case in batch]
+        answers = _ask(model, batch, images, run.max_new_tokens)
+        rows = []
+        for case, image, answer in zip(batch, images, answers, strict=True):
+            masks = None
+            if masks_to is not None:
+                masks = [region.mask for region in answer.regions if region.mask is not None]
+                masks = masks or [np.zeros(image.rgb.shape[:2], dtype=bool)]
+                write_mask(within(masks_to, case.inputs["image_name"]), masks[0])
+            content = write_answer(within(out, f"{case.name}.json"), case.name, answer.markup, form, masks)
+            if case.name in shown:
+                write_overlay(within(run.pictures, f"{case.name}.png"), image.rgb, answer.regions)
+            rows.append(_row(case, answer) | {"caption": content["caption"]})
+        return rows
+
+    return run_shared(cases, predict, run, settings, launcher)
+
+
+def _ask(model, batch: list[Case], images: list, max_new_tokens: int) -> list:
+    texts = [case.inputs["text"] for case in batch]
+    if "region" not in batch[0].inputs:
+        return model.predict_batch(images, texts, batch_size=len(batch), max_new_tokens=max_new_tokens)
+    regions = []
+    for case, image in zip(batch, images, strict=True):
+        mask = load_mask(case.inputs["region"], image.rgb.shape[:2], resize=True)
+        if not mask.any():
+            raise TreeError(f"{case.inputs['region']}: mask is empty; there is no region to ask about")
+        regions.append(mask)
+    if batch[0].inputs["framed"]:
+        pictures = [paint_box(image.rgb, mask) for image, mask in zip(images, regions, strict=True)]
+        return model.predict_batch(pictures, texts, batch_size=len(batch), max_new_tokens=max_new_tokens)
+    return [
+        model.predict(image, text, regions=[mask], max_new_tokens=max_new_tokens)
+        for image, text, mask in zip(images, texts, regions, strict=True)
+    ]
+
+
+def segment_volumes(model, cases: Sequence[Case], out: Path, run: Run, settings: Mapping, launcher="none"):
+    """Answer `volume_cases`; one picture per slice at OUT/<volume>/<expression>/<slice>."""
+
+    def predict(batch: list[Case]) -> list[dict]:
+        (case,) = batch
+        slices = case.inputs["slices"]
+        pictures = [read(path)[0] for path in slices]
+        if len({picture.shape[:2] for picture in pictures}) > 1:
+            raise TreeError(f"{slices[0].parent}: slices of different sizes; all slices of a volume have one size")
+        answer, mask = ask_slices(model, pictures, case.inputs["text"], run.max_new_tokens)
+        for path, plane in zip(slices, mask, strict=True):
+            write_mask(within(out, str(Path(case.inputs["out"]) / path.name)), plane)
+        return [
+            {"question": case.inputs["text"], "answer": answer, "mask_voxels": int(mask.sum()), "slices": len(slices)}
+        ]
+
+    # A volume is a batch of its own: its slices are what is worked on together.
+    single = Run(run.state, run.pictures, 1, run.max_new_tokens, run.overlays, run.restart)
+    return run_shared(cases, predict, single, settings, launcher)
+
+
+def ask_slices(model, slices: Sequence[np.ndarray], text: str, max_new_tokens: int) -> tuple[str, np.ndarray]:
+    """(answer, bool [D, H, W]) of a list of slices, HxW or HxWx3: masks are carried through the volume.
+
+    Sources: UniBiomed and Sa2VA give a volume as video; the language model reads the first five slices.
+    """
+    from PIL import Image
+
+    from unimed.models.grounded.images import to_rgb
+
+    frames = [Image.fromarray(to_rgb(picture)) for picture in slices]
+    result = model.predict_forward(video=frames, text=text, max_new_tokens=max_new_tokens)
+    masks = result["prediction_masks"]
+    empty = np.zeros((len(slices), *slices[0].shape[:2]), dtype=bool)
+    return result["prediction"], masks[0] if len(masks) else empty
+
+
+def _row(case: Case, answer) -> dict:
+    regions = [
+        {"phrase": region.phrase, "presence": region.presence, "confidence": region.confidence}
+        for region in answer.regions
+    ]
+    return {"question": case.inputs["text"], "answer": answer.markup, "regions": regions}
