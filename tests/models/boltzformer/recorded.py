@@ -5,7 +5,7 @@ import torch
 from golden_files import large
 from safetensors.torch import load_file
 
-from unimed.models.boltzformer import BoltzFormerConfig, BoltzFormerModel
+from unimed.models.boltzformer import BiomedParseV1Config, BiomedParseV1Model, BoltzFormerConfig, BoltzFormerModel
 from unimed.models.checkpoints.biomedparse import load_into
 
 
@@ -34,6 +34,13 @@ def v2_model(**changes):
     """The recorded v2 model: padding as published."""
     model = BoltzFormerModel(BoltzFormerConfig.tiny(**({"compat": "reference"} | changes)))
     load_into(model, load_file(large("biomedparse", "v2_tiny_weights.safetensors")))
+    return model.eval()
+
+
+def v1_model(**changes):
+    """The recorded v1 model."""
+    model = BiomedParseV1Model(BiomedParseV1Config.tiny(**changes))
+    load_into(model, load_file(large("biomedparse", "v1_tiny_weights.safetensors")))
     return model.eval()
 
 

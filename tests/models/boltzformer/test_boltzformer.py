@@ -1,12 +1,16 @@
 """BoltzFormer in small: what a prompt's mask depends on, and what it must not depend on."""
 
+import json
+
 import pytest
 import torch
+from golden_files import SMALL
 
 import unimed
-from unimed.models.boltzformer import BoltzFormerConfig
+from unimed.models.boltzformer import BoltzFormerConfig, BoltzFormerModel
 from unimed.models.boltzformer.sampling import CountedDraws, item_key
 from unimed.models.boltzformer.small import build_small
+from unimed.models.boltzformer.tokenizing import train_tokenizer
 
 PROMPTS = ["left kidney", "liver tumor in abdominal CT", "spleen"]
 
@@ -158,3 +162,20 @@ def test_bad_images_and_settings_are_named(model, images):
     for change in ({"attention": "random"}, {"compat": "other"}, {"edge_queries": 6}, {"channels": "grey"}):
         with pytest.raises(ValueError):
             BoltzFormerConfig.tiny(**change)
+
+
+def test_clip_tokens_are_the_recorded_ones():
+    model = BoltzFormerModel(BoltzFormerConfig.tiny(text_vocab_size=49408, text_length=77))
+    for case in json.loads((SMALL / "biomedparse" / "clip_tokens.json").read_text()):
+        if case["text"]:
+            batch = model.tokenize([case["text"]])
+            assert batch["input_ids"][0].tolist() == case["ids"], case["text"]
+
+
+def test_small_tokenizers_spell_what_they_do_not_know():
+    tokenizer = train_tokenizer(["left kidney", "liver"] * 3, 540)
+    assert len(tokenizer) <= 540
+    assert tokenizer.tokenize("left kidney") == ["left</w>", "kidney</w>"]
+    assert len(tokenizer.tokenize("zyx")) == 3
+    ids = tokenizer(["liver", "é?"])["input_ids"]
+    assert all(row[-1] == max(row) == len(tokenizer) - 1 for row in ids)

@@ -109,3 +109,33 @@ class BoltzFormerConfig(PretrainedConfig):
             image_size=96,
         )
         return cls(**(sizes | changes))
+
+
+class BiomedParseV1Config(BoltzFormerConfig):
+    """Configuration of `BiomedParseV1Model`; the defaults are those of the published v1 weights.
+
+    Args:
+        num_queries: maps per question, one of which each prompt chooses.
+        compat: None: every prompt is asked alone. "reference": the prompts of a call are one sequence and influence
+            each other, as published.
+        others: as in `BoltzFormerConfig`; sampling, edges and existence are not part of v1.
+    """
+
+    model_type = "unimed_biomedparse_v1"
+
+    def __init__(self, num_queries=101, edge_queries=0, attention="masked", image_size=1024, channels="rgb", **kwargs):
+        if attention != "masked" or edge_queries:
+            raise ValueError("v1 has masked attention and no edge queries")
+        super().__init__(
+            num_queries=num_queries,
+            edge_queries=edge_queries,
+            attention=attention,
+            image_size=image_size,
+            channels=channels,
+            **kwargs,
+        )
+
+    @classmethod
+    def tiny(cls, **changes) -> BiomedParseV1Config:
+        """A model of about a million parameters, for tests."""
+        return super().tiny(**({"num_queries": 7, "edge_queries": 0} | changes))

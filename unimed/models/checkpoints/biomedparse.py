@@ -1,16 +1,24 @@
-"""BiomedParse v2 (`biomedparse_v2.ckpt`, Apache-2.0) to the names of `BoltzFormerModel`."""
+"""BiomedParse's `biomedparse_v2.ckpt` and `biomedparse_v1.pt` (Apache-2.0) to the names of `unimed.models.boltzformer`.
+
+Which of the two a file is, and every size, is read off its tensors; only numbers of heads leave no trace in them.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import torch
 
 from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
 
-_PREDICTOR = "sem_seg_head.predictor."
-_TEXT = _PREDICTOR + "language_encoder."
+_HEAD, _PREDICTOR = "sem_seg_head.", "sem_seg_head.predictor."
+#: Where the text tower lies: v2, then v1.
+_TEXTS = (
+    (_PREDICTOR + "language_encoder.encoder_transformer.", _PREDICTOR + "language_encoder."),
+    (_PREDICTOR + "lang_encoder.lang_encoder.", _PREDICTOR + "lang_encoder."),
+)
 _BACKBONE = (
     (r"^backbone\.patch_embed\.proj\.", "backbone.embeddings.patch_embeddings.projection."),
     (r"^backbone\.patch_embed\.norm\.", "backbone.embeddings.norm."),
@@ -29,24 +37,57 @@ _TOWER = {
     "ln_final.bias": "final_layer_norm.bias",
 }
 _BLOCK = (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2"))
+#: Tensors that no mask depends on -> why.
+_DROPPED = (
+    (r"^loss_function\.|^criterion\.", "weight of a training loss"),
+    (r"lang_encoder\.biomed_encoder\.", "BiomedBERT, which v1 carries along and never asks"),
+    (r"predictor\.(pn_indicator|mask_sptial_embed|spatial_embed|spatial_featured)\b", "prompts by clicks, not by text"),
+    (r"^dilation_kernel$", "thickens strokes of clicks"),
+)
+_PIXELS = ("pixel_mean", "pixel_std")
 
 
-def rename(state: dict[str, torch.Tensor], tower: str = "text.tower.") -> dict[str, torch.Tensor]:
-    """Published names and tensors -> those of `BoltzFormerModel`; packed text projections are split in three."""
+def version_of(state: dict[str, torch.Tensor]) -> int:
+    """1 or 2, by the names of the query embeddings.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    for version, name in ((2, "query_feat_.weight"), (1, "query_feat.weight")):
+        if _PREDICTOR + name in state:
+            return version
+    raise CheckpointError(f"no {_PREDICTOR}query_feat(_).weight: these are not the tensors of BiomedParse v1 or v2")
+
+
+def plain_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors without the trainer's prefix, names that are left out with the reason)."""
+    kept, dropped = {}, {}
+    for name, tensor in state.items():
+        name = name.removeprefix("model.")
+        reason = next((reason for pattern, reason in _DROPPED if re.search(pattern, name)), None)
+        if reason is None:
+            kept[name] = tensor
+        else:
+            dropped[name] = reason
+    return kept, dropped
+
+
+def rename(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Published names and tensors -> those of our models; packed text projections are split in three."""
     result = {}
     for name, tensor in state.items():
+        tower = next((t for t, _ in _TEXTS if name.startswith(t)), None)
+        text = next((t for _, t in _TEXTS if name.startswith(t)), None)
         if name.startswith("backbone."):
             for pattern, replacement in _BACKBONE:
                 name = re.sub(pattern, replacement, name)
             result[name] = tensor
-        elif name.startswith("sem_seg_head.pixel_decoder."):
-            name = name.removeprefix("sem_seg_head.").replace("transformer.encoder.layers.", "encoder.")
-            result[name] = tensor
-        elif name.startswith(_TEXT + "encoder_transformer."):
-            inner = name.removeprefix(_TEXT + "encoder_transformer.")
-            result.update(_rename_tower(tower, inner, tensor))
-        elif name.startswith(_TEXT):
-            result["text." + name.removeprefix(_TEXT)] = tensor
+        elif name.startswith(_HEAD + "pixel_decoder."):
+            result[name.removeprefix(_HEAD).replace("transformer.encoder.layers.", "encoder.")] = tensor
+        elif tower:
+            result.update(_rename_tower(name.removeprefix(tower), tensor))
+        elif text:
+            result["text." + name.removeprefix(text)] = tensor
         elif name.startswith(_PREDICTOR):
             result["decoder." + name.removeprefix(_PREDICTOR)] = tensor
         else:
@@ -54,74 +95,134 @@ def rename(state: dict[str, torch.Tensor], tower: str = "text.tower.") -> dict[s
     return result
 
 
-def _rename_tower(tower: str, inner: str, tensor) -> dict[str, torch.Tensor]:
+def _rename_tower(inner: str, tensor) -> dict[str, torch.Tensor]:
     if inner in _TOWER:
-        return {tower + _TOWER[inner]: tensor}
+        return {"text.tower." + _TOWER[inner]: tensor}
     match = re.fullmatch(r"resblocks\.(\d+)\.(.+)", inner)
     if match is None:
-        return {tower + inner: tensor}
-    place, rest = f"{tower}encoder.layers.{match[1]}.", match[2]
+        return {"text.tower." + inner: tensor}
+    place, rest = f"text.tower.encoder.layers.{match[1]}.", match[2]
     if rest.startswith("attn.in_proj_"):
         kind = rest.removeprefix("attn.in_proj_")
-        return {
-            f"{place}self_attn.{part}_proj.{kind}": piece for part, piece in zip("qkv", tensor.chunk(3), strict=True)
-        }
+        parts = zip("qkv", tensor.chunk(3), strict=True)
+        return {f"{place}self_attn.{part}_proj.{kind}": piece.clone() for part, piece in parts}
     for old, new in _BLOCK:
         rest = re.sub(rf"^{re.escape(old)}\.", new + ".", rest)
     return {place + re.sub(r"^attn\.", "self_attn.", rest): tensor}
 
 
+def sizes_of(state: dict[str, torch.Tensor]) -> dict:
+    """Arguments of the configuration that the shapes of published tensors tell."""
+
+    def count(pattern):
+        return 1 + max((int(m[1]) for m in (re.match(pattern, name) for name in state) if m), default=-1)
+
+    def shape(name):
+        if name not in state:
+            raise CheckpointError(f"tensor {name} is missing; is the file whole?")
+        return state[name].shape
+
+    tower, text = _TEXTS[2 - version_of(state)]
+    stages = range(count(r"backbone\.layers\.(\d+)\."))
+    first = [f"backbone.layers.{i}.blocks.0.modulation." for i in stages]
+    queries = "query_feat_.weight" if version_of(state) == 2 else "query_feat.weight"
+    vocabulary, text_width = shape(tower + "token_embedding.weight")
+    encoder = _HEAD + "pixel_decoder.transformer.encoder.layers."
+    return dict(
+        embed_dim=shape("backbone.patch_embed.proj.weight")[0],
+        depths=[count(rf"backbone\.layers\.{i}\.blocks\.(\d+)\.") for i in stages],
+        focal_levels=[shape(name + "f.bias")[0] - 2 * shape(name + "proj.bias")[0] - 1 for name in first],
+        focal_windows=[shape(name + "focal_layers.0.0.weight")[-1] for name in first],
+        hidden_size=shape(text + "lang_proj")[1],
+        encoder_layers=count(re.escape(encoder) + r"(\d+)\."),
+        decoder_layers=count(re.escape(_PREDICTOR) + r"transformer_ffn_layers\.(\d+)\."),
+        ffn_size=shape(_PREDICTOR + "transformer_ffn_layers.0.linear1.weight")[0],
+        num_queries=shape(_PREDICTOR + queries)[0],
+        text_vocab_size=vocabulary,
+        text_hidden_size=text_width,
+        text_layers=count(re.escape(tower) + r"resblocks\.(\d+)\."),
+        text_length=shape(tower + "positional_embedding")[0],
+    )
+
+
+def skeleton(state: dict[str, torch.Tensor], **changes):
+    """The model that published tensors (plain names) belong to, without memory for weights."""
+    from unimed.models.boltzformer import BiomedParseV1Config, BiomedParseV1Model, BoltzFormerConfig, BoltzFormerModel
+
+    sizes = sizes_of(state) | changes
+    with torch.device("meta"):
+        if version_of(state) == 1:
+            return BiomedParseV1Model(BiomedParseV1Config(**sizes))
+        if "channels" not in sizes and "pixel_mean" in state:
+            # One mean for all channels is that of grey slices; colours have one each.
+            sizes["channels"] = "slices" if len(set(state["pixel_mean"].flatten().tolist())) == 1 else "rgb"
+        return BoltzFormerModel(BoltzFormerConfig(**sizes))
+
+
 def load_into(model, state: dict[str, torch.Tensor], source: str = "") -> ConversionReport:
-    """Fill a `BoltzFormerModel` with published tensors, every one accounted for.
+    """Fill a model with published tensors, every one accounted for. A model on the meta device gets them as they are.
 
     Raises:
         CheckpointError: a tensor is missing, left over or of another shape.
     """
     report = ConversionReport(layout="biomedparse", source=str(source), destination="")
-    plain = {}
-    for name, tensor in state.items():
-        name = name.removeprefix("model.")
-        if name.startswith("loss_function."):
-            report.dropped[name] = "weight of the training loss"
-        else:
-            plain[name] = tensor
-    wanted = model.state_dict()
-    tower = "text.tower.text_model." if any(k.startswith("text.tower.text_model.") for k in wanted) else "text.tower."
-    renamed = rename(plain, tower)
-    # transformers keeps the index of positions as a buffer in some versions; it is not learned.
-    needed = {name for name in wanted if not name.endswith("position_ids")}
-    report.mapped = len(needed & renamed.keys())
-    report.missing, report.unexpected = sorted(needed - renamed.keys()), sorted(renamed.keys() - needed)
+    plain, report.dropped = plain_names(state)
+    renamed, wanted = rename(plain), model.state_dict()
+    if version_of(plain) == 1 and not any(name in renamed for name in _PIXELS):
+        from unimed.models.boltzformer.v1 import RGB_MEAN, RGB_STD
+
+        renamed |= {n: torch.tensor(v).view(1, 3, 1, 1) for n, v in zip(_PIXELS, (RGB_MEAN, RGB_STD), strict=True)}
+        report.notes.append("v1 files hold no pixel mean; those of ImageNet are written")
+    report.mapped = len(wanted.keys() & renamed.keys())
+    report.missing, report.unexpected = sorted(wanted.keys() - renamed.keys()), sorted(renamed.keys() - wanted.keys())
     report.check()
     for name, tensor in renamed.items():
         if wanted[name].shape != tensor.shape:
             raise CheckpointError(f"{source}: {name} is {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}")
-    model.load_state_dict(renamed, strict=False)
+    model.load_state_dict(renamed, strict=True, assign=next(model.parameters()).is_meta)
     return report
 
 
 def recognises(path: Path) -> bool:
-    """A file named like the published one."""
+    """A file with "biomedparse" in its name."""
     path = Path(path)
-    return path.is_file() and re.search(r"biomedparse_v2.*\.(ckpt|pt|safetensors)$", path.name) is not None
+    suffixes = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+    return path.is_file() and path.suffix in suffixes and "biomedparse" in path.name.lower()
 
 
-def convert(source: Path, destination: Path, config=None) -> ConversionReport:
-    """Write the published v2 file as a folder for `AutoModel.from_pretrained`.
+def add_arguments(parser) -> None:
+    parser.add_argument("--compat", choices=["reference"], help="padded tokens and prompts mix as in the published code")
+    parser.add_argument("--edge-queries", type=int, help="queries that draw edges, v2 only (published: 4)")
+    parser.add_argument("--num-heads", type=int, help="attention heads of decoder and encoder (published: 8)")
+    parser.add_argument("--text-heads", type=int, help="attention heads of the text tower (published: 8)")
+    parser.add_argument("--image-size", type=int, help="side of the images, px (published: 512 for v2, 1024 for v1)")
+
+
+def convert(source: Path, destination: Path, **changes) -> ConversionReport:
+    """Write a published file as a folder for `unimed.load`; it appears whole or not at all.
 
     Args:
-        config: `BoltzFormerConfig`; None: the published sizes.
+        changes: to `BoltzFormerConfig` or `BiomedParseV1Config`, for files of other than the published settings.
 
     Raises:
-        CheckpointError: a download pointer instead of weights, or keys or shapes that are not those of the model.
+        CheckpointError: a download pointer instead of weights, Python objects that would have to be executed, or keys
+            or shapes that are not those of the model.
     """
-    from unimed.models.boltzformer import BoltzFormerConfig, BoltzFormerModel
-
     source, destination = Path(source), Path(destination)
-    if source.exists() and source.is_file() and source.stat().st_size < 1024:
+    if source.is_file() and source.stat().st_size < 1024:
         raise CheckpointError(f"{source}: {source.stat().st_size} bytes, a pointer or failed download; fetch it again")
-    model = BoltzFormerModel(config or BoltzFormerConfig())
-    report = load_into(model, read_state_dict(source), str(source))
-    model.save_pretrained(destination)
+    state = read_state_dict(source)
+    try:
+        plain, _ = plain_names(state)
+        if changes.get("edge_queries") and version_of(plain) == 1:
+            raise CheckpointError("v1 has no edge queries; leave --edge-queries out")
+        model = skeleton(plain, **changes)
+    except (CheckpointError, ValueError) as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    report = load_into(model, state, str(source))
+    partial = destination.with_name(destination.name + ".writing")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    partial.rename(destination)
     report.destination = str(destination)
     return report
