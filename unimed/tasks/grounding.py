@@ -20,6 +20,11 @@ from unimed.tasks.grounding_scores import score_grounding
 #: Weights of the summed loss; mask weights are those of UniBiomed.
 LOSS_WEIGHTS = {"text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0}
 
+#: What a batch may say about its images besides the pixels of the mask head (see `GroundedMLLM.forward`).
+IMAGE_INPUTS = (
+    "pixel_values image_grid_thw image_token_index images_per_row image_of_row read_images seg_of_mask image_of_mask"
+).split()
+
 
 @TASKS.register_module()
 class GroundingTask(BaseModel):
@@ -95,7 +100,7 @@ class GroundingTask(BaseModel):
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             labels=batch["labels"],
-            pixel_values=batch.get("pixel_values"),
+            **{name: batch[name] for name in IMAGE_INPUTS if name in batch},
             mask_pixel_values=batch["mask_pixel_values"],
             position_ids=batch.get("position_ids"),
             task=batch.get("task"),
@@ -107,6 +112,9 @@ class GroundingTask(BaseModel):
         losses["box"] = self._nothing(self.model.box_head)
         if output.masks is not None:
             present = batch["presence"] > 0.5
+            if "seg_of_mask" in batch:
+                # Frames of a volume that do not show the thing count: their target is empty.
+                present = present[batch["seg_of_mask"]]
             losses |= mask_losses(output.masks.logits[present], batch["masks"][present], self.mask_points)
             if output.presence_logits is not None:
                 losses["presence"] = F.binary_cross_entropy_with_logits(
@@ -134,14 +142,22 @@ class GroundingTask(BaseModel):
         Args:
             blank: black images instead of the real ones, for the language-only baseline.
         """
-        images, kept = [], {}
-        for sample in samples:
+        options = dict(max_new_tokens=self.max_new_tokens)
+        images, kept, flat, predictions = [], {}, [], {}
+        for index, sample in enumerate(samples):
             image = sample.images[0]
             key = sample.sample_id if blank else id(image)
             kept[key] = np.zeros_like(image) if blank else image
-            images.append(kept[key])
-        texts = [sample.conversation[0][1] for sample in samples]
-        return self.model.predict_batch(images, texts, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+            if sample.labels.get("task") == "volume" and image.ndim == 3:
+                predictions[index] = self.model.predict_frames(list(kept[key]), sample.conversation[0][1], **options)
+            else:
+                flat.append(index)
+                images.append(kept[key])
+        given = [samples[i].regions if samples[i].labels.get("task") == "region" else None for i in flat]
+        texts = [samples[i].conversation[0][1] for i in flat]
+        answers = self.model.predict_batch(images, texts, given, batch_size=self.batch_size, **options)
+        predictions |= dict(zip(flat, answers, strict=True))
+        return [predictions[index] for index in range(len(samples))]
 
     def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Numbers shown while training: the summary of `score`."""

@@ -12,10 +12,11 @@ from transformers import LlamaForCausalLM
 from unimed.chat import TEMPLATES
 from unimed.models.checkpoints import internvl, unibiomed
 from unimed.models.checkpoints.sam2 import check_names
+from unimed.models.grounded.frames import ask, frame_tokens
 from unimed.models.grounded.generation import generate
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import PromptError
-from unimed.models.grounded.published import ask_frames, region_cells, region_text, region_tokens, seg_prompts
+from unimed.models.grounded.regions import region_cells, token_index
 from unimed.models.heads.sam2_memory import MaskPropagation
 
 TEXT_1B = dict(
@@ -143,11 +144,11 @@ def test_regions_drawn_by_the_user_become_tokens(published):
     masks = np.load(large("unibiomed", "inputs", "region_masks.npz"))["masks"]
     model = published
     tokens, _ = model.image_tokens(model.processor.tiles(np.array(picture)))
-    cells = region_cells(masks, 16)
-    units = model.processor.image_text(3) + region_text(model.processor, cells)
-    ids = model.processor._ids(TEMPLATES["phi3_chat"].prompt([("user", units + "What is region1?")]))
+    cells = region_cells(masks, (16, 16))
+    question = model.processor.question("<image>What is region1?", 3, literal=False, cells=cells)
+    ids = model.processor._ids(TEMPLATES["phi3_chat"].prompt([("user", question)]))
     assert ids == recorded["input_ids"].tolist()
-    embeds = model.merge(torch.tensor([ids]), torch.cat([tokens.flatten(0, 1), region_tokens(tokens, cells)]))
+    embeds = model.merge(torch.tensor([ids]), tokens.flatten(0, 1)[token_index(768, cells)])
     near("region inputs_embeds", embeds[0], recorded["llm_inputs_embeds"])
     answer = model.predict_forward(image=picture, text="<image>What is region1?", mask_prompts=[masks])
     assert answer == {"prediction": "a cat.<|end|>", "prediction_masks": []}
@@ -164,9 +165,9 @@ def test_a_mask_is_carried_through_the_frames(published):
     frames = [
         np.array(Image.open(large("unibiomed", "inputs", f"video_{i}_96x80.png")).convert("RGB")) for i in range(8)
     ]
-    row = ask_frames(model, frames[:5], "<image>Please segment the tumor.", 64)
+    row = ask(model, frame_tokens(model, frames[:5]), "<image>Please segment the tumor.", 64, literal=False)
     assert row.ids == recorded["generated_ids"].tolist()
-    prompts = seg_prompts(model, row)
+    prompts = model.seg_projection(model.seg_states(row))
     near("video seg_embed", prompts, recorded["seg_embed"])
     tracker = MaskPropagation(model.mask_head, 8)
     for frame in range(8):

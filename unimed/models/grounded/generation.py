@@ -29,6 +29,7 @@ def generate(
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor,
     *,
+    position_ids: torch.Tensor | None = None,
     keep_states_of: Sequence[int],
     stop_ids: Sequence[int] = (),
     stopped: Callable[[list[int]], bool] | None = None,
@@ -47,45 +48,60 @@ def generate(
         model: has `language_model`, `lm_head` and `embed_tokens`.
         inputs_embeds: [B, L, D], padded on the left.
         attention_mask: [B, L], 0 at padding.
+        position_ids: [.., B, L] where they are more than the order of the tokens; the newest place is where the answer
+            goes on. By default padding is not counted.
         stopped: called with the new ids of a row after each token; True ends the row (stop words of several tokens).
         temperature: 0 takes the most likely token, otherwise tokens are drawn with `generator`.
         use_cache: False computes every step anew; the answer is the same, only slower.
         keep_last: also keep the state of a special token that is the very last one (one more step); the published
             UniBiomed code loses it.
     """
-    batch = inputs_embeds.shape[0]
-    rows = [Generated() for _ in range(batch)]
-    special = set(keep_states_of)
-    stop_ids = set(stop_ids)
+    rows = [Generated() for _ in range(len(inputs_embeds))]
+    active = list(range(len(rows)))  # rows that are still said, in the order of the batch
+    special, stop_ids = set(keep_states_of), set(stop_ids)
     cache = DynamicCache() if use_cache else None
-    step_embeds, mask = inputs_embeds, attention_mask
+    if position_ids is None:
+        position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    embeds, mask, positions = inputs_embeds, attention_mask, position_ids
     for step in range(max_new_tokens + 1):
-        hidden = _forward(model, step_embeds, mask, cache)[:, -1]
-        for index, row in enumerate(rows):
-            pending = row.ids and row.ids[-1] in special and len(row.states) < sum(i in special for i in row.ids)
-            if pending:
-                row.states.append(hidden[index])
-                row.state_ids.append(row.ids[-1])
-        if step == max_new_tokens or all(row.finished for row in rows):
+        hidden = _forward(model, embeds, mask, positions, cache)[:, -1]
+        for state, index in zip(hidden, active, strict=True):
+            if _awaits_state(rows[index], special):
+                rows[index].states.append(state)
+                rows[index].state_ids.append(rows[index].ids[-1])
+        if step == max_new_tokens:
             break
+        # Rows that are finished leave the batch: the others are not kept waiting for them.
+        going = [place for place, index in enumerate(active) if not rows[index].finished]
+        if len(going) < len(active):
+            active = [active[place] for place in going]
+            if not active:
+                break
+            keep = torch.tensor(going, device=hidden.device)
+            hidden, embeds, mask = hidden[keep], embeds[keep], mask[keep]
+            positions = positions[..., keep, :]
+            if cache is not None:
+                cache.batch_select_indices(keep)
         logits = model.lm_head(hidden.to(model.lm_head.weight.dtype)).float()
         if temperature > 0:
             probabilities = torch.softmax(logits / temperature, dim=-1)
             tokens = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         else:
             tokens = logits.argmax(dim=-1)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            if row.finished:
-                continue
+        for index, token in zip(active, tokens.tolist(), strict=True):
+            row = rows[index]
             row.ids.append(token)
             row.finished = token in stop_ids or (stopped is not None and stopped(row.ids))
-        if all(row.finished for row in rows) and not any(_awaits_state(row, special) for row in rows):
+        waiting = any(_awaits_state(rows[index], special) for index in active)
+        if all(rows[index].finished for index in active) and not waiting:
             break
         if not keep_last and step == max_new_tokens - 1:
             break
         new = model.embed_tokens(tokens)[:, None]
-        mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
-        step_embeds = new if use_cache else torch.cat([step_embeds, new], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        following = positions[..., -1:] + 1
+        embeds = new if use_cache else torch.cat([embeds, new], dim=1)
+        positions = following if use_cache else torch.cat([positions, following], dim=-1)
     return rows
 
 
@@ -93,8 +109,7 @@ def _awaits_state(row: Generated, special: set[int]) -> bool:
     return bool(row.ids) and row.ids[-1] in special and len(row.states) < sum(i in special for i in row.ids)
 
 
-def _forward(model, embeds, mask, cache) -> torch.Tensor:
-    positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+def _forward(model, embeds, mask, positions, cache) -> torch.Tensor:
     outputs = model.language_model(
         inputs_embeds=embeds,
         attention_mask=mask,

@@ -114,19 +114,20 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
         return self.lm_head
 
     # -- image side ---------------------------------------------------------------------------------------------
-    def image_tokens(self, pixels=None, features: MaskFeatures | None = None, task=None):
+    def image_tokens(self, pixels=None, features: MaskFeatures | None = None, task=None, image_grid_thw=None):
         """Image tokens [T, N, D] and the connector's auxiliary loss (None without one).
 
         `pixels` [T, 3, H, W] are the tiles of the backbone; a backbone without a vision part reads `features` of the
-        mask head instead, pooled to the grid of the configuration.
+        mask head instead, pooled to the grid of the configuration. A backbone that reads images in their own aspect
+        ratio takes patches [P, K] with `image_grid_thw` [I, 3] and gives [1, N, D], all images one after the other.
         """
         if self.reads_mask_encoder:
             pooled = F.adaptive_avg_pool2d(features.embedding, self.config.vision_grid)
             vision = pooled.flatten(2).transpose(1, 2)
         elif self.connector is None:
-            return self.backbone.image_tokens(pixels), None
+            return self.backbone.image_tokens(pixels, image_grid_thw), None
         else:
-            vision = self.backbone.vision_features(pixels)
+            vision = self.backbone.vision_features(pixels, image_grid_thw)
         connected = self.connector(vision, task)
         return connected.tokens, connected.auxiliary_loss
 
@@ -151,10 +152,16 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
+        image_token_index: torch.Tensor | None = None,
         mask_features: MaskFeatures | None = None,
         mask_pixel_values: torch.Tensor | None = None,
         image_of_row: torch.Tensor | None = None,
+        images_per_row: torch.Tensor | None = None,
+        read_images: torch.Tensor | None = None,
+        seg_of_mask: torch.Tensor | None = None,
+        image_of_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         task: torch.Tensor | None = None,
@@ -165,9 +172,17 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
 
         Args:
             input_ids: [B, L], padded on the right.
-            pixel_values: [T, 3, H, W] tiles in reading order; or `image_tokens` [.., D] computed before.
+            pixel_values: [T, 3, H, W] tiles in reading order (patches with `image_grid_thw` [I, 3] for backbones that
+                read them so); or `image_tokens` [.., D] computed before.
+            image_token_index: [places], which image token stands at each place of the text, in reading order; all in
+                order by default. Regions given with the question repeat tokens (`regions.token_index`).
             mask_pixel_values: [I, 3, S, S] images for the mask head; or `mask_features` computed before.
             image_of_row: [B], which of the I images a row talks about; row i talks about image i by default.
+            images_per_row: [B], how many of the images of `image_grid_thw` each row shows; one by default.
+            read_images: [U], the images whose tokens the text holds, where the backbone has no vision part of its own
+                and a row shows several frames; the image of each row by default.
+            seg_of_mask, image_of_mask: [M], the [SEG] (counted in reading order over the batch) and the image of each
+                wanted mask, where a [SEG] speaks of several frames; one mask per [SEG] by default.
             labels: [B, L], -100 where no loss is taken.
             return_logits: False leaves out the [B, L, V] logits; the loss reads only labelled places.
         """
@@ -180,11 +195,15 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
         if image_tokens is None and (pixel_values is not None or bool(has_image.any())):
             seen = mask_features
             if self.reads_mask_encoder:
-                index = image_of_row[has_image]
+                index = image_of_row[has_image] if read_images is None else read_images
                 seen = MaskFeatures(mask_features.embedding[index])
                 task = None if task is None else task[has_image]
-            image_tokens, auxiliary = self.image_tokens(pixel_values, seen, task)
+            image_tokens, auxiliary = self.image_tokens(pixel_values, seen, task, image_grid_thw)
+        if image_token_index is not None:
+            image_tokens = image_tokens.flatten(0, -2)[image_token_index]
         embeds = self.merge(input_ids, image_tokens)
+        if position_ids is None:
+            position_ids = self.backbone.position_ids(input_ids, attention_mask, image_grid_thw, images_per_row)
         hidden = self.language_model(
             inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
@@ -198,8 +217,12 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
         seg = input_ids == self.config.seg_token_id
         if mask_features is not None and bool(seg.any()):
             states = hidden[seg]
-            image_index = image_of_row[torch.nonzero(seg)[:, 0]]
-            output.masks = self.mask_head.decode(mask_features, image_index, self.seg_projection(states))
+            prompts = self.seg_projection(states)
+            if seg_of_mask is not None:
+                output.masks = self.mask_head.decode(mask_features, image_of_mask, prompts[seg_of_mask])
+            else:
+                image_index = image_of_row[torch.nonzero(seg)[:, 0]]
+                output.masks = self.mask_head.decode(mask_features, image_index, prompts)
             if self.presence_head is not None:
                 output.presence_logits = self.presence_head(states)[:, 0]
         if self.box_head is not None and self.config.box_token_id is not None:

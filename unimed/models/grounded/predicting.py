@@ -12,6 +12,7 @@ import torch
 from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.images import ImageInput, read_image
 from unimed.models.grounded.processing import GroundedProcessor, PromptError
+from unimed.models.grounded.regions import token_index
 from unimed.models.heads.mask import MaskFeatures, resize_mask_logits
 from unimed.structures import Prediction, Region
 from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
@@ -46,27 +47,31 @@ class GroundedPredictor:
         if self._processor is not None or self.config._name_or_path:
             self.processor.save_pretrained(save_directory)
 
-    def predict(self, image, text: str | Sequence[str], **options) -> Prediction | list[Prediction]:
+    def predict(self, image, text: str | Sequence[str], regions=None, **options) -> Prediction | list[Prediction]:
         """Answer a question about an image and point at what the answer says.
 
         Args:
             image: path, PIL image or array; None for a question without image.
             text: one question, or several about the same image (it is encoded once); a list gives a list.
+            regions: what the question speaks of as "region1", "region2", ...: masks [H, W], boxes (x1, y1, x2, y2) in
+                pixels of the image, or `Region`s.
             options: see `predict_batch`.
         """
         if isinstance(text, str):
-            return self.predict_batch([image], [text], **options)[0]
+            return self.predict_batch([image], [text], None if regions is None else [regions], **options)[0]
         if len(text) > self.processor.max_phrases:
             raise PromptError(
                 f"{len(text)} texts on one image; at most {self.processor.max_phrases} (processor.max_phrases)"
             )
-        return self.predict_batch([image] * len(text), list(text), **options)
+        every = None if regions is None else [regions] * len(text)
+        return self.predict_batch([image] * len(text), list(text), every, **options)
 
     @torch.no_grad()
     def predict_batch(
         self,
         images: Sequence,
         texts: Sequence[str],
+        regions: Sequence | None = None,
         *,
         batch_size: int = 8,
         max_new_tokens: int = 512,
@@ -80,6 +85,7 @@ class GroundedPredictor:
 
         Args:
             images: one per text; the same object given twice is encoded once.
+            regions: one list per text as in `predict`, None where a question has none.
             presence_threshold: a region less probable than this keeps its presence and gets an empty mask.
             temperature: 0 is deterministic.
             site: body site whose CT window is used for arrays deeper than 8 bit.
@@ -87,26 +93,41 @@ class GroundedPredictor:
         Raises:
             PromptError, ImageError, ReadError: what cannot be asked or read; nothing is computed then.
         """
-        if len(images) != len(texts):
-            raise ValueError(f"{len(images)} images for {len(texts)} texts")
+        regions = [None] * len(texts) if regions is None else list(regions)
+        if not len(images) == len(texts) == len(regions):
+            raise ValueError(f"{len(images)} images and {len(regions)} lists of regions for {len(texts)} texts")
         was_training = self.training
         self.eval()
         try:
             inputs, slots = _unique(images, lambda image: None if image is None else read_image(image, site))
-            prompts = []
-            for text, slot in zip(texts, slots, strict=True):
-                count = 0 if inputs[slot] is None else self._tile_count(inputs[slot])
-                prompts.append(self.processor.encode_prompt([("user", text)], count))
-            predictions = []
+            prompts, cells = [], []
+            for text, slot, given in zip(texts, slots, regions, strict=True):
+                cells.append(self._cells_of(inputs[slot], given))
+                count = 0 if inputs[slot] is None else self.processor.unit_count(*inputs[slot].rgb.shape[:2])
+                prompts.append(self.processor.encode_prompt([("user", text)], count, cells=cells[-1]))
+            # Prompts of like length stand together, so that little is padded; drawn answers keep their order.
+            order = sorted(range(len(texts)), key=lambda i: len(prompts[i]) if temperature == 0 else i)
+            predictions: list = [None] * len(texts)
             for start in range(0, len(texts), batch_size):
-                part = slice(start, start + batch_size)
-                predictions += self._predict_part(
-                    inputs, slots[part], texts[part], prompts[part], max_new_tokens, presence_threshold,
-                    temperature, generator, use_cache,
+                part = order[start : start + batch_size]
+                done = self._predict_part(
+                    inputs, *([values[i] for i in part] for values in (slots, texts, prompts, cells)),
+                    max_new_tokens, presence_threshold, temperature, generator, use_cache,
                 )  # fmt: skip
+                for place, prediction in zip(part, done, strict=True):
+                    predictions[place] = prediction
             return predictions
         finally:
             self.train(was_training)
+
+    def predict_frames(self, frames: Sequence, text: str | Sequence[str], **options):
+        """Answer a question about frames of a video or slices; see `unimed.models.grounded.frames.predict_frames`.
+
+        Volumes with their geometry: `unimed.inference.volume.predict_volume`.
+        """
+        from unimed.models.grounded.frames import predict_frames
+
+        return predict_frames(self, frames, text, **options)
 
     @torch.no_grad()
     def segment_boxes(self, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] = (), site: str = "") -> Prediction:
@@ -170,91 +191,137 @@ class GroundedPredictor:
         Raises:
             PromptError: an image without "<image>" in the text, or both `text` and `past_text` hold one.
         """
-        if video is not None or mask_prompts is not None:
-            from unimed.models.grounded.published import predict_published
+        from unimed.models.grounded.published import predict_published
 
-            return predict_published(self, image, text, past_text, mask_prompts, video, max_new_tokens)
-        self.eval()
-        source = None if image is None else read_image(image)
-        count = 0 if source is None else self._tile_count(source)
-        if source is not None and IMAGE_PLACEHOLDER not in text and self.processor.image_token not in past_text:
-            raise PromptError(f"the text must hold {IMAGE_PLACEHOLDER} once where an image is given")
-        if source is not None and IMAGE_PLACEHOLDER in text and past_text:
-            raise PromptError(f"{IMAGE_PLACEHOLDER} belongs to the first turn only; past_text already holds one")
-        asked = text if count else text.replace(IMAGE_PLACEHOLDER, "")
-        if count and IMAGE_PLACEHOLDER in text:
-            asked = self.processor.question(text, count, literal=False)
-        from unimed.chat import TEMPLATES
-
-        prompt = past_text + TEMPLATES[self.processor.template].prompt([("user", asked)])
-        row, features = self._decode_rows([source], [0], [self.processor._ids(prompt)], max_new_tokens, 0.0, None, True)
-        generated = row[0]
-        masks = []
-        if source is not None:
-            logits, _, _ = self._masks_of(generated, features, 0, source.rgb.shape[:2])
-            # Sigmoid above one half, as published; no presence gate.
-            masks = [mask[None] for mask in (logits > 0).cpu().numpy()]
-        return {"prediction": self.processor.raw_text(generated.ids), "prediction_masks": masks}
+        return predict_published(self, image, text, past_text, mask_prompts, video, max_new_tokens)
 
     # -- steps --------------------------------------------------------------------------------------------------
-    def _tile_count(self, source: ImageInput) -> int:
-        from unimed.models.grounded.tiling import best_grid
+    def _cells_of(self, source: ImageInput | None, regions) -> torch.Tensor | None:
+        """Image tokens under the regions of a question, bool [N, rows, columns]; None without regions.
 
-        if not self.processor.tile_size:
-            return 1
-        height, width = source.rgb.shape[:2]
-        columns, rows = best_grid(width, height, self.processor.tile_size, self.processor.max_tiles)
-        return columns * rows + (columns * rows > 1)
+        Raises:
+            PromptError: regions without an image, or that do not fit it.
+        """
+        if regions is None or not len(regions):
+            return None
+        if source is None:
+            raise PromptError("regions were given without an image")
+        return self.processor.region_cells(regions, source.rgb.shape[:2])
 
-    def _decode_rows(self, inputs, slots, prompts, max_new_tokens, temperature, generator, use_cache):
-        """Generated rows, and the mask features of the images named by `slots` in order of first use."""
+    def _chunks(self, slots: Sequence[int]) -> list[list[int]]:
+        # A processor gains nothing from several images at once and loses its cache; a GPU does gain.
+        size = 1 if self.device.type == "cpu" else 8
+        return [list(slots[start : start + size]) for start in range(0, len(slots), size)]
+
+    def _mask_features(self, inputs, slots: Sequence[int]) -> dict[int, MaskFeatures]:
+        """Features of the mask head for each image named, a chunk at a time."""
+        features = {}
+        for chunk in self._chunks(slots):
+            pixels = torch.stack([self.processor.mask_pixels(inputs[slot].rgb) for slot in chunk])
+            encoded = self.mask_head.encode(pixels.to(self.device))
+            features |= {slot: encoded.select(place) for place, slot in enumerate(chunk)}
+        return features
+
+    def _image_tokens(self, inputs, slots: Sequence[int], features) -> dict[int, torch.Tensor]:
+        """Image tokens [N, D] of each image named; `features` are needed where the mask head does the seeing."""
+        tokens = {}
+        for chunk in self._chunks(slots):
+            seen, pixels, grids = None, None, None
+            if self.reads_mask_encoder:
+                seen = MaskFeatures(torch.cat([features[slot].embedding for slot in chunk]))
+            else:
+                read = [self.processor.pixels(inputs[slot].rgb) for slot in chunk]
+                pixels = torch.cat([values for values, _ in read]).to(self.device)
+                grids = None if read[0][1] is None else torch.cat([grid for _, grid in read]).to(self.device)
+            together, _ = self.image_tokens(pixels, seen, image_grid_thw=grids)
+            counts = [self.processor.unit_count(*inputs[slot].rgb.shape[:2]) for slot in chunk]
+            together = together.flatten(0, -2)
+            parts = together.split([len(together) * count // sum(counts) for count in counts])
+            tokens |= dict(zip(chunk, parts, strict=True))
+        return tokens
+
+    def _decode_rows(
+        self, inputs, slots, prompts, max_new_tokens, temperature, generator, use_cache, cells=None
+    ) -> tuple[list[Generated], dict[int, MaskFeatures]]:
+        """Generated rows, and the mask features of the images whose answers point at something."""
+        cells = [None] * len(slots) if cells is None else cells
         used = list(dict.fromkeys(slot for slot in slots if inputs[slot] is not None))
-        features, tokens = None, {}
-        if used:
-            pixels = torch.stack([self.processor.mask_pixels(inputs[slot].rgb) for slot in used]).to(self.device)
-            features = self.mask_head.encode(pixels)
-            for position, slot in enumerate(used):
-                tiles = self.processor.tiles(inputs[slot].rgb)
-                tiles = None if tiles is None else tiles.to(self.device)
-                image_tokens, _ = self.image_tokens(tiles, features.select(position))
-                tokens[slot] = image_tokens.flatten(0, 1)
+        features = self._mask_features(inputs, used) if self.reads_mask_encoder else {}
+        tokens = self._image_tokens(inputs, used, features)
+        seen = [
+            tokens[slot][token_index(len(tokens[slot]), one).to(self.device)]
+            for slot, one in zip(slots, cells, strict=True)
+            if slot in tokens
+        ]
+        grids = [
+            torch.tensor([[1, *(side * self.processor.merge_size for side in self.processor.token_grid(*size))]])
+            for size in (inputs[slot].rgb.shape[:2] for slot in slots if slot in tokens)
+            if self.processor.native_pixels is not None
+        ]
+        rows = self.answer(
+            prompts, torch.cat(seen) if seen else None, torch.cat(grids) if grids else None,
+            max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, use_cache=use_cache,
+        )  # fmt: skip
+        seg = self.config.seg_token_id
+        pointing = {slot for slot, row in zip(slots, rows, strict=True) if slot in tokens and seg in row.state_ids}
+        missing = [slot for slot in used if slot in pointing and slot not in features]
+        return rows, features | self._mask_features(inputs, missing)
+
+    @torch.no_grad()
+    def answer(self, prompts: Sequence[Sequence[int]], image_tokens=None, image_grid_thw=None, **options):
+        """Answers to prompts whose image tokens were computed before.
+
+        Args:
+            prompts: token ids, one list per row.
+            image_tokens: [places, D], what stands at the image places of all rows in reading order.
+            image_grid_thw: [I, 3] where places in the picture count (see `QwenVLBackbone`).
+            options: of `generate`.
+
+        Returns:
+            one `Generated` per row.
+        """
         length = max(len(ids) for ids in prompts)
-        input_ids = torch.zeros(len(prompts), length, dtype=torch.long, device=self.device)
+        padding_id = self.processor.tokenizer.pad_token_id or 0
+        padding_id = padding_id if padding_id != self.config.image_token_id else 0
+        input_ids = torch.full((len(prompts), length), padding_id, device=self.device)
         mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(prompts):
             input_ids[row, length - len(ids) :] = torch.tensor(ids, device=self.device)
             mask[row, length - len(ids) :] = 1
-        padding_id = self.processor.tokenizer.pad_token_id or 0
-        input_ids[mask == 0] = padding_id if padding_id != self.config.image_token_id else 0
-        seen = [tokens[slot] for slot in slots if slot in tokens]
-        embeds = self.merge(input_ids, torch.cat(seen) if seen else None)
-        special = [self.config.seg_token_id] + (
-            [self.config.box_token_id] if self.box_head is not None and self.config.box_token_id is not None else []
-        )
-        rows = generate(
-            self, embeds, mask,
-            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
-            max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, use_cache=use_cache,
+        special = [self.config.seg_token_id]
+        if self.box_head is not None and self.config.box_token_id is not None:
+            special.append(self.config.box_token_id)
+        return generate(
+            self, self.merge(input_ids, image_tokens), mask,
+            position_ids=self.backbone.position_ids(input_ids, mask, image_grid_thw),
+            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped, **options,
         )  # fmt: skip
-        return rows, features
 
-    def _masks_of(self, generated: Generated, features: MaskFeatures | None, image: int, size):
-        """Logits [S, H, W] in image pixels, predicted IoU [S] and presence [S] (None without a presence head)."""
-        states = [s for s, token in zip(generated.states, generated.state_ids, strict=True)
-                  if token == self.config.seg_token_id]  # fmt: skip
-        if not states or features is None:
+    def seg_states(self, generated: Generated) -> torch.Tensor | None:
+        """Hidden states [S, D] of the [SEG] tokens of an answer; None where it has none."""
+        pairs = zip(generated.states, generated.state_ids, strict=True)
+        states = [state for state, token in pairs if token == self.config.seg_token_id]
+        return torch.stack(states) if states else None
+
+    def _masks_of(self, generated: Generated, features: MaskFeatures | None, size):
+        """Logits [S, H, W] in image pixels, predicted IoU [S] and presence [S] (None without a presence head).
+
+        `features` are those of the one image the answer speaks of.
+        """
+        states = self.seg_states(generated)
+        if states is None or features is None:
             return torch.zeros(0, *size), torch.zeros(0), None
-        stacked = torch.stack(states)
-        index = torch.full((len(states),), image, dtype=torch.long, device=stacked.device)
-        output = self.mask_head.decode(features, index, self.seg_projection(stacked))
-        presence = None if self.presence_head is None else torch.sigmoid(self.presence_head(stacked)[:, 0].float())
+        index = torch.zeros(len(states), dtype=torch.long, device=states.device)
+        output = self.mask_head.decode(features, index, self.seg_projection(states))
+        presence = None if self.presence_head is None else torch.sigmoid(self.presence_head(states)[:, 0].float())
         return resize_mask_logits(output.logits, size, self.mask_head.image_size), output.iou, presence
 
-    def _predict_part(self, inputs, slots, texts, prompts, max_new_tokens, threshold, temperature, generator, cache):
+    def _predict_part(
+        self, inputs, slots, texts, prompts, cells, max_new_tokens, threshold, temperature, generator, cache
+    ) -> list[Prediction]:
         begin = time.perf_counter()
-        rows, features = self._decode_rows(inputs, slots, prompts, max_new_tokens, temperature, generator, cache)
+        rows, features = self._decode_rows(inputs, slots, prompts, max_new_tokens, temperature, generator, cache, cells)
         answered = time.perf_counter()
-        position = {slot: i for i, slot in enumerate(dict.fromkeys(s for s in slots if inputs[s] is not None))}
         predictions = []
         for row, slot, text in zip(rows, slots, texts, strict=True):
             answer = self.processor.parse(row.ids)
@@ -262,7 +329,7 @@ class GroundedPredictor:
             regions = []
             if source is not None:
                 size = source.rgb.shape[:2]
-                logits, iou, presence = self._masks_of(row, features, position[slot], size)
+                logits, iou, presence = self._masks_of(row, features.get(slot), size)
                 boxes = self._boxes_of(row, size)
                 regions = _regions(answer, text, logits, iou, presence, boxes, threshold)
             timing = {"answer": (answered - begin) / len(rows)}
@@ -297,12 +364,16 @@ class GroundedPredictor:
         return self.config._name_or_path or type(self).__name__
 
 
+def asked_phrase(text: str) -> str:
+    """What a question asks for, for regions whose answer marks no phrase."""
+    asked = re.search(r"(?:segment|where is|find|show|outline)\s+(?:the\s+)?(.+?)[.?!]*$", text, re.IGNORECASE)
+    return (asked[1] if asked else text.replace(IMAGE_PLACEHOLDER, "").strip())[:200]
+
+
 def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Region]:
     regions, seg, box = [], 0, 0
-    asked = re.search(r"(?:segment|where is|find|show|outline)\s+(?:the\s+)?(.+?)[.?!]*$", text, re.IGNORECASE)
-    fallback = asked[1] if asked else text.replace(IMAGE_PLACEHOLDER, "").strip()
     for token, phrase, span in answer.targets:
-        phrase = phrase or fallback[:200]
+        phrase = phrase or asked_phrase(text)
         if token == SEG_TOKEN:
             if seg >= len(logits):
                 continue

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +13,9 @@ from PIL import Image
 from transformers import AutoProcessor, ProcessorMixin
 
 from unimed.chat import TEMPLATES, as_plain_text
-from unimed.models.grounded.tiling import tile
+from unimed.models.grounded.regions import PromptError, region_cells, region_masks, region_text, token_index
+from unimed.models.grounded.tiling import best_grid, tile
 from unimed.tokens import BOX_TOKEN, IMAGE_PLACEHOLDER, PHRASE_END, PHRASE_START, SEG_TOKEN
-
-
-class PromptError(ValueError):
-    """A question that cannot be asked: empty, too long, or with too many phrases."""
 
 
 @dataclass
@@ -42,6 +41,8 @@ class GroundedProcessor(ProcessorMixin):
         max_tiles: most tiles of one image, the thumbnail not counted; 1 squashes the image to one tile.
         mask_size: side of the square the mask head sees.
         tile_mean, tile_std, mask_mean, mask_std: normalisation of values in [0, 1], per channel.
+        native_pixels: (fewest, most) pixels of an image that is read in its own aspect ratio instead of tiles, as the
+            Qwen-VL family does; None for tiles. `patch_size` and `merge_size` belong to it.
         max_prompt_tokens: longer questions are refused.
         max_phrases: more texts on one image in one call are refused.
     """
@@ -66,6 +67,9 @@ class GroundedProcessor(ProcessorMixin):
         mask_std=(0.229, 0.224, 0.225),
         max_prompt_tokens: int = 8192,
         max_phrases: int = 256,
+        native_pixels=None,
+        patch_size: int = 14,
+        merge_size: int = 2,
         **kwargs,
     ):
         if template not in TEMPLATES:
@@ -77,6 +81,11 @@ class GroundedProcessor(ProcessorMixin):
         self.tile_mean, self.tile_std = list(tile_mean), list(tile_std)
         self.mask_mean, self.mask_std = list(mask_mean), list(mask_std)
         self.max_prompt_tokens, self.max_phrases = max_prompt_tokens, max_phrases
+        self.native_pixels = None if native_pixels is None else list(native_pixels)
+        self.patch_size, self.merge_size = patch_size, merge_size
+        if self.native_pixels is not None:
+            # One unit of `unit_count` is then a token, not a tile.
+            self.tokens_per_tile = 1
         super().__init__(tokenizer)
 
     # -- images -------------------------------------------------------------------------------------------------
@@ -92,18 +101,82 @@ class GroundedProcessor(ProcessorMixin):
         squashed = Image.fromarray(image).resize((self.mask_size, self.mask_size), Image.Resampling.BICUBIC)
         return _normalised(squashed, self.mask_mean, self.mask_std)
 
-    def image_text(self, tile_count: int) -> str:
-        """What stands for an image of so many tiles in the text."""
-        return self.image_start + self.image_token * (self.tokens_per_tile * tile_count) + self.image_end
+    def unit_count(self, height: int, width: int, max_tiles: int | None = None) -> int:
+        """Units an image is read in: tiles with the thumbnail, or tokens where it keeps its own aspect ratio."""
+        if self.native_pixels is not None:
+            rows, columns = self.token_grid(height, width)
+            return rows * columns
+        if not self.tile_size:
+            return 1
+        columns, rows = best_grid(width, height, self.tile_size, max_tiles or self.max_tiles)
+        return columns * rows + (columns * rows > 1)
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the image tokens that show the whole image: those of the last tile.
+
+        Raises:
+            PromptError: the image tokens of this model lie on no grid.
+        """
+        if self.native_pixels is not None:
+            from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+            step = self.patch_size * self.merge_size
+            height, width = smart_resize(height, width, step, *self.native_pixels)
+            return height // step, width // step
+        side = math.isqrt(self.tokens_per_tile)
+        if side * side != self.tokens_per_tile:
+            raise PromptError(f"the {self.tokens_per_tile} image tokens of this model lie on no grid; regions need one")
+        return side, side
+
+    def region_cells(self, regions: Sequence, size: tuple[int, int]) -> torch.Tensor:
+        """Image tokens under regions of an image of `size` (H, W): bool [N, rows, columns]; see `region_masks`.
+
+        Raises:
+            PromptError: a region that does not fit, or image tokens that lie on no grid.
+        """
+        return region_cells(region_masks(regions, size), self.token_grid(*size))
+
+    def token_index(self, unit_count: int, cells: torch.Tensor | None) -> torch.Tensor:
+        """Which token of an image stands at each of its places in the text (see `regions.token_index`)."""
+        return token_index(unit_count * self.tokens_per_tile, cells)
+
+    def pixels(self, image: np.ndarray, max_tiles: int | None = None):
+        """What the vision tower reads of an image (HxWx3 uint8).
+
+        Returns:
+            tiles [T, 3, s, s] and None; or patches [P, K] and their grid [1, 3] (frames, rows, columns) where the image
+            keeps its own aspect ratio; or None twice where the model looks through the mask head alone.
+        """
+        if self.native_pixels is None:
+            return self.tiles(image, max_tiles), None
+        from transformers import Qwen2VLImageProcessor
+
+        fewest, most = self.native_pixels
+        read = Qwen2VLImageProcessor(
+            size={"shortest_edge": fewest, "longest_edge": most}, patch_size=self.patch_size,
+            merge_size=self.merge_size, image_mean=self.tile_mean, image_std=self.tile_std,
+        )  # fmt: skip
+        # The channel order is said because a 3 x W picture looks like one with channels first.
+        batch = read(images=[image], return_tensors="pt", input_data_format="channels_last")
+        return batch["pixel_values"], batch["image_grid_thw"]
+
+    def image_text(self, unit_count: int | Sequence[int]) -> str:
+        """What stands for an image of so many units in the text; several numbers stand for frames, line by line."""
+        counts = [unit_count] if isinstance(unit_count, int) else unit_count
+        return "\n".join(
+            self.image_start + self.image_token * (self.tokens_per_tile * count) + self.image_end for count in counts
+        )
 
     # -- questions ----------------------------------------------------------------------------------------------
-    def question(self, text: str, tile_count: int, literal: bool = True) -> str:
+    def question(self, text: str, unit_count: int | Sequence[int], literal: bool = True, cells=None) -> str:
         """User turn with the image in its place.
 
         Args:
             text: the question; "<image>" says where the image stands, otherwise it comes first.
-            tile_count: 0 for a question without an image.
+            unit_count: see `unit_count`; 0 for a question without an image, one number per frame for several.
             literal: read control strings in `text` as plain text (always, except for published inputs).
+            cells: bool [N, rows, columns], the image tokens under N regions given with the question; they stand
+                behind the image.
 
         Raises:
             PromptError: nothing but white space, or "<image>" more than once.
@@ -115,13 +188,17 @@ class GroundedProcessor(ProcessorMixin):
             raise PromptError("the question is empty")
         if literal:
             before, after = as_plain_text(before), as_plain_text(after)
-        if not tile_count:
+        if not unit_count:
             return before + after
+        image = self.image_text(unit_count)
+        image += "" if cells is None else region_text(cells, self.image_token)
         if mark:
-            return before + self.image_text(tile_count) + after
-        return self.image_text(tile_count) + "\n" + before
+            return before + image + after
+        return image + ("\n" if cells is None else "") + before
 
-    def encode_prompt(self, turns: list[tuple[str, str]], tile_count: int, literal: bool = True) -> list[int]:
+    def encode_prompt(
+        self, turns: list[tuple[str, str]], unit_count: int | Sequence[int], literal: bool = True, cells=None
+    ) -> list[int]:
         """Ids of a conversation up to where the model answers.
 
         Raises:
@@ -129,7 +206,7 @@ class GroundedProcessor(ProcessorMixin):
         """
         # The image belongs to the first question; later ones speak of the same image.
         written = [
-            (role, self.question(text, tile_count if index == 0 else 0, literal) if role == "user" else text)
+            (role, text if role != "user" else self._turn(text, index, unit_count, literal, cells))
             for index, (role, text) in enumerate(turns)
         ]
         ids = self._ids(TEMPLATES[self.template].prompt(written))
@@ -137,13 +214,16 @@ class GroundedProcessor(ProcessorMixin):
             raise PromptError(f"the question has {len(ids)} tokens, the model reads at most {self.max_prompt_tokens}")
         return ids
 
-    def encode_example(self, conversation, tile_count: int) -> tuple[list[int], list[int]]:
+    def _turn(self, text: str, index: int, unit_count, literal: bool, cells) -> str:
+        return self.question(text, unit_count, literal, cells) if index == 0 else self.question(text, 0, literal)
+
+    def encode_example(self, conversation, unit_count: int | Sequence[int], cells=None) -> tuple[list[int], list[int]]:
         """Ids and labels of a training conversation; loss on answers and their stop words only."""
         template = TEMPLATES[self.template]
         ids, labels = [], []
         for index in range(0, len(conversation) - 1, 2):
             (_, question), (_, answer) = conversation[index], conversation[index + 1]
-            asked = template.user.replace("{text}", self.question(question, tile_count if index == 0 else 0))
+            asked = template.user.replace("{text}", self._turn(question, index, unit_count, True, cells))
             prompt = self._ids(asked)
             said = self._ids(answer + template.stop)
             ids += prompt + said
@@ -222,3 +302,5 @@ def _normalised(picture: Image.Image, mean, std) -> torch.Tensor:
 
 
 AutoProcessor.register("unimed_grounded", GroundedProcessor)
+
+__all__ = ["GroundedProcessor", "ParsedAnswer", "PromptError"]

@@ -1,0 +1,263 @@
+"""Questions about frames of a video or slices of a volume, and the masks of the answer in all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unimed.chat import TEMPLATES
+from unimed.models.grounded.generation import Generated
+from unimed.models.grounded.images import ImageError, read_image
+from unimed.models.grounded.processing import PromptError
+from unimed.models.heads.mask import MaskOutput, concatenate, resize_mask_logits
+from unimed.models.heads.sam2 import Sam2MaskHead
+from unimed.models.heads.sam2_memory import MaskPropagation
+from unimed.structures import Prediction
+from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
+
+#: The language model reads this many frames, and the masks of as many start the propagation (UniBiomed, Sa2VA).
+KEY_FRAMES = 5
+#: Objects carried through the frames together; more take turns, so that memory does not grow with their number.
+OBJECTS_AT_ONCE = 8
+
+
+@dataclass
+class FrameTokens:
+    """Image tokens [N, D] of several frames, their grids [F, 3] where the backbone wants them, and units per frame."""
+
+    tokens: torch.Tensor
+    grid: torch.Tensor | None
+    units: list[int]
+
+
+@torch.no_grad()
+def frame_tokens(model, frames: Sequence[np.ndarray]) -> FrameTokens:
+    """Image tokens of frames (HxWx3 uint8), one tile each."""
+    tokens, grids, units = [], [], []
+    for frame in frames:
+        pixels, grid = model.processor.pixels(frame, max_tiles=1)
+        seen = None
+        if model.reads_mask_encoder:
+            seen = model.mask_head.encode(model.processor.mask_pixels(frame)[None].to(model.device))
+        else:
+            pixels = pixels.to(model.device)
+        grids.append(grid)
+        tokens.append(model.image_tokens(pixels, seen, image_grid_thw=grid)[0].flatten(0, -2))
+        units.append(model.processor.unit_count(*frame.shape[:2], max_tiles=1))
+    return FrameTokens(torch.cat(tokens), None if grids[0] is None else torch.cat(grids), units)
+
+
+def ask(
+    model, seen: FrameTokens, text: str, max_new_tokens: int, past_text: str = "", literal: bool = True
+) -> Generated:
+    """Put one question about frames.
+
+    Args:
+        text: "<image>" says where the frames stand; otherwise they come first.
+        past_text: turns before, already written in the template of the model.
+        literal: see `GroundedProcessor.question`.
+
+    Raises:
+        PromptError: empty or too long.
+    """
+    processor = model.processor
+    asked = text
+    if IMAGE_PLACEHOLDER in text or not past_text:
+        asked = processor.question(text, seen.units, literal=literal).strip()
+    ids = processor._ids(past_text + TEMPLATES[processor.template].prompt([("user", asked)]))
+    if len(ids) > processor.max_prompt_tokens:
+        raise PromptError(f"the question has {len(ids)} tokens, the model reads at most {processor.max_prompt_tokens}")
+    return model.answer([ids], seen.tokens, seen.grid, max_new_tokens=max_new_tokens)[0]
+
+
+def key_frames(count: int, wanted: int, first: bool = False) -> list[int]:
+    """Which of `count` frames the language model sees: in the middle of equal parts, or the first ones."""
+    wanted = min(count, wanted)
+    return list(range(wanted)) if first else [int((2 * part + 1) * count / (2 * wanted)) for part in range(wanted)]
+
+
+@torch.no_grad()
+def predict_frames(
+    model,
+    frames: Sequence,
+    text: str | Sequence[str],
+    *,
+    keys: int = KEY_FRAMES,
+    follow: str = "auto",
+    compat: str | None = None,
+    clear_absent: bool = False,
+    max_new_tokens: int = 512,
+    presence_threshold: float = 0.5,
+    site: str = "",
+) -> Prediction | list[Prediction]:
+    """Answer a question about a video or a stack of slices, with a mask [F, H, W] per [SEG].
+
+    The language model reads `keys` frames and the mask head all of them, each once, however many questions and
+    objects there are; frames are asked for one at a time and not kept.
+
+    Args:
+        frames: images of one size, all that `read_image` takes; may be lazy (`len` and `[index]`).
+        text: one question, or several about the same frames; a list gives a list.
+        follow: "memory" carries masks from the key frames to the others by SAM 2's memory; "prompt" prompts every frame
+            with the words alone; "auto" takes memory where the mask head has one.
+        compat: "reference" reads the first frames, as UniBiomed and Sa2VA do; by default they are spread evenly (with
+            the same weights that gains several points on MeViS, arXiv 2501.04001).
+        clear_absent: empty the mask of frames whose object score is negative, as SAM 2 does and UniBiomed does not.
+        presence_threshold: see `GroundedPredictor.predict_batch`.
+
+    Raises:
+        PromptError: an empty question, no frame, an unknown `follow`, or "memory" with a mask head that has none.
+        ImageError: frames of different sizes, or one that is no image.
+    """
+    if isinstance(text, str):
+        options = dict(keys=keys, follow=follow, compat=compat, clear_absent=clear_absent, site=site)
+        options |= dict(max_new_tokens=max_new_tokens, presence_threshold=presence_threshold)
+        return predict_frames(model, frames, [text], **options)[0]
+    model.eval()
+    lazy = _Frames(frames, site)
+    memory = _follows_by_memory(model, follow)
+    begin = time.perf_counter()
+    chosen = key_frames(len(lazy), keys, first=compat == "reference")
+    seen = frame_tokens(model, [lazy[index] for index in chosen])
+    rows = [ask(model, seen, one, max_new_tokens) for one in text]
+    answered = time.perf_counter()
+    states = [model.seg_states(row) for row in rows]
+    counts = [0 if one is None else len(one) for one in states]
+    tracked = _follow(model, lazy, states, chosen, memory, clear_absent, presence_threshold)
+    timing = {"answer": (answered - begin) / len(rows), "regions": (time.perf_counter() - answered) / len(rows)}
+    predictions, start = [], 0
+    for row, question, count in zip(rows, text, counts, strict=True):
+        answer = model.processor.parse(row.ids)
+        regions = _regions(answer, question, tracked[start : start + count])
+        predictions.append(Prediction(answer.text, regions, None, dict(timing), model._reference()))
+        start += count
+    return predictions
+
+
+def _follows_by_memory(model, follow: str) -> bool:
+    if follow not in ("auto", "memory", "prompt"):
+        raise PromptError(f"unknown follow {follow!r}; known are auto, memory, prompt")
+    has_memory = isinstance(model.mask_head, Sam2MaskHead)
+    if follow == "memory" and not has_memory:
+        raise PromptError("this model's mask head has no memory for frames; use follow='prompt'")
+    return has_memory and follow != "prompt"
+
+
+@dataclass
+class _Tracked:
+    mask: np.ndarray
+    presence: float | None
+    confidence: float | None
+
+
+def _follow(model, frames: _Frames, states, chosen, memory: bool, clear_absent: bool, threshold: float):
+    """One `_Tracked` per [SEG]; those that are absent are not followed."""
+    states = [one for one in states if one is not None]
+    if not states:
+        return []
+    states = torch.cat(states)
+    presence = [None] * len(states)
+    if model.presence_head is not None:
+        presence = torch.sigmoid(model.presence_head(states)[:, 0].float()).tolist()
+    size = frames.size
+    stacks = [np.zeros((len(frames), *size), dtype=bool) for _ in presence]
+    there = [index for index, value in enumerate(presence) if value is None or value >= threshold]
+    sums, painted = np.zeros(len(states)), np.zeros(len(states))
+    if there:
+        prompts = model.seg_projection(states[there])
+        run = propagate(model, frames, prompts, chosen) if memory else prompt_each(model, frames, prompts)
+        for frame, output in run:
+            masks = (resize_mask_logits(output.logits, size, model.mask_head.image_size) > 0).cpu().numpy()
+            for index, mask, iou, score in zip(
+                there, masks, output.iou.tolist(), output.object_logits.tolist(), strict=True
+            ):
+                if not (clear_absent and score < 0):
+                    stacks[index][frame] = mask
+                    sums[index] += iou * mask.any()
+                    painted[index] += mask.any()
+    confidence = [float(np.clip(s / p, 0, 1)) if p else None for s, p in zip(sums, painted, strict=True)]
+    return [_Tracked(*values) for values in zip(stacks, presence, confidence, strict=True)]
+
+
+def _regions(answer, question: str, tracked: list[_Tracked]) -> tuple:
+    from unimed.models.grounded.predicting import asked_phrase
+    from unimed.structures import Region
+
+    targets = [target for target in answer.targets if target[0] == SEG_TOKEN]
+    return tuple(
+        Region(
+            phrase or asked_phrase(question), mask=one.mask, presence=one.presence, confidence=one.confidence,
+            phrase_span=span,
+        )
+        for (_, phrase, span), one in zip(targets, tracked, strict=False)
+    )  # fmt: skip
+
+
+class _Frames:
+    """Frames as HxWx3 uint8 of one size, read when asked for."""
+
+    def __init__(self, frames: Sequence, site: str):
+        if not len(frames):
+            raise PromptError("there is no frame")
+        self.frames, self.site = frames, site
+        self.size = read_image(frames[0], site).rgb.shape[:2]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        rgb = read_image(self.frames[index], self.site).rgb
+        if rgb.shape[:2] != self.size:
+            raise ImageError(f"frame {index} is {rgb.shape[:2]}, the first {self.size}; all frames need one size")
+        return rgb
+
+
+def _encode(model, frame: np.ndarray):
+    return model.mask_head.encode(model.processor.mask_pixels(frame)[None].to(model.device))
+
+
+@torch.no_grad()
+def propagate(model, frames: Sequence[np.ndarray], prompts: torch.Tensor, prompted) -> Iterator[tuple[int, MaskOutput]]:
+    """(frame, masks of N objects), the prompted frames first and then the others, by SAM 2's memory.
+
+    Every frame is encoded once. Frames before the first prompted one are reached by going backwards from it.
+
+    Args:
+        frames: HxWx3 uint8, asked for one at a time.
+        prompts: [N, C].
+        prompted: indices of the frames that are segmented from the prompts.
+    """
+    prompted, last = sorted(prompted), len(frames) - 1
+    trackers = [MaskPropagation(model.mask_head, len(frames)) for _ in prompts.split(OBJECTS_AT_ONCE)]
+    for frame in prompted:
+        features = _encode(model, frames[frame])
+        parts = zip(trackers, prompts.split(OBJECTS_AT_ONCE), strict=True)
+        yield frame, concatenate([tracker.prompted(frame, features, part) for tracker, part in parts])
+    known = set(prompted)
+    for frame in range(prompted[0] + 1, len(frames)):
+        if frame not in known:
+            features = _encode(model, frames[frame])
+            yield frame, concatenate([tracker.propagated(frame, features) for tracker in trackers])
+    if prompted[0] == 0:
+        return
+    backwards = []
+    for tracker in trackers:
+        backwards.append(MaskPropagation(model.mask_head, len(frames)))
+        # Mirrored indices turn the past into the future, which is what the time codes of the memory know.
+        mirrored = {last - frame: memory for frame, memory in tracker.conditioning.items()}
+        backwards[-1].conditioning.update(sorted(mirrored.items()))
+    for frame in range(prompted[0] - 1, -1, -1):
+        features = _encode(model, frames[frame])
+        yield frame, concatenate([tracker.propagated(last - frame, features) for tracker in backwards])
+
+
+@torch.no_grad()
+def prompt_each(model, frames: Sequence[np.ndarray], prompts: torch.Tensor) -> Iterator[tuple[int, MaskOutput]]:
+    """(frame, masks of N objects), every frame segmented from the prompts [N, C] alone."""
+    index = torch.zeros(len(prompts), dtype=torch.long, device=prompts.device)
+    for frame in range(len(frames)):
+        yield frame, model.mask_head.decode(_encode(model, frames[frame]), index, prompts)
