@@ -12,12 +12,13 @@ def main(argv=None) -> int:
     parser.add_argument("folder", help="a folder with records/*.jsonl, or a tree of UniBiomed's sets")
     parser.add_argument("--patient-pattern", help="for trees: regular expression, its group is the patient")
     parser.add_argument("--most", type=int, default=20, help="how many problems to print (default: 20)")
+    parser.add_argument("--limit", type=int, help="for trees: look at the first so many records of each part only")
     args = parser.parse_args(argv)
 
     from unimed.data.checks import check
 
     try:
-        report = check(args.folder, args.patient_pattern)
+        report = check(args.folder, args.patient_pattern, args.limit)
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,13 +1,17 @@
 """Readers of the Biomed tree on miniature sets, and the checks that run over them."""
 
 import json
+import random
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from unimed.data import biomed_tree as tree
+from unimed.data.biomed_templates import POOLS, read_pools
 from unimed.data.checks import check
+from unimed.data.prepare.biomed_shapes import build
+from unimed.data.templates import TemplateError
 
 SHAPE = (10, 12)
 
@@ -58,15 +62,69 @@ def test_segmentation_disease_and_region(tmp_path):
         tree.BiomedDataset(tmp_path, kind="x")
 
 
-def test_sentences_change_with_the_epoch_and_repeat_with_the_seed(tmp_path):
+def test_wordings_are_drawn_by_the_seeded_generator(tmp_path):
     coco(tmp_path)
-    dataset, asked = tree.BiomedDataset(tmp_path, sentence="random"), []
-    for epoch in range(12):
-        dataset.set_epoch(epoch)
-        asked.append(dataset[0].regions[0].phrase)
-    assert set(asked) == {"liver in abdomen ct", "hepatic organ"}
-    dataset.set_epoch(3)
+    dataset, asked, questions = tree.BiomedDataset(tmp_path, sentence="random", wording="random"), [], set()
+    for seed in range(40):
+        random.seed(seed)
+        sample = dataset[0]
+        asked.append(sample.regions[0].phrase)
+        questions.add(sample.conversation[0][1].replace(asked[-1], "{}"))
+        assert sample.conversation[1][1].count("[SEG]") == 1
+    assert set(asked) == {"liver in abdomen ct", "hepatic organ"} and len(questions) == 8
+    random.seed(3)
     assert dataset[0].regions[0].phrase == asked[3]
+    with pytest.raises(tree.TreeError, match="unknown wording"):
+        tree.BiomedDataset(tmp_path, wording="free")
+
+
+def test_a_user_brings_wordings(tmp_path):
+    coco(tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps({"segmentation": ["Mark {}!"]}))
+    sample = tree.BiomedDataset(tmp_path, pools=str(tmp_path / "mine.json"))[0]
+    assert sample.conversation[0][1] == "Mark liver in abdomen ct!"
+    for number, wrong in enumerate([{"segmentation": ["Mark it!"]}, {"segmentation_answer": ["[SEG] and [SEG]"]}]):
+        path = tmp_path / f"wrong{number}.json"
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(TemplateError, match="entry 0"):
+            tree.BiomedDataset(tmp_path, pools=str(path))[0]
+
+
+def test_small_sets_are_repeated(tmp_path):
+    coco(tmp_path)
+    dataset = tree.BiomedDataset(tmp_path, at_least=7)
+    assert len(dataset) == 6 and dataset[4].sample_id == dataset[0].sample_id
+    assert len(tree.BiomedDataset(tmp_path, repeats=3)) == 6 and len(tree.BiomedDataset(tmp_path, at_least=1)) == 2
+    with pytest.raises(IndexError):
+        dataset[6]
+
+
+def test_no_findings_point_at_nothing(tmp_path):
+    coco(tmp_path, sentences=[{"raw": "No findings."}])
+    for path in (tmp_path / "train_mask").iterdir():
+        path.unlink()
+    sample = tree.BiomedDataset(tmp_path, kind="disease")[0]
+    assert sample.conversation[1][1] == "no findings." and sample.regions[0].presence == 0
+    sample = tree.BiomedDataset(tmp_path, kind="disease", compat="reference")[0]
+    assert sample.conversation[1][1] == "It is [SEG]. no findings."
+
+
+def test_a_region_is_given_by_its_mask_or_by_a_painted_box(tmp_path):
+    coco(tmp_path)
+    sample = tree.BiomedDataset(tmp_path, kind="region", shown_by="box")[0]
+    assert not sample.regions and "<region>" in sample.conversation[0][1]
+    assert sample.images[0][2, 6].tolist() == [0, 255, 0] and sample.conversation[1][1] == "liver in abdomen ct."
+    sample = tree.BiomedDataset(tmp_path, kind="region")[0]
+    assert sample.regions[0].mask.any() and "region1" in sample.conversation[0][1]
+
+
+def test_slices_with_the_object_can_be_preferred(tmp_path):
+    volume(tmp_path)
+    only = tree.BiomedVolumeDataset(tmp_path, slices=2, with_object=1.0)[0]
+    assert only.regions[0].mask.any(axis=(1, 2)).all()
+    drawn = tree.BiomedVolumeDataset(tmp_path, slices=2, wording="random")
+    random.seed(0)
+    assert len({drawn[0].images[0].tobytes() for _ in range(20)}) == 3
 
 
 def test_mask_of_wrong_size_is_an_error_unless_asked_for(tmp_path):
@@ -171,3 +229,22 @@ def test_unpaired_volume_is_a_count_mismatch(tmp_path):
     content["volumes"]["v1"]["expressions"]["0"]["mask_file"].pop()
     path.write_text(json.dumps(content))
     assert kinds(check(tmp_path)) == ["count mismatch"]
+
+
+def test_tokens_without_masks_are_a_count_mismatch(tmp_path, monkeypatch):
+    coco(tmp_path)
+    monkeypatch.setitem(POOLS, "segmentation_answer", ["[SEG] and [SEG]."])
+    read_pools.cache_clear()
+    monkeypatch.setattr("unimed.data.biomed_tree.word", lambda pool, subject, drawn, path: POOLS[pool][0])
+    assert kinds(check(tmp_path)) == ["count mismatch"] * 2
+
+
+def test_the_drawn_tree_is_sound_and_a_part_can_be_checked(tmp_path):
+    root = build(tmp_path / "shapes")
+    assert check(root, r"([pr](?:train|test)\d+)_|(v(?:train|test)\d)").ok
+    assert check(root, limit=1).parts["Shapes train"] == 1
+    assert build(root) == root
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x").touch()
+    with pytest.raises(ValueError, match="holds no shapes.json"):
+        build(tmp_path / "mine")

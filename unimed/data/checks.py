@@ -12,6 +12,7 @@ from pathlib import Path
 from unimed.data import biomed_tree
 from unimed.data.records import RecordDataset, RecordError, check_counts, read_records
 from unimed.structures import Sample
+from unimed.tokens import SEG_TOKEN
 
 #: Notes by which a set declares that a test image shares its slide or template with training.
 DECLARED = ("same slide", "same template")
@@ -45,12 +46,13 @@ class Report:
         return "\n".join(lines + [f"remark: {remark}" for remark in self.remarks])
 
 
-def check(root: str | Path, patient_pattern: str | None = None) -> Report:
+def check(root: str | Path, patient_pattern: str | None = None, limit: int | None = None) -> Report:
     """Check a folder in the record format or a tree of UniBiomed's sets, told apart by what is in it.
 
     Args:
         patient_pattern: for trees, which carry no patient ids: a regular expression whose first matching group (or
             whole match, without groups) is the patient in a file name.
+        limit: for trees: look at the first so many records of each part only.
 
     Raises:
         FileNotFoundError: no such folder, or nothing in it that is known.
@@ -59,7 +61,7 @@ def check(root: str | Path, patient_pattern: str | None = None) -> Report:
     if any((root / "records").glob("*.jsonl")):
         return check_records(root)
     if root.is_dir() and biomed_tree.sets_below(root):
-        return check_tree(root, patient_pattern)
+        return check_tree(root, patient_pattern, limit)
     raise FileNotFoundError(
         f"{root}: neither records/*.jsonl nor a train.json, test.json, train_parse.json or meta_train.json below it"
     )
@@ -108,7 +110,7 @@ def check_records(root: Path) -> Report:
     return report
 
 
-def check_tree(root: Path, patient_pattern: str | None = None) -> Report:
+def check_tree(root: Path, patient_pattern: str | None = None, limit: int | None = None) -> Report:
     """Check every set below the root of a tree, both splits."""
     report = Report()
     for folder, form in biomed_tree.sets_below(root):
@@ -117,7 +119,7 @@ def check_tree(root: Path, patient_pattern: str | None = None) -> Report:
         for split in ("train", "test"):
             part = f"{part_of_folder} {split}"
             try:
-                dataset = biomed_tree.dataset_for(folder, form, split)
+                dataset = biomed_tree.dataset_for(folder, form, split, limit)
             except biomed_tree.DATA_ERRORS as error:
                 kind = "count mismatch" if "pairs" in str(error) else _kind_of(error)
                 report.problems.append((part, kind, str(error)))
@@ -133,7 +135,8 @@ def check_tree(root: Path, patient_pattern: str | None = None) -> Report:
                     report.problems.append((part, _kind_of(error), str(error)))
                     continue
                 name = _image_name(dataset.items[index], form)
-                report.problems += [(part, "count mismatch", what) for what in _span_problems(sample)]
+                wrong = [*_span_problems(sample), *_count_problems(sample)]
+                report.problems += [(part, "count mismatch", what) for what in wrong]
                 masks = [r.mask.tobytes() for r in sample.regions if r.mask is not None]
                 seen[name, sample.conversation, hashlib.sha256(b"".join(masks)).hexdigest()] += 1
                 contents[_digest(sample)].add((split, name))
@@ -177,6 +180,14 @@ def _span_problems(sample: Sample) -> Iterable[str]:
             start, end = region.phrase_span
             if not 0 <= start < end <= len(answer) or answer[start:end].lower() != region.phrase.lower():
                 yield f"{sample.sample_id}: phrase_span {region.phrase_span} does not spell {region.phrase!r}"
+
+
+def _count_problems(sample: Sample) -> Iterable[str]:
+    tokens = sample.conversation[-1][1].count(SEG_TOKEN)
+    masks = sum(region.mask is not None for region in sample.regions)
+    masks = 0 if sample.labels.get("task") == "region" else masks
+    if tokens != masks:
+        yield f"{sample.sample_id}: {tokens} {SEG_TOKEN} in the answer for {masks} masks; write one per mask"
 
 
 def _add_leaks(report: Report, patients: dict[str, dict[str, bool]], part: str | None = None) -> None:

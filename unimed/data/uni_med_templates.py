@@ -6,10 +6,10 @@ pool is the bare subject where the task has one; predictions use entry 1 (entry 
 
 from __future__ import annotations
 
-import json
 import random
 from functools import cache
-from pathlib import Path
+
+from unimed.data.templates import TemplateError, load_pools
 
 CHEST = "mimic_caption"
 POOLS: dict[str, list[str]] = {
@@ -60,32 +60,10 @@ POOLS: dict[str, list[str]] = {
 }
 
 
-class TemplateError(ValueError):
-    """A file of question pools that cannot be used."""
-
-
 @cache
 def read_pools(path: str | None = None) -> dict[str, list[str]]:
-    """Our pools, with those of a JSON file {pool name: [sentences]} in their place.
-
-    Raises:
-        FileNotFoundError: no such file.
-        TemplateError: an unknown pool, an empty one, or a sentence without `{}` where a subject goes.
-    """
-    if path is None:
-        return POOLS
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file of question pools")
-    given = json.loads(Path(path).read_text(encoding="utf-8"))
-    for name, pool in given.items():
-        if name not in POOLS:
-            raise TemplateError(f"{path}: unknown pool {name!r}; known are {', '.join(POOLS)}")
-        if not isinstance(pool, list) or not pool:
-            raise TemplateError(f"{path}: pool {name!r} must be a list of sentences")
-        for number, sentence in enumerate(pool):
-            if "{}" in POOLS[name][0] and "{}" not in sentence:
-                raise TemplateError(f"{path}: pool {name!r}, entry {number}: {{}} is missing, the subject has no place")
-    return POOLS | given
+    """Our pools, with those of a JSON file in their place; errors as `load_pools`."""
+    return load_pools(path, POOLS)
 
 
 def fill(pool: str, subject: str = "", training: bool = True, path: str | None = None, index: int | None = None) -> str:

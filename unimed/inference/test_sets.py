@@ -7,20 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from unimed.data.biomed_templates import POOLS
 from unimed.data.biomed_tree import TreeError, read_json
 from unimed.inference.folder import Case
 
-#: Fixed questions. The first is the wording UniBiomed publishes; the others mean what its own wordings mean. The image
-#: comes first where there is no mark, as its segmentation demos have it; the marked ones begin a new line behind it.
+#: Fixed questions of the demos, in our own words but for those a published checkpoint knows. As in UniBiomed's demos
+#: the question follows the image at once where masks are asked for, and else begins a line of its own.
 QUESTIONS = {
-    "segment": "<image>Please segment {}.",
-    "disease": "<image>Is any abnormality visible in this image? Please answer with interleaved segmentation masks.",
-    "report": "<image>\nPlease describe the abnormality of this image and highlight the region with interleaved "
-    "segmentation masks.",
-    "vqa": "<image>\nWhat abnormality is there in the {}? Please answer with interleaved segmentation masks.",
-    "region": "<image>\nWhat is the <region> in the picture?",
-    "region1": "<image>\nWhat is region1 in the picture?",
-    "caption": "<image>\nPlease describe the region marked by <region> in detail.",
+    name: ("<image>" if name in ("segmentation", "disease") else "<image>\n") + POOLS[name][0]
+    for name in ("segmentation", "disease", "report", "vqa", "region", "region1", "caption")
 }
 
 
@@ -103,7 +98,7 @@ def segmentation_cases(folder, json_file, question: str | None = None) -> list[C
             "image": _image(folder, split, entry["file_name"]),
             "truth": _mask(folder, split, entry["mask_file"]),
             "phrase": phrase,
-            "text": (question or QUESTIONS["segment"]).replace("{}", phrase),
+            "text": (question or QUESTIONS["segmentation"]).replace("{}", phrase),
             "out": str(Path(split) / entry["mask_file"]),
         }
         name = entry["mask_file"]
@@ -137,7 +132,9 @@ def volume_cases(folder, json_file, question: str | None = None) -> list[Case]:
                 Path(image).name: within(folder, mask)
                 for image, mask in zip(expression["img_file"], expression["mask_file"], strict=True)
             }
-            text = f"<image>{phrase}" if "?" in phrase else (question or QUESTIONS["segment"]).replace("{}", phrase)
+            text = (
+                f"<image>{phrase}" if "?" in phrase else (question or QUESTIONS["segmentation"]).replace("{}", phrase)
+            )
             cases.append(
                 Case(
                     f"{volume}/{identifier}",
