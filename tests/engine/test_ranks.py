@@ -1,5 +1,6 @@
 """Two gloo ranks are one process with the joined batch, whatever each of them holds."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -24,6 +25,11 @@ def difference(first, second):
     return max((first[name].float() - second[name].float()).abs().max().item() for name in first)
 
 
+def needs_deepspeed(name):
+    if name.startswith("zero") and not importlib.util.find_spec("deepspeed"):
+        pytest.skip("DeepSpeed is not installed")
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two-ranks")
@@ -43,12 +49,16 @@ CASES = {
     "ddp-rare-accumulated": dict(train_data=RARE, accumulate=2, clip=0.5),
     "fsdp2": dict(ema=0.9),
     "fsdp2-rare": dict(train_data=RARE),
+    **{f"zero{stage}": dict(ema=0.9) for stage in (1, 2, 3)},
+    **{f"zero{stage}-rare": dict(train_data=RARE, accumulate=2, clip=0.5) for stage in (1, 2, 3)},
+    **{f"zero{stage}-nan": dict(train_data=dict(type="TinyPoints", nan=(3,))) for stage in (1, 2, 3)},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_equal_one_process(tiny, two_ranks, tmp_path, name):
+    needs_deepspeed(name)
     common = dict(task=dict(type="TinyTask", dropout=0.0), max_steps=10, validate_interval=0, batch_size=4)
     train(tiny.config(**{**common, **CASES[name]}), tmp_path)
     tables = ("model", "ema") if "ema" in CASES[name] else ("model",)
@@ -58,16 +68,16 @@ def test_two_ranks_equal_one_process(tiny, two_ranks, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("word", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("word", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
 def test_two_ranks_resume_exactly(two_ranks, word):
+    needs_deepspeed(word)
     whole, cut = two_ranks / f"{word}-whole", two_ranks / f"{word}-cut"
     losses = []
     for folder in (whole, cut):
         records = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
         losses.append([record["loss"] for record in records if record["kind"] == "train"])
     assert losses[0] == losses[1] and len(losses[0]) == 14
-    assert difference(weights(whole, 14), weights(cut, 14)) == 0
-    assert difference(weights(whole, 14, "optimizer"), weights(cut, 14, "optimizer")) == 0
+    assert all(difference(weights(whole, 14, t), weights(cut, 14, t)) == 0 for t in ("model", "optimizer", "ema"))
 
 
 @pytest.mark.slow
@@ -77,7 +87,9 @@ def test_two_ranks_test_like_one(tiny, two_ranks, tmp_path):
 
 
 @pytest.mark.slow
-def test_checkpoint_of_two_ranks_resumes_on_one(tiny, two_ranks, tmp_path):
-    source = two_ranks / "fsdp2-whole" / "checkpoints" / "step_00000010"
+@pytest.mark.parametrize("word", ["fsdp2", "zero3"])
+def test_checkpoint_of_two_ranks_resumes_on_one(tiny, two_ranks, tmp_path, word):
+    needs_deepspeed(word)
+    source = two_ranks / f"{word}-whole" / "checkpoints" / "step_00000010"
     result = train(tiny.config(max_steps=14, batch_size=4), tmp_path, resume=str(source))
     assert result["step"] == 14 and torch.isfinite(torch.tensor(result["loss"]))

@@ -76,6 +76,9 @@ class TinyTask(BaseModel):
     def train_parameters(self):
         return [p for p in self.parameters() if p.requires_grad]
 
+    def shard_modules(self):
+        return [self.body]
+
     def normalisers(self, batch):
         return {"samples": len(batch["y"]), "extras": int(batch["extra"].sum())}
 

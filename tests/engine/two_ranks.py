@@ -20,9 +20,16 @@ train(tiny.config(**plain, train_data=rare), folder / "ddp-rare")
 train(tiny.config(**plain, train_data=rare, accumulate=2, clip=0.5), folder / "ddp-rare-accumulated")
 train(tiny.config(**plain, strategy="fsdp2", ema=0.9), folder / "fsdp2")
 train(tiny.config(**plain, train_data=rare, strategy="fsdp2"), folder / "fsdp2-rare")
-for word in ("ddp", "fsdp2"):
-    settings = tiny.config(max_steps=14, batch_size=2, num_workers=0, strategy=word)
+evaluate(tiny.config(), folder / "ddp", folder / "test")
+# DeepSpeed comes last: its import changes the process.
+zero = ["zero1", "zero2", "zero3"] if importlib.util.find_spec("deepspeed") else []
+for word in zero:
+    train(tiny.config(**plain, strategy=word, ema=0.9), folder / word)
+    train(tiny.config(**plain, strategy=word, train_data=rare, accumulate=2, clip=0.5), folder / f"{word}-rare")
+    nan = dict(type="TinyPoints", nan=(3,))
+    train(tiny.config(**plain, strategy=word, train_data=nan), folder / f"{word}-nan")
+for word in ["ddp", "fsdp2", *zero]:
+    settings = tiny.config(max_steps=14, batch_size=2, num_workers=0, strategy=word, ema=0.9)
     train(settings, folder / f"{word}-whole")
     train(settings, folder / f"{word}-cut", cfg_options={"hooks": [dict(type="StopAt", step=8)]})
     train(settings, folder / f"{word}-cut", resume="auto")
-evaluate(tiny.config(), folder / "ddp", folder / "test")

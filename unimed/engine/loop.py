@@ -130,12 +130,11 @@ class EngineLoop(BaseLoop):
         if sums[0]:
             ids = [i for batch in batches for i in batch.get("sample_ids", ())]
             self._refuse_step(finite, scalars["loss"], norm, ids)
-            strategy.scaler.update() if strategy.scaler.is_enabled() else None
+            strategy.skip(optimizer)
         else:
             self.bad_in_a_row = 0
             strategy.step(optimizer)
             runner.update_average()
-        optimizer.zero_grad(set_to_none=True)
         self._iter += 1
         self._note_broken(broken, int(sums[2]))
         record = {**scalars, "loss": sums[5] / world()[1], "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}

@@ -86,6 +86,13 @@ class Strategy:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.module = self._wrap()
 
+    #: True where parameters are gathered by all ranks together, so that all must run every batch, also to validate.
+    collective = False
+
+    def prepare(self, optimizer: torch.optim.Optimizer, clip: float | None) -> torch.optim.Optimizer:
+        """Take over the optimiser before the first step; returns the one to use from now on."""
+        return optimizer
+
     def _wrap(self) -> nn.Module:
         if self.word == "single":
             return self.task
@@ -122,8 +129,27 @@ class Strategy:
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def step(self, optimizer) -> None:
+        """Move the parameters and forget the gradients."""
         self.scaler.step(optimizer)
         self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    def skip(self, optimizer) -> None:
+        """Forget the gradients of a step that is not taken."""
+        self.scaler.update() if self.scaler.is_enabled() else None
+        optimizer.zero_grad(set_to_none=True)
+
+    def local_parameters(self) -> dict[str, torch.Tensor]:
+        """What this rank holds of each trainable parameter, for the running average."""
+        return {name: p.detach() for name, p in self.named_parameters().items()}
+
+    def gather(self, name: str, local: torch.Tensor) -> torch.Tensor:
+        """The full tensor, on the CPU, of one that is held like `local_parameters`. Called by all ranks."""
+        return _full(local)
+
+    def scatter(self, name: str, full: torch.Tensor) -> torch.Tensor:
+        """Inverse of `gather`: this rank's part."""
+        return _like(full, self.named_parameters()[name])
 
     def weights(self, which: str = "all") -> dict[str, torch.Tensor]:
         """Full tensors on the CPU under the task's names; "trainable" leaves out the frozen. Called by all ranks."""
@@ -145,16 +171,22 @@ class Strategy:
             ValueError: a name the task lacks, another shape, or with `strict` a missing name.
         """
         own = self.task.state_dict()
-        unknown, missing = sorted(set(table) - set(own)), sorted(set(own) - set(table))
+        missing = self._compare(table, {name: tensor.shape for name, tensor in own.items()}, strict)
+        with torch.no_grad():
+            for name, tensor in table.items():
+                own[name].copy_(_like(tensor, own[name]))
+        return missing
+
+    @staticmethod
+    def _compare(table, shapes: Mapping, strict: bool) -> list[str]:
+        unknown, missing = sorted(set(table) - set(shapes)), sorted(set(shapes) - set(table))
         if unknown:
             raise ValueError(f"weights hold {len(unknown)} names the task lacks, first {unknown[0]!r}")
         if strict and missing:
             raise ValueError(f"weights lack {len(missing)} names of the task, first {missing[0]!r}")
-        with torch.no_grad():
-            for name, tensor in table.items():
-                if tensor.shape != own[name].shape:
-                    raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the task needs {tuple(own[name].shape)}")
-                own[name].copy_(_like(tensor, own[name]))
+        for name, tensor in table.items():
+            if tuple(tensor.shape) != tuple(shapes[name]):
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the task needs {tuple(shapes[name])}")
         return missing
 
     def optimizer_table(self, optimizer) -> tuple[dict[str, torch.Tensor], list[dict]]:
@@ -192,6 +224,8 @@ class FullyShardedStrategy(Strategy):
     does not run.
     """
 
+    collective = True
+
     def _wrap(self) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -212,18 +246,23 @@ class FullyShardedStrategy(Strategy):
 
 
 def build_strategy(word: str, task: nn.Module, device: torch.device, precision: str) -> Strategy:
-    """The strategy a config names; "auto" is DDP with several processes, else single."""
+    """The strategy a config names; "auto" is DDP with several processes, else single.
+
+    Raises:
+        ValueError: a word that does not fit the number of processes or the precision.
+        ImportError: "zero1" to "zero3" without DeepSpeed.
+    """
     size = world()[1]
     if word == "auto":
         word = "ddp" if size > 1 else "single"
     if word == "single" and size > 1:
         raise ValueError(f"strategy='single' with {size} processes would train {size} separate models; use 'ddp'")
-    if word in ("ddp", "fsdp2") and not dist.is_initialized():
+    if word != "single" and not dist.is_initialized():
         raise ValueError(f"strategy={word!r} needs several processes; start with `bash tools/dist.sh train CONFIG 2`")
     if word.startswith("zero"):
-        raise ValueError(
-            f"strategy={word!r} (DeepSpeed) is not available in this version; 'fsdp2' shards the same state"
-        )
+        from unimed.engine.zero import ZeroStrategy
+
+        return ZeroStrategy(word, task, device, precision)
     return (FullyShardedStrategy if word == "fsdp2" else Strategy)(word, task, device, precision)
 
 

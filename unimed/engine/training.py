@@ -48,7 +48,7 @@ class EngineRunner(Runner):
         self._wanted, self._start_from = resume, load_from
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         decay = settings["ema"]
-        self._average = {name: p.detach().clone() for name, p in strategy.named_parameters().items()} if decay else None
+        self._average = {k: v.clone() for k, v in strategy.local_parameters().items()} if decay else None
         backends = [] if world()[0] else [dict(type=TRACKERS[word]) for word in settings["log"]["to"]]
         super().__init__(
             model=strategy.task,
@@ -87,8 +87,8 @@ class EngineRunner(Runner):
         """Move the averaged weights by one step."""
         if self._average is not None:
             with torch.no_grad():
-                for name, parameter in self.strategy.named_parameters().items():
-                    self._average[name].lerp_(parameter.detach(), 1 - self.settings["ema"])
+                for name, parameter in self.strategy.local_parameters().items():
+                    self._average[name].lerp_(parameter, 1 - self.settings["ema"])
 
     def save_checkpoint(self, *args, **kwargs) -> Path | None:
         """Write the checkpoint of this step; all ranks call it, the first writes."""
@@ -107,8 +107,7 @@ class EngineRunner(Runner):
         }
         tables = {"model": weights, "optimizer": table, "rng": rng}
         if self._average is not None:
-            full = (lambda t: t.full_tensor()) if self.strategy.word == "fsdp2" else (lambda t: t)
-            tables["ema"] = {name: full(value).cpu() for name, value in self._average.items()}
+            tables["ema"] = {name: self.strategy.gather(name, value) for name, value in self._average.items()}
         problem = [None]
         if world()[0] == 0:
             try:
@@ -156,9 +155,7 @@ class EngineRunner(Runner):
         if state["scaler"]:
             self.strategy.scaler.load_state_dict(state["scaler"])
         if self._average is not None and "ema" in loaded.tables:
-            from unimed.engine.strategy import _like
-
-            self._average = {k: _like(v, self._average[k]) for k, v in loaded.tables["ema"].items()}
+            self._average = {name: self.strategy.scatter(name, full) for name, full in loaded.tables["ema"].items()}
         self.train_loop.restore(state)
         if (state["world_size"], state["batch_size"]) != (world()[1], self.settings["batch_size"]):
             # Windows are counted in joined batches; with another size the count of samples is what carries over.
@@ -189,7 +186,7 @@ class EngineRunner(Runner):
         chunks = [samples[i : i + settings["batch_size"]] for i in range(0, count, settings["batch_size"])]
         rank, size = world()
         # Sharded parameters are gathered by all ranks together, so all run every batch.
-        mine = chunks if strategy.word == "fsdp2" else chunks[rank::size]
+        mine = chunks if strategy.collective else chunks[rank::size]
         sums: dict[str, float] = {}
         devices = [strategy.device] if strategy.device.type == "cuda" else []
         task.eval()
@@ -198,7 +195,7 @@ class EngineRunner(Runner):
             for chunk in mine:
                 batch = to_device(self.stream.collate.collator(chunk), strategy.device)
                 with strategy.autocast():
-                    outputs = (strategy.module if strategy.word == "fsdp2" else task)(batch)
+                    outputs = (strategy.module if strategy.collective else task)(batch)
                 for name, value in outputs.items():
                     if torch.is_tensor(value) and value.numel() == 1:
                         sums[name] = sums.get(name, 0.0) + float(value) * len(chunk)
@@ -210,7 +207,7 @@ class EngineRunner(Runner):
                 names = sorted(sums)
             values = total([sums.get(n, 0.0) for n in names] + [float(sum(map(len, mine)))], strategy.device)
             metrics = {f"val_{name}": value / values[-1] for name, value in zip(names, values, strict=False)}
-            if hasattr(task, "validate") and strategy.word != "fsdp2" and rank == 0:
+            if hasattr(task, "validate") and not strategy.collective and rank == 0:
                 metrics.update({k: float(v) for k, v in task.validate(samples[: settings["validate_samples"]]).items()})
         if size > 1:
             dist.barrier()
@@ -256,6 +253,7 @@ def train(config, work_dir=None, resume: str | None = None, cfg_options: Mapping
         # Sharding replaced the parameters; a task hands out the new ones when asked again, as above.
         parameters = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
     optimizer = build_optimizer(settings["optimizer"], with_rates(parameters, settings["optimizer"]["lr"]))
+    optimizer = strategy.prepare(optimizer, settings["clip"])
     collator = build_collator(settings["collate"], task)
     stream = Stream(
         settings["train_data"],
