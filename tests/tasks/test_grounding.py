@@ -139,3 +139,69 @@ def test_scores_stand_beside_their_baselines():
     assert "p0" not in str(report["cases"]), "no patient id leaves the task"
     nothing = score_grounding(samples[:1], [answered("I see nothing.")])
     assert nothing["summary"]["dice/nuclei"] == 0.0 and not nothing["cases"][0]["answered"]
+
+
+def mixed_samples():
+    """Answers with a mask, two masks, none, and of several lengths."""
+    mask = np.zeros((40, 30), bool)
+    mask[5:20, 4:15] = True
+    two = (Region("nuclei", mask=mask, presence=1.0), Region("cells", mask=~mask, presence=1.0))
+    return [
+        sample(0),
+        sample(1, "vqa", "two.", ()),
+        sample(2, answer="<p> nuclei </p> [SEG] and <p> cells </p> [SEG].", regions=two),
+        sample(3, "vqa", "there are two of them in the picture.", ()),
+        sample(4),
+    ]
+
+
+def gradients(grounding, batches):
+    grounding.zero_grad()
+    for batch in batches:
+        (grounding(batch)["loss"] / len(batches)).backward()
+    return {name: p.grad.clone() for name, p in grounding.named_parameters() if p.requires_grad}
+
+
+def largest_difference(first, second):
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def test_packed_rows_give_the_loss_of_padded_ones():
+    grounding, samples = task(), mixed_samples()
+    padded = GroundedCollator(grounding.processor)(samples)
+    packed = GroundedCollator(grounding.processor, pack=80)(samples)
+    assert len(packed["input_ids"]) < len(padded["input_ids"])
+    assert (packed["sequence_of_token"] >= 0).sum() == padded["attention_mask"].sum()
+    grounding.eval()
+    first, second = grounding(padded), grounding(packed)
+    for name in first:
+        assert first[name].item() == pytest.approx(second[name].item(), abs=2e-6), name
+    assert largest_difference(gradients(grounding, [padded]), gradients(grounding, [packed])) < 5e-6
+    hidden = {}
+    for kind, batch in (("padded", padded), ("packed", packed)):
+        output = grounding.model(
+            **{k: batch.get(k) for k in ("input_ids", "attention_mask", "mask_pixel_values", "position_ids")},
+            sequence_of_token=batch.get("sequence_of_token"),
+        )
+        for place, sample_id in enumerate(batch["sample_ids"]):
+            if kind == "padded":
+                states = output.hidden[place][batch["attention_mask"][place] > 0]
+            else:
+                states = output.hidden[batch["sequence_of_token"] == place]
+            hidden.setdefault(sample_id, []).append(states)
+    assert all((a - b).abs().max() < 1e-5 for a, b in hidden.values())
+
+
+def test_parts_with_shared_counts_are_the_joined_batch():
+    grounding, samples = task(), mixed_samples()
+    grounding.eval()
+    collate = GroundedCollator(grounding.processor)
+    # The second part holds no mask at all, as a rank may.
+    parts = [collate([samples[0], samples[2], samples[4]]), collate([samples[1], samples[3]])]
+    joined = collate(samples)
+    counts = [grounding.normalisers(batch) for batch in parts]
+    shared = {name: sum(c[name] for c in counts) / 2 for name in counts[0]}
+    for batch in parts:
+        batch["normalisers"] = shared
+    difference = largest_difference(gradients(grounding, [joined]), gradients(grounding, parts))
+    assert difference < 5e-6, difference

@@ -125,3 +125,22 @@ def test_exported_and_opened_again(task, tmp_path):
 def test_box_text():
     assert box_text((100, 50, 300, 200), 512, 512) == "{<19><9><58><39>}"
     assert box_text((-5, 0, 600, 10), 500, 100) == "{<-1><0><120><10>}"
+
+
+@pytest.mark.parametrize("reduction", ["tokens", "samples"])
+def test_parts_with_shared_counts_are_the_joined_batch(reduction):
+    task = MultiTask(model=SMALL, reduction=reduction)
+    task.eval()
+    collate = UniMedCollator(task.processor)
+
+    def gradients(batches):
+        task.zero_grad()
+        for batch in batches:
+            (task(batch)["loss"] / len(batches)).backward()
+        return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in task.named_parameters()}
+
+    parts = [collate(MIXED[:2] + MIXED[3:]), collate(MIXED[2:3])]  # the second holds no image
+    shared = {"learnt": sum(task.normalisers(batch)["learnt"] for batch in parts) / 2}
+    whole = gradients([collate(MIXED)])
+    split = gradients([batch | {"normalisers": shared} for batch in parts])
+    assert max((whole[n] - split[n]).abs().max().item() for n in whole) < 5e-6

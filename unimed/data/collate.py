@@ -46,29 +46,32 @@ class GroundedCollator:
         mask_target_size: side of the square masks are compared at; None takes the mask head's input size.
         language_frames: most frames of a volume the language model sees, spread evenly; None shows it all of them, as
             UniBiomed trains. The mask head sees all in any case.
+        pack: tokens per row; several samples then share a row, none sees another, and the samples of the batch come in
+            the order of the rows. 0 gives each sample a row, padded to the longest. A sample longer than `pack` makes
+            the rows as long as itself.
     """
 
-    def __init__(self, processor=None, mask_target_size: int | None = None, language_frames: int | None = None):
-        self.processor = processor
+    def __init__(
+        self,
+        processor=None,
+        mask_target_size: int | None = None,
+        language_frames: int | None = None,
+        pack: int = 0,
+    ):
+        self.processor, self.pack = processor, pack
         self.mask_target_size = mask_target_size or processor.mask_size
         self.language_frames = language_frames
 
     def __call__(self, samples: list[Sample]) -> dict:
         rows = [self._row(sample) for sample in samples]
-        length = max(len(row.ids) for row in rows)
-        pad = self.processor.tokenizer.pad_token_id or 0
-        input_ids = torch.full((len(rows), length), pad)
-        labels = torch.full((len(rows), length), -100)
-        attention = torch.zeros(len(rows), length, dtype=torch.long)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
-            labels[index, : len(row.ids)] = torch.tensor(row.labels)
-            attention[index, : len(row.ids)] = 1
+        if self.pack:
+            tokens, order = self._packed(rows)
+            rows, samples = [rows[i] for i in order], [samples[i] for i in order]
+        else:
+            tokens = self._padded(rows)
         pixels = [frame for row in rows for frame in row.mask_pixels]
         batch = {
-            "input_ids": input_ids,
-            "labels": labels,
-            "attention_mask": attention,
+            **tokens,
             "mask_pixel_values": torch.stack(pixels),
             "image_keys": [hashlib.sha1(p.numpy().tobytes()).hexdigest() for p in pixels],
             "sample_ids": [sample.sample_id for sample in samples],
@@ -83,6 +86,34 @@ class GroundedCollator:
         if any(len(row.mask_pixels) > 1 for row in rows):
             batch |= self._frames(samples, rows)
         return batch
+
+    def _padded(self, rows: list[_Row]) -> dict[str, torch.Tensor]:
+        length = max(len(row.ids) for row in rows)
+        pad = self.processor.tokenizer.pad_token_id or 0
+        input_ids = torch.full((len(rows), length), pad)
+        labels = torch.full((len(rows), length), -100)
+        attention = torch.zeros(len(rows), length, dtype=torch.long)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
+            labels[index, : len(row.ids)] = torch.tensor(row.labels)
+            attention[index, : len(row.ids)] = 1
+        return {"input_ids": input_ids, "labels": labels, "attention_mask": attention}
+
+    def _packed(self, rows: list[_Row]) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """Tokens of several samples per row, and the order of the samples in reading order."""
+        from unimed.data.packing import block_diagonal_mask, pack_rows
+
+        if any(row.grids for row in rows):
+            raise ValueError("this backbone counts positions by the picture, which packed rows do not; set pack=0")
+        sequences = [{"input_ids": torch.tensor(row.ids), "labels": torch.tensor(row.labels)} for row in rows]
+        budget = max(self.pack, *(len(row.ids) for row in rows))
+        pad = {"input_ids": self.processor.tokenizer.pad_token_id or 0, "labels": -100}
+        packed = pack_rows(sequences, budget, pad)
+        members, segments = packed.pop("members"), packed.pop("segment_ids")
+        starts = torch.tensor([0] + [len(row) for row in members[:-1]]).cumsum(0)
+        packed["sequence_of_token"] = torch.where(segments > 0, starts[:, None] + segments - 1, -1)
+        packed["attention_mask"] = block_diagonal_mask(segments)
+        return packed, [i for row in members for i in row]
 
     def _row(self, sample: Sample) -> _Row:
         image = sample.images[0]

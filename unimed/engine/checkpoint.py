@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,52 @@ def save(root: str | Path, checkpoint: Checkpoint, keep: int = 3) -> Path:
     for path in _folders(root)[keep:] if keep > 0 else ():
         shutil.rmtree(path, ignore_errors=True)
     return final
+
+
+class Writer:
+    """Saves below one folder, in a thread of its own where `background` is set; one at a time.
+
+    A save that failed in the background is reported by the next call. The process does not end before the thread has.
+    """
+
+    def __init__(self, root: str | Path, keep: int, background: bool = False):
+        self.root, self.keep, self.background = Path(root), keep, background
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+
+    def write(self, checkpoint: Checkpoint, wait: bool = False) -> None:
+        """Save; with `background` and without `wait` the tensors must not change any more (give copies).
+
+        Raises:
+            CheckpointError: this save failed, or the one before did in the background.
+        """
+        self.wait()
+        if not self.background:
+            save(self.root, checkpoint, self.keep)
+            return
+        self._thread = threading.Thread(target=self._save, args=(checkpoint,), name="checkpoint")
+        self._thread.start()
+        if wait:
+            self.wait()
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        try:
+            save(self.root, checkpoint, self.keep)
+        except CheckpointError as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Until what was given is written.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def verify(path: str | Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "max_steps": ((int,), 1000),
     "precision": ((str,), "fp32"),
     "strategy": ((str,), "auto"),
-    "checkpoint": ((dict,), {"interval": 500, "keep": 3, "weights": "all"}),
+    "checkpoint": ((dict,), {"interval": 500, "keep": 3, "weights": "all", "background": False}),
     "log": ((dict,), {"interval": 10, "to": (), "curves": True}),
     "validate_interval": ((int,), 0),
     "validate_samples": ((int,), 16),
@@ -35,7 +35,7 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "work_dir": ((str, NONE), None),
     "clip": ((*NUMBER, NONE), None),
     "ema": ((*NUMBER, NONE), None),
-    "compile": ((bool,), False),
+    "compile": ((bool, str), False),
     "gradient_checkpointing": ((bool,), False),
     "num_workers": ((int,), 0),
     "device": ((str,), "auto"),
@@ -51,6 +51,8 @@ OPEN = {"task", "train_data", "val_data", "test_data", "collate", "optimizer", "
 WORDS = {
     "precision": ("fp32", "bf16", "fp16"),
     "strategy": ("auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"),
+    "schedule.type": ("constant", "linear", "cosine", "multistep"),
+    "checkpoint.weights": ("all", "trainable"),
 }
 
 
@@ -95,15 +97,30 @@ def load_config(source: str | Path | Mapping | Config, options: Mapping[str, Any
             raise ConfigError(f"{name}: {key} must be {allowed}, got {value!r}")
         if isinstance(default, dict) and key not in OPEN:
             _refuse([k for k in value if k not in default], default, f"{name}: {key}")
+            for inner, given in value.items():
+                _check_type(f"{name}: {key}.{inner}", given, default[inner])
             config[key] = {**default, **value}
-        if key in WORDS and value not in WORDS[key]:
-            raise ConfigError(
-                f"{name}: {key}={value!r}{did_you_mean(value, WORDS[key])} Valid choices: {list(WORDS[key])}"
-            )
+    for key, words in WORDS.items():
+        outer, _, inner = key.partition(".")
+        value = config[outer][inner] if inner else config[outer]
+        if value not in words:
+            raise ConfigError(f"{name}: {key}={value!r}{did_you_mean(value, words)} Valid choices: {list(words)}")
     for key in ("batch_size", "accumulate", "max_steps"):
         if config[key] < 1:
             raise ConfigError(f"{name}: {key} must be at least 1, got {config[key]}")
     return config
+
+
+def _check_type(where: str, value, default) -> None:
+    """An inner value is of the type of its default; where that is a number, any number."""
+    if isinstance(default, (tuple, list)):
+        fits, wanted = isinstance(value, (tuple, list)), "a list"
+    elif isinstance(default, (bool, str)):
+        fits, wanted = isinstance(value, type(default)), type(default).__name__
+    else:
+        fits, wanted = isinstance(value, NUMBER) and not isinstance(value, bool), "a number"
+    if not fits:
+        raise ConfigError(f"{where} must be {wanted}, got {value!r}")
 
 
 def _refuse(unknown, choices, where: str) -> None:

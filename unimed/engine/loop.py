@@ -83,7 +83,7 @@ class EngineLoop(BaseLoop):
                     runner.validate()
                     runner.model.train()
                 if every and self._iter % every == 0 and self._iter < self.max_iters:
-                    runner.save_checkpoint()
+                    runner.save_checkpoint(wait=False)
             # The end, and a stop that was asked for, leave a checkpoint behind.
             runner.save_checkpoint()
             runner.call_hook("after_train_epoch")
@@ -200,6 +200,9 @@ class EngineLoop(BaseLoop):
 
 
 def _tokens(batch: Mapping) -> int:
+    sequences = batch.get("sequence_of_token")
+    if torch.is_tensor(sequences):
+        return int((sequences >= 0).sum())
     mask = batch.get("attention_mask")
     if torch.is_tensor(mask) and mask.ndim == 2:
         return int(mask.sum())

@@ -8,9 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import torch.distributed as dist
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization.vis_backend import BaseVisBackend
 
+from unimed.engine.strategy import world
+
+#: Clears the rest of a terminal's line.
+CLEAR = "\x1b[K"
 TRACKERS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend", "trackio": "TrackioBackend"}
 
 
@@ -58,7 +63,7 @@ class Reporter:
         self.settings, self.logger, self.visualizer, self.main = settings, logger, visualizer, main
         self.records: list[dict] = []
         self._reset()
-        self._same, self._last_loss, self._drawn = 0, None, 0.0
+        self._same, self._last_loss, self._drawn, self._shown = 0, None, 0.0, 0.0
 
     def _reset(self) -> None:
         self._sums: dict[str, float] = {}
@@ -91,9 +96,10 @@ class Reporter:
         self._samples += samples
         self._tokens += tokens
         self._watch(record["loss"])
+        self._show(step, record["loss"], self._spent / self._steps)
         if step % self.settings["log"]["interval"] and step != self.settings["max_steps"]:
             return
-        means = {name: value / self._steps for name, value in self._sums.items()}
+        means = self._means()
         seconds = self._spent / self._steps
         speed = {
             "data_wait": self._waited / self._spent,
@@ -107,16 +113,46 @@ class Reporter:
         losses = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
         self.write({"step": step, "kind": "train", "time": time.time(), **means, **speed})
         if self.main:
+            self.close()
             self.logger.info(
                 f"step {step}/{self.settings['max_steps']}  {losses}  | {speed['samples_per_s']:.1f} samples/s  "
                 f"{speed['tokens_per_s']:.0f} tokens/s  data wait {100 * speed['data_wait']:.0f} %  "
-                f"{speed['memory_gb']:.1f} GB  {_bar(step / self.settings['max_steps'])}ETA {_clock(left)}"
+                f"{speed['memory_gb']:.1f} GB  ETA {_clock(left)}"
             )
+
+    def _means(self) -> dict[str, float]:
+        """Per step, and over the ranks: a term of the loss may be there on some only."""
+        mine = {name: value / self._steps for name, value in self._sums.items()}
+        size = world()[1]
+        if size == 1:
+            return mine
+        every: list = [None] * size
+        dist.all_gather_object(every, mine)
+        names = list(dict.fromkeys(name for part in every for name in part))
+        return {name: sum(part.get(name, 0.0) for part in every) / size for name in names}
+
+    def _show(self, step: int, loss: float, seconds: float) -> None:
+        """The bar at the foot of a terminal, at most five times a second."""
+        now = time.perf_counter()
+        if not (self.main and sys.stderr.isatty()) or now - self._shown < 0.2:
+            return
+        self._shown, most = now, self.settings["max_steps"]
+        filled = int(30 * step / most)
+        left = _clock(seconds * (most - step))
+        sys.stderr.write(f"\r[{'#' * filled:<30}] {step}/{most}  loss {loss:.4g}  ETA {left}{CLEAR}")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Take the bar away; a line of the log takes its place."""
+        if self.main and sys.stderr.isatty():
+            sys.stderr.write(f"\r{CLEAR}")
+            sys.stderr.flush()
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Note what validation found."""
         self.write({"step": step, "kind": "validation", "time": time.time(), **metrics})
         if self.main:
+            self.close()
             self.logger.info(f"validation at step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
             for name, value in metrics.items():
                 if "grounding_rate" in name and value == 0:
@@ -183,10 +219,6 @@ def memory_gb() -> float:
 
 def _writable(value) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def _bar(share: float) -> str:
-    return f"[{'#' * int(20 * share):<20}] " if sys.stderr.isatty() else ""
 
 
 def _clock(seconds: float) -> str:

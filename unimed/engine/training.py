@@ -67,6 +67,8 @@ class EngineRunner(Runner):
             default_scope="mmengine",
             cfg=settings,
         )
+        options = settings["checkpoint"]
+        self.writer = checkpoints.Writer(folder / "checkpoints", options["keep"], options["background"])
         self.reporter = Reporter(folder, settings, self.logger, self.visualizer, main=world()[0] == 0)
 
     def wrap_model(self, model_wrapper_cfg, model):
@@ -90,8 +92,11 @@ class EngineRunner(Runner):
                 for name, parameter in self.strategy.local_parameters().items():
                     self._average[name].lerp_(parameter, 1 - self.settings["ema"])
 
-    def save_checkpoint(self, *args, **kwargs) -> Path | None:
-        """Write the checkpoint of this step; all ranks call it, the first writes."""
+    def save_checkpoint(self, *args, wait: bool = True, **kwargs) -> None:
+        """Write the checkpoint of this step; all ranks call it, the first writes.
+
+        Without `wait` and with `checkpoint.background` training goes on while it is written.
+        """
         weights = self.strategy.weights(self.settings["checkpoint"]["weights"])
         table, groups = self.strategy.optimizer_table(self.optim_wrapper.optimizer)
         rng, numbers = random_states(self.strategy.device)
@@ -110,12 +115,11 @@ class EngineRunner(Runner):
             tables["ema"] = {name: self.strategy.gather(name, value) for name, value in self._average.items()}
         problem = [None]
         if world()[0] == 0:
+            if self.settings["checkpoint"]["background"] and self.strategy.device.type == "cpu":
+                # On the CPU these tables are the live tensors, which the next step changes.
+                tables = {name: {k: v.clone() for k, v in table.items()} for name, table in tables.items()}
             try:
-                checkpoints.save(
-                    self.folder / "checkpoints",
-                    checkpoints.Checkpoint(self.train_loop.iter, tables, state),
-                    keep=self.settings["checkpoint"]["keep"],
-                )
+                self.writer.write(checkpoints.Checkpoint(self.train_loop.iter, tables, state), wait)
             except checkpoints.CheckpointError as error:
                 problem = [str(error)]
         if world()[1] > 1:
@@ -247,7 +251,7 @@ def train(config, work_dir=None, resume: str | None = None, cfg_options: Mapping
         _checkpoint_activations(task)
     strategy = build_strategy(settings["strategy"], task, device, settings["precision"])
     if settings["compile"]:
-        task.compile()
+        task.compile(**({"backend": settings["compile"]} if isinstance(settings["compile"], str) else {}))
     parameters = list(task.train_parameters()) if hasattr(task, "train_parameters") else list(task.parameters())
     if strategy.word == "fsdp2":
         # Sharding replaced the parameters; a task hands out the new ones when asked again, as above.
@@ -270,6 +274,7 @@ def train(config, work_dir=None, resume: str | None = None, cfg_options: Mapping
         runner.train()
         runner.reporter.draw()
     finally:
+        runner.reporter.close()
         runner.visualizer.close()
         for handler in list(runner.logger.handlers):
             if isinstance(handler, logging.FileHandler):

@@ -19,6 +19,8 @@ from unimed.tasks.grounding_scores import score_grounding
 
 #: Weights of the summed loss; mask weights are those of UniBiomed.
 LOSS_WEIGHTS = {"text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0}
+#: What each term is a mean of; the connector's own loss is averaged over ranks.
+COUNTED = {"text": "tokens", "dice": "masks", "bce": "masks", "presence": "regions", "box": "boxes"}
 
 #: What a batch may say about its images besides the pixels of the mask head (see `GroundedMLLM.forward`).
 IMAGE_INPUTS = (
@@ -104,6 +106,7 @@ class GroundingTask(BaseModel):
             mask_pixel_values=batch["mask_pixel_values"],
             position_ids=batch.get("position_ids"),
             task=batch.get("task"),
+            sequence_of_token=batch.get("sequence_of_token"),
             return_logits=False,
         )
         # A rank without masks or boxes still touches every head, so that the gradients of all ranks have one shape.
@@ -126,8 +129,27 @@ class GroundingTask(BaseModel):
             losses["box"] = sum(box_loss(output.boxes, batch["boxes_xyxy"]).values())
         if output.auxiliary_loss is not None:
             losses["connector"] = output.auxiliary_loss
+        if "normalisers" in batch:
+            # Each term is a mean over what this batch holds; together with the other ranks it is one over all.
+            here, shared = self.normalisers(batch), batch["normalisers"]
+            for name, count in COUNTED.items():
+                if shared[count]:
+                    losses[name] = losses[name] * (here[count] / shared[count])
         losses["loss"] = sum(self.loss_weights[name] * value for name, value in losses.items())
         return losses
+
+    def normalisers(self, batch: dict) -> dict[str, int]:
+        """Counts that the terms of the loss are divided by."""
+        return {
+            "tokens": int((batch["labels"][:, 1:] != -100).sum()),
+            "masks": int((batch["presence"] > 0.5).sum()),
+            "regions": len(batch["presence"]),
+            "boxes": len(batch["boxes_xyxy"]),
+        }
+
+    def shard_modules(self) -> list:
+        """Layers of the language model: they run in every forward pass, whatever the batch holds."""
+        return list(self.model.language_model.layers)
 
     def _nothing(self, module) -> torch.Tensor:
         """Zero that depends on every learning parameter of a module."""

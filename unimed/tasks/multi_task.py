@@ -91,6 +91,9 @@ class MultiTask(BaseModel):
             return_logits=False,
         )
         losses = {"text": output.loss if self.reduction == "tokens" else output.sample_losses.mean()}
+        if "normalisers" in batch:
+            shared = max(batch["normalisers"]["learnt"], 1)
+            losses["text"] = losses["text"] * (self.normalisers(batch)["learnt"] / shared)
         losses["loss"] = losses["text"]
         if output.auxiliary_loss is not None:
             losses["connector"] = output.auxiliary_loss
@@ -98,6 +101,15 @@ class MultiTask(BaseModel):
         if self.training:
             self._note(batch, output)
         return losses
+
+    def normalisers(self, batch: dict) -> dict[str, int]:
+        """What the loss is a mean of: learnt tokens, or samples."""
+        tokens = self.reduction == "tokens"
+        return {"learnt": int((batch["labels"][:, 1:] != -100).sum()) if tokens else len(batch["labels"])}
+
+    def shard_modules(self) -> list:
+        """Layers of the language model: they run in every forward pass, whatever the batch holds."""
+        return list(self.model.language_model.model.layers)
 
     def _note(self, batch, output) -> None:
         for task, loss in zip(batch["task"], output.sample_losses.detach().tolist(), strict=True):

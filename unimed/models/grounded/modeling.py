@@ -166,12 +166,14 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
         position_ids: torch.Tensor | None = None,
         task: torch.Tensor | None = None,
         return_logits: bool = True,
+        sequence_of_token: torch.Tensor | None = None,
         **kwargs,
     ) -> GroundedOutput:
         """One teacher-forced pass.
 
         Args:
             input_ids: [B, L], padded on the right.
+            attention_mask: [B, L], or bool [B, 1, L, L] where several sequences share a row.
             pixel_values: [T, 3, H, W] tiles in reading order (patches with `image_grid_thw` [I, 3] for backbones that
                 read them so); or `image_tokens` [.., D] computed before.
             image_token_index: [places], which image token stands at each place of the text, in reading order; all in
@@ -185,25 +187,37 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
                 wanted mask, where a [SEG] speaks of several frames; one mask per [SEG] by default.
             labels: [B, L], -100 where no loss is taken.
             return_logits: False leaves out the [B, L, V] logits; the loss reads only labelled places.
+            sequence_of_token: [B, L], for packed rows: which of the I images (in reading order) a token talks about.
         """
         auxiliary = None
         if mask_features is None and mask_pixel_values is not None:
             mask_features = self.mask_head.encode(mask_pixel_values)
         if image_of_row is None:
             image_of_row = torch.arange(len(input_ids), device=input_ids.device)
+        image_of_token = image_of_row[:, None].expand_as(input_ids) if sequence_of_token is None else sequence_of_token
         has_image = (input_ids == self.config.image_token_id).any(dim=1)
         if image_tokens is None and (pixel_values is not None or bool(has_image.any())):
             seen = mask_features
             if self.reads_mask_encoder:
-                index = image_of_row[has_image] if read_images is None else read_images
+                if sequence_of_token is None:
+                    index, task = image_of_row[has_image], None if task is None else task[has_image]
+                else:
+                    index = torch.unique_consecutive(image_of_token[input_ids == self.config.image_token_id])
+                    task = None if task is None else task[index]
+                index = index if read_images is None else read_images
                 seen = MaskFeatures(mask_features.embedding[index])
-                task = None if task is None else task[has_image]
             image_tokens, auxiliary = self.image_tokens(pixel_values, seen, task, image_grid_thw)
         if image_token_index is not None:
             image_tokens = image_tokens.flatten(0, -2)[image_token_index]
         embeds = self.merge(input_ids, image_tokens)
         if position_ids is None:
             position_ids = self.backbone.position_ids(input_ids, attention_mask, image_grid_thw, images_per_row)
+        if attention_mask is not None and attention_mask.ndim == 4:
+            # Every attention implementation adds a mask of numbers; not all know one of booleans.
+            hidden_from = torch.finfo(embeds.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=embeds.dtype).masked_fill(
+                ~attention_mask, hidden_from
+            )
         hidden = self.language_model(
             inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
@@ -221,8 +235,7 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
             if seg_of_mask is not None:
                 output.masks = self.mask_head.decode(mask_features, image_of_mask, prompts[seg_of_mask])
             else:
-                image_index = image_of_row[torch.nonzero(seg)[:, 0]]
-                output.masks = self.mask_head.decode(mask_features, image_index, prompts)
+                output.masks = self.mask_head.decode(mask_features, image_of_token[seg], prompts)
             if self.presence_head is not None:
                 output.presence_logits = self.presence_head(states)[:, 0]
         if self.box_head is not None and self.config.box_token_id is not None:
