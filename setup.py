@@ -20,6 +20,7 @@ EXTRAS = {
     "dicom": ["highdicom>=0.26,<0.29"],
     "wsi": ["tiffslide>=2.4"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9", "gradio>=6,<7"],
+    "quant": ["bitsandbytes>=0.45"],
     "deepspeed": ["deepspeed>=0.18.9,<0.20"],
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,50 @@ def test_lora_learns_alone_and_merges(tmp_path):
     assert abs(again(batch)["text"] - expected) < 1e-4
 
 
+def test_four_bit_weights_learn_through_adapters_and_export(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    grounding = task(lora=dict(r=4, quantize="nf4"))
+    quantised = [n for n, m in grounding.named_modules() if n.endswith("base_layer") and m.weight.dtype == torch.uint8]
+    assert len(quantised) == 2 * 7 and "q_proj" in "".join(quantised)
+    batch = GroundedCollator(grounding.processor)([sample(0), sample(1)])
+    optimizer = torch.optim.AdamW(grounding.train_parameters(), lr=3e-3)
+    losses = []
+    for _ in range(15):
+        loss = grounding(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    grounding.eval()
+    expected = grounding(batch)["text"]
+    grounding.export(tmp_path / "model")
+    again = TASKS.build(dict(type="GroundingTask", model=str(tmp_path / "model"))).eval()
+    assert abs(again(batch)["text"] - expected) < 1e-3
+
+
+def test_four_bits_without_bitsandbytes_and_an_unknown_format_are_named(monkeypatch):
+    with pytest.raises(ValueError, match="'nf5' is not known; choose one of: nf4, fp4"):
+        task(lora=dict(quantize="nf5"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ImportError, match=r"pip install unimed\[quant\]"):
+        task(lora=dict(quantize="nf4"))
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    from unimed.engine.training import _checkpoint_activations
+
+    grounding, batch = task(), None
+    batch = GroundedCollator(grounding.processor)(mixed_samples())
+    grounding.train()
+    kept = gradients(grounding, [batch])
+    _checkpoint_activations(grounding)
+    layers = grounding.shard_modules()
+    assert all(layer.gradient_checkpointing for layer in layers)
+    assert largest_difference(kept, gradients(grounding, [batch])) == 0
+
+
 def test_tokens_and_regions_must_match():
     collate = GroundedCollator(task().processor)
     with pytest.raises(RegionCountError, match="s4.*2 .*tokens.* 1 regions"):
@@ -106,6 +152,14 @@ def test_unknown_loss_weights_are_named():
 
 def answered(text, regions=()):
     return Prediction(text, tuple(regions))
+
+
+def test_a_model_that_never_points_has_a_grounding_rate_of_zero():
+    samples = [sample(0), sample(1), sample(3, "vqa", "two.", ())]
+    pointing = answered("<p> nuclei </p> [SEG].", sample(0).regions)
+    assert score_grounding(samples, [answered("yes.")] * 3)["summary"]["grounding_rate"] == 0
+    assert score_grounding(samples, [pointing, answered("no."), answered("two.")])["summary"]["grounding_rate"] == 0.5
+    assert "grounding_rate" not in score_grounding(samples[2:], [answered("two.")])["summary"]
 
 
 def test_scores_stand_beside_their_baselines():

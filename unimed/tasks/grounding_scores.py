@@ -50,6 +50,10 @@ def score_grounding(
             summary[f"dice/{row['target']}"] = row["dice"].value
         if named:
             summary["dice_mean_over_targets"] = float(np.mean([row["dice"].value for row in named]))
+    asked = [p for s, p in zip(samples, predictions, strict=True) if _something_to_point_at(s)]
+    if asked:
+        # 0 means that the model answers without ever emitting [SEG] or [BOX]; the engine warns of it while training.
+        summary["grounding_rate"] = float(np.mean([bool(p.regions) for p in asked]))
     boxes = _box_rows(samples, predictions)
     if boxes:
         cases += boxes
@@ -86,6 +90,11 @@ def score_grounding(
                 for (sample, prediction), text in zip(pairs, truth, strict=True)
             ]
     return {"summary": summary, "tables": tables, "cases": cases}
+
+
+def _something_to_point_at(sample: Sample) -> bool:
+    present = [region for region in sample.regions if region.presence is None or region.presence >= 0.5]
+    return bool(present) and sample.labels.get("task") != "region"
 
 
 def _mask_rows(samples, predictions, train):
