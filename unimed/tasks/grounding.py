@@ -140,9 +140,10 @@ class GroundingTask(BaseModel):
 
     def normalisers(self, batch: dict) -> dict[str, int]:
         """Counts that the terms of the loss are divided by."""
+        present = batch["presence"] > 0.5
         return {
             "tokens": int((batch["labels"][:, 1:] != -100).sum()),
-            "masks": int((batch["presence"] > 0.5).sum()),
+            "masks": int((present[batch["seg_of_mask"]] if "seg_of_mask" in batch else present).sum()),
             "regions": len(batch["presence"]),
             "boxes": len(batch["boxes_xyxy"]),
         }

@@ -191,7 +191,9 @@ def recognises(path: Path) -> bool:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--compat", choices=["reference"], help="padded tokens and prompts mix as in the published code")
+    parser.add_argument(
+        "--compat", choices=["reference"], help="padded tokens and prompts mix as in the published code"
+    )
     parser.add_argument("--edge-queries", type=int, help="queries that draw edges, v2 only (published: 4)")
     parser.add_argument("--num-heads", type=int, help="attention heads of decoder and encoder (published: 8)")
     parser.add_argument("--text-heads", type=int, help="attention heads of the text tower (published: 8)")
