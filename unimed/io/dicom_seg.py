@@ -1,0 +1,131 @@
+"""Label maps as DICOM Segmentation objects beside the series they belong to (highdicom)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unimed.io.write import write_whole
+from unimed.structures import Geometry
+
+NOTICE = "research use only"
+
+
+class DicomSegError(ValueError):
+    """What keeps a segmentation from being written as DICOM; the message says what to do."""
+
+
+def write_dicom_seg(
+    path: str | Path,
+    labels: np.ndarray,
+    geometry: Geometry,
+    names: Mapping[int, str],
+    *,
+    algorithm: str = "unimed",
+    masks: Sequence[np.ndarray] | None = None,
+) -> Path:
+    """Write a label map in the grid of a DICOM series as a binary SEG, one segment per label.
+
+    Patient, study and frame of reference come from the headers of the series, which are read again from the files
+    that its reader noted. Labels without a voxel are left out.
+
+    Args:
+        labels: integers (columns, rows, slices) as `unimed.io.read.read` gives the series; 0 is nothing.
+        geometry: of that reader; its header names the files in the order of the slices.
+        names: label -> what it is.
+        algorithm: name of the program or model that drew it.
+        masks: instead of `labels`, one bool array per entry of `names`; they may overlap.
+
+    Raises:
+        DicomSegError: the source is no DICOM series or has changed, the shape does not fit, or nothing is drawn.
+        ImportError: highdicom is not installed.
+    """
+    try:
+        import highdicom
+        from highdicom.sr import CodedConcept
+    except ImportError as error:
+        raise ImportError('writing DICOM SEG needs highdicom: pip install "unimed[dicom]"') from error
+    sources = _sources(path, labels if masks is None else masks[0], geometry)
+    if masks is None:
+        drawn = {k: labels == k for k in sorted(names) if (labels == k).any()}
+    else:
+        drawn = {k: mask for k, mask in zip(names, masks, strict=True) if mask.any()}
+    if not drawn:
+        raise DicomSegError(f"{path}: no voxel is labelled, and an empty SEG may not be written")
+    version = _version()
+    descriptions = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=names[label][:64],
+            # The general code of the standard: a free text is no coded anatomy, and none is invented for it.
+            segmented_property_category=CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
+            if _abnormal(names[label])
+            else CodedConcept("123037004", "SCT", "Anatomical Structure"),
+            segmented_property_type=CodedConcept("85756007", "SCT", "Tissue"),
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+                name=algorithm[:64] or "unimed", version=version, family=CodedConcept("123110", "DCM", "Artificial Intelligence")
+            ),
+            tracking_uid=highdicom.UID(),
+            tracking_id=names[label][:64],
+        )
+        for number, label in enumerate(drawn, 1)
+    ]
+    # Frames are slices of (rows, columns); segments stand in the last axis, so that they may overlap.
+    pixels = np.stack([mask.transpose(2, 1, 0) for mask in drawn.values()], axis=-1).astype(np.uint8)
+    segmentation = highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=pixels,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=descriptions,
+        series_instance_uid=highdicom.UID(),
+        series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="unimed",
+        manufacturer_model_name="unimed",
+        software_versions=version,
+        device_serial_number="0",
+        content_label="RESEARCH",
+        content_description=NOTICE,
+        series_description=f"unimed segmentation, {NOTICE}",
+    )
+    return write_whole(path, lambda temporary: segmentation.save_as(temporary))
+
+
+def _sources(path, array: np.ndarray, geometry: Geometry) -> list:
+    import pydicom
+
+    files = geometry.header.get("files") if geometry is not None else None
+    if geometry is None or geometry.source_format != "dicom" or not files:
+        raise DicomSegError(f"{path}: DICOM SEG needs a DICOM series as source; write NIfTI or NPZ instead")
+    if array.ndim != 3 or array.shape[2] != len(files):
+        raise DicomSegError(f"{path}: labels {array.shape} do not fit a series of {len(files)} slices")
+    sources = []
+    for name in files:
+        if not Path(name).is_file():
+            raise DicomSegError(f"{path}: the source slice {name} is gone; its header is needed")
+        sources.append(pydicom.dcmread(name, stop_before_pixels=True))
+    if (sources[0].Columns, sources[0].Rows) != array.shape[:2]:
+        raise DicomSegError(f"{path}: labels {array.shape[:2]}, slices {(sources[0].Columns, sources[0].Rows)}")
+    for source in sources:
+        # A header may state another slice distance than the positions have; the positions are right.
+        source.SpacingBetweenSlices = f"{geometry.spacing[2]:.6g}"
+        # Identifiers that the standard wants present, if only empty.
+        for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "StudyID", "ReferringPhysicianName"):  # fmt: skip
+            if keyword not in source:
+                setattr(source, keyword, "")
+    return sources
+
+
+def _abnormal(name: str) -> bool:
+    words = ("tumor", "tumour", "lesion", "cyst", "cancer", "carcinoma", "nodule", "infection", "polyp", "edema", "plaque")
+    return any(word in name.lower() for word in words)
+
+
+def _version() -> str:
+    import unimed
+
+    return unimed.__version__
