@@ -46,7 +46,7 @@ def distinct(
 
 def present_probability(
     logits: torch.Tensor,
-    existence_logits: torch.Tensor,
+    existence: torch.Tensor,
     *,
     threshold: float = 0.5,
     overlap: str = "nms",
@@ -55,7 +55,7 @@ def present_probability(
     """Probability maps of one slice, zero for prompts that are not there.
 
     Args:
-        logits: [P, H, W]. existence_logits: [P].
+        logits: [P, H, W]. existence: [P] in [0, 1].
         overlap: "nms" drops prompts that repeat a surer one, see `distinct` (published); "argmax" and "keep" do not.
 
     Returns:
@@ -66,7 +66,7 @@ def present_probability(
     """
     if overlap not in OVERLAPS:
         raise ValueError(f"unknown overlap {overlap!r}; known are {', '.join(OVERLAPS)}")
-    probability, existence = logits.sigmoid(), existence_logits.sigmoid()
+    probability = logits.sigmoid()
     if overlap == "nms" and len(logits) > 1:
         there = torch.zeros_like(existence)
         there[distinct(probability, existence, iou=iou, threshold=threshold)] = 1

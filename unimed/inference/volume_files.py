@@ -1,0 +1,155 @@
+"""Volumes from files and results to files, in the geometry of the source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unimed.inference.volume_text import VolumeSegmentation
+from unimed.io.challenge import Prompts, read_prompts
+from unimed.io.read import ReadError, read
+from unimed.io.write import write_nifti, write_npz, write_whole
+from unimed.structures import Geometry
+
+FORMATS = ("nifti", "npz", "json", "dicom-seg")
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".npz", ".dcm", ".dicom")
+
+
+def find_volumes(folder: str | Path) -> list[Path]:
+    """Files with a volume suffix, and folders that hold DICOM slices, below `folder`, in order.
+
+    A folder that itself holds DICOM slices is one volume. NPZ files without `imgs` (truths, results) are left out.
+
+    Raises:
+        FileNotFoundError: no such folder, or no volume in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    found = []
+    for place in sorted([folder, *(p for p in folder.rglob("*") if p.is_dir())]):
+        files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
+        dicoms = [p for p in files if p.suffix.lower() in (".dcm", ".dicom", ".ima", "")]
+        if len(dicoms) > 1 and _is_dicom(dicoms[0]):
+            found.append(place)
+        found += [
+            p for p in files if p.name.lower().endswith(SUFFIXES) and not (p in dicoms and len(dicoms) > 1) and _is_image(p)
+        ]
+    if not found:
+        raise FileNotFoundError(f"{folder}: no volume in it; known are {', '.join(SUFFIXES)} and folders of DICOM slices")
+    return found
+
+
+def read_volume(path: str | Path) -> tuple[np.ndarray, Geometry]:
+    """As `unimed.io.read.read`; anything that has not three axes is refused.
+
+    Raises:
+        ReadError: a picture, or 4D data with more than one phase; and what `read` raises.
+    """
+    array, geometry = read(path)
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3 or (array.shape[-1] == 3 and geometry.source_format == "picture"):
+        raise ReadError(f"{path}: {array.ndim}D data {array.shape} is no volume; give one phase or channel as a file")
+    return array, geometry
+
+
+def prompts_for(path: str | Path, texts: Sequence[str] | None = None, table: str | Path | None = None) -> Prompts:
+    """What to ask of a file: the given texts, else a JSON table, else the prompts inside an NPZ.
+
+    Raises:
+        ReadError: none of them there.
+    """
+    if texts:
+        return Prompts({number: (text,) for number, text in enumerate(texts, 1)})
+    if table:
+        return read_prompts(table)
+    if str(path).lower().endswith(".npz"):
+        return read_prompts(path)
+    raise ReadError(f"{path}: say what to look for with --prompts or --prompt-file; this format holds no prompts")
+
+
+def save_volume(result: VolumeSegmentation, folder, name: str, formats: Sequence[str]) -> list[Path]:
+    """Write a result; every file appears whole or not at all.
+
+    nifti: `NAME.nii.gz`, the label map in the geometry of the source (one `NAME-LABEL.nii.gz` per target where overlaps
+    were kept; `NAME-instances.nii.gz` where instances were numbered). npz: `NAME.npz` with `segs` as the challenge wants
+    it (labels, or numbers of instances), `existence`, `text_prompts` as JSON text, and `masks` where overlaps were kept.
+    dicom-seg: `NAME.seg.dcm` for a DICOM series in which something was found. json: `NAME.json`, what was asked, found
+    and how.
+
+    Raises:
+        ValueError: unknown format or a name that is no plain file name; DicomSegError: the source is no DICOM series.
+    """
+    if unknown := [form for form in formats if form not in FORMATS]:
+        raise ValueError(f"unknown formats {unknown}; known are {', '.join(FORMATS)}")
+    if Path(name).name != name:
+        raise ValueError(f"name {name!r} must be a plain file name")
+    folder, written = Path(folder), []
+    for form in formats:
+        if form == "nifti":
+            maps = {f"{name}-{label}": mask for label, mask in result.masks.items()} or {name: result.labels}
+            if result.instances is not None:
+                maps[f"{name}-instances"] = result.instances
+            written += [write_nifti(folder / f"{stem}.nii.gz", m, result.geometry) for stem, m in maps.items()]
+        elif form == "npz":
+            arrays = {
+                "segs": result.labels if result.instances is None else result.instances,
+                "existence": result.existence,
+                "text_prompts": np.array(json.dumps({str(k): v for k, v in result.prompts.items()})),
+            }
+            if result.masks:
+                arrays["masks"] = np.stack(list(result.masks.values()))
+            written.append(write_npz(folder / f"{name}.npz", arrays))
+        elif form == "dicom-seg":
+            if not result.labels.any() and not any(mask.any() for mask in result.masks.values()):
+                continue  # the standard knows no empty segmentation; the JSON says that nothing was found
+            from unimed.io.dicom_seg import write_dicom_seg
+
+            masks = list(result.masks.values()) or None
+            written.append(
+                write_dicom_seg(
+                    folder / f"{name}.seg.dcm",
+                    result.labels,
+                    result.geometry,
+                    result.prompts,
+                    algorithm=Path(result.model_reference).name or "unimed",
+                    masks=masks,
+                )
+            )
+        else:
+            text = json.dumps(result.summary(), indent=1, ensure_ascii=False)
+            written.append(write_whole(folder / f"{name}.json", lambda p, t=text: p.write_text(t, encoding="utf-8")))
+    return written
+
+
+def name_of(path: Path, root: Path) -> str:
+    """A name for the results of a volume: its place below `root` without suffix, with `-` between folders."""
+    relative = path.relative_to(root) if path != root else Path(path.name)
+    stem = relative.name
+    for suffix in SUFFIXES:
+        if path.is_file() and stem.lower().endswith(suffix):
+            stem = stem[: -len(suffix)]
+            break
+    return "-".join((*relative.parts[:-1], stem))
+
+
+def _is_image(path: Path) -> bool:
+    if not path.name.lower().endswith(".npz"):
+        return True
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "imgs.npy" in archive.namelist()
+    except zipfile.BadZipFile:
+        return True  # reading it will say what is wrong
+
+
+def _is_dicom(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        stream.seek(128)
+        return stream.read(4) == b"DICM"

@@ -1,0 +1,268 @@
+"""Text-prompted segmentation of whole volumes: slices in groups, label maps written as they come (BiomedParse v2)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from unimed.inference.intensity import Intensity, choose_intensity
+from unimed.io.slices import SliceGrid, to_view, with_neighbours
+from unimed.structures import Geometry, Prediction, Region
+
+DEFAULT_SLICE_BATCH = 4
+
+
+class PromptError(ValueError):
+    """A list of prompts that cannot be asked: none, an empty one, labels that repeat."""
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeSegmentation:
+    """What was found in a volume, in the grid of its source.
+
+    Attributes:
+        labels: integers of the shape of the source; 0 is nothing, else the label of a prompt.
+        prompts: label -> text. presence: label -> highest existence over the slices, in [0, 1].
+        existence: [P, slices] in [0, 1], rows in the order of `prompts`.
+        masks: label -> bool map, only where overlaps were kept; `labels` then shows the last of them.
+        instances: int32 numbers of single objects, only where asked for; 0 is nothing.
+        intensity, view: how grey values were mapped and slices were cut, in words.
+        seconds: reading not included.
+    """
+
+    labels: np.ndarray
+    prompts: Mapping[int, str]
+    presence: Mapping[int, float]
+    existence: np.ndarray
+    geometry: Geometry
+    intensity: str
+    view: str
+    masks: Mapping[int, np.ndarray] = field(default_factory=dict)
+    instances: np.ndarray | None = None
+    seconds: float = 0.0
+    model_reference: str = ""
+
+    def mask(self, label: int) -> np.ndarray:
+        """Bool mask of one prompt, in the grid of the source."""
+        return self.masks[label] if self.masks else self.labels == label
+
+    def voxels(self) -> dict[int, int]:
+        """Label -> number of voxels."""
+        if self.masks:
+            return {label: int(self.masks[label].sum()) for label in self.prompts}
+        counts = np.bincount(self.labels.ravel(), minlength=max(self.prompts) + 1)
+        return {label: int(counts[label]) for label in self.prompts}
+
+    def prediction(self) -> Prediction:
+        """The same as regions with masks; takes one bool map per prompt."""
+        found = self.voxels()
+        regions = [
+            Region(text, mask=self.mask(label) if found[label] else None, presence=self.presence[label])
+            for label, text in self.prompts.items()
+        ]
+        return Prediction("", tuple(regions), self.geometry, {"segment": self.seconds}, self.model_reference)
+
+    def summary(self) -> dict:
+        """Plain numbers for JSON: what was asked, found, and how."""
+        millilitres = float(np.prod(self.geometry.spacing)) / 1000 if self.geometry.is_physical else None
+        found = self.voxels()
+        return {
+            "targets": [
+                {
+                    "label": label,
+                    "prompt": text,
+                    "presence": round(self.presence[label], 4),
+                    "voxels": found[label],
+                    "volume_ml": None if millilitres is None else round(found[label] * millilitres, 3),
+                    "slices": int((self.existence[row] > 0.5).sum()),
+                }
+                for row, (label, text) in enumerate(self.prompts.items())
+            ],
+            "instances": None if self.instances is None else int(len(np.unique(self.instances)) - 1),
+            "intensity": self.intensity,
+            "view": self.view,
+            "seconds": round(self.seconds, 3),
+            "model": self.model_reference,
+            "notice": "research use only",
+        }
+
+    def save(self, folder, name: str, formats: Sequence[str] = ("nifti", "json")) -> list[Path]:
+        """Write the result; see `unimed.inference.volume_files.save_volume`."""
+        from unimed.inference.volume_files import save_volume
+
+        return save_volume(self, folder, name, formats)
+
+
+def check_prompts(prompts: Mapping[int, str] | Sequence[str]) -> dict[int, str]:
+    """Label -> text in ascending order; a list is numbered from 1.
+
+    Raises:
+        PromptError: none, empty, or a label below 1 or above 65535.
+    """
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    table = dict(prompts) if isinstance(prompts, Mapping) else dict(enumerate(prompts, 1))
+    if not table:
+        raise PromptError("no prompt: name at least one thing to look for")
+    for label, text in table.items():
+        if not isinstance(text, str) or not text.strip():
+            raise PromptError(f"prompt {label} is empty; name a thing to look for")
+        if not 1 <= int(label) <= 65535:
+            raise PromptError(f"label {label} of {text!r} must lie in 1..65535")
+    return {int(label): table[label] for label in sorted(table, key=int)}
+
+
+def segment_volume(
+    model,
+    array: np.ndarray,
+    geometry: Geometry,
+    prompts: Mapping[int, str] | Sequence[str],
+    *,
+    modality: str = "",
+    site: str = "",
+    view: str | None = None,
+    intensity: Intensity | None = None,
+    threshold: float = 0.5,
+    overlap: str = "nms",
+    instances: bool = False,
+    slice_batch: int = DEFAULT_SLICE_BATCH,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> VolumeSegmentation:
+    """Find what the prompts name in a volume.
+
+    Prompts are encoded once, image features once per slice. Besides the volume and its label map only one group of
+    slices is in memory, so the depth of the volume does not matter.
+
+    Args:
+        model: offers `encode_prompts`, `segment_slices`, `config.image_size`, as `BoltzFormerModel`.
+        array: (I, J, K) numbers in the grid of `geometry`.
+        prompts: texts, numbered from 1, or label -> text.
+        modality, site: choose the grey values, see `intensity.choose_intensity`; `intensity` overrides the choice.
+        view: along which direction slices are cut, see `io.slices.to_view`.
+        threshold: least existence for a target to be drawn on a slice.
+        overlap: "nms": a prompt that repeats a surer one on a slice is dropped, then each voxel goes to the most
+            probable target (published); "argmax": the second step alone; "keep": masks may overlap.
+        instances: number single objects, kept apart by the edges the model draws, where it draws any.
+        slice_batch: slices worked on together. seed: of the sampling; results do not depend on `slice_batch`.
+        progress: called with (slices done, slices in all).
+
+    Raises:
+        PromptError, IntensityError, ValueError: see the functions named above.
+    """
+    import torch
+
+    from unimed.models.boltzformer.postprocessing import OVERLAPS, present_probability, upsample
+
+    prompts = check_prompts(prompts)
+    if overlap not in OVERLAPS:
+        raise ValueError(f"unknown overlap {overlap!r}; known are {', '.join(OVERLAPS)}")
+    if slice_batch < 1 or not 0 <= threshold <= 1:
+        raise ValueError(f"slice_batch must be at least 1 and threshold in [0, 1], got {slice_batch} and {threshold}")
+    begin = time.perf_counter()
+    array = _three_axes(array)
+    turned, turned_geometry, axis = to_view(array, geometry, view)
+    mapping = intensity or choose_intensity(
+        turned, geometry, modality=modality, site=site, prompts=tuple(prompts.values())
+    )
+    grid = SliceGrid(turned.shape, axis, model.config.image_size)
+    ids, depth = list(prompts), grid.depth
+    labels = np.zeros(array.shape, dtype=np.uint8 if max(ids) < 256 else np.uint16)
+    masks = {label: np.zeros(array.shape, dtype=bool) for label in ids} if overlap == "keep" else {}
+    edges = np.zeros(array.shape, dtype=bool) if instances else None
+    existence = np.zeros((len(ids), depth), dtype=np.float32)
+    features = model.encode_prompts(list(prompts.values()))
+
+    def put(target, planes, start):
+        grid.put(to_view(target, geometry, view)[0], planes, start)
+
+    for start in range(0, depth, slice_batch):
+        stop = min(start + slice_batch, depth)
+        first, last = max(start - 1, 0), min(stop + 1, depth)
+        planes = grid.prepare(_grey(mapping(grid.planes(turned, first, last))))
+        images = with_neighbours(planes, first, start, stop, depth).float().clamp(0, 255)
+        output = model.segment_slices(images, features, seed=seed, slice_numbers=range(start, stop))
+        for offset in range(stop - start):
+            there = output.existence[offset]
+            there = torch.where(there.isnan(), torch.ones_like(there), there)
+            probability = present_probability(
+                upsample(output.mask_logits[offset], grid.size), there, threshold=threshold, overlap=overlap
+            )
+            existence[:, start + offset] = there.float().cpu().numpy()
+            drawn = _merged(probability, ids, overlap)
+            put(labels, grid.restore(drawn[None].cpu()).astype(labels.dtype), start + offset)
+            for row, label in enumerate(masks):
+                plane = (probability[row : row + 1] > 0.5).to(torch.uint8)
+                put(masks[label], grid.restore(plane.cpu()).astype(bool), start + offset)
+            if edges is not None and output.edge_logits is not None:
+                lines = upsample(output.edge_logits[offset], grid.size).sigmoid() > 0.5
+                line = (lines & (probability > 0.5)).any(0)[None].to(torch.uint8)
+                put(edges, grid.restore(line.cpu()).astype(bool), start + offset)
+        if progress:
+            progress(stop, depth)
+    return VolumeSegmentation(
+        labels=labels,
+        prompts=prompts,
+        presence={label: float(existence[row].max()) for row, label in enumerate(ids)},
+        existence=existence,
+        geometry=geometry,
+        intensity=str(mapping),
+        view=f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}",
+        masks=masks,
+        instances=number_instances(labels, edges) if instances else None,
+        seconds=time.perf_counter() - begin,
+        model_reference=str(getattr(model.config, "_name_or_path", "") or ""),
+    )
+
+
+def number_instances(labels: np.ndarray, edges: np.ndarray | None = None, grow_vox: int = 1) -> np.ndarray:
+    """Objects that touch by a face, kept apart by edge voxels, numbered from 1; int32 in the shape of `labels`.
+
+    Interiors (no edge) are numbered, grown back by `grow_vox` and cut to what is labelled; a piece that is edge
+    throughout keeps a number of its own.
+    """
+    from skimage.measure import label
+    from skimage.segmentation import expand_labels
+
+    inside = np.where(edges, 0, labels) if edges is not None else labels
+    numbers = label(inside, connectivity=1).astype(np.int32)
+    if edges is None or not edges.any():
+        return numbers
+    numbers = np.where(labels > 0, expand_labels(numbers, distance=grow_vox), 0)
+    left = np.where(numbers == 0, labels, 0)
+    if left.any():
+        more = label(left, connectivity=1)
+        numbers = np.where(more > 0, more + numbers.max(), numbers)
+    return numbers.astype(np.int32)
+
+
+def _merged(probability, ids, overlap):
+    from unimed.models.boltzformer.postprocessing import merge
+
+    if overlap != "keep":
+        return merge(probability, ids)
+    import torch
+
+    drawn = torch.zeros_like(probability[0], dtype=torch.long)
+    for row, label in enumerate(ids):
+        drawn[probability[row] > 0.5] = label
+    return drawn
+
+
+def _three_axes(array: np.ndarray) -> np.ndarray:
+    """Trailing axes of one entry are dropped, as files of one phase have them."""
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3 or min(array.shape) < 1:
+        raise ValueError(f"a volume has three axes, got shape {array.shape}; give one phase or channel of it")
+    return array
+
+
+def _grey(planes: np.ndarray) -> np.ndarray:
+    if planes.dtype != np.uint8 and planes.size and (planes.min() < 0 or planes.max() > 255):
+        raise ValueError(f"grey values from {planes.min():g} to {planes.max():g} are not in 0..255; map them first")
+    return planes
