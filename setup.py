@@ -31,6 +31,7 @@ EXTRAS["dev"] = [
     "ruff>=0.9",
     "monai>=1.5,<1.7",
     "webdataset>=1.0,<2",
+    "highdicom>=0.26,<0.29",
 ]
 
 setup(

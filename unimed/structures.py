@@ -168,7 +168,8 @@ class Prediction:
 
         Args:
             folder: made where it is not there.
-            formats: of "json", "png" (overlay; needs `image`), "nifti" and "npz" (one label map, label k is region k).
+            formats: of "json", "png" (overlay; needs `image`), "nifti" and "npz" (one label map, label k is region k),
+                "dicom-seg" (beside the DICOM series that the geometry comes from; overlaps are kept).
             image: HxW or HxWx3 uint8, what the overlay is drawn on.
 
         Returns:

@@ -31,6 +31,23 @@ _IMAGE_TYPES = (
     ("dermoscopy", "", "Dermoscopy"),
     ("oct", "", "OCT"),
 )
+#: Image type -> (modality, site) in the words of the training prompts.
+_WORDS = {
+    "CT-Abdomen": ("CT", "abdomen"),
+    "CT-Chest": ("CT", "lung"),
+    "CT-Liver": ("CT", "liver"),
+    "MRI-Abdomen": ("MRI", "abdomen"),
+    "MRI-Cardiac": ("MRI", "heart"),
+    "MRI-FLAIR-Brain": ("MRI-FLAIR", "brain"),
+    "MRI-T1-Gd-Brain": ("MRI-T1-Gd", "brain"),
+    "Pathology": ("pathology", ""),
+    "X-Ray-Chest": ("X-Ray", "chest"),
+    "Ultrasound-Cardiac": ("ultrasound", "heart"),
+    "Endoscopy": ("endoscope", "colon"),
+    "Fundus": ("fundus", "retinal"),
+    "Dermoscopy": ("dermoscopy", "skin"),
+    "OCT": ("OCT", "retinal"),
+}
 #: Anatomy sections of the 3D list -> site whose CT window suits them.
 _SITES = {"thoracic": "lung", "neuro_cranial": "brain", "spine_msk": "bone"}
 
@@ -118,6 +135,13 @@ def recognisable(kind: str) -> list[str]:
     if kind not in known()["recognition"]:
         raise TargetError(f"unknown image type {kind!r}; known are {', '.join(known()['recognition'])}")
     return list(known()["recognition"][kind])
+
+
+def wording(target: str, kind: str, modality: str = "", site: str = "") -> str:
+    """The prompt for a target in images of a type, "TARGET in SITE MODALITY"; given words go before the usual ones."""
+    usual = _WORDS[kind]
+    modality, site = (usual[0] if modality in ("", kind) else modality), site or usual[1]
+    return f"{target} in {site} {modality}" if site else f"{target} in {modality}"
 
 
 def presence_distributions(kind: str, target: str) -> list[list[float]] | None:

@@ -58,7 +58,7 @@ class Intensity:
 
 
 def modality_of(text: str) -> str:
-    """"CT", "MR", "US", "PET", "Microscopy" or "X-ray" by how `text` begins; "" if it does not say."""
+    """ "CT", "MR", "US", "PET", "Microscopy" or "X-ray" by how `text` begins; "" if it does not say."""
     for name, pattern in MODALITIES:
         if re.match(pattern, text.strip().lower()):
             return name
@@ -78,8 +78,8 @@ def choose_intensity(
 ) -> Intensity:
     """The recommended map, or the one that is asked for.
 
-    In this order: `window` (level, width); `percentiles`; nothing for arrays that are 0..255 already (uint8); for CT the
-    window of `site`, of the site the `prompts` agree on, or soft tissue; else percentiles 0.5 and 99.5.
+    In this order: `window` (level, width); `percentiles`; nothing for arrays that are 0..255 already (uint8); for CT
+    the window of `site`, of the site the `prompts` agree on, or soft tissue; else percentiles 0.5 and 99.5.
 
     Args:
         array: the whole volume. geometry: its header may name a DICOM modality.

@@ -36,10 +36,14 @@ def find_volumes(folder: str | Path) -> list[Path]:
         if len(dicoms) > 1 and _is_dicom(dicoms[0]):
             found.append(place)
         found += [
-            p for p in files if p.name.lower().endswith(SUFFIXES) and not (p in dicoms and len(dicoms) > 1) and _is_image(p)
+            p
+            for p in files
+            if p.name.lower().endswith(SUFFIXES) and not (p in dicoms and len(dicoms) > 1) and _is_image(p)
         ]
     if not found:
-        raise FileNotFoundError(f"{folder}: no volume in it; known are {', '.join(SUFFIXES)} and folders of DICOM slices")
+        raise FileNotFoundError(
+            f"{folder}: no volume in it; known are {', '.join(SUFFIXES)} and folders of DICOM slices"
+        )
     return found
 
 
@@ -75,11 +79,12 @@ def prompts_for(path: str | Path, texts: Sequence[str] | None = None, table: str
 def save_volume(result: VolumeSegmentation, folder, name: str, formats: Sequence[str]) -> list[Path]:
     """Write a result; every file appears whole or not at all.
 
-    nifti: `NAME.nii.gz`, the label map in the geometry of the source (one `NAME-LABEL.nii.gz` per target where overlaps
-    were kept; `NAME-instances.nii.gz` where instances were numbered). npz: `NAME.npz` with `segs` as the challenge wants
-    it (labels, or numbers of instances), `existence`, `text_prompts` as JSON text, and `masks` where overlaps were kept.
-    dicom-seg: `NAME.seg.dcm` for a DICOM series in which something was found. json: `NAME.json`, what was asked, found
-    and how.
+    nifti: `NAME.nii.gz`, the label map in the geometry of the source (one `NAME-LABEL.nii.gz` per target where
+        overlaps were kept; `NAME-instances.nii.gz` where instances were numbered).
+    npz: `NAME.npz` with `segs` as the challenge wants it (labels, or numbers of instances), `existence`,
+        `text_prompts` as JSON text, and `masks` where overlaps were kept.
+    dicom-seg: `NAME.seg.dcm` for a DICOM series in which something was found.
+    json: `NAME.json`, what was asked, found and how.
 
     Raises:
         ValueError: unknown format or a name that is no plain file name; DicomSegError: the source is no DICOM series.

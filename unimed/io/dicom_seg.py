@@ -11,6 +11,9 @@ from unimed.io.write import write_whole
 from unimed.structures import Geometry
 
 NOTICE = "research use only"
+#: Identifiers that the standard wants in every object, if only empty.
+_WANTED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
+           "StudyID", "ReferringPhysicianName")  # fmt: skip
 
 
 class DicomSegError(ValueError):
@@ -66,7 +69,9 @@ def write_dicom_seg(
             segmented_property_type=CodedConcept("85756007", "SCT", "Tissue"),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-                name=algorithm[:64] or "unimed", version=version, family=CodedConcept("123110", "DCM", "Artificial Intelligence")
+                name=algorithm[:64] or "unimed",
+                version=version,
+                family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
             ),
             tracking_uid=highdicom.UID(),
             tracking_id=names[label][:64],
@@ -113,15 +118,26 @@ def _sources(path, array: np.ndarray, geometry: Geometry) -> list:
     for source in sources:
         # A header may state another slice distance than the positions have; the positions are right.
         source.SpacingBetweenSlices = f"{geometry.spacing[2]:.6g}"
-        # Identifiers that the standard wants present, if only empty.
-        for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "StudyID", "ReferringPhysicianName"):  # fmt: skip
+        for keyword in _WANTED:
             if keyword not in source:
                 setattr(source, keyword, "")
     return sources
 
 
 def _abnormal(name: str) -> bool:
-    words = ("tumor", "tumour", "lesion", "cyst", "cancer", "carcinoma", "nodule", "infection", "polyp", "edema", "plaque")
+    words = (
+        "tumor",
+        "tumour",
+        "lesion",
+        "cyst",
+        "cancer",
+        "carcinoma",
+        "nodule",
+        "infection",
+        "polyp",
+        "edema",
+        "plaque",
+    )
     return any(word in name.lower() for word in words)
 
 

@@ -12,7 +12,7 @@ from unimed.io.overlay import write_overlay
 from unimed.io.write import write_nifti, write_npz, write_whole
 from unimed.structures import Geometry, Prediction
 
-FORMATS = ("json", "png", "nifti", "npz")
+FORMATS = ("json", "png", "nifti", "npz", "dicom-seg")
 
 
 def save_prediction(prediction: Prediction, folder, name: str, formats: Sequence[str], image=None) -> list[Path]:
@@ -39,9 +39,22 @@ def save_prediction(prediction: Prediction, folder, name: str, formats: Sequence
             labels = labels[..., None] if labels.ndim == 2 else labels
             geometry = prediction.geometry or Geometry.pixels()
             written.append(write_nifti(folder / f"{name}.nii.gz", labels, geometry))
+        elif form == "dicom-seg":
+            written.append(_write_dicom_seg(folder / f"{name}.seg.dcm", prediction))
         else:
             written.append(write_npz(folder / f"{name}.npz", {"labels": label_map(prediction)}))
     return written
+
+
+def _write_dicom_seg(path: Path, prediction: Prediction) -> Path:
+    from unimed.io.dicom_seg import write_dicom_seg
+
+    drawn = {k: region for k, region in enumerate(prediction.regions, 1) if region.mask is not None}
+    names = {k: region.phrase for k, region in drawn.items()}
+    masks = [region.mask for region in drawn.values()]
+    labels = label_map(prediction)
+    algorithm = Path(prediction.model_reference).name or "unimed"
+    return write_dicom_seg(path, labels, prediction.geometry, names, algorithm=algorithm, masks=masks)
 
 
 def label_map(prediction: Prediction) -> np.ndarray:

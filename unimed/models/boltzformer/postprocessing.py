@@ -20,6 +20,11 @@ def upsample(logits: torch.Tensor, size) -> torch.Tensor:
     return resized.reshape(*logits.shape[:-2], *size)
 
 
+def enlarge_bilinear(logits: torch.Tensor, size: int) -> torch.Tensor:
+    """[h, w] logits to a square of `size` px, as v1 draws its masks."""
+    return F.interpolate(logits[None, None].float(), size=(size, size), mode="bilinear", align_corners=False)[0, 0]
+
+
 def distinct(
     probability: torch.Tensor, existence: torch.Tensor, *, iou: float = 0.5, threshold: float = 0.5
 ) -> list[int]:

@@ -1,0 +1,11 @@
+"""Segment pictures by prompts: `python demo/demo_parse2D.py IMAGE.png --prompts "left kidney" --model M`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from unimed.inference.parse_demos import parse_2d  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(parse_2d())

@@ -1,0 +1,201 @@
+"""Whole volumes by prompts: recorded chain, geometry, grouping, overlaps, instances, faults."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from golden_files import large
+
+from unimed.inference.volume_files import find_volumes, name_of, prompts_for, read_volume
+from unimed.inference.volume_text import PromptError, number_instances, segment_volume
+from unimed.io.challenge import ReadError
+from unimed.io.geometry import ALL_ORIENTATIONS, reorient
+from unimed.io.read import read
+from unimed.io.write import write_nifti
+from unimed.models.boltzformer.small import build_small
+from unimed.structures import Geometry
+
+sys.path.insert(0, str(Path(__file__).parent))
+from segmenters import GreySegmenter  # noqa: E402
+
+UPRIGHT = Geometry(np.diag((0.8, 0.8, 4.0, 1)), source_format="nifti")
+
+
+def phantom(shape=(64, 64, 10)):
+    """Two bright boxes in a dark volume: 100 in slices 2 to 5, 200 in slices 4 to 8."""
+    volume = np.zeros(shape, np.uint8)
+    volume[8:32, 8:32, 2:6], volume[36:60, 32:56, 4:9] = 100, 200
+    return volume
+
+
+def test_the_recorded_chain_from_volume_to_labels():
+    recorded = np.load(large("biomedparse", "v2_e2e_3d.npz"))
+    numbers = {name: torch.from_numpy(recorded[name]) for name in ("pred_gmasks", "object_existence")}
+    seen = []
+
+    class Recorded:
+        config = SimpleNamespace(image_size=96, _name_or_path="")
+
+        def encode_prompts(self, prompts):
+            return prompts
+
+        def segment_slices(self, images, prompts, *, seed, slice_numbers):
+            seen.append(images[:, 0])
+            z = list(slice_numbers)
+            masks, existence = (numbers[n][:, z].transpose(0, 1) for n in ("pred_gmasks", "object_existence"))
+            return SimpleNamespace(mask_logits=masks, existence=existence.sigmoid(), edge_logits=None)
+
+    prompts = {int(label): str(label) for label in recorded["ids"]}
+    result = segment_volume(Recorded(), recorded["volume"], Geometry.pixels(), prompts)
+    assert np.array_equal(torch.cat(seen).numpy(), recorded["resized"])
+    assert np.array_equal(result.labels, recorded["final"]) and result.labels.any()
+
+
+def test_boxes_are_found_and_counted():
+    volume = phantom()
+    result = segment_volume(GreySegmenter(), volume, UPRIGHT, {3: "100", 7: "200", 9: "50"})
+    for label, grey in ((3, 100), (7, 200)):
+        assert (result.mask(label) & (volume == grey)).sum() > 0.9 * (volume == grey).sum()
+    summary = result.summary()
+    assert summary["targets"][0]["slices"] == 4 and summary["targets"][2]["voxels"] == 0
+    assert summary["targets"][0]["volume_ml"] == pytest.approx(result.voxels()[3] * 0.8 * 0.8 * 4 / 1000, abs=1e-3)
+    regions = result.prediction().regions
+    assert regions[2].mask is None and regions[0].mask.shape == volume.shape and regions[0].presence == 1
+
+
+@pytest.mark.parametrize("orientation", ALL_ORIENTATIONS[::7])
+def test_labels_lie_where_the_source_lies(orientation):
+    upright = segment_volume(GreySegmenter(), phantom(), UPRIGHT, ["100", "200"]).labels
+    stored, geometry = reorient(phantom(), UPRIGHT, orientation)
+    labels = segment_volume(GreySegmenter(), np.ascontiguousarray(stored), geometry, ["100", "200"]).labels
+    assert np.array_equal(reorient(labels, geometry, "RAS")[0], upright)
+
+
+def test_prompts_once_slices_once_and_the_same_in_any_grouping():
+    model = GreySegmenter()
+    first = segment_volume(model, phantom(), UPRIGHT, ["100", "200"], slice_batch=3)
+    assert model.encoded == 1 and model.asked == list(range(10)) and model.largest == 3
+    small = build_small(["liver", "spleen"], image_size=64)
+    done = []
+    results = [
+        segment_volume(small, phantom(), UPRIGHT, ["liver", "spleen"], slice_batch=n, threshold=0.1,
+                       progress=lambda z, depth: done.append((z, depth)))
+        for n in (1, 4)
+    ]  # fmt: skip
+    assert np.array_equal(results[0].labels, results[1].labels) and done[-1] == (10, 10)
+    assert np.abs(results[0].existence - results[1].existence).max() < 1e-5
+    assert not np.array_equal(first.labels, results[0].labels)
+
+
+def test_overlaps():
+    prompts = {1: "100", 2: "90-110", 3: "90-210"}
+    kept = segment_volume(GreySegmenter(), phantom(), UPRIGHT, prompts, overlap="keep")
+    assert np.array_equal(kept.mask(1), kept.mask(2)) and (kept.mask(3) & kept.mask(1)).sum() == kept.mask(1).sum() > 0
+    single = segment_volume(GreySegmenter(), phantom(), UPRIGHT, prompts)
+    assert not single.masks and set(np.unique(single.labels)) >= {0, 3}
+    with pytest.raises(ValueError, match="unknown overlap"):
+        segment_volume(GreySegmenter(), phantom(), UPRIGHT, prompts, overlap="most")
+
+
+def test_touching_instances_are_kept_apart_by_edges():
+    labels = np.zeros((3, 20, 20), np.uint8)
+    labels[:, 2:18, 2:18] = 1
+    edges = np.zeros_like(labels, bool)
+    edges[:, :, 9:11] = True
+    numbers = number_instances(labels, edges)
+    assert len(np.unique(numbers)) == 3 and (numbers > 0)[:, 2:18, 2:18].all() and not numbers[labels == 0].any()
+    assert len(np.unique(number_instances(labels))) == 2
+    assert len(np.unique(number_instances(labels, labels > 0))) == 2  # nothing but edge is still an object
+    published = number_instances(labels, edges, compat="reference")
+    assert np.array_equal(published > 0, (labels > 0)) and len(np.unique(published)) == 3
+    model = GreySegmenter(edges=True)
+    result = segment_volume(model, phantom(), UPRIGHT, ["100", "200"], instances=True)
+    assert result.summary()["instances"] == 2 and result.instances.shape == (64, 64, 10)
+
+
+def test_results_in_files(tmp_path):
+    result = segment_volume(GreySegmenter(edges=True), phantom(), UPRIGHT, ["100", "200"], instances=True)
+    paths = result.save(tmp_path, "case", ("nifti", "npz", "json"))
+    assert [p.name for p in paths] == ["case.nii.gz", "case-instances.nii.gz", "case.npz", "case.json"]
+    labels, geometry = read(paths[0])
+    assert np.array_equal(labels, result.labels) and np.allclose(geometry.affine, UPRIGHT.affine)
+    stored = np.load(paths[2])
+    assert np.array_equal(stored["segs"], result.instances) and stored["existence"].shape == (2, 10)
+    assert prompts_for(paths[2]).first() == {1: "100", 2: "200"}
+    assert json.loads(paths[3].read_text())["notice"] == "research use only"
+    kept = segment_volume(GreySegmenter(), phantom(), UPRIGHT, ["100", "200"], overlap="keep")
+    assert [p.name for p in kept.save(tmp_path, "kept", ("nifti",))] == ["kept-1.nii.gz", "kept-2.nii.gz"]
+    with pytest.raises(ValueError, match="unknown formats"):
+        result.save(tmp_path, "x", ("tiff",))
+    with pytest.raises(ValueError, match="plain file name"):
+        result.save(tmp_path, "../x")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_few_slices(depth):
+    volume = np.full((64, 64, depth), 100, np.uint8)
+    assert segment_volume(GreySegmenter(), volume, UPRIGHT, "100").labels.all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(prompts=[]), PromptError, "no prompt"),
+        (dict(prompts=["liver", " "]), PromptError, "prompt 2 is empty"),
+        (dict(prompts={0: "liver"}), PromptError, "1..65535"),
+        (dict(array=np.zeros((4, 5, 6, 2))), ValueError, "three axes"),
+        (dict(array=np.full((4, 5, 6), np.nan)), ValueError, "NaN or Inf"),
+        (dict(array=np.zeros((4, 5, 6), complex)), ValueError, "must be numbers"),
+        (dict(slice_batch=0), ValueError, "slice_batch"),
+        (dict(threshold=1.5), ValueError, "threshold"),
+        (dict(site="knee"), ValueError, "unknown site 'knee'"),
+        (dict(view="up"), ValueError, "unknown view"),
+    ],
+)
+def test_faults_are_named(change, error, message):
+    arguments = dict(array=phantom(), geometry=UPRIGHT, prompts=["100"]) | change
+    array, geometry, prompts = (arguments.pop(name) for name in ("array", "geometry", "prompts"))
+    with pytest.raises(error, match=message):
+        segment_volume(GreySegmenter(), array, geometry, prompts, **arguments)
+
+
+def test_volumes_of_a_folder(tmp_path):
+    write_nifti(tmp_path / "a.nii.gz", phantom(), UPRIGHT)
+    (tmp_path / "deep").mkdir()
+    write_nifti(tmp_path / "deep" / "b.nii", phantom(), UPRIGHT)
+    np.savez(tmp_path / "c.npz", imgs=phantom())
+    np.savez(tmp_path / "truth.npz", gts=phantom())
+    (tmp_path / "notes.txt").write_text("no volume")
+    found = find_volumes(tmp_path)
+    assert [name_of(p, tmp_path) for p in found] == ["a", "c", "deep-b"]
+    with pytest.raises(FileNotFoundError, match="no volume"):
+        (tmp_path / "empty").mkdir()
+        find_volumes(tmp_path / "empty")
+    write_nifti(tmp_path / "4d.nii", np.zeros((4, 4, 4, 3), np.uint8), UPRIGHT)
+    with pytest.raises(ReadError, match="4D data"):
+        read_volume(tmp_path / "4d.nii")
+    with pytest.raises(ReadError, match="--prompts"):
+        prompts_for(tmp_path / "a.nii.gz")
+
+
+def test_false_headers_are_refused_before_memory_is_taken(tmp_path):
+    import io
+    import zipfile
+
+    for shape, message in (
+        ((10**4, 10**3, 10**3), "more than the limit"),
+        ((100, 1000, 1000), "the file holds 8 bytes"),
+    ):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(tmp_path / "claims.npz", "w") as archive:
+            archive.writestr("imgs.npy", header.getvalue() + b"\0" * 8)
+        with pytest.raises(ReadError, match=message):
+            read_volume(tmp_path / "claims.npz")
+    np.savez(tmp_path / "pickled.npz", imgs=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ReadError, match="pickled objects"):
+        read_volume(tmp_path / "pickled.npz")

@@ -1,0 +1,80 @@
+"""DICOM Segmentation objects, read back by highdicom."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unimed.io.dicom_seg import DicomSegError, write_dicom_seg
+from unimed.io.read import read
+from unimed.structures import Geometry, Prediction, Region
+
+highdicom = pytest.importorskip("highdicom")
+
+
+def write_series(folder):
+    specification = importlib.util.spec_from_file_location("series", Path(__file__).parent / "test_read_write.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    folder.mkdir()
+    module.write_series(folder)
+
+
+@pytest.fixture
+def series(tmp_path):
+    write_series(tmp_path / "ct")
+    return read(tmp_path / "ct")
+
+
+def source_uids(geometry):
+    import pydicom
+
+    return [pydicom.dcmread(name, stop_before_pixels=True).SOPInstanceUID for name in geometry.header["files"]]
+
+
+def test_labels_come_back_on_their_slices(tmp_path, series):
+    volume, geometry = series
+    labels = np.zeros(volume.shape, np.uint8)
+    labels[10:20, 30:50, 1:3], labels[15:40, 60:80, 2:5] = 1, 4
+    path = write_dicom_seg(tmp_path / "out.seg.dcm", labels, geometry, {1: "liver", 2: "spleen", 4: "liver tumor"})
+    seg = highdicom.seg.segread(path)
+    assert [d.SegmentLabel for d in seg.SegmentSequence] == ["liver", "liver tumor"]
+    back = seg.get_pixels_by_source_instance(
+        source_uids(geometry), combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    assert np.array_equal(back.transpose(2, 1, 0), np.select([labels == 1, labels == 4], [1, 2], 0))
+    # The grid is the patient's: DICOM's affine of (slice, row, column) and ours of (column, row, slice) agree.
+    place = seg.get_volume(combine_segments=True).affine[:3, :3]
+    ours = np.diag((-1, -1, 1)) @ geometry.affine[:3, :3]
+    assert np.allclose(np.abs(place[:, ::-1]), np.abs(ours), atol=1e-4)
+    assert "research use only" in seg.SeriesDescription
+
+
+def test_overlaps_are_kept_and_prediction_saves_it(tmp_path, series):
+    volume, geometry = series
+    organ, lesion = np.zeros(volume.shape, bool), np.zeros(volume.shape, bool)
+    organ[20:60, 20:60, :], lesion[30:40, 30:40, 2] = True, True
+    prediction = Prediction("", (Region("liver", organ), Region("spleen"), Region("lesion", lesion)), geometry)
+    (path,) = prediction.save(tmp_path, "case", ("dicom-seg",))
+    seg = highdicom.seg.segread(path)
+    back = seg.get_pixels_by_source_instance(source_uids(geometry), assert_missing_frames_are_empty=True)
+    assert np.array_equal(back[..., 0].transpose(2, 1, 0), organ) and np.array_equal(
+        back[..., 1].transpose(2, 1, 0), lesion
+    )
+
+
+def test_faults_are_named_and_nothing_is_left(tmp_path, series):
+    volume, geometry = series
+    labels = np.ones(volume.shape, np.uint8)
+    out = tmp_path / "out"
+    with pytest.raises(DicomSegError, match="needs a DICOM series"):
+        write_dicom_seg(out / "a.dcm", labels, Geometry(np.eye(4), source_format="nifti"), {1: "x"})
+    with pytest.raises(DicomSegError, match="do not fit a series of 5 slices"):
+        write_dicom_seg(out / "a.dcm", labels[..., :3], geometry, {1: "x"})
+    with pytest.raises(DicomSegError, match="no voxel is labelled"):
+        write_dicom_seg(out / "a.dcm", 0 * labels, geometry, {1: "x"})
+    Path(geometry.header["files"][2]).unlink()
+    with pytest.raises(DicomSegError, match="is gone"):
+        write_dicom_seg(out / "a.dcm", labels, geometry, {1: "x"})
+    assert not out.exists()

@@ -1,0 +1,55 @@
+"""Logits to labels, equal to the recording."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from golden_files import SMALL
+
+from unimed.models.boltzformer.postprocessing import distinct, merge, present_probability, upsample
+
+RECORDED = np.load(SMALL / "biomedparse" / "postprocess.npz")
+FACTS = json.loads((SMALL / "biomedparse" / "processing.json").read_text())
+LOGITS, EXISTENCE = (torch.from_numpy(RECORDED[f"nms.{name}"]) for name in ("logits", "existence_logits"))
+
+
+def every_slice(logits, existence, **options):
+    slices = [present_probability(logits[:, z], existence[:, z].sigmoid(), **options) for z in range(logits.shape[1])]
+    return torch.stack(slices, 1).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("nms.postprocess", {}),
+        ("nms.slice_nms_iou0.3_score0.25", dict(iou=0.3, threshold=0.25)),
+        ("threshold0.7.postprocess", dict(threshold=0.7)),
+        ("nonms.postprocess", dict(overlap="argmax")),
+    ],
+)
+def test_probabilities(name, options):
+    assert np.array_equal(every_slice(LOGITS, EXISTENCE, **options), RECORDED[name])
+
+
+def test_one_prompt_and_the_order_of_what_is_kept():
+    assert np.array_equal(every_slice(LOGITS[:1], EXISTENCE[:1]), RECORDED["single.postprocess"])
+    kept = [distinct(LOGITS[:, z].sigmoid(), EXISTENCE[:, z].sigmoid()) for z in range(4)]
+    assert kept == FACTS["nms_keep_per_slice"]
+
+
+@pytest.mark.parametrize("ids", ["ids_identity", "ids_sparse", "ids_shift"])
+def test_merging(ids):
+    merged = merge(torch.from_numpy(RECORDED["nms.postprocess"]), FACTS[f"merge.{ids}"])
+    assert np.array_equal(merged.numpy(), RECORDED[f"merge.{ids}"])
+
+
+def test_ties_and_enlarging():
+    assert np.array_equal(merge(torch.from_numpy(RECORDED["merge_tie.probs"]), [1, 2, 3]), RECORDED["merge_tie.out"])
+    enlarged = upsample(torch.from_numpy(RECORDED["upsample.in"]), (37, 40))
+    assert np.array_equal(enlarged, RECORDED["upsample.out"])
+
+
+def test_unknown_rule():
+    with pytest.raises(ValueError, match="unknown overlap"):
+        present_probability(LOGITS[:, 0], EXISTENCE[:, 0], overlap="best")
