@@ -45,9 +45,17 @@ class Speaks:
             found.append(Prediction("text", regions, markup=self.markup))
         return found
 
-    def predict_forward(self, video, text, max_new_tokens):
-        masks = np.stack([np.asarray(frame)[..., 0] > 120 for frame in video])
-        return {"prediction": self.markup, "prediction_masks": [masks]}
+    def predict_frames(self, frames, text, compat=None, max_new_tokens=0, **options):
+        from unimed.structures import Prediction, Region
+
+        masks = np.stack([np.asarray(frame) > 120 for frame in frames])
+        return Prediction("text", (Region("shape", mask=masks),), markup=self.markup)
+
+    def predict(self, image, text, max_new_tokens=0):
+        import dataclasses
+
+        (found,) = self.predict_batch([image], [text])
+        return dataclasses.replace(found, geometry=image.geometry)
 
 
 @pytest.fixture
@@ -169,6 +177,29 @@ def test_one_image_by_script_with_a_saved_model(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Research use only" in done.stdout and (tmp_path / "out" / "x.json").is_file()
     assert (tmp_path / "out" / "x.png").is_file()
+
+
+def test_a_volume_and_a_slice_keep_their_place_in_the_patient(tmp_path, speak):
+    import nibabel
+
+    affine = np.diag([-1.0, 2.0, 3.0, 1.0])
+    volume = np.random.default_rng(0).integers(0, 100, (20, 24, 6)).astype(np.int16)
+    volume[4:9, 15:20, 2:4] = 1000
+    nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "v.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(volume[..., 2:3], affine), tmp_path / "s.nii.gz")
+    speak("[SEG]")
+    arguments = ["--text", "segment it", "--work-dir", str(tmp_path / "out")]
+    assert demos.segment_3d(["--volume", str(tmp_path / "v.nii.gz"), *arguments]) == 0
+    assert demos.segment_2d(["--image", str(tmp_path / "s.nii.gz"), *arguments]) == 0
+    for name, truth in (("v", volume > 500), ("s", volume[..., 2:3] > 500)):
+        saved = nibabel.load(tmp_path / "out" / f"{name}.nii.gz")
+        # The slice is saved as it was shown; both are compared in one orientation.
+        ours = nibabel.as_closest_canonical(saved)
+        theirs = nibabel.as_closest_canonical(nibabel.Nifti1Image(truth.astype(np.uint8), affine))
+        assert np.array_equal(ours.get_fdata() > 0, theirs.get_fdata() > 0)
+        assert np.allclose(ours.affine, theirs.affine)
+    shown = np.asarray(Image.open(tmp_path / "out" / "s-mask0.png")) > 0
+    assert shown.shape == (24, 20) and shown[4:9, 4:9].all()  # rows to the back, columns to the left
 
 
 def test_what_is_missing_is_named(tmp_path, capsys, tree):

@@ -185,7 +185,12 @@ def segment_3d(arguments=None) -> int:
     parser.add_argument("--volume", help="instead of a set: NIfTI, NRRD, NPZ, or a folder of DICOM slices")
     parser.add_argument("--text", help="the question about --volume")
     parser.add_argument("--site", default="", help="CT window for --volume: lung, liver, brain, ...")
-    parser.add_argument("--compat", choices=("reference",), help="score as UniBiomed does, see docs/unibiomed.md")
+    parser.add_argument("--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="of --volume")
+    parser.add_argument(
+        "--compat",
+        choices=("reference",),
+        help="read the first five slices instead of five spread over the volume, and score, as UniBiomed does",
+    )
     _common(parser)
     return _guarded(_segment_3d, parser.parse_args(arguments))
 
@@ -201,7 +206,7 @@ def _segment_3d(args) -> int:
     cases = test_sets.volume_cases(args.val_folder, args.val_json, args.question)[: args.limit]
     run = set_runs.Run(out / "run", out / "overlays", 1, args.max_new_tokens, args.overlays, args.restart)
     settings = {"model": args.model_path, "folder": args.val_folder, "json": args.val_json, "question": args.question}
-    report = set_runs.segment_volumes(_load(args), cases, out, run, settings, args.launcher)
+    report = set_runs.segment_volumes(_load(args), cases, out, run, settings, args.launcher, args.compat)
     return _finish(args, report, _with_results(set_scores.score_volumes, cases, out, args.compat), out)
 
 
@@ -212,7 +217,8 @@ def _one_volume(args, out: Path) -> int:
 
     if not Path(args.volume).exists():
         raise FileNotFoundError(f"{args.volume}: no such file or folder")
-    prediction = predict_volume(_load(args), args.volume, args.text, site=args.site)
+    options = dict(plane=args.plane, site=args.site, compat=args.compat, max_new_tokens=args.max_new_tokens)
+    prediction = predict_volume(_load(args), args.volume, args.text, **options)
     name = Path(args.volume).name.split(".")[0]
     masks = [region.mask for region in prediction.regions if region.mask is not None]
     _print_answer(prediction, prediction.save(out, name, ["json"] + ["nifti"] * bool(masks)))

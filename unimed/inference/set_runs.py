@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from unimed.data.biomed_tree import TreeError, load_mask
+from unimed.data.biomed_tree import TreeError, load_image, load_mask
 from unimed.data.region_box import paint_box
 from unimed.inference.answers import write_answer, write_mask
 from unimed.inference.folder import Case, FolderError, FolderReport, run_cases
 from unimed.inference.test_sets import within
 from unimed.io.overlay import write_overlay
-from unimed.io.read import read
+from unimed.structures import Region
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _shown(cases: Sequence[Case], count: int) -> set[str]:
     return {cases[int(place)].name for place in places}
 
 
-def _first_mask(prediction, shape: tuple[int, int]) -> np.ndarray:
+def _first_mask(prediction, shape: tuple[int, ...]) -> np.ndarray:
     """The mask of the first [SEG]; all False where the answer points at nothing."""
     masks = [region.mask for region in prediction.regions if region.mask is not None]
     return masks[0] if masks else np.zeros(shape, dtype=bool)
@@ -177,47 +177,43 @@ def _ask(model, batch: list[Case], images: list, max_new_tokens: int) -> list:
     if batch[0].inputs["framed"]:
         pictures = [paint_box(image.rgb, mask) for image, mask in zip(images, regions, strict=True)]
         return model.predict_batch(pictures, texts, batch_size=len(batch), max_new_tokens=max_new_tokens)
-    return [
-        model.predict(image, text, regions=[mask], max_new_tokens=max_new_tokens)
-        for image, text, mask in zip(images, texts, regions, strict=True)
-    ]
+    given = [[mask] for mask in regions]
+    return model.predict_batch(images, texts, given, batch_size=len(batch), max_new_tokens=max_new_tokens)
 
 
-def segment_volumes(model, cases: Sequence[Case], out: Path, run: Run, settings: Mapping, launcher="none"):
-    """Answer `volume_cases`; one picture per slice at OUT/<volume>/<expression>/<slice>."""
+def segment_volumes(
+    model,
+    cases: Sequence[Case],
+    out: Path,
+    run: Run,
+    settings: Mapping,
+    launcher: str = "none",
+    compat: str | None = None,
+):
+    """Answer `volume_cases`; one picture per slice at OUT/<volume>/<expression>/<slice>.
+
+    Args:
+        compat: "reference" lets the language model read the first five slices, as UniBiomed does; by default five are
+            spread over the volume.
+    """
+    shown = _shown(cases, run.overlays)
 
     def predict(batch: list[Case]) -> list[dict]:
         (case,) = batch
         slices = case.inputs["slices"]
-        pictures = [read(path)[0] for path in slices]
-        if len({picture.shape[:2] for picture in pictures}) > 1:
-            raise TreeError(f"{slices[0].parent}: slices of different sizes; all slices of a volume have one size")
-        answer, mask = ask_slices(model, pictures, case.inputs["text"], run.max_new_tokens)
+        pictures = [load_image(path) for path in slices]
+        answer = model.predict_frames(pictures, case.inputs["text"], compat=compat, max_new_tokens=run.max_new_tokens)
+        mask = _first_mask(answer, (len(pictures), *pictures[0].shape[:2]))
         for path, plane in zip(slices, mask, strict=True):
             write_mask(within(out, str(Path(case.inputs["out"]) / path.name)), plane)
-        return [
-            {"question": case.inputs["text"], "answer": answer, "mask_voxels": int(mask.sum()), "slices": len(slices)}
-        ]
+        if case.name in shown:
+            largest = int(mask.sum(axis=(1, 2)).argmax()) if mask.any() else len(mask) // 2
+            region = Region(case.inputs["phrase"], mask=mask[largest])
+            write_overlay(within(run.pictures, f"{case.name}.png"), pictures[largest], [region])
+        return [_row(case, answer) | {"mask_voxels": int(mask.sum()), "slices": len(slices)}]
 
     # A volume is a batch of its own: its slices are what is worked on together.
-    single = Run(run.state, run.pictures, 1, run.max_new_tokens, run.overlays, run.restart)
-    return run_shared(cases, predict, single, settings, launcher)
-
-
-def ask_slices(model, slices: Sequence[np.ndarray], text: str, max_new_tokens: int) -> tuple[str, np.ndarray]:
-    """(answer, bool [D, H, W]) of a list of slices, HxW or HxWx3: masks are carried through the volume.
-
-    Sources: UniBiomed and Sa2VA give a volume as video; the language model reads the first five slices.
-    """
-    from PIL import Image
-
-    from unimed.models.grounded.images import to_rgb
-
-    frames = [Image.fromarray(to_rgb(picture)) for picture in slices]
-    result = model.predict_forward(video=frames, text=text, max_new_tokens=max_new_tokens)
-    masks = result["prediction_masks"]
-    empty = np.zeros((len(slices), *slices[0].shape[:2]), dtype=bool)
-    return result["prediction"], masks[0] if len(masks) else empty
+    return run_shared(cases, predict, replace(run, batch_size=1), {**settings, "compat": compat}, launcher)
 
 
 def _row(case: Case, answer) -> dict:

@@ -133,7 +133,8 @@ def predict_frames(
     for row, question, count in zip(rows, text, counts, strict=True):
         answer = model.processor.parse(row.ids)
         regions = _regions(answer, question, tracked[start : start + count])
-        predictions.append(Prediction(answer.text, regions, None, dict(timing), model._reference()))
+        markup = model.processor.raw_text(row.ids)
+        predictions.append(Prediction(answer.text, regions, None, dict(timing), model._reference(), markup))
         start += count
     return predictions
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.io.geometry import axis_assignment, reorient
 from unimed.io.read import ReadError, read
 from unimed.io.windows import ct_to_uint8, percentiles_to_uint8
 from unimed.structures import Geometry
@@ -41,6 +42,8 @@ def read_image(image, site: str = "") -> ImageInput:
     if isinstance(image, (str, Path)):
         name = str(image)
         array, geometry = read(image)
+        if geometry.is_physical and array.ndim == 3:
+            array, geometry = as_displayed(array, geometry, name)
     elif isinstance(image, np.ndarray):
         array = image
     elif hasattr(image, "convert"):
@@ -48,6 +51,25 @@ def read_image(image, site: str = "") -> ImageInput:
     else:
         raise ImageError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
     return ImageInput(to_rgb(array, site, name), geometry, name)
+
+
+def as_displayed(array: np.ndarray, geometry: Geometry, name: str = "array") -> tuple[np.ndarray, Geometry]:
+    """One slice of a volume format, its axes in any order, as (rows, columns, 1) the way a radiologist sees it.
+
+    Rows run to the patient's back (to the feet in coronal and sagittal slices), columns to the left (to the back in
+    sagittal slices). The geometry belongs to the array that is returned.
+
+    Raises:
+        ImageError: more than one slice.
+    """
+    if 1 not in array.shape:
+        raise ImageError(
+            f"{name}: shape {array.shape} is a volume; use unimed.inference.volume.predict_volume or give a slice"
+        )
+    thin = len(array.shape) - 1 - array.shape[::-1].index(1)
+    orientation = ("IPL", "ILP", "PLS")[axis_assignment(geometry.affine)[thin][0]]
+    array, geometry = reorient(array, geometry, orientation)
+    return np.ascontiguousarray(array), geometry
 
 
 def to_rgb(array: np.ndarray, site: str = "", name: str = "array") -> np.ndarray:
