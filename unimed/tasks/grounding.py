@@ -33,9 +33,13 @@ class GroundingTask(BaseModel):
     """A `GroundedMLLM` with its losses.
 
     Args:
-        model: folder of a grounded model, or arguments of `build_small` for one that starts from nothing.
+        model: folder of a grounded model (ours, or a published one), a model, or a dict: arguments of `build_small` for
+            one that starts from nothing; with `internvl`, those of `build_on_parts`; with `tiny=True`, of `build_tiny`.
         lora: arguments of peft's `LoraConfig` for the language model; None trains it whole.
         freeze: names (beginnings) of parameters that do not learn.
+        learn: names (beginnings) of parameters that learn beside the adapters although `lora` freezes what they are
+            part of, such as the embeddings.
+        frozen_dtype: number type of parameters that do not learn, such as "bfloat16" (for `precision="bf16"`).
         loss_weights: changes to `LOSS_WEIGHTS`.
         mask_points: points per mask the mask loss looks at; None looks at every pixel.
         cache_images: images whose features are kept while the encoder is frozen; 0 encodes anew each time.
@@ -45,9 +49,11 @@ class GroundingTask(BaseModel):
 
     def __init__(
         self,
-        model: str | dict,
+        model: str | dict | GroundedMLLM,
         lora: dict | None = None,
         freeze: Sequence[str] = (),
+        learn: Sequence[str] = (),
+        frozen_dtype: str | None = None,
         loss_weights: dict | None = None,
         mask_points: int | None = None,
         cache_images: int = 0,
@@ -56,13 +62,7 @@ class GroundingTask(BaseModel):
         learning_rates: dict | None = None,
     ):
         super().__init__()
-        if isinstance(model, dict):
-            from unimed.models.grounded.small import build_small
-
-            self.model = build_small(**model)
-        else:
-            self.model = GroundedMLLM.from_pretrained(model, dtype=torch.float32)
-            _ = self.model.processor  # read now: a broken folder is found before training, not after
+        self.model = build_model(model)
         unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown loss weights {sorted(unknown)}; known are {', '.join(LOSS_WEIGHTS)}")
@@ -75,6 +75,12 @@ class GroundingTask(BaseModel):
                 parameter.requires_grad_(False)
         if lora is not None:
             add_lora(self.model.language_model, lora)
+        _check_names(self.model, [*freeze, *learn])
+        for name, parameter in self.model.named_parameters():
+            if learn and name.startswith(tuple(learn)):
+                parameter.requires_grad_(True)
+            elif frozen_dtype is not None and not parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, frozen_dtype))
         if cache_images and hasattr(self.model.mask_head, "cache"):
             self.model.mask_head.cache = FeatureCache(cache_images)
 
@@ -114,7 +120,8 @@ class GroundingTask(BaseModel):
         losses |= {"dice": self._nothing(self.model.seg_projection), "bce": self._nothing(self.model.mask_head)}
         losses["box"] = self._nothing(self.model.box_head)
         if output.masks is not None:
-            present = batch["presence"] > 0.5
+            # Without a head that says so, an empty mask is the only way to say that a thing is not there.
+            present = (batch["presence"] > 0.5) | (self.model.presence_head is None)
             if "seg_of_mask" in batch:
                 # Frames of a volume that do not show the thing count: their target is empty.
                 present = present[batch["seg_of_mask"]]
@@ -195,6 +202,39 @@ class GroundingTask(BaseModel):
         """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
         merge_lora(self.model)
         self.model.save_pretrained(folder)
+
+
+def build_model(model: str | dict | GroundedMLLM) -> GroundedMLLM:
+    """The model of a `GroundingTask` from its `model` argument, in float32.
+
+    Raises:
+        ValueError: a folder that holds no grounded model.
+    """
+    if isinstance(model, GroundedMLLM):
+        return model
+    if isinstance(model, dict):
+        options = dict(model)
+        if "internvl" in options:
+            from unimed.models.grounded.parts import build_on_parts
+
+            return build_on_parts(**options)
+        from unimed.models.grounded.small import build_small, build_tiny
+
+        return build_tiny(**options) if options.pop("tiny", False) else build_small(**options)
+    from unimed.models.auto import load
+
+    loaded = load(model, device="cpu", dtype="float32")
+    if not isinstance(loaded, GroundedMLLM):
+        raise ValueError(f"{model} holds a {type(loaded).__name__}; GroundingTask trains grounded models")
+    _ = loaded.processor  # read now: a broken folder is found before training, not after
+    return loaded
+
+
+def _check_names(model, beginnings: Sequence[str]) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            raise ValueError(f"no parameter of the model begins with {beginning!r}")
 
 
 def _answerable(samples: Sequence[Sample]) -> list[Sample]:

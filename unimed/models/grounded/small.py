@@ -88,6 +88,55 @@ def build_small(
     return model
 
 
+def build_tiny(texts: Iterable[str] = (), *, image_size: int = 128, vocabulary: int = 600, seed: int = 0):
+    """InternVL on SAM 2 with a few thousand parameters each and random weights: the big models' code in seconds.
+
+    Args:
+        texts: the tokenizer is learnt from them; every other text is spelled byte by byte.
+        image_size: side of the square SAM 2 sees, a multiple of 128.
+    """
+    from transformers import InternVLConfig
+
+    from unimed.models.checkpoints.sam2 import sam2_video_config
+
+    tokenizer = train_tokenizer(texts, vocabulary)
+    image_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
+    text = dict(
+        model_type="qwen2", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=56)
+    config = GroundedConfig(
+        backbone_config=InternVLConfig(
+            vision_config=vision, text_config=text, image_token_id=image_id, tie_word_embeddings=False
+        ),
+        mask_config=sam2_video_config(
+            16, [1, 1, 2, 1], 1, [3], [8, 4, 4, 4], [7, 7],
+            hidden_dim=64, image_size=image_size, memory_layers=1, memory_feed_forward=64, memory_dim=64,
+            decoder_mlp=64, iou_hidden=32,
+        ),
+        presence_head=False,
+        image_token_id=image_id,
+        seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = GroundedMLLM(config)
+    model.processor = GroundedProcessor(
+        tokenizer,
+        template="phi3_chat",
+        image_start="",
+        image_token=IMAGE_PLACEHOLDER,
+        image_end="",
+        tokens_per_tile=4,
+        tile_size=56,
+        max_tiles=4,
+        mask_size=image_size,
+        max_prompt_tokens=2000,
+    )
+    return model
+
+
 def build_on_language_model(
     language_model,
     tokenizer,
