@@ -197,7 +197,8 @@ def seeded(*words: int):
 class KeyedDatasets:
     """Several map-style datasets read by `Key`; each sample is drawn with its own seed, and a broken one is replaced.
 
-    Returns of `[key]`: (sample, tuple of BrokenSample): the first readable sample from `key.index` on.
+    Returns of `[key]`: (sample, tuple of BrokenSample): the first readable sample from `key.index` on, or where the
+    data set's own `alternative(index, attempt)` says.
 
     Raises:
         DataError: `attempts` neighbours in a row are broken.
@@ -211,8 +212,9 @@ class KeyedDatasets:
 
     def __getitem__(self, key: Key):
         dataset, broken = self.datasets[key.dataset], []
+        jump = getattr(dataset, "alternative", None)
         for attempt in range(self.attempts):
-            index = (key.index + attempt) % len(dataset)
+            index = jump(key.index, attempt) if jump and attempt else (key.index + attempt) % len(dataset)
             with seeded(self.seed, 4, key.dataset, index, key.epoch):
                 try:
                     return dataset[index], tuple(broken)

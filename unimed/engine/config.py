@@ -20,7 +20,10 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "test_data": ((dict, NONE), None),
     "collate": ((dict,), None),
     "optimizer": ((dict,), {"type": "AdamW", "lr": 1e-4}),
-    "schedule": ((dict,), {"type": "constant", "warmup": 0, "min_ratio": 0.0, "milestones": (), "gamma": 0.1}),
+    "schedule": (
+        (dict,),
+        {"type": "constant", "warmup": 0, "warmup_full": False, "min_ratio": 0.0, "milestones": (), "gamma": 0.1},
+    ),
     "batch_size": ((int,), 1),
     "accumulate": ((int,), 1),
     "max_steps": ((int,), 1000),

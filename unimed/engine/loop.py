@@ -26,13 +26,15 @@ class TrainingError(RuntimeError):
 def schedule_factor(schedule: Mapping, step: int, max_steps: int) -> float:
     """Learning rate at `step` (0-based) as a share of the base rate: linear warm-up, then the named curve.
 
+    The base rate itself comes in the step after the warm-up, or with `warmup_full` in its last step (as in open_clip).
+
     Raises:
         ValueError: unknown type.
     """
     warmup, kind, low = schedule["warmup"], schedule["type"], schedule["min_ratio"]
     warmup = int(warmup * max_steps) if 0 < warmup < 1 else int(warmup)
     if step < warmup:
-        return (step + 1) / (warmup + 1)
+        return (step + 1) / (warmup if schedule["warmup_full"] else warmup + 1)
     done = min(1.0, (step - warmup) / max(1, max_steps - warmup))
     if kind == "constant":
         return 1.0
@@ -134,6 +136,8 @@ class EngineLoop(BaseLoop):
         else:
             self.bad_in_a_row = 0
             strategy.step(optimizer)
+            if hasattr(strategy.task, "after_step"):
+                strategy.task.after_step()
             runner.update_average()
         self._iter += 1
         self._note_broken(broken, int(sums[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -47,6 +48,27 @@ def read(path: str | Path) -> tuple[np.ndarray, Geometry]:
         raise ReadError(f"{path}: damaged or not of its suffix's format ({type(error).__name__}: {error})") from error
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ReadError(f"{path}: {int((~np.isfinite(array)).sum())} voxels are NaN or Inf; replace them before use")
+    return array, geometry
+
+
+def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
+    """`read` for a picture or DICOM file that lies in memory, such as a member of a tar file.
+
+    Args:
+        name: where it comes from, for messages; nothing is opened.
+
+    Raises:
+        ReadError: as `read`; or neither a picture nor DICOM.
+    """
+    try:
+        # DICOM has its mark after a preamble of 128 bytes.
+        array, geometry = (_read_dicom if data[128:132] == b"DICM" else _read_picture)(io.BytesIO(data))
+    except ReadError as error:
+        raise ReadError(f"{name}: {error}") from error
+    except Exception as error:  # each library has its own idea of what a damaged file raises
+        raise ReadError(f"{name}: damaged or no picture ({type(error).__name__}: {error})") from error
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ReadError(f"{name}: {int((~np.isfinite(array)).sum())} pixels are NaN or Inf")
     return array, geometry
 
 
@@ -174,6 +196,16 @@ def _pixels_of_dicom(path: Path, dataset) -> np.ndarray:
 
 def _has_place(dataset) -> bool:
     return "ImageOrientationPatient" in dataset and "ImagePositionPatient" in dataset
+
+
+def _window_of_dicom(dataset) -> dict:
+    """{"window": (level, width)} where the file says how it is to be looked at; the first of several."""
+    values = []
+    for name in ("WindowCenter", "WindowWidth"):
+        value = dataset.get(name)
+        value = value[0] if hasattr(value, "__len__") and not isinstance(value, str) and len(value) else value
+        values.append(float(value) if value not in (None, "") else 0.0)
+    return {"window": tuple(values)} if values[1] > 0 else {}
 
 
 def _dicom_plane(dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,260 @@
+"""Contrastive training of images and texts, and its scores: zero-shot accuracy and retrieval."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from torch.utils.checkpoint import checkpoint
+
+from unimed.evaluation.retrieval import chance_recall, retrieval_scores
+from unimed.evaluation.zero_shot import zero_shot_intervals, zero_shot_scores
+from unimed.losses.contrastive import MAX_LOG_SCALE, clip_loss, siglip_loss
+from unimed.models.clip import ClipModel
+from unimed.registry import TASKS
+from unimed.structures import Prediction, Sample
+
+LOSSES = ("clip", "siglip")
+NO_DECAY = ("bn", "ln", "bias", "logit_scale")
+logger = logging.getLogger("unimed.tasks")
+
+
+@dataclass(frozen=True, eq=False)
+class FeaturePrediction(Prediction):
+    """A prediction with the features that were compared: of the image [D] and of all its captions [K, D]."""
+
+    image_feature: np.ndarray | None = None
+    text_features: np.ndarray | None = None
+    captions: tuple[str, ...] = ()
+
+
+@TASKS.register_module()
+class ContrastiveTask(BaseModel):
+    """A `ClipModel` with its loss.
+
+    Args:
+        model: folder of a converted or exported model; `open_clip:NAME` for fresh towers of that build; a published
+            variant's name for fresh towers of its size; or arguments of `build_small`.
+        loss: "clip" (symmetric InfoNCE) or "siglip" (sigmoid; needs a model with a bias).
+        chunk_size: towers run over so many pairs at a time. Only the features of the whole batch are kept, and
+            activations of one chunk; everything else is computed again in the backward pass. So `batch_size` is not
+            bound by memory, and loss and gradients are those of the whole batch. None: all at once.
+        multi_positive: pairs with the same caption fit each other (label-made captions repeat in large batches).
+            Published: False.
+        lock_image, lock_text: None trains the tower, a number freezes all but so many of its last groups (layers).
+        vision_init: a CLIP checkpoint whose vision weights the image tower starts from (MetaCLIP's).
+        text_init: folder of a Hugging Face text encoder (BiomedBERT) the text tower starts from.
+        tokenizer: folder or name of a tokenizer, for fresh towers.
+        labels: class names of the validation and test samples' `label`; None takes those that occur.
+        templates: texts with `{}` for these labels.
+        compat: "reference" takes over MetaCLIP's scale and its way to resize position embeddings.
+
+    Raises:
+        ValueError: unknown loss, or a sigmoid loss for a model without a bias.
+    """
+
+    def __init__(
+        self,
+        model: str | dict,
+        loss: str = "clip",
+        chunk_size: int | None = None,
+        multi_positive: bool = False,
+        lock_image: int | None = None,
+        lock_text: int | None = None,
+        vision_init: str | None = None,
+        text_init: str | None = None,
+        tokenizer: str | None = None,
+        labels: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
+        compat: str | None = None,
+    ):
+        super().__init__()
+        if loss not in LOSSES:
+            raise ValueError(f"loss {loss!r} is not known; choose one of: {', '.join(LOSSES)}")
+        self.model = _build(model, tokenizer, loss)
+        if loss == "siglip" and not self.model.sigmoid:
+            raise ValueError("loss='siglip' needs a model with a bias: model_cfg['init_logit_bias'], or sigmoid=True")
+        self.loss, self.chunk_size, self.multi_positive = loss, chunk_size, multi_positive
+        self.labels, self.templates, self.compat = labels, templates, compat
+        towers = self.model.towers
+        if vision_init:
+            _start_vision(towers, vision_init, compat)
+        if text_init:
+            _start_text(towers, text_init)
+        if lock_image is not None:
+            towers.lock_image_tower(unlocked_groups=lock_image)
+        if lock_text is not None:
+            towers.lock_text_tower(unlocked_layers=lock_text)
+
+    @property
+    def processor(self):
+        """What the collator asks."""
+        return self.model.processor
+
+    def gradient_checkpointing_enable(self) -> None:
+        self.model.activation_checkpointing_enable()
+
+    def train_parameters(self) -> list[dict]:
+        """Two groups: vectors, scalars and what has bn, ln, bias or logit_scale in its name are not decayed."""
+        groups = {True: [], False: []}
+        for name, parameter in self.model.towers.named_parameters():
+            if parameter.requires_grad:
+                groups[parameter.ndim > 1 and not any(word in name for word in NO_DECAY)].append(parameter)
+        return [g for g in ({"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}) if g["params"]]
+
+    def after_step(self) -> None:
+        """The scale stays at most 100 (and at least 1), as in CLIP."""
+        with torch.no_grad():
+            self.model.towers.logit_scale.clamp_(0, MAX_LOG_SCALE)
+
+    def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
+        """`{"loss", "scale"}` of a batch of `ImageTextCollator`; the pairs of all ranks are compared."""
+        for name in batch.get("cut", ()):
+            logger.warning("caption of %s is longer than the context and was cut", name)
+        towers = self.model.towers
+        image = self._chunked(self.model.image_features, batch["images"])
+        text = self._chunked(self.model.text_features, batch["input_ids"])
+        groups = batch["groups"] if self.multi_positive else None
+        scale = towers.logit_scale.exp()
+        with torch.autocast(image.device.type, enabled=False):
+            if self.loss == "siglip":
+                loss = siglip_loss(image.float(), text.float(), scale, towers.logit_bias, groups)
+            else:
+                loss = clip_loss(image.float(), text.float(), scale, groups)
+        return {"loss": loss, "scale": scale.detach(), "cut": torch.tensor(float(len(batch.get("cut", ()))))}
+
+    def _chunked(self, encode, inputs: torch.Tensor) -> torch.Tensor:
+        size = self.chunk_size
+        if not size or len(inputs) <= size or not torch.is_grad_enabled():
+            return encode(inputs)
+        parts = [checkpoint(encode, part, use_reentrant=False) for part in inputs.split(size)]
+        return torch.cat(parts)
+
+    # -- scores -----------------------------------------------------------------------------------------------------
+    def predict_samples(self, samples: Sequence[Sample]) -> list[FeaturePrediction]:
+        """Features of images and captions, and which of `labels` fits best."""
+        images = self.model.encode_image([sample.images[0] for sample in samples]).numpy()
+        captions = [tuple(sample.labels.get("captions") or ()) for sample in samples]
+        every = [caption for group in captions for caption in group]
+        texts = self.model.encode_text(every).numpy() if every else np.zeros((0, images.shape[1]), np.float32)
+        best = [""] * len(samples)
+        if self.labels:
+            names, weights = self.model.classifier(self.labels, self.templates)
+            best = [names[number] for number in (images @ weights.numpy().T).argmax(1)]
+        predictions, place = [], 0
+        for image, group, label in zip(images, captions, best, strict=True):
+            own = texts[place : place + len(group)]
+            predictions.append(FeaturePrediction(text=label, image_feature=image, text_features=own, captions=group))
+            place += len(group)
+        return predictions
+
+    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Numbers shown while training."""
+        tables = self.score(samples, self.predict_samples(samples), resamples=0)["summary"]
+        return {name: value for name, value in tables.items() if isinstance(value, float)}
+
+    def score(self, samples: Sequence[Sample], predictions, resamples: int = 500) -> dict:
+        """Retrieval between images and their captions, and zero-shot accuracy where samples have a label.
+
+        Equal captions of different images count as right. Beside each number stands what chance gives, beside accuracy
+        also the share of the commonest class, which answering it always would score.
+        """
+        tables, summary = {}, {}
+        texts = list(dict.fromkeys(c for p in predictions for c in p.captions))
+        if texts:
+            places = {text: number for number, text in enumerate(texts)}
+            features = np.zeros((len(texts), len(predictions[0].image_feature)), np.float32)
+            fits = np.zeros((len(predictions), len(texts)), bool)
+            for row, prediction in enumerate(predictions):
+                for caption, feature in zip(prediction.captions, prediction.text_features, strict=True):
+                    features[places[caption]] = feature
+                    fits[row, places[caption]] = True
+            similarity = np.stack([p.image_feature for p in predictions]) @ features.T
+            found = retrieval_scores(similarity, fits, at=(1, 5), resamples=resamples)
+            rows = []
+            for way, truth in (("image_to_text", fits), ("text_to_image", fits.T)):
+                rows.append(
+                    {"direction": way, "queries": len(truth), "gallery": truth.shape[1]}
+                    | {f"R@{k}": found[f"{way}_R@{k}"] for k in (1, 5)}
+                    | {f"chance_R@{k}": chance_recall(truth, k) for k in (1, 5)}
+                )
+            tables["retrieval"] = rows
+            summary |= {name: value for name, value in found.items() if "R@" in name}
+        labelled = [(s, p) for s, p in zip(samples, predictions, strict=True) if s.labels.get("label")]
+        if labelled:
+            tables["zero_shot"], scores = self._zero_shot(labelled, resamples)
+            summary |= scores
+        return {"summary": {k: getattr(v, "value", v) for k, v in summary.items()}, "tables": tables}
+
+    def _zero_shot(self, labelled, resamples):
+        names = list(self.labels or sorted({str(s.labels["label"]) for s, _ in labelled}))
+        unknown = sorted({str(s.labels["label"]) for s, _ in labelled} - set(names))
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} labels of the samples are not among the task's labels, first {unknown[0]!r}"
+            )
+        if len(names) < 2:
+            raise ValueError(f"zero-shot accuracy needs at least two labels, got {names}; name them in `labels`")
+        _, weights = self.model.classifier(names, self.templates)
+        similarity = np.stack([p.image_feature for _, p in labelled]) @ weights.numpy().T
+        targets = [names.index(str(s.labels["label"])) for s, _ in labelled]
+        scores = zero_shot_scores(similarity, targets)
+        row = {"classes": len(names), "cases": len(targets)} | {
+            k: scores[k] for k in ("accuracy", "balanced_accuracy", "chance")
+        }
+        if resamples:
+            owners = [s.patient_id or s.sample_id for s, _ in labelled]
+            row |= zero_shot_intervals(
+                similarity, targets, ("accuracy", "balanced_accuracy"), groups=owners, resamples=resamples
+            )
+        row["commonest_class"] = float(np.bincount(targets).max() / len(targets))
+        return [row], {k: scores[k] for k in ("accuracy", "balanced_accuracy", "macro_f1")}
+
+    def export(self, folder) -> None:
+        """Write the model as a folder that `unimed.load` opens."""
+        self.model.save_pretrained(folder)
+
+
+def _build(model, tokenizer, loss) -> ClipModel:
+    from unimed.models.clip import VARIANTS, ClipProcessor, variant
+    from unimed.models.clip.building import named_config
+
+    if isinstance(model, dict):
+        from unimed.models.clip.small import build_small
+
+        return build_small(**({"sigmoid": loss == "siglip"} | model))
+    if model in VARIANTS or model.startswith("open_clip:"):
+        config = variant(model) if model in VARIANTS else named_config(model.removeprefix("open_clip:"))
+        if loss == "siglip":
+            config.model_cfg.setdefault("init_logit_bias", -10.0)
+        built = ClipModel(config)
+        built.processor = ClipProcessor(config, tokenizer)
+        return built
+    return ClipModel.from_pretrained(model, dtype=torch.float32)
+
+
+def _start_vision(towers, path, compat) -> None:
+    from unimed.models.checkpoints.unimed_clip import read_weights
+    from unimed.models.clip.building import vision_start
+
+    unused = vision_start(towers, read_weights(Path(path)), compat)
+    logger.info("image tower starts from %s; %d tensors of it are not used", path, len(unused))
+
+
+def _start_text(towers, folder) -> None:
+    from unimed.models.checkpoints.reading import read_state_dict
+
+    own = towers.text.transformer.state_dict()
+    state = {name.removeprefix("bert."): tensor for name, tensor in read_state_dict(Path(folder)).items()}
+    state = {name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+             for name, tensor in state.items()}  # fmt: skip
+    missing = sorted(set(own) - set(state))
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} tensors of the text tower are missing, first {missing[0]!r}")
+    towers.text.transformer.load_state_dict({name: state[name] for name in own})
+    logger.info("text tower starts from %s; %d tensors of it are not used", folder, len(set(state) - set(own)))
