@@ -12,7 +12,8 @@ from unimed.tokens import GROUNDING_TOKENS
 class ChatTemplate:
     """How one turn is written. `user` and `system` hold `{text}`; the answer follows `user` and ends with `stop`.
 
-    `between` stands between the end of an answer and the next user turn.
+    `between` stands between the end of an answer and the next user turn. With `system_inside` the system text is part
+    of the first user turn.
     """
 
     name: str
@@ -20,6 +21,7 @@ class ChatTemplate:
     stop: str
     system: str = ""
     between: str = ""
+    system_inside: bool = False
 
     def prompt(self, turns: list[tuple[str, str]], system: str = "") -> str:
         """Text up to where the model goes on. `turns` are (role, text); the last one is the user's.
@@ -27,8 +29,11 @@ class ChatTemplate:
         Raises:
             ValueError: a role other than "user" and "assistant", or turns that do not alternate from the user on.
         """
-        text = self.system.format(text=system) if system else ""
+        opening = self.system.replace("{text}", system) if system else ""
+        text = "" if self.system_inside else opening
         for index, (role, words) in enumerate(turns):
+            if index == 0 and self.system_inside:
+                words = opening + words
             if role != ("user", "assistant")[index % 2]:
                 raise ValueError(f"turn {index} is of {role!r}; turns alternate user, assistant, user, ...")
             text += self.user.replace("{text}", words) if role == "user" else words + self.stop + self.between
@@ -47,14 +52,18 @@ TEMPLATES = {
             "<|im_start|>system\n{text}<|im_end|>\n",
             "\n",
         ),
-        ChatTemplate("llava_v1", "USER: {text} ASSISTANT: ", "</s>", "{text} "),
+        # Of LLaVA, LISA and uMedGround. The blank before the answer is the one SentencePiece puts before every text.
+        ChatTemplate("llava_v1", "USER: {text} ASSISTANT:", "</s>", "{text} "),
+        ChatTemplate(
+            "llava_llama_2", "[INST] {text} [/INST]", "</s>", "<<SYS>>\n{text}\n<</SYS>>\n\n", system_inside=True
+        ),
         ChatTemplate("question_answer", "question: {text} answer: ", "<|end|>"),
     )
 }
 
 _CONTROL = re.compile(
     "|".join(re.escape(token) for token in GROUNDING_TOKENS)
-    + r"|<\|[^|<>]{1,40}\|>|</?(?:s|img|IMG_CONTEXT|image|quad|ref|box|unk|pad)>"
+    + r"|<\|[^|<>]{1,40}\|>|</?(?:s|img|IMG_CONTEXT|image|im_start|im_end|quad|ref|box|unk|pad)>"
 )
 
 

@@ -181,7 +181,7 @@ class GroundedCollator:
         }
 
     def _targets(self, samples: list[Sample]) -> dict:
-        masks, presence, boxes = [], [], []
+        masks, presence, boxes, groups = [], [], [], []
         for sample in samples:
             order = _tokens_in_order(_answer_of(sample))
             regions = _asked_for(sample, len(order))
@@ -191,7 +191,8 @@ class GroundedCollator:
                     f"{len(regions)} regions; write one token per region"
                 )
             volume = _is_volume(sample)
-            height, width = sample.images[0].shape[1:3] if volume else sample.images[0].shape[:2]
+            size = sample.images[0].shape[1:3] if volume else sample.images[0].shape[:2]
+            frame = self.processor.frame(size)
             for token, region in zip(order, regions, strict=True):
                 if token == SEG_TOKEN:
                     there = region.presence is None or region.presence >= 0.5
@@ -200,29 +201,33 @@ class GroundedCollator:
                     planes = [region.mask]
                     if volume:
                         planes = [None] * len(sample.images[0]) if region.mask is None else list(region.mask)
-                    masks += [self._mask(plane, (height, width)) for plane in planes]
+                    masks += [self._mask(plane, frame) for plane in planes]
                     presence.append(float(there and bool(region.mask.any())))
                 else:
                     if region.box_xyxy_px is None:
                         raise RegionCountError(f"sample {sample.sample_id}: [BOX] for {region.phrase!r} has no box")
-                    x1, y1, x2, y2 = region.box_xyxy_px
-                    boxes.append((x1 / width, y1 / height, x2 / width, y2 / height))
+                    boxes.append(np.asarray(region.box_xyxy_px, dtype=np.float32) / frame.box_unit_px)
+                    groups.append(_group(groups, sample.sample_id, region.phrase))
         size = self.mask_target_size
         return {
             "masks": torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, size, size),
             "presence": torch.tensor(presence),
-            "boxes_xyxy": torch.tensor(boxes).reshape(-1, 4),
+            "boxes_xyxy": torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4)),
+            "box_groups": torch.tensor([number for number, _ in groups], dtype=torch.long),
         }
 
-    def _mask(self, mask: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
+    def _mask(self, mask: np.ndarray | None, frame) -> np.ndarray:
         side = self.mask_target_size
+        target = np.zeros((side, side), dtype=np.float32)
         if mask is None:
-            return np.zeros((side, side), dtype=np.float32)
-        if mask.shape != size:
-            raise ValueError(f"a mask of {mask.shape} does not fit its image of {size}")
+            return target
+        if mask.shape != frame.image_hw:
+            raise ValueError(f"a mask of {mask.shape} does not fit its image of {frame.image_hw}")
+        rows, columns = (max(1, round(length * side / frame.side)) for length in frame.content_hw)
         # Box filter when shrinking: thin structures fade instead of vanishing, the loss accepts soft targets.
-        picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), Image.Resampling.BOX)
-        return (np.asarray(picture, dtype=np.float32) >= 127.5).astype(np.float32)
+        picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((columns, rows), Image.Resampling.BOX)
+        target[:rows, :columns] = np.asarray(picture, dtype=np.float32) >= 127.5
+        return target
 
 
 def _is_volume(sample: Sample) -> bool:
@@ -244,6 +249,14 @@ def _asked_for(sample: Sample, tokens: int) -> list:
     if len(sample.regions) == tokens:
         return list(sample.regions)
     return [region for region in sample.regions if region.presence is None or region.presence >= 0.5]
+
+
+def _group(groups: list[tuple[int, tuple]], sample_id: str, phrase: str) -> tuple[int, tuple]:
+    """Number and key of the phrase a box belongs to: boxes of one phrase that follow each other share it."""
+    key = (sample_id, phrase)
+    if groups and groups[-1][1] == key:
+        return groups[-1]
+    return (groups[-1][0] + 1 if groups else 0), key
 
 
 def _tokens_in_order(text: str) -> list[str]:

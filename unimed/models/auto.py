@@ -16,7 +16,6 @@ FAMILIES = (
     "unimed.models.grounded",
     "unimed.models.boltzformer",
     "unimed.models.clip",
-    "unimed.models.umedground",
     "unimed.models.uni_med",
 )
 

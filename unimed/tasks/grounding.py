@@ -9,6 +9,8 @@ import torch
 from mmengine.model import BaseModel
 from torch.nn import functional as F
 
+from unimed.losses.box import box_loss
+from unimed.losses.matching import match_targets
 from unimed.losses.segmentation import mask_losses
 from unimed.models.grounded import GroundedMLLM
 from unimed.models.heads.mask import FeatureCache
@@ -45,6 +47,7 @@ class GroundingTask(BaseModel):
         cache_images: images whose features are kept while the encoder is frozen; 0 encodes anew each time.
         max_new_tokens, batch_size: of predictions during validation and test.
         learning_rates: {beginning of a parameter name: factor on the learning rate}.
+        box_options: changes to `unimed.losses.box.OPTIONS`.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class GroundingTask(BaseModel):
         max_new_tokens: int = 128,
         batch_size: int = 8,
         learning_rates: dict | None = None,
+        box_options: dict | None = None,
     ):
         super().__init__()
         self.model = build_model(model)
@@ -70,6 +74,7 @@ class GroundingTask(BaseModel):
         self.mask_points = mask_points
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.learning_rates = dict(learning_rates or {})
+        self.box_options = dict(box_options or {})
         for name, parameter in self.model.named_parameters():
             if name.startswith(tuple(freeze)):
                 parameter.requires_grad_(False)
@@ -131,9 +136,7 @@ class GroundingTask(BaseModel):
                     output.presence_logits.float(), batch["presence"].float()
                 )
         if output.boxes is not None:
-            from unimed.losses.box import box_loss
-
-            losses["box"] = sum(box_loss(output.boxes, batch["boxes_xyxy"]).values())
+            losses["box"] = self.box_losses(output, batch)
         if output.auxiliary_loss is not None:
             losses["connector"] = output.auxiliary_loss
         if "normalisers" in batch:
@@ -158,6 +161,12 @@ class GroundingTask(BaseModel):
     def shard_modules(self) -> list:
         """Layers of the language model: they run in every forward pass, whatever the batch holds."""
         return list(self.model.language_model.layers)
+
+    def box_losses(self, output, batch) -> torch.Tensor:
+        """Loss of all boxes; those of one phrase are matched to its [BOX] tokens first."""
+        target = batch["boxes_xyxy"]
+        order = match_targets(output.boxes.boxes_xyxy.detach(), target, batch["box_groups"])
+        return sum(box_loss(output.boxes, target[order], self.box_options).values())
 
     def _nothing(self, module) -> torch.Tensor:
         """Zero that depends on every learning parameter of a module."""

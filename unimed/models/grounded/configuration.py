@@ -11,12 +11,17 @@ class GroundedConfig(PreTrainedConfig):
     Args:
         backbone_config: configuration of a transformers image-text model, or of a causal language model alone; the
             latter takes its image tokens from the encoder of the mask head.
-        mask_config: configuration of the mask head: `model_type` "sam2_video" or "medsam_lite".
+        mask_config: configuration of the mask head: `model_type` "sam", "sam2_video" or "medsam_lite".
         connector: arguments of `build_connector`; None keeps the projector of the backbone.
         box_head: arguments of `build_box_head` such as `{"kind": "point"}`; None builds none.
+        box_decoder: whether a [BOX] state prompts the decoder of the mask head first, whose output tokens the box head
+            reads (uMedGround); otherwise the box head reads the state itself.
+        language_box_head: also read a box off the projected state alone, as uMedGround does while training.
+        prompt_state: "token", the state at [SEG] and [BOX], or "before", the state that predicts them (LISA and
+            uMedGround).
         presence_head: whether a [SEG] state is also asked if the thing is there at all.
         image_token_id: id whose embedding is replaced by image tokens.
-        seg_token_id, box_token_id: ids whose hidden states prompt the heads.
+        seg_token_id, box_token_id: ids whose hidden states prompt the heads; -1 where the model has no [SEG].
         vision_grid: side of the pooled grid of image tokens where they come from the mask head's encoder.
     """
 
@@ -33,8 +38,15 @@ class GroundedConfig(PreTrainedConfig):
         seg_token_id: int = 1,
         box_token_id: int | None = None,
         vision_grid: int = 8,
+        box_decoder: bool = False,
+        language_box_head: bool = False,
+        prompt_state: str = "token",
         **kwargs,
     ):
+        if prompt_state not in ("token", "before"):
+            raise ValueError(f"prompt_state must be 'token' or 'before', got {prompt_state!r}")
+        self.box_decoder, self.language_box_head = box_decoder, language_box_head
+        self.prompt_state = prompt_state
         self.backbone_config = _as_config(backbone_config)
         self.mask_config = _as_config(mask_config)
         self.connector = connector

@@ -14,12 +14,14 @@ class Generated:
     """What one row of a batch said.
 
     `ids` are the new tokens up to and including the stop; `states` holds one [D] vector per special token of `ids`, in
-    order, and `state_ids` which token each belongs to; `finished` is False where the token limit cut the answer.
+    order, `state_ids` which token each belongs to and `probabilities` how probable it was when it was chosen;
+    `finished` is False where the token limit cut the answer.
     """
 
     ids: list[int] = field(default_factory=list)
     states: list[torch.Tensor] = field(default_factory=list)
     state_ids: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
     finished: bool = False
 
 
@@ -38,6 +40,7 @@ def generate(
     generator: torch.Generator | None = None,
     use_cache: bool = True,
     keep_last: bool = True,
+    state_before: bool = False,
 ) -> list[Generated]:
     """Decode every row until its stop.
 
@@ -53,6 +56,7 @@ def generate(
         stopped: called with the new ids of a row after each token; True ends the row (stop words of several tokens).
         temperature: 0 takes the most likely token, otherwise tokens are drawn with `generator`.
         use_cache: False computes every step anew; the answer is the same, only slower.
+        state_before: keep the state that predicted a special token instead of the state at it.
         keep_last: also keep the state of a special token that is the very last one (one more step); the published
             UniBiomed code loses it.
     """
@@ -88,9 +92,14 @@ def generate(
             tokens = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         else:
             tokens = logits.argmax(dim=-1)
-        for index, token in zip(active, tokens.tolist(), strict=True):
+        for place, (index, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
             row = rows[index]
             row.ids.append(token)
+            if token in special:
+                row.probabilities.append(float(torch.softmax(logits[place], dim=-1)[token]))
+                if state_before:
+                    row.states.append(hidden[place])
+                    row.state_ids.append(token)
             row.finished = token in stop_ids or (stopped is not None and stopped(row.ids))
         waiting = any(_awaits_state(rows[index], special) for index in active)
         if all(rows[index].finished for index in active) and not waiting:

@@ -16,9 +16,10 @@ from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.predicting import GroundedPredictor
 from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection
 from unimed.models.heads.medsam_lite import MedSamLiteMaskHead
+from unimed.models.heads.sam import SamMaskHead
 from unimed.models.heads.sam2 import Sam2MaskHead
 
-MASK_HEADS = {"sam2_video": Sam2MaskHead, "medsam_lite": MedSamLiteMaskHead}
+MASK_HEADS = {"sam": SamMaskHead, "sam2_video": Sam2MaskHead, "medsam_lite": MedSamLiteMaskHead}
 
 
 @dataclass
@@ -26,8 +27,8 @@ class GroundedOutput(ModelOutput):
     """What one teacher-forced pass gives.
 
     `loss` is the language loss where labels were given; `hidden` [B, L, D] the states after the final norm; `masks`
-    belong to the [SEG] tokens of the batch in reading order and `boxes` to its [BOX] tokens; `presence_logits` to the
-    [SEG] tokens; `auxiliary_loss` comes from the connector.
+    belong to the [SEG] tokens of the batch in reading order and `boxes` (and `language_boxes` [N, 4], raw) to its [BOX]
+    tokens; `presence_logits` to the [SEG] tokens; `auxiliary_loss` comes from the connector.
     """
 
     loss: torch.Tensor | None = None
@@ -35,6 +36,7 @@ class GroundedOutput(ModelOutput):
     hidden: torch.Tensor | None = None
     masks: MaskOutput | None = None
     boxes: object | None = None
+    language_boxes: torch.Tensor | None = None
     presence_logits: torch.Tensor | None = None
     auxiliary_loss: torch.Tensor | None = None
 
@@ -74,10 +76,13 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
         self.presence_head = nn.Linear(dim, 1) if config.presence_head else None
         self.box_head = None
         if config.box_head is not None:
-            from unimed.models.heads.box import build_box_head
+            from unimed.models.heads.box import BoxMlp, build_box_head
 
             options = dict(config.box_head)
-            self.box_head = build_box_head(options.pop("kind"), dim, **options)
+            width = self.mask_head.prompt_dim if config.box_decoder else dim
+            self.box_head = build_box_head(options.pop("kind"), width, **options)
+            if config.language_box_head:
+                self.language_box_head = BoxMlp(self.mask_head.prompt_dim)
         self.post_init()
 
     @classmethod
@@ -230,7 +235,7 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
             output.loss = F.cross_entropy(logits, labels[:, 1:][wanted]) if len(logits) else hidden.sum() * 0.0
         seg = input_ids == self.config.seg_token_id
         if mask_features is not None and bool(seg.any()):
-            states = hidden[seg]
+            states = self.prompting_states(hidden, seg)
             prompts = self.seg_projection(states)
             if seg_of_mask is not None:
                 output.masks = self.mask_head.decode(mask_features, image_of_mask, prompts[seg_of_mask])
@@ -240,6 +245,26 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
                 output.presence_logits = self.presence_head(states)[:, 0]
         if self.box_head is not None and self.config.box_token_id is not None:
             box = input_ids == self.config.box_token_id
+            if labels is not None:
+                # Where [BOX] is no token of its own, its first piece may also stand in a question.
+                box &= labels != -100
             if bool(box.any()):
-                output.boxes = self.box_head(hidden[box])
+                states = self.prompting_states(hidden, box)
+                output.boxes = self.boxes_of(states, mask_features, image_of_token[box])
+                if self.config.language_box_head:
+                    output.language_boxes = self.language_box_head.raw(self.seg_projection(states))
         return output
+
+    def prompting_states(self, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """States [N, D] that stand for the tokens at `places` [B, L] of `hidden` [B, L, D]."""
+        if self.config.prompt_state == "before":
+            places = torch.cat([places[:, 1:], torch.zeros_like(places[:, :1])], dim=1)
+        return hidden[places]
+
+    def boxes_of(self, states: torch.Tensor, features: MaskFeatures | None, image_index: torch.Tensor):
+        """`BoxPrediction` of N states [N, D] that belong to images `image_index` [N]."""
+        if not self.config.box_decoder:
+            return self.box_head(states)
+        if features is None:
+            raise ValueError("a model with box_decoder needs the image of the mask head for its boxes")
+        return self.box_head(self.mask_head.decode_tokens(features, image_index, self.seg_projection(states)))

@@ -157,13 +157,13 @@ class GroundedPredictor:
         for number, (left, top, right, bottom) in enumerate(windows):
             rows = [row for row, window in enumerate(which) if window == number]
             pixels = self.processor.mask_pixels(np.ascontiguousarray(source.rgb[top:bottom, left:right]))
-            scale = np.array([side / (right - left), side / (bottom - top)] * 2)
-            boxes = (np.array([regions[row].box_xyxy_px for row in rows]) - [left, top, left, top]) * scale
+            frame = self.processor.frame((bottom - top, right - left))
+            boxes = (np.array([regions[row].box_xyxy_px for row in rows]) - [left, top, left, top]) * frame.scale
             features = self.mask_head.encode(pixels[None].to(self.device))
             index = torch.zeros(len(rows), dtype=torch.long, device=self.device)
             boxes = torch.tensor(boxes, dtype=torch.float32, device=self.device).reshape(-1, 4)
             output = self.mask_head.decode_boxes(features, index, boxes)
-            inside = resize_mask_logits(output.logits, (bottom - top, right - left), side) > 0
+            inside = resize_mask_logits(output.logits, frame.image_hw, side, frame.content_hw) > 0
             masks[rows, top:bottom, left:right] = inside.cpu().numpy()
             for row, iou in zip(rows, output.iou.tolist(), strict=True):
                 quality[row] = iou
@@ -294,7 +294,8 @@ class GroundedPredictor:
         return generate(
             self, self.merge(input_ids, image_tokens), mask,
             position_ids=self.backbone.position_ids(input_ids, mask, image_grid_thw),
-            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped, **options,
+            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
+            state_before=self.config.prompt_state == "before", **options,
         )  # fmt: skip
 
     def seg_states(self, generated: Generated) -> torch.Tensor | None:
@@ -314,7 +315,8 @@ class GroundedPredictor:
         index = torch.zeros(len(states), dtype=torch.long, device=states.device)
         output = self.mask_head.decode(features, index, self.seg_projection(states))
         presence = None if self.presence_head is None else torch.sigmoid(self.presence_head(states)[:, 0].float())
-        return resize_mask_logits(output.logits, size, self.mask_head.image_size), output.iou, presence
+        content = self.processor.frame(size).content_hw
+        return resize_mask_logits(output.logits, size, self.mask_head.image_size, content), output.iou, presence
 
     def _predict_part(
         self, inputs, slots, texts, prompts, cells, max_new_tokens, threshold, temperature, generator, cache
@@ -330,7 +332,7 @@ class GroundedPredictor:
             if source is not None:
                 size = source.rgb.shape[:2]
                 logits, iou, presence = self._masks_of(row, features.get(slot), size)
-                boxes = self._boxes_of(row, size)
+                boxes = self._boxes_of(row, features.get(slot), size)
                 regions = _regions(answer, text, logits, iou, presence, boxes, threshold)
             timing = {"answer": (answered - begin) / len(rows)}
             geometry = None if source is None else source.geometry
@@ -344,21 +346,28 @@ class GroundedPredictor:
             prediction.timing_s["regions"] = share
         return predictions
 
-    def _boxes_of(self, generated: Generated, size) -> list[tuple[tuple, tuple | None]]:
-        """(box xyxy in pixels, standard deviation or None) per [BOX]."""
+    def _boxes_of(self, generated: Generated, features: MaskFeatures | None, size) -> list[tuple]:
+        """(box xyxy in pixels, standard deviation or None, probability of the token) per [BOX]."""
         if self.box_head is None:
             return []
-        states = [s for s, token in zip(generated.states, generated.state_ids, strict=True)
-                  if token == self.config.box_token_id]  # fmt: skip
-        if not states:
+        found = [
+            (state, probability)
+            for state, token, probability in zip(
+                generated.states, generated.state_ids, generated.probabilities, strict=False
+            )
+            if token == self.config.box_token_id
+        ]
+        if not found:
             return []
-        from unimed.models.heads.box_coordinates import cxcywh_to_xyxy
-
-        predicted = self.box_head(torch.stack(states))
-        scale = torch.tensor([size[1], size[0], size[1], size[0]], dtype=torch.float32)
-        boxes = cxcywh_to_xyxy(predicted.boxes_cxcywh.float().cpu()).clamp(0, 1) * scale
-        stds = None if predicted.std is None else (predicted.std.float().cpu() * scale).tolist()
-        return [(tuple(b), None if stds is None else tuple(stds[i])) for i, b in enumerate(boxes.tolist())]
+        states = torch.stack([state for state, _ in found])
+        predicted = self.boxes_of(states, features, torch.zeros(len(states), dtype=torch.long, device=states.device))
+        unit = torch.from_numpy(self.processor.frame(size).box_unit_px)
+        edge = torch.tensor([size[1], size[0], size[1], size[0]], dtype=torch.float32)
+        boxes = torch.minimum((predicted.boxes_xyxy.float().cpu() * unit).clamp(min=0), edge).tolist()
+        stds = [None] * len(boxes)
+        if predicted.std is not None:
+            stds = [tuple(std) for std in (predicted.std.float().cpu() * unit).tolist()]
+        return [(tuple(box), std, p) for box, std, (_, p) in zip(boxes, stds, found, strict=True)]
 
     def _reference(self) -> str:
         return self.config._name_or_path or type(self).__name__
@@ -387,9 +396,12 @@ def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Regi
             )  # fmt: skip
             seg += 1
         elif box < len(boxes):
-            (x1, y1, x2, y2), std = boxes[box]
+            (x1, y1, x2, y2), std, said = boxes[box]
             if x2 > x1 and y2 > y1:
-                regions.append(Region(phrase, box_xyxy_px=(x1, y1, x2, y2), box_std_px=std, phrase_span=span))
+                regions.append(
+                    Region(phrase, box_xyxy_px=(x1, y1, x2, y2), confidence=_unit(said), box_std_px=std,
+                           phrase_span=span)
+                )  # fmt: skip
             box += 1
     return regions
 

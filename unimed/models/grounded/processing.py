@@ -13,6 +13,8 @@ from PIL import Image
 from transformers import AutoProcessor, ProcessorMixin
 
 from unimed.chat import TEMPLATES, as_plain_text
+from unimed.models.grounded.framing import MASK_FITS, TILE_FITS, Frame, frame, normalised, one_tile, place
+from unimed.models.grounded.llava_text import PHRASE_STYLES, sentence_phrase, separate_ids
 from unimed.models.grounded.regions import PromptError, region_cells, region_masks, region_text, token_index
 from unimed.models.grounded.tiling import best_grid, tile
 from unimed.tokens import BOX_TOKEN, IMAGE_PLACEHOLDER, PHRASE_END, PHRASE_START, SEG_TOKEN
@@ -45,6 +47,15 @@ class GroundedProcessor(ProcessorMixin):
             Qwen-VL family does; None for tiles. `patch_size` and `merge_size` belong to it.
         max_prompt_tokens: longer questions are refused.
         max_phrases: more texts on one image in one call are refused.
+        tile_fit, mask_fit: how an image lies in the squares; see `unimed.models.grounded.framing`.
+        mask_content: with `mask_fit` "pad", length of the longer side in the square of the mask head.
+        system: text before every conversation, the same in training and prediction.
+        bos: whether a conversation begins with the tokenizer's BOS.
+        separate_tokens: encode the text between added tokens piece by piece and stripped, as Llama's slow tokenizer did
+            when LLaVA, LISA and uMedGround were trained.
+        phrase_style: "tags", phrases stand between <p> and </p>; "sentence", a phrase is what was said since the last
+            target, without the endings of uMedGround ("It is [BOX].").
+        box_token: what counts as [BOX]; a piece of text for models trained without the token.
     """
 
     attributes = ["tokenizer"]
@@ -70,8 +81,26 @@ class GroundedProcessor(ProcessorMixin):
         native_pixels=None,
         patch_size: int = 14,
         merge_size: int = 2,
+        tile_fit: str = "tiles",
+        mask_fit: str = "squash",
+        mask_content: int | None = None,
+        system: str = "",
+        bos: bool = False,
+        separate_tokens: bool = False,
+        phrase_style: str = "tags",
+        box_token: str = BOX_TOKEN,
         **kwargs,
     ):
+        for name, value, choices in (
+            ("tile_fit", tile_fit, TILE_FITS),
+            ("mask_fit", mask_fit, MASK_FITS),
+            ("phrase_style", phrase_style, PHRASE_STYLES),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        self.tile_fit, self.mask_fit, self.mask_content = tile_fit, mask_fit, mask_content
+        self.system, self.bos, self.separate_tokens = system, bos, separate_tokens
+        self.phrase_style, self.box_token = phrase_style, box_token
         if template not in TEMPLATES:
             raise ValueError(f"no chat template {template!r}; known are {', '.join(TEMPLATES)}")
         self.template = template
@@ -93,20 +122,25 @@ class GroundedProcessor(ProcessorMixin):
         """HxWx3 uint8 -> [T, 3, s, s] normalised; None where the model needs no tiles."""
         if not self.tile_size:
             return None
+        if self.tile_fit != "tiles":
+            return one_tile(image, self.tile_size, self.tile_fit, self.tile_mean, self.tile_std)
         pictures = tile(Image.fromarray(image), self.tile_size, max_tiles or self.max_tiles)
-        return torch.stack([_normalised(picture, self.tile_mean, self.tile_std) for picture in pictures])
+        return torch.stack([normalised(picture, self.tile_mean, self.tile_std) for picture in pictures])
+
+    def frame(self, size_hw: tuple[int, int]) -> Frame:
+        """How an image of this size lies in the square of the mask head."""
+        return frame(size_hw, self.mask_size, self.mask_fit, self.mask_content)
 
     def mask_pixels(self, image: np.ndarray) -> torch.Tensor:
-        """HxWx3 uint8 -> [3, S, S]: the whole image squashed to the square of the mask head (bicubic)."""
-        squashed = Image.fromarray(image).resize((self.mask_size, self.mask_size), Image.Resampling.BICUBIC)
-        return _normalised(squashed, self.mask_mean, self.mask_std)
+        """HxWx3 uint8 -> [3, S, S]: the whole image in the square of the mask head."""
+        return place(image, self.frame(image.shape[:2]), self.mask_fit, self.mask_mean, self.mask_std)
 
     def unit_count(self, height: int, width: int, max_tiles: int | None = None) -> int:
         """Units an image is read in: tiles with the thumbnail, or tokens where it keeps its own aspect ratio."""
         if self.native_pixels is not None:
             rows, columns = self.token_grid(height, width)
             return rows * columns
-        if not self.tile_size:
+        if not self.tile_size or self.tile_fit != "tiles":
             return 1
         columns, rows = best_grid(width, height, self.tile_size, max_tiles or self.max_tiles)
         return columns * rows + (columns * rows > 1)
@@ -209,7 +243,7 @@ class GroundedProcessor(ProcessorMixin):
             (role, text if role != "user" else self._turn(text, index, unit_count, literal, cells))
             for index, (role, text) in enumerate(turns)
         ]
-        ids = self._ids(TEMPLATES[self.template].prompt(written))
+        ids = self._opening() + self._ids(TEMPLATES[self.template].prompt(written, self.system))
         if len(ids) > self.max_prompt_tokens:
             raise PromptError(f"the question has {len(ids)} tokens, the model reads at most {self.max_prompt_tokens}")
         return ids
@@ -223,15 +257,21 @@ class GroundedProcessor(ProcessorMixin):
         ids, labels = [], []
         for index in range(0, len(conversation) - 1, 2):
             (_, question), (_, answer) = conversation[index], conversation[index + 1]
-            asked = template.user.replace("{text}", self._turn(question, index, unit_count, True, cells))
-            prompt = self._ids(asked)
+            asked = self._turn(question, index, unit_count, True, cells)
+            prompt = self._ids(template.prompt([("user", asked)], "" if index else self.system))
+            prompt = prompt if index else self._opening() + prompt
             said = self._ids(answer + template.stop)
             ids += prompt + said
             labels += [-100] * len(prompt) + said
         return ids, labels
 
     def _ids(self, text: str) -> list[int]:
+        if self.separate_tokens:
+            return separate_ids(self.tokenizer, text)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _opening(self) -> list[int]:
+        return [self.tokenizer.bos_token_id] if self.bos and self.tokenizer.bos_token_id is not None else []
 
     # -- answers ------------------------------------------------------------------------------------------------
     @property
@@ -256,9 +296,9 @@ class GroundedProcessor(ProcessorMixin):
         A target counts only where its token was said: the same letters spelled in pieces are plain text.
         """
         stop = TEMPLATES[self.template].stop
-        marks = {self.tokenizer.convert_tokens_to_ids(token): token for token in (SEG_TOKEN, BOX_TOKEN)}
+        marks = self._marks()
         end = self.tokenizer.eos_token
-        text, targets, phrase, start = "", [], None, None
+        text, targets, phrase, start, said = "", [], None, None, 0
         chunk: list[int] = []
 
         def take(chunk):
@@ -288,6 +328,9 @@ class GroundedProcessor(ProcessorMixin):
             if token in marks:
                 take(chunk)
                 chunk = []
+                if self.phrase_style == "sentence":
+                    phrase = sentence_phrase(text, said) or phrase
+                    said = len(text)
                 span = phrase if phrase and phrase[1] > phrase[0] else None
                 targets.append((marks[token], text[slice(*span)] if span else "", span))
             else:
@@ -295,10 +338,11 @@ class GroundedProcessor(ProcessorMixin):
         take(chunk)
         return ParsedAnswer(text.rstrip(), targets)
 
-
-def _normalised(picture: Image.Image, mean, std) -> torch.Tensor:
-    values = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1) / 255
-    return (values - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    def _marks(self) -> dict[int, str]:
+        """Ids of the tokens that point at something, as far as the tokenizer has them."""
+        spelled = {SEG_TOKEN: SEG_TOKEN, self.box_token: BOX_TOKEN}
+        ids = {self.tokenizer.convert_tokens_to_ids(token): name for token, name in spelled.items()}
+        return {i: name for i, name in ids.items() if i is not None and i != self.tokenizer.unk_token_id}
 
 
 AutoProcessor.register("unimed_grounded", GroundedProcessor)

@@ -89,15 +89,20 @@ def per_image(features: MaskFeatures, image_index: torch.Tensor, decode, chunk: 
     )
 
 
-def resize_mask_logits(logits: torch.Tensor, size: tuple[int, int], through: int | None = None) -> torch.Tensor:
+def resize_mask_logits(
+    logits: torch.Tensor, size: tuple[int, int], through: int | None = None, content: tuple[int, int] | None = None
+) -> torch.Tensor:
     """Bilinear resize of [N, h, w] logits to [N, H, W].
 
     `through` is the side of the square the head saw: SAM-like heads are trained to be read at that resolution, and
-    going there first moves logits by more than one unit near edges (measured on the SAM2 of UniBiomed).
+    going there first moves logits by more than one unit near edges (measured on the SAM2 of UniBiomed). `content` are
+    the rows and columns of that square that hold the image; the rest is padding and is cut off.
     """
     logits = logits[:, None].float()
     if through is not None and logits.shape[-1] != through:
         logits = F.interpolate(logits, (through, through), mode="bilinear", align_corners=False)
+    if through is not None and content is not None:
+        logits = logits[..., : content[0], : content[1]]
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)[:, 0]
 
 

@@ -10,6 +10,7 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 
 from unimed.models.backbones.tiny_vit import LiteMedSamEncoder
 from unimed.models.heads.mask import FeatureCache, MaskFeatures, MaskOutput, per_image
+from unimed.models.heads.sam import SAM_LEADING, output_tokens, tokens_per_image
 
 
 class MedSamLiteConfig(PreTrainedConfig):
@@ -183,6 +184,16 @@ class MedSamLiteMaskHead(nn.Module):
             return MaskOutput(logits=logits, iou=quality, object_logits=logits.flatten(1).amax(dim=1))
 
         return per_image(features, image_index, decode_rows)
+
+    def decode_tokens(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """Output tokens [N, 5, C] of LiteMedSAM's decoder for N language vectors: IoU token, then the mask tokens."""
+        place = self._position_code(features.embedding)
+
+        def tokens_of(one: MaskFeatures, sparse: torch.Tensor) -> torch.Tensor:
+            dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(one.embedding)
+            return output_tokens(self.mask_decoder, one.embedding, place, sparse, dense, SAM_LEADING)
+
+        return tokens_per_image(features, image_index, prompts[:, None], tokens_of)
 
     def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
         """Masks of boxes given in pixels of the square the encoder sees, by LiteMedSAM's own decoder."""

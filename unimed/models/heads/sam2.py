@@ -7,6 +7,7 @@ from torch import nn
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
 from unimed.models.heads.mask import MaskFeatures, MaskOutput, per_image
+from unimed.models.heads.sam import SAM2_LEADING, output_tokens, tokens_per_image
 
 
 class Sam2MaskHead(nn.Module):
@@ -65,6 +66,19 @@ class Sam2MaskHead(nn.Module):
             return self._decode_sparse(one, sparse, multimask=True)
 
         return per_image(features, image_index, decode_rows)
+
+    def decode_tokens(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """Output tokens [N, 5, C] of the decoder for N language vectors: IoU token, then the mask tokens."""
+        padding = self.sam.prompt_encoder.not_a_point_embed.weight.expand(len(prompts), 2, -1)
+        sparse = torch.cat([padding.to(prompts.dtype), prompts[:, None]], dim=1)
+        place = self.sam.get_image_wide_positional_embeddings()
+
+        def tokens_of(one: MaskFeatures, rows: torch.Tensor) -> torch.Tensor:
+            embedding = one.embedding + self.sam.no_memory_embedding.reshape(1, -1, 1, 1)
+            dense = self.sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(embedding)
+            return output_tokens(self.sam.mask_decoder, embedding, place, rows, dense, SAM2_LEADING)
+
+        return tokens_per_image(features, image_index, sparse, tokens_of)
 
     def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
         """Masks of N boxes given in pixels of the square the encoder sees (one mask each, SAM2's own way)."""
