@@ -152,14 +152,23 @@ def presence_distributions(kind: str, target: str) -> list[list[float]] | None:
 def site_of(prompts: Sequence[str]) -> str | None:
     """The site whose CT window suits all prompts, by the section of the 3D list that names each; None if they differ.
 
-    A prompt counts where it contains the name of a target; the longest name decides.
+    A prompt counts where it names a target, see `named_in`.
     """
     sites = set()
     for prompt in prompts:
-        found = [row for row in list_targets("volume", "CT") if row["target"].lower() in prompt.lower()]
-        if not found:
+        row = named_in(prompt, "CT")
+        if row is None:
             return None
-        best = max(found, key=lambda row: len(row["target"]))
-        lung = "lung" in best["target"] or "COVID" in best["target"]
-        sites.add("lung" if lung else _SITES.get(best["anatomy"], "soft tissue"))
+        lung = "lung" in row["target"] or "COVID" in row["target"]
+        sites.add("lung" if lung else _SITES.get(row["anatomy"], "soft tissue"))
     return sites.pop() if len(sites) == 1 else None
+
+
+def named_in(prompt: str, modality: str | None = None) -> dict | None:
+    """The 3D target whose name a prompt contains, as a row of `list_targets`; the longest name decides. None if none.
+
+    Args:
+        modality: beginning of a modality in the list; all of them if None.
+    """
+    rows = [row for row in list_targets("volume", modality) if row["target"].lower() in prompt.lower()]
+    return max(rows, key=lambda row: len(row["target"]), default=None)
