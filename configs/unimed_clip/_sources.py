@@ -19,7 +19,7 @@ _shards = dict(
 
 
 def source(name):
-    return dict(dataset=dict(type="ShardDataset", shards=f"data/unimed/{name}/dataset-*.tar", name=name))
+    return dict(dataset=dict(type="ImageTextShards", shards=f"data/unimed/{name}/dataset-*.tar", name=name))
 
 
 # Without weights every source is drawn in proportion to its size, as published; `weight=` changes that.

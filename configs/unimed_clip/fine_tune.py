@@ -10,7 +10,7 @@ task = dict(
     multi_positive=True,
     chunk_size=64,
 )
-train_data = dict(type="ShardDataset", shards="data/mine/dataset-*.tar", name="mine")
+train_data = dict(type="ImageTextShards", shards="data/mine/dataset-*.tar", name="mine")
 collate = dict(type="ImageTextCollator", scale=(0.9, 1.0))
 optimizer = dict(type="AdamW", lr=1e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
 schedule = dict(type="cosine", warmup=100, warmup_full=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from unimed.data.captions import draw_caption, parse_captions
 from unimed.data.mixture import Key, KeyedDatasets
-from unimed.data.shards import ShardDataset, ShardError, expand_shards
+from unimed.data.shards import ImageTextShards, ShardError, expand_shards
 
 CHOICES = json.loads((SMALL / "unimed_clip" / "caption_choice.json").read_text())
 EXPANSION = {
@@ -79,7 +79,7 @@ def test_patterns(pattern):
 
 def test_any_order_and_an_index_that_is_kept(tmp_path):
     paths = [shard(tmp_path / "s", n) for n in (1, 2)]
-    data = ShardDataset(str(tmp_path / "s" / "*.tar"), name="mine")
+    data = ImageTextShards(str(tmp_path / "s" / "*.tar"), name="mine")
     assert len(data) == 6
     sample = data[4]
     assert (sample.labels["captions"], sample.source) == (("caption 000201",), "mine")
@@ -87,7 +87,7 @@ def test_any_order_and_an_index_that_is_kept(tmp_path):
     assert sample.sample_id == "dataset-000002.tar/000201"
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "shards").iterdir()}
     assert len(kept) == 2
-    assert ShardDataset(paths)[4].sample_id == sample.sample_id
+    assert ImageTextShards(paths)[4].sample_id == sample.sample_id
     assert kept == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "shards").iterdir()}
 
 
@@ -96,12 +96,12 @@ def test_webdataset_reads_the_same(tmp_path):
 
     path = shard(tmp_path, 1)
     theirs = [s["txt"] for s in webdataset.WebDataset(str(path), shardshuffle=False).decode()]
-    data = ShardDataset(path)
+    data = ImageTextShards(path)
     assert theirs == [data[i].labels["captions"][0] for i in range(len(data))]
 
 
 def test_published_shards_open():
-    data = ShardDataset(sorted((SMALL / "unimed_clip" / "shards_chexpert").glob("*.tar")))
+    data = ImageTextShards(sorted((SMALL / "unimed_clip" / "shards_chexpert").glob("*.tar")))
     assert len(data) == 5 and len(data[0].labels["captions"]) == 10 and len(data[4].labels["captions"]) == 3
 
 
@@ -118,7 +118,7 @@ def test_broken_samples_are_named(tmp_path):
             ("6.png", png(3)), ("6.json", b'{"captions": ["a", "b"], "weights": [1, 3], "label": "x"}'),
         ],
     )  # fmt: skip
-    data = ShardDataset(path)
+    data = ImageTextShards(path)
     assert data[0].labels["captions"] == ("fine",)
     assert data[6].labels["label"] == "x" and data[6].labels["weights"] == [1, 3]
     for number, words in ((1, "damaged"), (2, "no text"), (3, "no image"), (4, "empty text"), (5, "text is damaged")):
@@ -132,7 +132,7 @@ def test_broken_samples_are_named(tmp_path):
 def test_a_shard_that_ends_early(tmp_path):
     path = shard(tmp_path, 1, count=4)
     path.write_bytes(path.read_bytes()[:2300])
-    data = ShardDataset(path)
+    data = ImageTextShards(path)
     assert data[0].labels["captions"] == ("caption 000100",)
     with pytest.raises(ShardError, match="ends early|lost"):
         data[len(data) - 1]
@@ -140,7 +140,7 @@ def test_a_shard_that_ends_early(tmp_path):
 
 def test_a_shard_that_vanishes_in_the_run(tmp_path):
     paths = [shard(tmp_path / "s", n, count=20) for n in (1, 2, 3)]
-    data = ShardDataset(paths)
+    data = ImageTextShards(paths)
     keyed = KeyedDatasets([data], ["mine"])
     os.remove(paths[1])
     sample, broken = keyed[Key(0, 25, 0, 0)]
@@ -150,12 +150,12 @@ def test_a_shard_that_vanishes_in_the_run(tmp_path):
     with pytest.raises(ShardError, match="changed since the run began"):
         data[45]
     with pytest.raises(ShardError, match="no such shard"):
-        ShardDataset(paths)
+        ImageTextShards(paths)
 
 
 def test_sixteen_bits_are_windowed(tmp_path):
     stream = io.BytesIO()
     Image.fromarray(np.linspace(0, 4095, 400).reshape(20, 20).astype(np.uint16)).save(stream, "TIFF")
     path = write_shard(tmp_path / "d.tar", [("0.jpg", stream.getvalue()), ("0.txt", b"deep")])
-    image = ShardDataset(path)[0].images[0]
+    image = ImageTextShards(path)[0].images[0]
     assert image.dtype == np.uint8 and 100 < image.mean() < 155

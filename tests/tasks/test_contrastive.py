@@ -198,7 +198,7 @@ def test_every_config_trains(path, tmp_path, monkeypatch):
     settings = load_config(path)
     model = dict(texts=["a dark picture again", "a bright picture"], **ranks.SIZES)
     settings.task.update(model=model, vision_init=None, text_init=None, tokenizer=None, labels=None)
-    data = dict(type="ShardDataset", shards=str(tmp_path / "shards" / "*.tar"))
+    data = dict(type="ImageTextShards", shards=str(tmp_path / "shards" / "*.tar"))
     settings.train_data = dict(mixture=[dict(dataset=data, weight=2.0), dict(dataset=data | {"limit": 8})])
     settings.val_data = settings.test_data = data
     settings.update(batch_size=8, max_steps=2, num_workers=0, device="cpu", precision="fp32", validate_interval=2)
@@ -233,8 +233,8 @@ def test_it_learns_and_broken_pairs_are_counted(tmp_path, monkeypatch):
     settings = dict(
         task=dict(type="ContrastiveTask", model=dict(texts=labels, **ranks.SIZES), labels=labels, templates=["{}"],
                   multi_positive=True),
-        train_data=dict(type="ShardDataset", shards=str(tmp_path / "shards" / "*.tar")),
-        test_data=dict(type="ShardDataset", shards=str(tmp_path / "shards" / "dataset-00000[012].tar")),
+        train_data=dict(type="ImageTextShards", shards=str(tmp_path / "shards" / "*.tar")),
+        test_data=dict(type="ImageTextShards", shards=str(tmp_path / "shards" / "dataset-00000[012].tar")),
         collate=dict(type="ImageTextCollator"),
         optimizer=dict(type="AdamW", lr=2e-3),
         batch_size=12, max_steps=80, device="cpu", log=dict(interval=20, curves=False),

@@ -123,7 +123,7 @@ def _end_of(path: Path, end: int) -> str:
 
 
 @DATASETS.register_module()
-class ShardDataset:
+class ImageTextShards:
     """Samples of tar shards. `labels["captions"]` holds all captions of an image, `labels["label"]` its stored label.
 
     The text is the published layout (`.txt`, captions joined by a tag of the source, see `parse_captions`) or JSON:
