@@ -215,6 +215,8 @@ class KeyedDatasets:
         jump = getattr(dataset, "alternative", None)
         for attempt in range(self.attempts):
             index = jump(key.index, attempt) if jump and attempt else (key.index + attempt) % len(dataset)
+            if hasattr(dataset, "set_epoch"):
+                dataset.set_epoch(key.epoch)
             with seeded(self.seed, 4, key.dataset, index, key.epoch):
                 try:
                     return dataset[index], tuple(broken)

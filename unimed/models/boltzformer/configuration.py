@@ -6,6 +6,7 @@ from transformers import PretrainedConfig
 
 ATTENTION_MODES = ("sample", "expectation", "masked")
 COMPATIBILITY = (None, "reference")
+CHANNELS = ("slices", "rgb")
 
 
 class BoltzFormerConfig(PretrainedConfig):
@@ -25,6 +26,9 @@ class BoltzFormerConfig(PretrainedConfig):
             "reference": they take part in attention as zeros, as published.
         image_size: side that images are brought to, in pixels.
         channels: what the three channels hold: "slices" (a slice, the one before, the one after), or "rgb".
+        learned_upsampling: masks of twice the resolution from all queries and the image; no published weights have it.
+        detach_existence: the existence loss reaches its own layers alone, as published. False lets it teach the rest of
+            the model too, which a small model needs to tell absent from present.
 
     Raises:
         ValueError: unknown `attention`, `compat` or `channels`, or `edge_queries` that leave no query for the object.
@@ -60,14 +64,16 @@ class BoltzFormerConfig(PretrainedConfig):
         text_length=77,
         image_size=512,
         channels="slices",
+        learned_upsampling=False,
+        detach_existence=True,
         **kwargs,
     ):
         if attention not in ATTENTION_MODES:
             raise ValueError(f"attention {attention!r} is unknown; use one of {ATTENTION_MODES}")
         if compat not in COMPATIBILITY:
             raise ValueError(f"compat {compat!r} is unknown; use one of {COMPATIBILITY}")
-        if channels not in ("slices", "rgb"):
-            raise ValueError(f"channels {channels!r} is unknown; use 'slices' or 'rgb'")
+        if channels not in CHANNELS:
+            raise ValueError(f"channels {channels!r} is unknown; use one of {CHANNELS}")
         if not 0 <= edge_queries < num_queries:
             raise ValueError(f"edge_queries must be in 0..{num_queries - 1}, got {edge_queries}")
         self.embed_dim, self.depths = embed_dim, list(depths)
@@ -84,6 +90,7 @@ class BoltzFormerConfig(PretrainedConfig):
         self.text_vocab_size, self.text_hidden_size = text_vocab_size, text_hidden_size
         self.text_layers, self.text_heads, self.text_length = text_layers, text_heads, text_length
         self.image_size, self.channels = image_size, channels
+        self.learned_upsampling, self.detach_existence = learned_upsampling, detach_existence
         super().__init__(**kwargs)
 
     @classmethod

@@ -108,9 +108,8 @@ class BoltzFormerDecoder(nn.Module):
             note(record, f"layer{i}.after_ffn", queries)
             logits = self.mask_logits(queries, mask_features, layout)
             note(record, f"heads{i + 1}.mask_logits", logits)
-            # Existence is read off what the queries know, and teaches them nothing.
-            seen = both.detach()
-            cls = self.classifier_cross_attention_layers[i](cls, cls, seen + place.detach(), seen, known)
+            seen, seen_place = (both.detach(), place.detach()) if config.detach_existence else (both, place)
+            cls = self.classifier_cross_attention_layers[i](cls, cls, seen + seen_place, seen, known)
             cls = self.classifier_ffn_layers[i](cls)
             note(record, f"layer{i}.cls", cls)
         return logits, self.classifier(cls[:, 0])

@@ -9,15 +9,17 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from unimed.models.boltzformer.configuration import BoltzFormerConfig
+from unimed.models.boltzformer.configuration import CHANNELS, BoltzFormerConfig
 from unimed.models.boltzformer.decoder import BoltzFormerDecoder
 from unimed.models.boltzformer.features import FocalPyramid, PixelDecoder, TextTower
 from unimed.models.boltzformer.layers import Layout, note
+from unimed.models.boltzformer.predicting import PicturePredictor
 from unimed.models.boltzformer.prompting import PromptEncoder, PromptFeatures
 from unimed.models.boltzformer.sampling import CountedDraws, item_key
+from unimed.models.boltzformer.upsampling import OutputUpsampler
 
-#: Mean and standard deviation of grey values in 0..255: the averages of those of ImageNet over its channels.
-GREY_MEAN, GREY_STD = 114.495, 57.63
+#: Mean and standard deviation of ImageNet in 0..255, red, green, blue. For grey slices their averages are taken.
+RGB_MEAN, RGB_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 @dataclass
@@ -41,13 +43,23 @@ class SliceOutput:
 
 @dataclass
 class ImageFeatures:
-    """Images encoded once: mask features [B, D, H/4, W/4], and three maps [B, D, h, w] of stride 32, 16, 8."""
+    """Images encoded once: mask features [B, D, H/4, W/4], and three maps [B, D, h, w] of stride 32, 16, 8.
+
+    `pixels` [B, 3, H, W], normalised, are kept for a model that sharpens its masks by them.
+    """
 
     mask_features: torch.Tensor
     levels: list[torch.Tensor]
+    pixels: torch.Tensor | None = None
+
+    def select(self, places: Sequence[int]) -> ImageFeatures:
+        """Some of the images."""
+        places = list(places)
+        pixels = None if self.pixels is None else self.pixels[places]
+        return ImageFeatures(self.mask_features[places], [level[places] for level in self.levels], pixels)
 
 
-class BoltzFormerModel(PromptEncoder, PreTrainedModel):
+class BoltzFormerModel(PicturePredictor, PromptEncoder, PreTrainedModel):
     """Text-prompted segmentation of 2D images or slices (BiomedParse v2).
 
     Pixel values are 0..255, three channels; mean and standard deviation are buffers of the checkpoint. A model for
@@ -61,26 +73,41 @@ class BoltzFormerModel(PromptEncoder, PreTrainedModel):
 
     def __init__(self, config: BoltzFormerConfig):
         super().__init__(config)
-        self.register_buffer("pixel_mean", torch.full((1, 3, 1, 1), GREY_MEAN))
-        self.register_buffer("pixel_std", torch.full((1, 3, 1, 1), GREY_STD))
+        self.register_buffer("pixel_mean", torch.empty(1, 3, 1, 1))
+        self.register_buffer("pixel_std", torch.empty(1, 3, 1, 1))
+        self.set_channels(config.channels)
         self.backbone = FocalPyramid(config)
         self.pixel_decoder = PixelDecoder(config)
         self.text = TextTower(config)
         self.decoder = BoltzFormerDecoder(config)
+        shown = config.num_queries - config.edge_queries
+        self.upsampler = OutputUpsampler(shown) if config.learned_upsampling else None
         self.post_init()
 
     def _init_weights(self, module):
         # Every part has set up its own weights when it was built.
         pass
 
+    @torch.no_grad()
+    def set_channels(self, channels: str) -> None:
+        """Say what the three channels hold, "slices" or "rgb", and set mean and deviation accordingly."""
+        if channels not in CHANNELS:
+            raise ValueError(f"channels {channels!r} is unknown; use one of {CHANNELS}")
+        self.config.channels = channels
+        grey = channels == "slices"
+        for buffer, values in ((self.pixel_mean, RGB_MEAN), (self.pixel_std, RGB_STD)):
+            shown = [sum(values) / 3] * 3 if grey else values
+            buffer.copy_(torch.tensor(shown).view(1, 3, 1, 1))
+
     def encode_images(self, pixel_values, record=None) -> ImageFeatures:
         """[B, 3, H, W] in 0..255 to features that any number of prompts share."""
         pixels = pixel_values.to(self.pixel_mean.device, self.pixel_mean.dtype)
-        pyramid = self.backbone((pixels - self.pixel_mean) / self.pixel_std)
+        pixels = (pixels - self.pixel_mean) / self.pixel_std
+        pyramid = self.backbone(pixels)
         mask_features, levels = self.pixel_decoder(pyramid, record)
         for i, value in enumerate(pyramid):
             note(record, f"res{i + 2}", value)
-        return ImageFeatures(mask_features, levels)
+        return ImageFeatures(mask_features, levels, pixels if self.upsampler is not None else None)
 
     def forward(
         self,
@@ -134,9 +161,10 @@ class BoltzFormerModel(PromptEncoder, PreTrainedModel):
         )
         split = logits.shape[1] - self.config.edge_queries
         edges = logits[:, split:].mean(1, keepdim=True) if self.config.edge_queries else None
-        return BoltzFormerOutput(
-            masks=logits[:, :split].mean(1, keepdim=True), existence=existence, edges=edges, prompt_vectors=items.end
-        )
+        masks = logits[:, :split].mean(1, keepdim=True)
+        if self.upsampler is not None:
+            masks = self.upsampler(logits[:, :split], features.pixels[layout.image_of_item])
+        return BoltzFormerOutput(masks=masks, existence=existence, edges=edges, prompt_vectors=items.end)
 
     @torch.no_grad()
     def segment_slices(

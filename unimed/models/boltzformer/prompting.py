@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from unimed.models.boltzformer.tokenizing import check_prompts
+from unimed.models.boltzformer.processing import ParseProcessor
+from unimed.models.boltzformer.tokenizing import check_prompts, tokenize
 
 #: Prompts whose features are kept; at full size a prompt of twenty tokens takes 40 kB.
 CACHE_SIZE = 4096
@@ -61,7 +62,8 @@ class PromptEncoder:
             from unimed.models.boltzformer.tokenizing import clip_tokenizer
 
             folder = self.config._name_or_path
-            if folder and (Path(folder) / "tokenizer.json").is_file():
+            # What is no folder here is the id of a hub folder.
+            if folder and ((Path(folder) / "tokenizer.json").is_file() or not Path(folder).exists()):
                 self._tokenizer = AutoTokenizer.from_pretrained(folder)
             elif self.config.text_vocab_size == 49408:
                 self._tokenizer = clip_tokenizer()
@@ -76,22 +78,17 @@ class PromptEncoder:
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As transformers does; the tokenizer is saved beside the weights."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        if self._tokenizer is not None or self.config.text_vocab_size == 49408:
+        if self._tokenizer is not None or self.config._name_or_path or self.config.text_vocab_size == 49408:
             self.tokenizer.save_pretrained(save_directory)
+
+    @property
+    def processor(self) -> ParseProcessor:
+        """Images and prompts to tensors, for data workers."""
+        return ParseProcessor(self.tokenizer, self.config.image_size, self.config.text_length)
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` [P, L], padded on the right; longer prompts are cut as in CLIP."""
-        import ftfy
-
-        # CLIP was trained on repaired text: a curly apostrophe is a straight one.
-        batch = self.tokenizer(
-            [ftfy.fix_text(prompt) for prompt in check_prompts(prompts)],
-            padding=True,
-            truncation=True,
-            max_length=self.config.text_length,
-            return_tensors="pt",
-        )
-        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return tokenize(self.tokenizer, prompts, self.config.text_length)
 
     def encode_ids(self, input_ids, attention_mask) -> PromptFeatures:
         """[P, L] ids and mask to features, with gradients."""

@@ -74,3 +74,17 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
         if SEPARATOR in prompt:
             raise ValueError(f"prompt {prompt!r} holds {SEPARATOR}, which separates prompts; give them one by one")
     return prompts
+
+
+def tokenize(tokenizer, prompts: Sequence[str], length: int) -> dict:
+    """`input_ids` and `attention_mask` [P, L] of prompts, padded on the right and cut at `length` tokens, as in CLIP.
+
+    Raises:
+        ValueError: see `check_prompts`.
+    """
+    import ftfy
+
+    # CLIP was trained on repaired text: a curly apostrophe is a straight one.
+    texts = [ftfy.fix_text(prompt) for prompt in check_prompts(prompts)]
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -24,11 +24,10 @@ from unimed.models.boltzformer.layers import (
     note,
     sine_positions,
 )
-from unimed.models.boltzformer.modeling import ImageFeatures, SliceOutput
+from unimed.models.boltzformer.modeling import RGB_MEAN, RGB_STD, ImageFeatures, SliceOutput
+from unimed.models.boltzformer.predicting import PicturePredictor
 from unimed.models.boltzformer.prompting import PromptEncoder, PromptFeatures
 
-#: Mean and standard deviation of ImageNet in 0..255, red, green, blue.
-RGB_MEAN, RGB_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 #: The text similarity is never scaled by more than this.
 MAX_SCALE = 100.0
 
@@ -104,7 +103,7 @@ class MaskedAttentionDecoder(nn.Module):
         return draw_masks(self.mask_embed(self.decoder_norm(queries)), mask_features, layout)
 
 
-class BiomedParseV1Model(PromptEncoder, PreTrainedModel):
+class BiomedParseV1Model(PicturePredictor, PromptEncoder, PreTrainedModel):
     """Text-prompted segmentation of 2D pictures (BiomedParse v1, Nature Methods 2024).
 
     It has no existence score; `unimed.evaluation.recognition.presence_p_value` judges its masks afterwards.

@@ -44,6 +44,7 @@ _DROPPED = (
     (r"predictor\.(pn_indicator|mask_sptial_embed|spatial_embed|spatial_featured)\b", "prompts by clicks, not by text"),
     (r"^dilation_kernel$", "thickens strokes of clicks"),
 )
+_UPSAMPLER = ("output_deconv.", "layer_norm.", "output_conv.", "output_conv2.")
 _PIXELS = ("pixel_mean", "pixel_std")
 
 
@@ -88,6 +89,8 @@ def rename(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             result.update(_rename_tower(name.removeprefix(tower), tensor))
         elif text:
             result["text." + name.removeprefix(text)] = tensor
+        elif name.startswith(_UPSAMPLER):
+            result["upsampler." + name] = tensor
         elif name.startswith(_PREDICTOR):
             result["decoder." + name.removeprefix(_PREDICTOR)] = tensor
         else:
@@ -156,6 +159,7 @@ def skeleton(state: dict[str, torch.Tensor], **changes):
         if "channels" not in sizes and "pixel_mean" in state:
             # One mean for all channels is that of grey slices; colours have one each.
             sizes["channels"] = "slices" if len(set(state["pixel_mean"].flatten().tolist())) == 1 else "rgb"
+        sizes.setdefault("learned_upsampling", any(name.startswith(_UPSAMPLER) for name in state))
         return BoltzFormerModel(BoltzFormerConfig(**sizes))
 
 
@@ -169,7 +173,7 @@ def load_into(model, state: dict[str, torch.Tensor], source: str = "") -> Conver
     plain, report.dropped = plain_names(state)
     renamed, wanted = rename(plain), model.state_dict()
     if version_of(plain) == 1 and not any(name in renamed for name in _PIXELS):
-        from unimed.models.boltzformer.v1 import RGB_MEAN, RGB_STD
+        from unimed.models.boltzformer.modeling import RGB_MEAN, RGB_STD
 
         renamed |= {n: torch.tensor(v).view(1, 3, 1, 1) for n, v in zip(_PIXELS, (RGB_MEAN, RGB_STD), strict=True)}
         report.notes.append("v1 files hold no pixel mean; those of ImageNet are written")
@@ -191,9 +195,7 @@ def recognises(path: Path) -> bool:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument(
-        "--compat", choices=["reference"], help="padded tokens and prompts mix as in the published code"
-    )
+    parser.add_argument("--compat", choices=["reference"], help="prompts influence each other, as published")
     parser.add_argument("--edge-queries", type=int, help="queries that draw edges, v2 only (published: 4)")
     parser.add_argument("--num-heads", type=int, help="attention heads of decoder and encoder (published: 8)")
     parser.add_argument("--text-heads", type=int, help="attention heads of the text tower (published: 8)")

@@ -1,0 +1,47 @@
+"""Fine-tuning BiomedParse v2 on slices of your own volumes, scored in 3D while it trains; one GPU.
+
+    python tools/convert.py --from biomedparse biomedparse_v2.ckpt pretrained/biomedparse_v2
+    python tools/prepare_data.py biomedparse data/my_volumes
+
+`data/my_volumes` then holds `train.json`, `train/`, `train_mask/` (slices with their neighbours as channels); whole
+volumes to score on lie in `data/my_volumes/val/*.npz`. The published settings: ten passes, batches of eight,
+learning rate 1e-5 for every parameter, nothing frozen. `max_steps` is ten passes over 8000 slices; set it for yours.
+"""
+
+
+def volumes(split):
+    return dict(type="ParseVolumes", root=f"data/my_volumes/{split}")
+
+
+task = dict(
+    type="ParseTask",
+    model="pretrained/biomedparse_v2",
+    loss_weights=dict(dice=1.0, bce=1.0, edge=1.0, existence=1.0),
+    positive_weight=3.0,
+    batch_size=4,
+)
+train_data = dict(
+    type="AugmentedDataset",
+    swap_neighbours=True,
+    dataset=dict(
+        type="BiomedParseDataset", root="data/my_volumes", split="train", prompts=4, absent=None, sentence="random"
+    ),
+)
+val_data = volumes("val")
+test_data = volumes("test")
+collate = dict(type="ParseCollator")
+optimizer = dict(type="AdamW", lr=1e-5, weight_decay=0.01)
+schedule = dict(type="constant")
+batch_size = 8
+max_steps = 10000
+precision = "bf16"
+clip = 5.0
+num_workers = 5
+checkpoint = dict(interval=1000, keep=2)
+log = dict(interval=50)
+validate_interval = 1000
+validate_batches = 4
+validate_samples = 20
+test_batch_size = 1
+seed = 0
+work_dir = "work_dirs/biomedparse_finetune"

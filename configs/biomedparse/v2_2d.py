@@ -1,0 +1,36 @@
+"""BiomedParse v2 on 2D pictures from a set that `tools/prepare_data.py biomedparse` wrote, eight GPUs.
+
+The published recipe: four prompts per picture, AdamW without a schedule, dice plus cross entropy on masks and edges
+where the target is there, existence everywhere. Every colour is normalised by its own mean. `data/BiomedParse` holds
+`train.json`, `train/`, `train_mask/` and the same for `val` and `test`.
+"""
+
+
+def pictures(split, **more):
+    return dict(type="BiomedParseDataset", root="data/BiomedParse", split=split, **more)
+
+
+task = dict(
+    type="ParseTask",
+    model="pretrained/biomedparse_v2",
+    channels="rgb",
+    loss_weights=dict(dice=1.0, bce=1.0, edge=1.0, existence=1.0),
+    positive_weight=3.0,
+)
+train_data = dict(type="AugmentedDataset", dataset=pictures("train", prompts=4, absent=0.15, sentence="random"))
+val_data = pictures("val", absent=None)
+test_data = pictures("test", absent=None)
+collate = dict(type="ParseCollator")
+optimizer = dict(type="AdamW", lr=2e-5, weight_decay=0.01)
+schedule = dict(type="constant")
+batch_size = 4
+max_steps = 100000
+precision = "bf16"
+clip = 5.0
+num_workers = 5
+checkpoint = dict(interval=2000, keep=3)
+log = dict(interval=50)
+validate_interval = 2000
+validate_samples = 500
+seed = 0
+work_dir = "work_dirs/biomedparse_v2_2d"

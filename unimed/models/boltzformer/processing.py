@@ -1,0 +1,70 @@
+"""Pictures to squares of the model's size and back, and prompts to ids: what data workers need of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from unimed.models.boltzformer.tokenizing import tokenize
+
+
+class ParseProcessor:
+    """Knows the sizes and the tokenizer of a BoltzFormer, not its weights.
+
+    Args:
+        image_size: side of the model's images, px. text_length: most tokens of a prompt.
+    """
+
+    def __init__(self, tokenizer, image_size: int, text_length: int):
+        self.tokenizer, self.image_size, self.text_length = tokenizer, image_size, text_length
+
+    def prompts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` [P, L]."""
+        return tokenize(self.tokenizer, texts, self.text_length)
+
+    def image(self, array: np.ndarray) -> torch.Tensor:
+        """uint8 HxW or HxWx3 -> float [3, S, S] in 0..255: zeros around to a square, bicubic.
+
+        Raises:
+            ValueError: another type or shape.
+        """
+        array = np.asarray(array)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+            raise ValueError(f"images are uint8 HxW or HxWx3 by now, got {array.dtype} {array.shape}")
+        channels = np.repeat(array[None], 3, 0) if array.ndim == 2 else np.moveaxis(array, 2, 0)
+        padded = F.pad(torch.from_numpy(np.ascontiguousarray(channels)).float(), _padding(*channels.shape[1:]))
+        if padded.shape[-1] == self.image_size:
+            return padded
+        size = (self.image_size, self.image_size)
+        return F.interpolate(padded[None], size=size, mode="bicubic", align_corners=False)[0].clamp(0, 255)
+
+    def labels(self, mask: np.ndarray) -> torch.Tensor:
+        """HxW of bool or instance numbers -> int32 [S, S], nearest; what would vanish is kept by its largest value."""
+        labels = torch.from_numpy(np.ascontiguousarray(mask).astype(np.int32))
+        padded = F.pad(labels, _padding(*labels.shape))[None, None].float()
+        size = (self.image_size, self.image_size)
+        if tuple(padded.shape[-2:]) == size:
+            return padded[0, 0].int()
+        small = F.interpolate(padded, size=size, mode="nearest")
+        if bool(padded.any()) and not bool(small.any()):
+            small = F.adaptive_max_pool2d(padded, size)
+        return small[0, 0].int()
+
+    def restore(self, logits: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """Logits [P, h, w] of a square -> probabilities [P, H, W] in the grid of the picture."""
+        left, right, top, bottom = _padding(*shape)
+        side = max(shape)
+        grown = F.interpolate(
+            logits[None].float(), size=(side, side), mode="bicubic", align_corners=False, antialias=True
+        )[0]
+        return grown[:, top : side - bottom, left : side - right].sigmoid()
+
+
+def _padding(height: int, width: int) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom zeros to a square; the remainder of an odd difference comes after."""
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    return left, side - width - left, top, side - height - top

@@ -1,0 +1,163 @@
+"""Training and scoring of text-prompted segmenters: masks, edges and existence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+
+from unimed.losses.parsing import parsing_losses
+from unimed.models.boltzformer import BoltzFormerModel
+from unimed.models.boltzformer.volumes import volume_masks
+from unimed.registry import TASKS
+from unimed.structures import Prediction, Region, Sample
+from unimed.tasks.parsing_scores import score_parsing
+
+#: Weights of the summed loss as in the published fine-tuning: masks are dice plus cross entropy, edges the same.
+LOSS_WEIGHTS = {"dice": 1.0, "bce": 1.0, "edge": 1.0, "existence": 1.0}
+
+
+@TASKS.register_module()
+class ParseTask(BaseModel):
+    """A `BoltzFormerModel` with its losses.
+
+    Args:
+        model: folder of a model or a published checkpoint, or arguments of `build_small` for one that starts from
+            nothing.
+        channels: "rgb" or "slices" changes what the channels hold and the mean they are normalised by; None keeps it.
+        freeze: names (beginnings) of parameters that do not learn.
+        loss_weights: changes to `LOSS_WEIGHTS`.
+        positive_weight: of present targets in the existence loss.
+        learning_rates: {beginning of a parameter name: factor on the learning rate}.
+        seed: of the sampling in predictions; training draws from the global generator.
+        threshold: existence from which a target counts as there.
+        batch_size: images or slices encoded at a time in predictions.
+    """
+
+    def __init__(
+        self,
+        model: str | dict,
+        channels: str | None = None,
+        freeze: Sequence[str] = (),
+        loss_weights: dict | None = None,
+        positive_weight: float = 3.0,
+        learning_rates: dict | None = None,
+        seed: int = 0,
+        threshold: float = 0.5,
+        batch_size: int = 8,
+    ):
+        super().__init__()
+        if isinstance(model, dict):
+            from unimed.models.boltzformer.small import build_small
+
+            self.model = build_small(**model)
+        else:
+            from unimed.models.auto import load
+
+            self.model = load(model, device="cpu", dtype="float32")
+            if not isinstance(self.model, BoltzFormerModel):
+                raise ValueError(f"{model}: a {type(self.model).__name__}; this task trains BoltzFormer (v2) models")
+            _ = self.model.tokenizer  # read now: a broken folder is found before training, not after
+        if channels is not None:
+            self.model.set_channels(channels)
+        unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
+        if unknown:
+            raise ValueError(f"unknown loss weights {sorted(unknown)}; known are {', '.join(LOSS_WEIGHTS)}")
+        self.loss_weights = LOSS_WEIGHTS | (loss_weights or {})
+        self.positive_weight, self.learning_rates = positive_weight, dict(learning_rates or {})
+        self.seed, self.threshold, self.batch_size = seed, threshold, batch_size
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(tuple(freeze)))
+        self.train()
+
+    @property
+    def processor(self):
+        """What the collator asks."""
+        return self.model.processor
+
+    def train_parameters(self) -> list[dict]:
+        """Parameter groups with their learning-rate factors (`lr_mult`); all are decayed, as published."""
+        groups: dict[float, list] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                factor = next((f for start, f in self.learning_rates.items() if name.startswith(start)), 1.0)
+                groups.setdefault(factor, []).append(parameter)
+        return [{"params": params, "lr_mult": factor} for factor, params in groups.items()]
+
+    def normalisers(self, batch: dict) -> dict[str, float]:
+        """Prompts of a batch, so that ranks and micro-batches with more prompts count for more."""
+        return {"prompts": float(len(batch["labels"]))}
+
+    def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
+        """`{"loss", "dice", "bce", "edge", "existence", "existence_accuracy"}` of a batch of `ParseCollator`."""
+        output = self.model(
+            pixel_values=batch["pixel_values"],
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            num_prompts=batch["num_prompts"].tolist(),
+        )
+        each = parsing_losses(
+            output.masks, output.existence, batch["labels"], output.edges, positive_weight=self.positive_weight
+        )
+        present = each.pop("present")
+        prompts = batch.get("normalisers", {}).get("prompts", len(present))
+        losses = {name: values.sum() / prompts for name, values in each.items()}
+        losses["loss"] = sum(self.loss_weights[name] * value for name, value in losses.items())
+        right = (output.existence[:, 0].detach() > 0) == (present > 0.5)
+        return losses | {"existence_accuracy": right.float().mean()}
+
+    def predict_samples(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """Masks and existence for the phrases of each sample; it never sees where they are, or whether.
+
+        A sample whose image is a volume DxHxW is asked slice by slice; its masks are volumes too.
+        """
+        pictures = [number for number, sample in enumerate(samples) if not is_volume(sample.images[0])]
+        answers: dict[int, Prediction] = {}
+        if pictures:
+            made = self.model.predict_batch(
+                [samples[n].images[0] for n in pictures],
+                ["[SEP]".join(region.phrase for region in samples[n].regions) for n in pictures],
+                batch_size=self.batch_size,
+                presence_threshold=self.threshold,
+                seed=self.seed,
+            )
+            answers = dict(zip(pictures, made, strict=True))
+        for number, sample in enumerate(samples):
+            if number not in answers:
+                answers[number] = self._predict_volume(sample)
+        return [answers[number] for number in range(len(samples))]
+
+    def _predict_volume(self, sample: Sample) -> Prediction:
+        phrases = [region.phrase for region in sample.regions]
+        masks, presence = volume_masks(
+            self.model,
+            sample.images[0],
+            phrases,
+            seed=self.seed,
+            threshold=self.threshold,
+            batch_size=self.batch_size,
+        )
+        regions = [
+            Region(phrase, mask=mask, presence=float(there))
+            for phrase, mask, there in zip(phrases, masks, presence, strict=True)
+        ]
+        return Prediction("", tuple(regions), sample.geometry)
+
+    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Numbers shown while training: the summary of `score`."""
+        return self.score(samples, self.predict_samples(samples))["summary"]
+
+    def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict:
+        """Metrics, tables and per-case rows."""
+        return score_parsing(samples, predictions)
+
+    def export(self, folder) -> None:
+        """Write the model as a Hugging Face folder."""
+        self.model.save_pretrained(folder)
+
+
+def is_volume(image: np.ndarray) -> bool:
+    """DxHxW, and not HxWx3."""
+    return image.ndim == 3 and image.shape[-1] != 3
