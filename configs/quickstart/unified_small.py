@@ -1,8 +1,8 @@
 """The quickstart: one small model, all tasks of the sample set in one mixture, minutes on two CPU cores."""
 
 
-def records(split, *tasks):
-    return dict(type="RecordDataset", path="data/sample", split=split, tasks=list(tasks))
+def records(split, *tasks, **arguments):
+    return dict(type="RecordDataset", path="data/sample", split=split, tasks=list(tasks), **arguments)
 
 
 task = dict(
@@ -22,10 +22,22 @@ train_data = dict(
         dict(dataset=records("train", "classification"), weight=1.0),
         dict(dataset=records("train", "caption"), weight=0.5),
         dict(dataset=records("train", "report"), weight=1.5),
+        dict(dataset=records("train", "region"), weight=1.0),
+        # Four volumes, eight slices each: this shows the road, not a result.
+        dict(dataset=records("train", "volume", slices=8, with_object=0.6), weight=0.25),
     ]
 )
 val_data = records("val", "referring", "absent", "box", "vqa")
-test_data = records("test", "referring", "absent", "box", "vqa", "classification", "caption", "report")
+test_data = dict(
+    mixture=[
+        dict(
+            dataset=records(
+                "test", "referring", "absent", "box", "vqa", "classification", "caption", "report", "region"
+            )
+        ),
+        dict(dataset=records("test", "volume", eight_bit=True)),
+    ]
+)
 collate = dict(type="GroundedCollator")
 optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.02)
 schedule = dict(type="cosine", warmup=50)

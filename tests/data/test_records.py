@@ -138,3 +138,26 @@ def test_absent_region_has_no_token_and_given_region_neither(folder):
     dataset = RecordDataset(folder)
     assert dataset[0].regions[0].presence == 0.0
     assert dataset[1].regions[0].mask.any()
+
+
+def test_some_slices_of_a_volume_for_training(folder):
+    array = np.zeros((4, 5, 20), np.int16)
+    array[1, 1] = np.arange(20) * 50
+    geometry = Geometry(np.diag((2.0, 3.0, 4.0, 1.0)))
+    mask = np.zeros_like(array, dtype=bool)
+    mask[1, 1, 7:10] = True
+    write_nifti(folder / "volumes/v.nii.gz", array, geometry)
+    write_nifti(folder / "masks/v.nii.gz", mask, geometry)
+    entry = record(task="volume", volume="volumes/v.nii.gz")
+    entry["regions"] = [{"phrase": "lesion", "mask": "masks/v.nii.gz", "present": True}]
+    del entry["image"]
+    write(folder, entry)
+    sample = RecordDataset(folder, slices=6, with_object=0.5)[0]
+    assert sample.images[0].shape == (6, 5, 4) and sample.images[0].dtype == np.uint8
+    shown = sample.regions[0].mask.any(axis=(1, 2))
+    assert shown.sum() == 3 and not sample.geometry.is_physical
+    bright = sample.images[0].max(axis=(1, 2))
+    assert (np.diff(bright.astype(int)) >= 0).all()  # slices keep their order
+    whole = RecordDataset(folder, eight_bit=True)[0]
+    assert whole.images[0].shape == (20, 5, 4) and whole.images[0].dtype == np.uint8 and whole.geometry.is_physical
+    assert RecordDataset(folder)[0].images[0].dtype == np.int16

@@ -9,7 +9,6 @@ ROOT/meta_train.json, VOLUME/SLICE              3D sets
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from unimed.data.biomed_templates import word
 from unimed.data.region_box import paint_box
+from unimed.data.slices import choose_slices
 from unimed.io.read import ReadError, read
 from unimed.registry import DATASETS
 from unimed.structures import Geometry, Region, Sample
@@ -357,7 +357,8 @@ class BiomedVolumeDataset(_Tree):
         if unknown := sorted(set(masks) - set(files)):
             raise TreeError(f"{self.root}: {volume}/{identifier} has a mask for {unknown[0]}, which is no slice of it")
         images, planes = [], []
-        for index in self._chosen([name in masks for name in files]):
+        shows = [name in masks for name in files]
+        for index in choose_slices(shows, self.slices, self.with_object, self.drawn):
             image = load_image(self.root / volume / files[index])
             if images and image.shape != images[0].shape:
                 raise TreeError(
@@ -376,22 +377,6 @@ class BiomedVolumeDataset(_Tree):
         region = Region(name, mask=mask if mask.any() else None, presence=float(mask.any()))
         answer = self._word("segmentation_answer") if mask.any() else f"There is no {name} here."
         return self._sample(f"{volume}/{identifier}", (stack,), question, answer, (region,), "volume", label=name)
-
-    def _chosen(self, shows: list[bool]) -> list[int]:
-        """Indices of the slices to read, in order."""
-        count = len(shows)
-        if self.slices is None or self.slices >= count:
-            return list(range(count))
-        with_it = [index for index, there in enumerate(shows) if there]
-        least = min(len(with_it), math.ceil(self.with_object * self.slices))
-        chosen = set(self._spread(with_it, least))
-        rest = [index for index in range(count) if index not in chosen]
-        return sorted(chosen | set(self._spread(rest, self.slices - least)))
-
-    def _spread(self, indices: list[int], count: int) -> list[int]:
-        if self.drawn:
-            return random.sample(indices, count)
-        return [indices[int(place)] for place in np.linspace(0, len(indices) - 1, count).round()] if count else []
 
 
 def sets_below(root: str | Path) -> list[tuple[Path, str]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from unimed.data.slices import choose_slices
 from unimed.io.geometry import reorient
 from unimed.io.read import ReadError, read
+from unimed.io.windows import percentiles_to_uint8
 from unimed.registry import DATASETS
-from unimed.structures import Region, Sample
+from unimed.structures import Geometry, Region, Sample
 from unimed.tokens import BOX_TOKEN, SEG_TOKEN
 
 TASKS = ("referring", "box", "vqa", "classification", "caption", "report", "region", "absent", "volume")
@@ -98,6 +101,9 @@ class RecordDataset:
         split: "train", "val", "test" or "aux"; ignored where `path` is a file.
         tasks: keep only records of these tasks; all if None.
         limit: keep only the first so many records.
+        slices: of a volume, keep only so many axial slices, spread evenly (for training; all are kept by default).
+        with_object: share of these that shall show what the record points at.
+        eight_bit: deeper volumes as uint8, by the percentiles of the whole volume; implied by `slices`.
 
     A sample's conversation is (("user", question), ("assistant", answer)). Its `labels` hold `task`, `label`,
     `choices`, `site`, `note` and `split`. Pictures come as HxW or HxWx3, volumes as DxHxW with D to the head, H to the
@@ -108,8 +114,18 @@ class RecordDataset:
             not fit its image or is empty, or a count of tokens that disagrees with the regions.
     """
 
-    def __init__(self, path, split: str = "train", tasks: Sequence[str] | None = None, limit: int | None = None):
+    def __init__(
+        self,
+        path,
+        split: str = "train",
+        tasks: Sequence[str] | None = None,
+        limit: int | None = None,
+        slices: int | None = None,
+        with_object: float = 0.0,
+        eight_bit: bool = False,
+    ):
         path = Path(path)
+        self.slices, self.with_object, self.eight_bit = slices, with_object, eight_bit or slices is not None
         self.file = path if path.is_file() else path / "records" / f"{split}.jsonl"
         self.root = self.file.parent.parent if self.file.parent.name == "records" else self.file.parent
         if tasks is not None and (unknown := sorted(set(tasks) - set(TASKS))):
@@ -127,13 +143,18 @@ class RecordDataset:
         if "volume" in record:
             array, geometry = reorient(array, geometry, "SPL")
             array = np.ascontiguousarray(array)
+        regions = tuple(self._region(record, entry, array.shape) for entry in record.get("regions") or ())
+        if "volume" in record and self.eight_bit and array.dtype != np.uint8:
+            array = percentiles_to_uint8(array)
+        if "volume" in record and self.slices is not None:
+            array, geometry, regions = self._thinned(array, geometry, regions)
         return Sample(
             images=(array,),
             geometry=geometry,
             sample_id=record["id"],
             modality=record.get("modality", ""),
             conversation=(("user", record["question"]), ("assistant", record["answer"])),
-            regions=tuple(self._region(record, entry, array.shape) for entry in record.get("regions") or ()),
+            regions=regions,
             labels={
                 name: record.get(name) if name != "site" else record.get(name, "")
                 for name in ("task", "label", "choices", "site", "note", "split")
@@ -143,6 +164,18 @@ class RecordDataset:
             licence=record.get("licence", ""),
             label_origin=record.get("label_origin", ""),
         )
+
+    def _thinned(self, array: np.ndarray, geometry: Geometry, regions: tuple[Region, ...]):
+        """Some slices of a volume, for training."""
+        masks = [region.mask for region in regions if region.mask is not None]
+        shows = np.any([mask.any(axis=(1, 2)) for mask in masks], axis=0) if masks else np.zeros(len(array), bool)
+        chosen = choose_slices(shows.tolist(), self.slices, self.with_object)
+        thinned = []
+        for region in regions:
+            mask = None if region.mask is None else region.mask[chosen]
+            thinned.append(replace(region, mask=mask))
+        # Slices lie at uneven distances now, which no affine can say.
+        return array[chosen], Geometry.pixels(source_format=geometry.source_format), tuple(thinned)
 
     def _load(self, record: dict, name: str):
         try:
