@@ -4,6 +4,7 @@
 COMMANDS = {
     "sample": "unimed.data.prepare.sample",
     "biomed-shapes": "unimed.data.prepare.biomed_shapes",
+    "biomed-volumes": "unimed.data.prepare.biomed_volumes",
     "biomedparse": "unimed.data.prepare.biomedparse",
     "unimed-clip": "unimed.data.prepare.unimed_clip",
 }

@@ -1,0 +1,129 @@
+"""Volumes with label maps to a 3D set in UniBiomed's layout: axial slices as pictures, and `meta_<split>.json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".npz")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `tools/prepare_data.py biomed-volumes`."""
+    parser.add_argument("--images", required=True, help="folder of volumes (NIfTI, NRRD, NPZ, folders of DICOM)")
+    parser.add_argument("--labels", required=True, help="folder of label maps of the same names, in the same grid")
+    parser.add_argument("--names", required=True, help='JSON file {"1": "liver in abdomen CT", ...}')
+    parser.add_argument("--out", required=True, help="folder of the set; a split that is there already is refused")
+    parser.add_argument("--split", default="train", choices=("train", "test"))
+    parser.add_argument("--site", default="", help="CT window: abdomen, brain, lung, ...; percentiles without it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the split; returns the exit code."""
+    from unimed.io.read import ReadError
+
+    try:
+        names = json.loads(Path(args.names).read_text(encoding="utf-8"))
+        print(build(args.images, args.labels, names, args.out, args.split, args.site))
+    except (OSError, ReadError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build(images, labels, names: Mapping[str, str], out, split: str = "train", site: str = "") -> Path:
+    """Write one split of a 3D set; it appears whole or not at all.
+
+    Every axial slice is written, seen as usual (the patient's left on the right, the back below); a mask is written for
+    each slice that shows the structure.
+
+    Args:
+        images, labels: folders; a volume and its label map have one name (suffixes may differ).
+        names: {label value: what it is called}; values that are not named are ignored.
+        site: see `ct_to_uint8`.
+
+    Returns:
+        the path of `meta_<split>.json`.
+
+    Raises:
+        FileNotFoundError: a folder or a label map is missing.
+        FileExistsError: the split is there already.
+        ReadError: a file cannot be read.
+        ValueError: no volumes, a label map of another grid, a name that is no number, or an unknown site.
+    """
+    out, meta = Path(out), Path(out) / f"meta_{split}.json"
+    if meta.exists():
+        raise FileExistsError(f"{meta} is there already; remove the split or choose another folder")
+    wanted = {int(value): str(name).strip() for value, name in names.items()}
+    sources, maps = _volumes(Path(images)), _volumes(Path(labels))
+    if not sources:
+        raise ValueError(f"{images}: no volume in it; known are {', '.join(SUFFIXES)} and folders of DICOM files")
+    if absent := sorted(set(sources) - set(maps)):
+        raise FileNotFoundError(f"{labels}: no label map for {', '.join(absent[:5])}")
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out, prefix=".volumes-"))
+    try:
+        volumes = {name: _write(name, sources[name], maps[name], wanted, temporary, site) for name in sorted(sources)}
+        for folder in sorted(temporary.iterdir()):
+            if (out / folder.name).exists():
+                raise FileExistsError(f"{out / folder.name} is there already; volumes of both splits need other names")
+        for folder in sorted(temporary.iterdir()):
+            folder.rename(out / folder.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    from unimed.io.write import write_whole
+
+    text = json.dumps({"volumes": volumes})
+    return write_whole(meta, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _volumes(folder: Path) -> dict[str, Path]:
+    """Name without suffix -> path."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    found = {}
+    for path in sorted(folder.iterdir()):
+        suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
+        if (suffix or path.is_dir()) and not path.name.startswith("."):
+            found[path.name[: len(path.name) - len(suffix)]] = path
+    return found
+
+
+def _write(name: str, image_path: Path, label_path: Path, wanted, root: Path, site: str) -> dict:
+    from PIL import Image
+
+    from unimed.io.geometry import reorient
+    from unimed.io.read import read
+    from unimed.io.windows import ct_to_uint8, percentiles_to_uint8
+
+    image, geometry = read(image_path)
+    truth, truth_geometry = read(label_path)
+    same = np.allclose(geometry.affine, truth_geometry.affine, atol=1e-2)
+    if image.ndim != 3 or truth.shape != image.shape or not same:
+        raise ValueError(f"{label_path}: {truth.shape} is not in the grid of {image_path} {image.shape}; resample it")
+    image, truth = reorient(image, geometry, "SPL")[0], reorient(truth, truth_geometry, "SPL")[0]
+    if image.dtype != np.uint8:
+        image = ct_to_uint8(image, site) if site else percentiles_to_uint8(image)
+    (root / name).mkdir()
+    (root / f"{name}_mask").mkdir()
+    slices = [f"{name}-s{index:04d}.png" for index in range(len(image))]
+    for file, plane in zip(slices, image, strict=True):
+        Image.fromarray(np.ascontiguousarray(plane)).save(root / name / file)
+    expressions = {}
+    for value, phrase in wanted.items():
+        shown = [index for index, plane in enumerate(truth) if (plane == value).any()]
+        if not shown:
+            continue
+        masks = [f"{name}_mask/{name}-s{index:04d}_{value}.png" for index in shown]
+        for file, index in zip(masks, shown, strict=True):
+            Image.fromarray((truth[index] == value).astype(np.uint8) * 255).save(root / file)
+        images = [f"{name}/{slices[index]}" for index in shown]
+        expressions[str(value)] = {"exp": phrase, "img_file": images, "mask_file": masks}
+    return {"slices": slices, "expressions": expressions}
