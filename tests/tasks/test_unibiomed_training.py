@@ -33,7 +33,7 @@ def test_configs_name_their_parts_and_sets(path):
         kinds = Counter(name.split()[0] for name in names)
         whole = dict(vqa=1, report=1, caption=1, segmentation=47, volume=4, disease=16, region=23)
         assert kinds == (dict(segmentation=46, disease=16) if "subset" in path.stem else whole)
-        assert re.search(r"InternVL2_5-\dB$", config.task.model.internvl)
+        assert re.search(r"InternVL2_5-\dB$", config.task.model.backbone)
         assert config.batch_size * config.accumulate * 8 == 128
 
 
@@ -105,9 +105,9 @@ def test_frozen_parts_take_another_number_type():
 
 
 def test_missing_parts_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="an InternVL 2.5 folder is needed"):
+    with pytest.raises(FileNotFoundError, match="an image-text folder is needed"):
         build_on_parts(tmp_path / "InternVL", tmp_path / "sam2.pt")
-    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "sam2.pt").touch()
     with pytest.raises(CheckpointError, match="internvl_chat"):
         build_on_parts(tmp_path, tmp_path / "sam2.pt")

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 from unimed.models.checkpoints import LAYOUTS
@@ -107,6 +108,7 @@ def _converted(source: Path) -> Path:
     target = root / "converted" / hashlib.sha256(stamp.encode()).hexdigest()[:16]
     if not (target / "config.json").is_file():
         partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         module.convert(source, partial)
         partial.rename(target)
     return target

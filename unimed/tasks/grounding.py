@@ -36,7 +36,7 @@ class GroundingTask(BaseModel):
 
     Args:
         model: folder of a grounded model (ours, or a published one), a model, or a dict: arguments of `build_small` for
-            one that starts from nothing; with `internvl`, those of `build_on_parts`; with `tiny=True`, of `build_tiny`.
+            one that starts from nothing; with `backbone`, those of `build_on_parts`; with `tiny=True`, of `build_tiny`.
         lora: arguments of peft's `LoraConfig` for the language model; None trains it whole.
         freeze: names (beginnings) of parameters that do not learn.
         learn: names (beginnings) of parameters that learn beside the adapters although `lora` freezes what they are
@@ -223,7 +223,7 @@ def build_model(model: str | dict | GroundedMLLM) -> GroundedMLLM:
         return model
     if isinstance(model, dict):
         options = dict(model)
-        if "internvl" in options:
+        if "backbone" in options:
             from unimed.models.grounded.parts import build_on_parts
 
             return build_on_parts(**options)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict, whole_folder
 
 _LAYER = r"^vision_model\.encoder\.layers\.(\d+)\."
 _VISION = "model.vision_tower.encoder.layer"
@@ -93,22 +93,26 @@ def text_config_of(published: dict):
 
     kind = published.get("model_type") or str(published.get("architectures", [""])[0]).lower()
     fields = {name: published[name] for name in _SHARED_TEXT_FIELDS if name in published}
-    theta = published.get("rope_theta", 10000.0)
-    scaling = published.get("rope_scaling") or {}
-    fields["rope_parameters"] = {
-        "rope_type": scaling.get("type", scaling.get("rope_type", "default")),
-        "rope_theta": theta,
-    }
-    if "factor" in scaling:
-        fields["rope_parameters"]["factor"] = scaling["factor"]
+    scaling = dict(published.get("rope_scaling") or {})
+    rope_type = scaling.pop("type", None) or scaling.pop("rope_type", None) or "default"
+    # Phi-3 called its way of scaling "su" at first.
+    rope = {"rope_type": {"su": "longrope"}.get(rope_type, rope_type), "rope_theta": published.get("rope_theta", 1e4)}
+    fields["rope_parameters"] = rope | {name: value for name, value in scaling.items() if name != "rope_type"}
     fields["tie_word_embeddings"] = bool(published.get("tie_word_embeddings", False))
     if "qwen2" in kind:
         return AutoConfig.for_model("qwen2", **fields)
     if "internlm2" in kind:
         return AutoConfig.for_model("llama", **fields, attention_bias=bool(published.get("bias", False)))
-    if "phi3" in kind or "llama" in kind:
-        return AutoConfig.for_model("phi3" if "phi3" in kind else "llama", **fields)
-    raise CheckpointError(f"no transformers class for language model {kind!r}; known are qwen2, internlm2, phi3, llama")
+    if "phi3" in kind:
+        more = ("original_max_position_embeddings", "sliding_window", "resid_pdrop", "embd_pdrop")
+        return AutoConfig.for_model("phi3", **fields, **{name: published[name] for name in more if name in published})
+    if "qwen3" in kind:
+        return AutoConfig.for_model("qwen3", **fields, head_dim=published.get("head_dim", 128))
+    if "llama" in kind:
+        return AutoConfig.for_model("llama", **fields)
+    raise CheckpointError(
+        f"no transformers class for language model {kind!r}; known are qwen2, qwen3, internlm2, phi3, llama"
+    )
 
 
 def backbone_config(published: dict, image_token_id: int):
@@ -152,12 +156,13 @@ def convert(source: Path, destination: Path) -> ConversionReport:
     Raises:
         CheckpointError: missing or left-over tensors, or an unknown language model.
     """
-    from transformers import AutoTokenizer, InternVLForConditionalGeneration
+    from transformers import InternVLForConditionalGeneration
 
     from unimed.models.checkpoints.sam2 import check_names
+    from unimed.models.checkpoints.tokenizers import read_without_remote_code
 
     published = json.loads((Path(source) / "config.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = read_without_remote_code(source)
     config = backbone_config(published, tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
     state = convert_state_dict(read_state_dict(source), published["llm_config"])
     with torch.device("meta"):
@@ -165,6 +170,7 @@ def convert(source: Path, destination: Path) -> ConversionReport:
     report = check_names(model, state, "internvl", source, destination)
     report.check()
     model = InternVLForConditionalGeneration.from_pretrained(None, config=config, state_dict=state)
-    model.save_pretrained(destination)
-    tokenizer.save_pretrained(destination)
+    with whole_folder(destination) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return report

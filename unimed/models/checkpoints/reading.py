@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,7 +16,35 @@ WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read safely, or whose keys are not those of its layout."""
+    """A checkpoint that cannot be read safely, or whose keys are not those of its layout.
+
+    `report` is the whole `ConversionReport` where keys are wrong, None otherwise.
+    """
+
+    def __init__(self, message: str, report: ConversionReport | None = None):
+        super().__init__(message)
+        self.report = report
+
+
+@contextmanager
+def whole_folder(destination: Path):
+    """A temporary folder that becomes `destination` if nothing is raised, and is removed otherwise.
+
+    Raises:
+        FileExistsError: `destination` holds something already.
+    """
+    destination = Path(destination)
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise FileExistsError(f"{destination} is already there; choose another name or remove it")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(destination)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 @dataclass
@@ -28,19 +59,28 @@ class ConversionReport:
     unexpected: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)  # key -> reason
     notes: list[str] = field(default_factory=list)
+    shapes: list[str] = field(default_factory=list)  # "key: shape instead of shape"
 
     def to_dict(self) -> dict:
         return asdict(self)
 
-    def check(self):
+    def check(self, most: int = 40):
         """Raises:
-        CheckpointError: a tensor is missing or left over; every one is named.
+        CheckpointError: a tensor is missing, left over or of another shape. Up to `most` of each kind are named in
+            the message, all of them in the report of the error (`tools/convert.py --report`).
         """
-        if self.missing or self.unexpected:
+        wrong = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.shapes}
+        if any(wrong.values()):
+            told = "; ".join(f"{len(names)} {kind}{_listed(names, most)}" for kind, names in wrong.items() if names)
             raise CheckpointError(
-                f"{self.source}: {len(self.missing)} missing {self.missing[:8]}, "
-                f"{len(self.unexpected)} unexpected {self.unexpected[:8]} for layout {self.layout!r}"
+                f"{self.source}: not a whole {self.layout!r} checkpoint: {told}. Is it of this layout and this size?",
+                self,
             )
+
+
+def _listed(names: list[str], most: int) -> str:
+    rest = f", and {len(names) - most} more (see --report)" if len(names) > most else ""
+    return " (" + ", ".join(names[:most]) + rest + ")"
 
 
 def read_state_dict(path, unwrap: bool = True, mmap: bool = True, safe_globals=()) -> dict[str, torch.Tensor]:
@@ -93,7 +133,14 @@ def read_state_dict(path, unwrap: bool = True, mmap: bool = True, safe_globals=(
     return tensors
 
 
+#: Where DeepSpeed keeps the weights of a run whose optimizer is sharded (ZeRO 1 and 2).
+ZERO_WEIGHTS = "mp_rank_00_model_states.pt"
+
+
 def _read_folder(path: Path, **options) -> dict[str, torch.Tensor]:
+    zero = [*path.glob(ZERO_WEIGHTS), *path.glob(f"*/{ZERO_WEIGHTS}")]
+    if zero:
+        return read_state_dict(zero[0], **options)
     for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (path / index_name).exists():
             shards = sorted(set(json.loads((path / index_name).read_text())["weight_map"].values()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict, whole_folder
 
 _NECK_ORDER = {"0": "proj_in", "1": "layers.0", "2": "proj_out"}
 _TWO_LAYERS = {"0": "proj_in", "1": "proj_out"}
@@ -219,24 +219,14 @@ def convert(source: Path, destination: Path) -> ConversionReport:
     report = check_names(model, state, layout="sam2", source=source, destination=destination)
     report.check()
     model.load_state_dict(state, assign=True, strict=False)
-    model.save_pretrained(destination)
+    with whole_folder(destination) as folder:
+        model.save_pretrained(folder)
     return report
 
 
 def check_names(model, state, layout, source, destination) -> ConversionReport:
-    """Compare names and shapes of `state` with those of `model`; buffers that are not saved do not count.
-
-    Raises:
-        CheckpointError: a tensor has another shape than the model wants.
-    """
+    """Compare names and shapes of `state` with those of `model`; buffers that are not saved do not count."""
     wanted = model.state_dict()
-    wrong = [
-        f"{name}: {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise CheckpointError(f"{source}: {len(wrong)} tensors of another shape: {'; '.join(wrong[:5])}")
     return ConversionReport(
         layout=layout,
         source=str(source),
@@ -244,4 +234,9 @@ def check_names(model, state, layout, source, destination) -> ConversionReport:
         mapped=len(wanted.keys() & state.keys()),
         missing=sorted(wanted.keys() - state.keys()),
         unexpected=sorted(state.keys() - wanted.keys()),
+        shapes=[
+            f"{name}: {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
     )

@@ -1,4 +1,4 @@
-"""Published UniBiomed and Sa2VA folders (InternVL 2.5 + SAM 2) to `GroundedMLLM`."""
+"""Published UniBiomed and Sa2VA folders (InternVL 2.5 + SAM 2), and their training files, to `GroundedMLLM`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,49 @@ from pathlib import Path
 import torch
 
 from unimed.models.checkpoints import internvl, sam2
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict, whole_folder
+from unimed.tokens import PHRASE_END, PHRASE_START, REGION_END, REGION_START, SEG_TOKEN
 
-_SAM = "grounding_encoder.sam2_model."
-_PROJECTION = "text_hidden_fcs."
+SAM = "grounding_encoder.sam2_model."
+PROJECTION = "text_hidden_fcs."
+#: In the order in which they are appended to the tokenizer of the language model.
+ADDED_TOKENS = (SEG_TOKEN, PHRASE_START, PHRASE_END, REGION_START, REGION_END)
+#: Names by which a training file of either project is known.
+_TRAINING = ("mllm.model.", "grounding_encoder.", "text_hidden_fcs.")
 
 
 def recognises(path: Path) -> bool:
-    """A folder whose configuration says `sa2va_chat`."""
+    """A folder whose configuration says `sa2va_chat`. (A training file needs to be told its base: `convert`.)"""
     config = Path(path) / "config.json"
     return config.is_file() and json.loads(config.read_text()).get("model_type") == "sa2va_chat"
 
 
+def add_arguments(parser) -> None:
+    """Options of `tools/convert.py --from unibiomed`."""
+    parser.add_argument(
+        "--base",
+        help="only for a training file (iter_N.pth): the folder it started from, OpenGVLab/InternVL2_5-* or a "
+        "published UniBiomed or Sa2VA folder",
+    )
+    parser.add_argument("--sam2", help="only for a training file on InternVL: sam2_hiera_large.pt")
+    parser.add_argument(
+        "--lora-scale", type=float, help="only for a training file: lora_alpha / r of its run (default 2, as published)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default float32)")
+
+
 def convert_state_dict(published: dict[str, torch.Tensor], text_config: dict) -> dict[str, torch.Tensor]:
     """Published tensors under the names of `GroundedMLLM`; every one is kept."""
-    sam = {name.removeprefix(_SAM): tensor for name, tensor in published.items() if name.startswith(_SAM)}
-    projection = {name.removeprefix(_PROJECTION): t for name, t in published.items() if name.startswith(_PROJECTION)}
-    rest = {name: t for name, t in published.items() if not name.startswith((_SAM, _PROJECTION))}
+    sam = {name.removeprefix(SAM): tensor for name, tensor in published.items() if name.startswith(SAM)}
+    projection = {name.removeprefix(PROJECTION): t for name, t in published.items() if name.startswith(PROJECTION)}
+    rest = {name: t for name, t in published.items() if not name.startswith((SAM, PROJECTION))}
     state = {f"backbone.vlm.{name}": t for name, t in internvl.convert_state_dict(rest, text_config).items()}
     state |= {f"mask_head.sam.{name}": t for name, t in sam2.convert_state_dict(sam).items()}
     state |= {f"seg_projection.{name}": t for name, t in projection.items()}
     return state
 
 
-def grounded_config(published: dict, tokenizer, mask_config=None):
+def grounded_config(published: dict, tokenizer, mask_config=None, presence_head: bool = False):
     """`GroundedConfig` of a published folder; SAM 2 is hiera-large unless `mask_config` says otherwise."""
     from unimed.models.grounded.configuration import GroundedConfig
 
@@ -39,9 +58,9 @@ def grounded_config(published: dict, tokenizer, mask_config=None):
     return GroundedConfig(
         backbone_config=internvl.backbone_config(published, image_token_id),
         mask_config=mask_config or sam2.sam2_video_config(144, **sam2.HIERA[144, 48]),
-        presence_head=False,
+        presence_head=presence_head,
         image_token_id=image_token_id,
-        seg_token_id=tokenizer.convert_tokens_to_ids("[SEG]"),
+        seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
     )
 
 
@@ -58,43 +77,121 @@ def grounded_processor(published: dict, tokenizer, mask_size: int = 1024):
         tile_size=size,
         max_tiles=12,
         mask_size=mask_size,
+        # InternLM2 begins with its <s>; Qwen2 has no such token.
+        bos=tokenizer.bos_token_id is not None and "qwen" not in published["llm_config"].get("model_type", ""),
     )
 
 
-def build(source: Path, mask_config=None, device="cpu"):
-    """The published folder as a `GroundedMLLM` with its processor, and the report of its tensors.
+def build(source, base=None, sam2=None, lora_scale: float = 2.0, dtype: str = "float32"):
+    """A published folder, or a training file with its `base`, as a `GroundedMLLM` with its processor.
+
+    Returns:
+        the model and the report of its tensors.
 
     Raises:
-        CheckpointError: missing or left-over tensors; each is named.
+        CheckpointError: missing or left-over tensors, each named; a tokenizer without the grounding tokens; a training
+            file without `base`.
     """
-    from transformers import AutoTokenizer
+    source = Path(source)
+    notes: list[str] = []
+    if recognises(source):
+        folder, state = source, read_state_dict(source)
+    else:
+        state = read_state_dict(source)
+        if not any(name.startswith(_TRAINING) for name in state):
+            raise CheckpointError(
+                f"{source}: neither a published folder (config.json of model_type sa2va_chat) nor a training file "
+                f"(names such as mllm.model...); its first names are {', '.join(list(state)[:5])}"
+            )
+        if base is None:
+            raise CheckpointError(
+                f"{source}: a training file holds only what was trained; give --base, the folder it started from"
+            )
+        folder = Path(base)
+        state, notes = with_base(state, folder, sam2, lora_scale, source)
+    published = json.loads((folder / "config.json").read_text())
+    tokenizer = read_tokenizer(folder, added=() if folder == source else ADDED_TOKENS)
+    model, report = assemble(published, tokenizer, state, source, dtype)
+    report.notes += notes
+    return model, report
 
+
+def assemble(published: dict, tokenizer, state: dict, source, dtype: str = "float32", new: dict | None = None):
+    """A `GroundedMLLM` of tensors under published names, and the report of its tensors.
+
+    Args:
+        new: tensors of parts that start untrained, under our names.
+
+    Raises:
+        CheckpointError: see `build`.
+    """
     from unimed.models.grounded.modeling import GroundedMLLM
 
-    source = Path(source)
-    published = json.loads((source / "config.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    for token in ("[SEG]", "<IMG_CONTEXT>"):
+    for token in (SEG_TOKEN, "<IMG_CONTEXT>"):
         if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
             raise CheckpointError(f"{source}: the tokenizer does not know {token}; is its added_tokens file there?")
-    if mask_config is None and "tiny_sam2" in published:
+    if "tiny_sam2" in published:
         mask_config = _tiny_mask_config(published["tiny_sam2"])
-    config = grounded_config(published, tokenizer, mask_config)
+    else:
+        mask_config = sam2.config_of({n.removeprefix(SAM): t for n, t in state.items() if n.startswith(SAM)})
+    new = new or {}
+    config = grounded_config(published, tokenizer, mask_config, presence_head="presence_head.weight" in new)
     # One number type throughout: published files mix them.
-    state = {n: t.float() for n, t in convert_state_dict(read_state_dict(source), published["llm_config"]).items()}
+    wanted = getattr(torch, dtype)
+    converted = convert_state_dict(state, published["llm_config"]) | new
+    converted = {name: tensor.to(wanted) for name, tensor in converted.items()}
     with torch.device("meta"):
         skeleton = GroundedMLLM(config)
-    report = sam2.check_names(skeleton, state, "unibiomed", source, "")
+    report = sam2.check_names(skeleton, converted, "unibiomed", source, "")
     report.check()
-    model = GroundedMLLM.from_pretrained(None, config=config, state_dict=state).eval()
+    model = GroundedMLLM.from_pretrained(None, config=config, state_dict=converted, dtype=wanted).eval()
     model.processor = grounded_processor(published, tokenizer, config.mask_config.image_size)
     return model, report
 
 
-def convert(source: Path, destination: Path) -> ConversionReport:
-    """Write a published folder as one that `unimed.load` and `AutoModel.from_pretrained` open."""
-    model, report = build(source)
-    model.save_pretrained(destination)
+def with_base(trained: dict, base: Path, sam2_file, lora_scale: float, source) -> tuple[dict, list[str]]:
+    """Tensors of a training file put onto those it started from, all under published names.
+
+    Raises:
+        CheckpointError: a tensor of the training file has no place, or SAM 2 is in neither.
+    """
+    from unimed.models.checkpoints.unibiomed_training import merge_training
+
+    kind = (
+        json.loads((base / "config.json").read_text()).get("model_type") if (base / "config.json").is_file() else None
+    )
+    if kind not in ("internvl_chat", "sa2va_chat"):
+        raise CheckpointError(f"{base}: --base is a folder of InternVL 2.5, UniBiomed or Sa2VA, this says {kind!r}")
+    state = read_state_dict(base)
+    if sam2_file is not None:
+        state |= {SAM + name: tensor for name, tensor in read_state_dict(sam2_file).items()}
+    if not any(name.startswith(SAM + "image_encoder.") for name in state):
+        raise CheckpointError(
+            f"{source}: neither it nor {base} holds the image encoder of SAM 2; give --sam2 sam2_hiera_large.pt"
+        )
+    return merge_training(trained, state, lora_scale, source)
+
+
+def read_tokenizer(folder: Path, added=()):
+    """The tokenizer of a published folder, without its remote code, and with `added` tokens appended where missing."""
+    from unimed.models.checkpoints.tokenizers import read_without_remote_code
+
+    tokenizer = read_without_remote_code(folder)
+    known = tokenizer.get_vocab()
+    if missing := [token for token in added if token not in known]:
+        tokenizer.add_tokens(missing, special_tokens=True)
+    return tokenizer
+
+
+def convert(source: Path, destination: Path, **options) -> ConversionReport:
+    """Write a published folder or a training file as one that `unimed.load` and `AutoModel.from_pretrained` open.
+
+    Args:
+        options: `base`, `sam2`, `lora_scale` and `dtype` of `build`.
+    """
+    with whole_folder(destination) as folder:
+        model, report = build(source, **options)
+        model.save_pretrained(folder)
     report.destination = str(destination)
     return report
 

@@ -68,7 +68,7 @@ def ask(
     asked = text
     if IMAGE_PLACEHOLDER in text or not past_text:
         asked = processor.question(text, seen.units, literal=literal).strip()
-    ids = processor._ids(past_text + TEMPLATES[processor.template].prompt([("user", asked)]))
+    ids = processor.prompt_ids(past_text + TEMPLATES[processor.template].prompt([("user", asked)]))
     if len(ids) > processor.max_prompt_tokens:
         raise PromptError(f"the question has {len(ids)} tokens, the model reads at most {processor.max_prompt_tokens}")
     return model.answer([ids], seen.tokens, seen.grid, max_new_tokens=max_new_tokens)[0]

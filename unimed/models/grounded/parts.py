@@ -1,4 +1,4 @@
-"""Grounded models from published parts: an InternVL 2.5 folder and an official SAM 2 file, joined as UniBiomed does."""
+"""A grounded model from published parts: an image-text model and SAM 2, with an untrained [SEG] between them."""
 
 from __future__ import annotations
 
@@ -6,75 +6,148 @@ import json
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from unimed.models.checkpoints import sam2 as sam2_layout
+from unimed.models.checkpoints import unibiomed
+from unimed.models.checkpoints.reading import CheckpointError, read_state_dict
+from unimed.models.checkpoints.tokenizers import read_without_remote_code
+from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.modeling import GroundedMLLM
-from unimed.tokens import BOX_TOKEN, GROUNDING_TOKENS
+from unimed.models.grounded.processing import GroundedProcessor
+from unimed.models.heads.mask import PromptProjection
+
+#: Families that a model can start from besides the published InternVL folders, as transformers writes them.
+FAMILIES = ("internvl", "llava", "qwen2_vl", "qwen2_5_vl")
+#: Embeddings and heads of the language models of InternVL 2.5.
+_EMBEDDINGS = (
+    "language_model.model.embed_tokens.weight language_model.lm_head.weight "
+    "language_model.model.tok_embeddings.weight language_model.output.weight"
+).split()
+_CLIP = dict(tile_mean=(0.48145466, 0.4578275, 0.40821073), tile_std=(0.26862954, 0.26130258, 0.27577711))
 
 
-def build_on_parts(internvl, sam2, *, presence_head: bool = False, seed: int = 0) -> GroundedMLLM:
+def build_on_parts(
+    backbone, sam2, *, presence_head: bool = False, template: str | None = None, seed: int = 0, dtype: str = "float32"
+) -> GroundedMLLM:
     """A grounded model to be trained: eyes, language model and mask decoder are published, what joins them is new.
 
-    The grounding tokens are added to the tokenizer; their embeddings start as the mean of all others. Everything is in
-    float32.
+    The grounding tokens are appended to the tokenizer; their embeddings start as the mean of all others.
 
     Args:
-        internvl: folder of `OpenGVLab/InternVL2_5-*` as published.
+        backbone: OpenGVLab/InternVL2_5-* as published, or a folder of transformers' own InternVL, LLaVA, Qwen2-VL or
+            Qwen2.5-VL.
         sam2: `sam2_hiera_*.pt` or `sam2.1_hiera_*.pt` as published.
         presence_head: also ask the state of a [SEG] whether the thing is there (UniBiomed does not).
+        template: name of a chat template; that of the family by default ("phi3_chat" on published InternVL folders, as
+            UniBiomed and Sa2VA train).
         seed: of the projection of [SEG] states and of the presence head.
 
     Raises:
         FileNotFoundError: a part is not there.
-        CheckpointError: a part is no such checkpoint, or has missing or left-over tensors; each is named.
+        CheckpointError: a part is of no known family, or has missing or left-over tensors; each is named.
     """
-    from transformers import AutoTokenizer
-
-    from unimed.models.checkpoints import internvl as internvl_layout
-    from unimed.models.checkpoints import sam2 as sam2_layout
-    from unimed.models.checkpoints.reading import CheckpointError, read_state_dict
-    from unimed.models.checkpoints.unibiomed import grounded_config, grounded_processor
-
-    internvl, sam2 = Path(internvl), Path(sam2)
-    for path, what in ((internvl / "config.json", "an InternVL 2.5 folder"), (sam2, "an official SAM 2 file")):
+    backbone, sam2 = Path(backbone), Path(sam2)
+    for path, what in ((backbone / "config.json", "an image-text folder"), (sam2, "an official SAM 2 file")):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; {what} is needed here, see pretrained/README.md")
-    if not internvl_layout.recognises(internvl):
-        raise CheckpointError(f"{internvl}: its config.json is not of a published InternVL (`internvl_chat`)")
-    published = json.loads((internvl / "config.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(internvl)
-    tokenizer.add_tokens([token for token in GROUNDING_TOKENS if token != BOX_TOKEN], special_tokens=True)
-    state = internvl_layout.convert_state_dict(read_state_dict(internvl), published["llm_config"])
-    rows = max(len(tokenizer), len(state["lm_head.weight"]))
-    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
-        state[name] = _with_rows(state[name].float(), rows)
-    published["llm_config"] = {**published["llm_config"], "vocab_size": rows}
-    published["template"] = "phi3_chat"
+    published = json.loads((backbone / "config.json").read_text(encoding="utf-8"))
+    kind = published.get("model_type")
+    if kind != "internvl_chat" and kind not in FAMILIES:
+        raise CheckpointError(
+            f"{backbone}: no way to start from a model of type {kind!r}; known are internvl_chat (as published) and "
+            f"{', '.join(FAMILIES)} (as transformers writes them)"
+        )
     official = read_state_dict(sam2)
-    config = grounded_config(published, tokenizer, sam2_layout.config_of(official))
-    config.presence_head = presence_head
-    loaded = {f"backbone.vlm.{name}": tensor for name, tensor in state.items()}
-    loaded |= {f"mask_head.sam.{name}": tensor for name, tensor in sam2_layout.convert_state_dict(official).items()}
-    with torch.device("meta"):
-        skeleton = GroundedMLLM(config)
-    report = sam2_layout.check_names(skeleton, loaded, "parts", internvl, "")
-    report.missing = [name for name in report.missing if not name.startswith(("seg_projection.", "presence_head."))]
-    report.check()
+    if kind != "internvl_chat":
+        return _on_transformers_model(backbone, kind, official, presence_head, template, seed, getattr(torch, dtype))
+    tokenizer = unibiomed.read_tokenizer(backbone, added=unibiomed.ADDED_TOKENS)
+    state = read_state_dict(backbone) | {unibiomed.SAM + name: tensor for name, tensor in official.items()}
+    for name in set(_EMBEDDINGS) & set(state):
+        state[name] = _with_rows(state[name], len(tokenizer))
+    published["llm_config"] = {**published["llm_config"], "vocab_size": len(tokenizer)}
+    published["template"] = template or "phi3_chat"
+    new = _untrained(published["llm_config"]["hidden_size"], _prompt_width(official), presence_head, seed)
+    return unibiomed.assemble(published, tokenizer, state, backbone, dtype, new)[0]
+
+
+def _untrained(hidden_dim: int, prompt_dim: int, presence_head: bool, seed: int) -> dict[str, torch.Tensor]:
+    """Weights of the parts that no published file holds before the first training, drawn by torch's own rules."""
     torch.manual_seed(seed)
-    # What is new is drawn by torch's own rules, on a copy small enough to be thrown away.
-    new = {f"seg_projection.{n}": t for n, t in type(skeleton.seg_projection)(
-        skeleton.backbone.hidden_dim, skeleton.mask_head.prompt_dim).state_dict().items()}  # fmt: skip
+    projection = PromptProjection(hidden_dim, prompt_dim).state_dict()
+    new = {f"seg_projection.{name}": tensor for name, tensor in projection.items()}
     if presence_head:
-        head = torch.nn.Linear(skeleton.backbone.hidden_dim, 1)
-        new |= {f"presence_head.{name}": tensor for name, tensor in head.state_dict().items()}
-    model = GroundedMLLM.from_pretrained(
-        None, config=config, state_dict={name: tensor.float() for name, tensor in (loaded | new).items()}
-    )
-    model.processor = grounded_processor(published, tokenizer, config.mask_config.image_size)
-    return model
+        new |= {f"presence_head.{name}": tensor for name, tensor in nn.Linear(hidden_dim, 1).state_dict().items()}
+    return new
+
+
+def _prompt_width(official: dict) -> int:
+    name = "sam_mask_decoder.mask_tokens.weight"
+    if name not in official:
+        raise CheckpointError(f"no SAM 2 mask decoder among the tensors ({name} is not there)")
+    return official[name].shape[1]
 
 
 def _with_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
-    """An embedding table [V, D] grown to `rows` by the mean of what it has."""
+    """An embedding table [V, D] with `rows` rows: new ones are the mean of the old, those without a token are cut."""
     if rows <= len(table):
-        return table
-    return torch.cat([table, table.mean(dim=0, keepdim=True).expand(rows - len(table), -1)])
+        return table[:rows]
+    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+    return torch.cat([table, mean.expand(rows - len(table), -1)])
+
+
+def _on_transformers_model(backbone: Path, kind: str, official: dict, presence_head, template, seed, dtype):
+    from transformers import AutoModelForImageTextToText
+
+    tokenizer = read_without_remote_code(backbone)
+    vlm = AutoModelForImageTextToText.from_pretrained(backbone, dtype=dtype)
+    tokenizer.add_tokens(list(unibiomed.ADDED_TOKENS), special_tokens=True)
+    if len(tokenizer) > vlm.get_input_embeddings().num_embeddings:
+        vlm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    # The head is untied: the grounding tokens are read and said in different ways.
+    vlm.config.tie_word_embeddings = vlm.config.get_text_config().tie_word_embeddings = False
+    options = _processor_options(kind, vlm.config, backbone)
+    config = GroundedConfig(
+        backbone_config=vlm.config,
+        mask_config=sam2_layout.config_of(official),
+        presence_head=presence_head,
+        image_token_id=tokenizer.convert_tokens_to_ids(options["image_token"]),
+        seg_token_id=tokenizer.convert_tokens_to_ids(unibiomed.SEG_TOKEN),
+    )
+    state = {f"backbone.vlm.{name}": tensor.clone() for name, tensor in vlm.state_dict().items()}
+    state |= {f"mask_head.sam.{name}": tensor for name, tensor in sam2_layout.convert_state_dict(official).items()}
+    state |= _untrained(vlm.config.get_text_config().hidden_size, _prompt_width(official), presence_head, seed)
+    with torch.device("meta"):
+        skeleton = GroundedMLLM(config)
+    sam2_layout.check_names(skeleton, state, kind, backbone, "").check()
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    model = GroundedMLLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval()
+    options["template"] = template or options["template"]
+    model.processor = GroundedProcessor(tokenizer, mask_size=config.mask_config.image_size, **options)
+    return model
+
+
+def _processor_options(kind: str, config, folder: Path) -> dict:
+    vision = config.vision_config
+    if kind in ("qwen2_vl", "qwen2_5_vl"):
+        file = folder / "preprocessor_config.json"
+        read = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        size = read.get("size") or {}
+        fewest = read.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+        most = read.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+        # Sa2VA trains Qwen-VL with at most 2048 tokens an image.
+        return dict(
+            template="qwen_chat", image_start="<|vision_start|>", image_token="<|image_pad|>",
+            image_end="<|vision_end|>", native_pixels=(fewest, min(most, 2048 * 28 * 28)),
+            patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, **_CLIP,
+        )  # fmt: skip
+    side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
+    patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+    if kind == "llava":
+        whole = config.vision_feature_select_strategy != "default"
+        return dict(
+            template="llava_v1", image_start="", image_token="<image>", image_end="", tile_size=side, max_tiles=1,
+            tokens_per_tile=(side // patch) ** 2 + whole, bos=True, **_CLIP,
+        )  # fmt: skip
+    per_side = int(side // patch * config.downsample_ratio)
+    return dict(template="qwen_chat", tile_size=side, tokens_per_tile=per_side**2)

@@ -243,7 +243,7 @@ class GroundedProcessor(ProcessorMixin):
             (role, text if role != "user" else self._turn(text, index, unit_count, literal, cells))
             for index, (role, text) in enumerate(turns)
         ]
-        ids = self._opening() + self._ids(TEMPLATES[self.template].prompt(written, self.system))
+        ids = self.prompt_ids(TEMPLATES[self.template].prompt(written, self.system))
         if len(ids) > self.max_prompt_tokens:
             raise PromptError(f"the question has {len(ids)} tokens, the model reads at most {self.max_prompt_tokens}")
         return ids
@@ -258,20 +258,22 @@ class GroundedProcessor(ProcessorMixin):
         for index in range(0, len(conversation) - 1, 2):
             (_, question), (_, answer) = conversation[index], conversation[index + 1]
             asked = self._turn(question, index, unit_count, True, cells)
-            prompt = self._ids(template.prompt([("user", asked)], "" if index else self.system))
-            prompt = prompt if index else self._opening() + prompt
+            asked = template.prompt([("user", asked)], "" if index else self.system)
+            prompt = self._ids(asked) if index else self.prompt_ids(asked)
             said = self._ids(answer + template.stop)
             ids += prompt + said
             labels += [-100] * len(prompt) + said
         return ids, labels
 
+    def prompt_ids(self, text: str) -> list[int]:
+        """Ids of a conversation that is written out already."""
+        begins = self.bos and self.tokenizer.bos_token_id is not None
+        return ([self.tokenizer.bos_token_id] if begins else []) + self._ids(text)
+
     def _ids(self, text: str) -> list[int]:
         if self.separate_tokens:
             return separate_ids(self.tokenizer, text)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _opening(self) -> list[int]:
-        return [self.tokenizer.bos_token_id] if self.bos and self.tokenizer.bos_token_id is not None else []
 
     # -- answers ------------------------------------------------------------------------------------------------
     @property

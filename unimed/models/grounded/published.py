@@ -50,7 +50,7 @@ def _image(model, image, text, past_text, mask_prompts, max_new_tokens) -> dict:
         asked = processor.question(text, units, literal=False, cells=cells)
     prompt = past_text + TEMPLATES[processor.template].prompt([("user", asked)])
     rows, features = model._decode_rows(
-        [source], [0], [processor._ids(prompt)], max_new_tokens, 0.0, None, True, [cells]
+        [source], [0], [processor.prompt_ids(prompt)], max_new_tokens, 0.0, None, True, [cells]
     )
     masks = []
     if source is not None:
