@@ -91,7 +91,9 @@ def read_index(path: Path) -> tuple[list[str], np.ndarray, str]:
                     end = member.offset_data + -(-member.size // 512) * 512
                     if not member.isfile():
                         continue
-                    name, _, suffix = member.name.partition(".")
+                    folder, _, file = member.name.rpartition("/")
+                    name, _, suffix = file.partition(".")
+                    name = f"{folder}/{name}" if folder not in ("", ".") else name
                     suffix = suffix.lower()
                     if suffix not in IMAGES and suffix not in TEXTS:
                         continue

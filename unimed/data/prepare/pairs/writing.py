@@ -1,0 +1,208 @@
+"""Shards whose bytes depend on the source alone, with checksums, written so that an interrupted run goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from unimed.data.packages import sha256_of
+from unimed.data.prepare.pairs.sources import Pair, Source, SourceError, clean_captions, published_text
+from unimed.io.write import write_whole
+
+LAYOUTS = ("json", "published")
+_SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "BMP": "bmp", "WEBP": "webp"}
+
+
+@dataclass
+class Progress:
+    """What is in a folder already: shards (name, samples, bytes, sha256, records read up to its end) and skips."""
+
+    shards: list[dict] = field(default_factory=list)
+    skipped: list[dict] = field(default_factory=list)
+    noted: int = 0  # skips that stand in the file
+
+    @property
+    def records(self) -> int:
+        return self.shards[-1]["records"] if self.shards else 0
+
+    @property
+    def samples(self) -> int:
+        return sum(shard["samples"] for shard in self.shards)
+
+
+def write_shards(
+    source: Source,
+    pairs: Iterator[Pair],
+    out: str | Path,
+    *,
+    per_shard: int = 1000,
+    layout: str = "json",
+    max_skipped: int = 1000,
+    limit: int | None = None,
+    settings: dict | None = None,
+    report=print,
+) -> dict:
+    """Write `dataset-000001.tar` and so on with the bytes of the images as they are.
+
+    Args:
+        pairs: in a fixed order; records of an earlier run are passed over without reading their images.
+        layout: "json" writes `NAME.<kind of the image>` and `NAME.json` (captions, label, source file); "published"
+            writes `NAME.jpg` and `NAME.txt` as the published scripts do.
+        max_skipped: images that are missing or broken, and pairs without a caption, are skipped and named in
+            `skipped.jsonl`, up to so many.
+        limit: of records, for a trial.
+
+    Returns:
+        the content of `manifest.json`, which is written last: source, settings, totals, every shard's sha256.
+
+    Raises:
+        SourceError: unknown layout, other settings than those of the shards that are there, a shard that was changed,
+            too many skips, or nothing left to write.
+    """
+    if layout not in LAYOUTS:
+        raise SourceError(f"layout {layout!r} is not known; choose one of: {', '.join(LAYOUTS)}")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    described = {"source": source.name, "layout": layout, "per_shard": per_shard, **(settings or {})}
+    described = json.loads(json.dumps(described))
+    progress = _resume(out, described)
+    if progress.records:
+        report(f"{source.name}: {progress.records} records are done ({len(progress.shards)} shards), going on")
+    rest = islice(pairs, progress.records, limit)
+    done, waiting = progress.records, []
+    with ThreadPoolExecutor(8) as pool:
+        while chunk := list(islice(rest, per_shard)):
+            for pair, (data, problem) in zip(chunk, pool.map(lambda p: _read(source, p), chunk), strict=True):
+                done += 1
+                captions = clean_captions(pair) if layout == "json" else pair.captions
+                problem = problem or ("" if any(c.strip() for c in captions) else "no caption")
+                if problem:
+                    skip = {"record": done, "image": str(pair.image), "reason": problem}
+                    progress.skipped.append(skip)
+                    if len(progress.skipped) > max_skipped:
+                        raise SourceError(
+                            f"{source.name}: {len(progress.skipped)} records skipped, more than {max_skipped}; the "
+                            f"last is record {done}, {pair.image}: {problem}. Correct the folder or raise --max-skipped"
+                        )
+                    continue
+                waiting.append(_members(source, pair, data, layout))
+                if len(waiting) == per_shard:
+                    _write(out, progress, waiting, done, described)
+                    waiting = []
+    if waiting:
+        _write(out, progress, waiting, done, described)
+    _name_skipped(out, progress)
+    if not progress.shards:
+        raise SourceError(f"{source.name}: no record could be written; {len(progress.skipped)} were skipped")
+    manifest = described | {
+        "samples": progress.samples,
+        "skipped": len(progress.skipped),
+        "records": done,
+        "shards": progress.shards,
+    }
+    write_whole(out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
+    report(f"{source.name}: {progress.samples} pairs in {len(progress.shards)} shards, {len(progress.skipped)} skipped")
+    return manifest
+
+
+def _resume(out: Path, described: dict) -> Progress:
+    """State after the last whole shard. A shard is whole once its line stands in `progress.jsonl`."""
+    file, progress, whole = out / "progress.jsonl", Progress(), []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break  # half a line of a killed run: its shard is written again
+        if entry["settings"] != described:
+            raise SourceError(f"{out} holds shards of other settings ({entry['settings']}); choose another folder")
+        shard = entry["shard"]
+        path = out / shard["name"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"] or sha256_of(path) != shard["sha256"]:
+            raise SourceError(f"{path} is not the file that was written; remove {out} and prepare again")
+        progress.shards.append(shard)
+        progress.skipped += entry["skipped"]
+        whole.append(line)
+    progress.noted = len(progress.skipped)
+    if len(whole) < len(lines):
+        write_whole(file, lambda path: path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8"))
+    return progress
+
+
+def _write(out: Path, progress: Progress, members: list, records: int, described: dict) -> None:
+    name = f"dataset-{len(progress.shards) + 1:06d}.tar"
+    path = write_whole(out / name, lambda temporary: _tar(temporary, members, progress.samples))
+    shard = {"name": name, "samples": len(members), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    progress.shards.append(shard | {"records": records})
+    skipped = progress.skipped[progress.noted :]
+    progress.noted = len(progress.skipped)
+    entry = {"shard": progress.shards[-1], "skipped": skipped, "settings": described}
+    with open(out / "progress.jsonl", "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(entry) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    _name_skipped(out, progress)
+
+
+def _name_skipped(out: Path, progress: Progress) -> None:
+    text = "".join(json.dumps(skip) + "\n" for skip in progress.skipped)
+    write_whole(out / "skipped.jsonl", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _tar(path: Path, members: list, start: int) -> None:
+    """Times, owners and modes are fixed, so that the same source gives the same bytes."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number, files in enumerate(members, start):
+            for suffix, data in files:
+                info = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                info.size, info.mtime, info.mode = len(data), 0, 0o644
+                archive.addfile(info, io.BytesIO(data))
+
+
+def _read(source: Source, pair: Pair) -> tuple[bytes, str]:
+    from PIL import Image
+
+    path = pair.image
+    for folder in source.options.get("folders", ()):
+        if not path.is_file() and (path.parent / folder / path.name).is_file():
+            path = path.parent / folder / path.name
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return b"", f"the image cannot be read ({error.strerror})"
+    if data[128:132] == b"DICM":
+        return data, ""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.verify()
+    except Exception as error:  # noqa: BLE001 - PIL raises whatever the decoder does
+        return b"", f"no picture ({type(error).__name__})"
+    return data, ""
+
+
+def _members(source: Source, pair: Pair, data: bytes, layout: str) -> list[tuple[str, bytes]]:
+    if layout == "published":
+        return [("jpg", data), ("txt", published_text(source, pair).encode("utf-8"))]
+    described = {"captions": clean_captions(pair), "source": source.name, "file": pair.image.name}
+    if pair.label:
+        described["label"] = pair.label
+    if pair.report and pair.report != "noreportpresent" and len(described["captions"]) > 1:
+        # The report alone is drawn where there is one, as published.
+        described["weights"] = [1.0] + [0.0] * (len(described["captions"]) - 1)
+    return [(_suffix(data), data), ("json", json.dumps(described, ensure_ascii=False).encode("utf-8"))]
+
+
+def _suffix(data: bytes) -> str:
+    from PIL import Image
+
+    if data[128:132] == b"DICM":
+        return "dcm"
+    with Image.open(io.BytesIO(data)) as picture:
+        return _SUFFIXES.get(picture.format, "jpg")
