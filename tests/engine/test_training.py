@@ -134,7 +134,7 @@ def test_evaluate_writes_cases_and_table(tiny, whole_run, tmp_path):
     [("constant", (1.0, 1.0)), ("linear", (0.55, 0.1)), ("cosine", (0.55, 0.1))],
 )
 def test_schedules(kind, expected):
-    schedule = dict(type=kind, warmup=4, min_ratio=0.1, milestones=(), gamma=0.1)
+    schedule = dict(type=kind, warmup=4, warmup_full=False, min_ratio=0.1, milestones=(), gamma=0.1)
     assert schedule_factor(schedule, 0, 24) == pytest.approx(0.2)
     assert schedule_factor(schedule, 14, 24) == pytest.approx(expected[0])
     assert schedule_factor(schedule, 24, 24) == pytest.approx(expected[1])
