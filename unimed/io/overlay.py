@@ -20,6 +20,9 @@ NOTICE = "research use only"
 def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 0.45) -> np.ndarray:
     """Masks as tints with a hard edge, boxes as frames, phrases as captions.
 
+    A box with a standard deviation is drawn in a band of one standard deviation to each side; outer and inner boxes of
+    a calibration are thin dashed frames.
+
     Args:
         image: HxW or HxWx3, uint8.
         regions: 2D regions in the pixels of `image`.
@@ -47,6 +50,10 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
         inside = canvas[region.mask].astype(np.float32)
         canvas[region.mask] = np.rint((1 - opacity) * inside + opacity * tint).astype(np.uint8)
         canvas[_edge(region.mask)] = colour
+    for region, colour in zip(regions, _cycle(COLOURS, len(regions)), strict=True):
+        if region.box_xyxy_px is not None and region.box_std_px is not None:
+            band = _band(region.box_xyxy_px, region.box_std_px, canvas.shape[:2])
+            canvas[band] = np.rint(0.65 * canvas[band] + 0.35 * np.array(colour)).astype(np.uint8)
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     letter_px = max(11, canvas.shape[0] // 45)
@@ -55,6 +62,9 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
         if region.box_xyxy_px is not None:
             x1, y1, x2, y2 = region.box_xyxy_px
             draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=max(1, min(canvas.shape[:2]) // 200))
+            for box in (region.box_outer_xyxy_px, region.box_inner_xyxy_px):
+                if box is not None:
+                    _dashed(draw, box, colour)
         caption = region.phrase if region.presence is None else f"{region.phrase} ({region.presence:.2f})"
         draw.text(
             (3, 2 + 1.2 * letter_px * line), caption, font=font, fill=colour, stroke_width=1, stroke_fill=(0, 0, 0)
@@ -73,8 +83,12 @@ def scale_to_width(image: np.ndarray, regions: Sequence[Region], width: int) -> 
         mask = region.mask
         if mask is not None:
             mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST), dtype=bool)
-        box = region.box_xyxy_px and tuple(value * factor for value in region.box_xyxy_px)
-        scaled.append(replace(region, mask=mask, box_xyxy_px=box, box_std_px=None))
+        boxes = {
+            name: tuple(value * factor for value in getattr(region, name))
+            for name in ("box_xyxy_px", "box_std_px", "box_outer_xyxy_px", "box_inner_xyxy_px")
+            if getattr(region, name) is not None
+        }
+        scaled.append(replace(region, mask=mask, **boxes))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)), scaled
 
 
@@ -89,6 +103,27 @@ def write_overlay(path: str | Path, image: np.ndarray, regions: Sequence[Region]
     information = PngImagePlugin.PngInfo()
     information.add_text("Notice", NOTICE)
     return write_whole(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=information))
+
+
+def _band(box, std, size: tuple[int, int]) -> np.ndarray:
+    """bool HxW, True where a pixel lies between the box less and the box plus its standard deviations."""
+    rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
+
+    def inside(x1, y1, x2, y2):
+        return (columns >= x1) & (columns <= x2) & (rows >= y1) & (rows <= y2)
+
+    (x1, y1, x2, y2), (a, b, c, d) = box, std
+    return inside(x1 - a, y1 - b, x2 + c, y2 + d) & ~inside(x1 + a, y1 + b, x2 - c, y2 - d)
+
+
+def _dashed(draw, box, colour, dash: int = 4) -> None:
+    x1, y1, x2, y2 = (int(round(value)) for value in box)
+    for x in range(x1, x2, 2 * dash):
+        for y in (y1, y2 - 1):
+            draw.line((x, y, min(x + dash, x2) - 1, y), fill=colour)
+    for y in range(y1, y2, 2 * dash):
+        for x in (x1, x2 - 1):
+            draw.line((x, y, x, min(y + dash, y2) - 1), fill=colour)
 
 
 def _cycle(colours, count):

@@ -25,7 +25,7 @@ class LoadError(ValueError):
     """A path that holds no model we know."""
 
 
-def load(path, device: str = "auto", dtype: str = "auto"):
+def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
     """A model ready to predict.
 
     Args:
@@ -33,10 +33,13 @@ def load(path, device: str = "auto", dtype: str = "auto"):
             a known layout (converted once into the cache folder); a Hugging Face hub id of one of our folders; or
             `open_clip:NAME[/WEIGHTS]` or `hf-hub:OWNER/NAME` for a contrastive model in open_clip's layout.
         device: "auto" takes a GPU where there is one; otherwise a torch device.
+        calibration: file written by `tools/calibrate.py` on held-out cases of this model; `confidence`, `box_std_px`
+            and the outer and inner boxes of its regions are then calibrated numbers.
         dtype: "auto" keeps the type of the file; otherwise "float32", "bfloat16" or "float16".
 
     Raises:
-        LoadError: nothing known is there, or a GPU is asked for where there is none.
+        LoadError: nothing known is there, a GPU is asked for where there is none, or the model gives no boxes.
+        CalibrationError: not a calibration file.
     """
     import torch
 
@@ -64,6 +67,12 @@ def load(path, device: str = "auto", dtype: str = "auto"):
         if source.exists():
             raise
         raise LoadError(f"{path} is no folder here, and no model of that name can be had from the hub") from error
+    if calibration is not None:
+        from unimed.evaluation.calibration import Calibration
+
+        if not hasattr(model, "calibration"):
+            raise LoadError(f"{path}: a {type(model).__name__} gives no boxes to calibrate")
+        model.calibration = Calibration.load(calibration)
     return model.to(chosen).eval()
 
 

@@ -22,6 +22,8 @@ class GroundedPredictor:
     """Mixin of `GroundedMLLM`: prediction for one, for many, and in the words of UniBiomed."""
 
     _processor: GroundedProcessor | None = None
+    #: `unimed.evaluation.calibration.Calibration` for the boxes of [BOX], or None for the model's own numbers.
+    calibration = None
 
     @property
     def processor(self) -> GroundedProcessor:
@@ -262,8 +264,10 @@ class GroundedPredictor:
             prompts, torch.cat(seen) if seen else None, torch.cat(grids) if grids else None,
             max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, use_cache=use_cache,
         )  # fmt: skip
-        seg = self.config.seg_token_id
-        pointing = {slot for slot, row in zip(slots, rows, strict=True) if slot in tokens and seg in row.state_ids}
+        asking = {self.config.seg_token_id} | ({self.config.box_token_id} if self.config.box_decoder else set())
+        pointing = {
+            slot for slot, row in zip(slots, rows, strict=True) if slot in tokens and asking & set(row.state_ids)
+        }
         missing = [slot for slot in used if slot in pointing and slot not in features]
         return rows, features | self._mask_features(inputs, missing)
 
@@ -334,6 +338,9 @@ class GroundedPredictor:
                 logits, iou, presence = self._masks_of(row, features.get(slot), size)
                 boxes = self._boxes_of(row, features.get(slot), size)
                 regions = _regions(answer, text, logits, iou, presence, boxes, threshold)
+                if self.calibration is not None:
+                    # Learnt from boxes that a [BOX] gave; a box around a mask has another law.
+                    regions = [self.calibration.apply(r, image_size_hw=size) if r.mask is None else r for r in regions]
             timing = {"answer": (answered - begin) / len(rows)}
             geometry = None if source is None else source.geometry
             predictions.append(

@@ -1,0 +1,21 @@
+"""MRG-ChestX-ray8 with MedSAM: NIH's own list of boxes, split by patient (the published split shares 59 patients)."""
+
+_base_ = ["mrg_ms_cxr.py"]
+
+
+def part(split):
+    return dict(
+        type="MedicalGroundingDataset",
+        path="data/ChestX-ray8/BBox_List_2017.csv",
+        images="data/ChestX-ray8/images",
+        format="chestxray8",
+        split=split,
+        shares=(0.7, 0.1, 0.2),
+    )
+
+
+task = dict(model=dict(sam_weights="pretrained/medsam_vit_b.pth"))
+train_data = dict(_delete_=True, mixture=[dict(dataset=part("train"), weight=1.0)])
+val_data = dict(_delete_=True, **part("val"))
+test_data = dict(_delete_=True, **part("test"))
+work_dir = "work_dirs/umedground_chestxray8"
