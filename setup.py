@@ -16,7 +16,7 @@ def requirements(name):
 
 EXTRAS = {
     "train": ["tensorboard>=2.18", "webdataset>=1.0,<2", "datasets>=4"],
-    "eval": ["monai>=1.5,<1.7", "pycocotools>=2.0.8", "pycocoevalcap==1.2"],
+    "eval": ["monai>=1.5,<1.7", "pycocotools>=2.0.8", "pycocoevalcap==1.2", "scikit-learn>=1.6,<2"],
     "dicom": ["highdicom>=0.26,<0.29"],
     "wsi": ["tiffslide>=2.4"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9", "gradio>=6,<7"],

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "tasks": {"models", "losses", "evaluation", "registry", "structures"},
     "engine": {"tasks", "data", "registry", "structures", "io", "evaluation"},
     "inference": {"models", "io", "structures", "data", "evaluation", "tokens"},
-    "serve": {"inference", "structures"},
+    "serve": {"inference", "structures", "io"},
     "cli": {"structures", "io", "data", "models", "engine", "inference", "serve", "evaluation"},
 }
 FORMAT_LIBRARIES = {"pydicom", "nibabel", "SimpleITK", "highdicom"}

@@ -202,11 +202,9 @@ class ClipModel(PreTrainedModel):
         place = {text: number for number, text in enumerate(texts)}
         features = self.encode_text(texts)
         weights = torch.stack([features[[place[text] for text in group]].mean(0) for group in prompts.values()])
-        weights = F.normalize(weights, dim=-1)
         if class_norm:
-            spread = weights.std(0, keepdim=True).clamp_min(1e-12)
-            weights = F.normalize((weights - weights.mean(0, keepdim=True)) / spread, dim=-1)
-        return tuple(prompts), weights
+            weights = (weights - weights.mean(0, keepdim=True)) / weights.std(0, keepdim=True).clamp_min(1e-12)
+        return tuple(prompts), F.normalize(weights, dim=-1)
 
     def zero_shot(
         self,

@@ -1,0 +1,76 @@
+"""Image features on disk, by the content of the image and of the model: the same picture is encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unimed.io.write import write_npz
+
+
+def model_fingerprint(model) -> str:
+    """Hash of all weights and of the preprocessing; another model or another size never meets its features."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    config = model.config
+    digest.update(repr((config.image_size, sorted(config.preprocess_cfg.items()), model.processor.compat)).encode())
+    return digest.hexdigest()[:24]
+
+
+class FeatureCache:
+    """Features of one model. `encode(paths)` gives those of the files, new ones computed in batches and kept.
+
+    Args:
+        model: a `ClipModel`.
+        folder: of the cache; None keeps nothing.
+        site: CT window of all images.
+
+    Every part is written whole or not at all; several runs may share a folder.
+    """
+
+    def __init__(self, model, folder: str | Path | None, site: str = ""):
+        self.model, self.site = model, site
+        self.folder = None
+        self.known: dict[str, np.ndarray] = {}
+        self.hits = self.misses = 0
+        if folder is not None:
+            name = model_fingerprint(model) + (f"-{site}" if site else "")
+            self.folder = Path(folder) / name
+            for part in sorted(self.folder.glob("*.npz")):
+                try:
+                    with np.load(part, allow_pickle=False) as archive:
+                        self.known.update(zip(archive["keys"].tolist(), archive["features"], strict=True))
+                except (OSError, ValueError, KeyError):
+                    continue  # a damaged part is computed again
+
+    def encode(self, paths: Sequence[str | Path], batch_size: int = 64) -> np.ndarray:
+        """Unit features [N, D] float32 of image files.
+
+        Raises:
+            ImageError, ReadError, FileNotFoundError: the file is named.
+        """
+        keys = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+        todo = {key: path for key, path in zip(keys, paths, strict=True) if key not in self.known}
+        self.hits += len(keys) - len(todo)
+        self.misses += len(todo)
+        items = list(todo.items())
+        for start in range(0, len(items), batch_size):
+            part = items[start : start + batch_size]
+            features = self.model.encode_image([str(path) for _, path in part], site=self.site).numpy()
+            self.known.update(zip((key for key, _ in part), features, strict=True))
+            self._keep([key for key, _ in part], features)
+        if not keys:
+            return np.zeros((0, self.model.config.model_cfg["embed_dim"]), np.float32)
+        return np.stack([self.known[key] for key in keys])
+
+    def _keep(self, keys: list[str], features: np.ndarray) -> None:
+        if self.folder is not None:
+            name = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
+            write_npz(self.folder / f"{name}.npz", {"keys": np.array(keys), "features": features})
