@@ -45,19 +45,28 @@ def read_records(path: str | Path) -> list[dict]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise RecordError(f"{path}:{number}: not JSON ({error.msg})") from error
-        if not isinstance(record, dict):
-            raise RecordError(f"{path}:{number}: expected one JSON object per line")
-        if missing := [name for name in REQUIRED if name not in record]:
-            raise RecordError(f"{path}:{number}: field {', '.join(missing)} is missing")
-        if record["task"] not in TASKS:
-            raise RecordError(f"{path}:{number}: unknown task {record['task']!r}; known are {', '.join(TASKS)}")
-        if ("image" in record) == ("volume" in record):
-            raise RecordError(f"{path}:{number}: give either `image` or `volume`")
+        check_record(record, f"{path}:{number}")
         if record["id"] in ids:
             raise RecordError(f"{path}:{number}: id {record['id']!r} is used twice")
         ids.add(record["id"])
         records.append(record)
     return records
+
+
+def check_record(record, where: str) -> None:
+    """What every record must have.
+
+    Raises:
+        RecordError: no JSON object, a missing field, an unknown task, or not exactly one picture.
+    """
+    if not isinstance(record, dict):
+        raise RecordError(f"{where}: expected one JSON object")
+    if missing := [name for name in REQUIRED if name not in record]:
+        raise RecordError(f"{where}: field {', '.join(missing)} is missing")
+    if record["task"] not in TASKS:
+        raise RecordError(f"{where}: unknown task {record['task']!r}; known are {', '.join(TASKS)}")
+    if ("image" in record) == ("volume" in record):
+        raise RecordError(f"{where}: give either `image` or `volume`")
 
 
 def check_counts(record: dict) -> None:
@@ -136,6 +145,11 @@ class RecordDataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    def length_of(self, index: int) -> int:
+        """Tokens of the text, estimated: three characters each. For grouping by length and token budgets."""
+        record = self.records[index]
+        return 1 + (len(record["question"]) + len(record["answer"])) // 3
+
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         check_counts(record)
@@ -178,6 +192,8 @@ class RecordDataset:
         return array[chosen], Geometry.pixels(source_format=geometry.source_format), tuple(thinned)
 
     def _load(self, record: dict, name: str):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise RecordError(f"{self.file}: record {record['id']} names {name}, which is outside of the data set")
         try:
             return read(self.root / name)
         except FileNotFoundError as error:

@@ -7,4 +7,5 @@ COMMANDS = {
     "biomed-volumes": "unimed.data.prepare.biomed_volumes",
     "biomedparse": "unimed.data.prepare.biomedparse",
     "unimed-clip": "unimed.data.prepare.unimed_clip",
+    "repack": "unimed.data.prepare.repack",
 }

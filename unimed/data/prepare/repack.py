@@ -1,0 +1,154 @@
+"""Records into WebDataset shards or a Hugging Face data set: `repack data/sample out --to shards`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from unimed.data.records import RecordDataset
+
+
+def add_arguments(parser) -> None:
+    parser.description = __doc__
+    parser.add_argument("source", help="folder in the record format (data/formats.md)")
+    parser.add_argument("destination", help="folder that gets one file or folder per split; must not hold them yet")
+    parser.add_argument("--to", choices=("shards", "arrow"), default="shards", help="default: shards")
+    parser.add_argument("--splits", nargs="+", default=["train", "val", "test"], help="default: train val test")
+    parser.add_argument("--per-shard", type=int, default=1000, help="records per shard (default: 1000)")
+
+
+def run(args) -> int:
+    destination = Path(args.destination)
+    for split in args.splits:
+        if not (Path(args.source) / "records" / f"{split}.jsonl").is_file():
+            print(f"{args.source}: no split {split}, left out", file=sys.stderr)
+            continue
+        records = RecordDataset(args.source, split)
+        if not len(records):
+            print(f"{args.source}: split {split} is empty, left out", file=sys.stderr)
+            continue
+        if args.to == "shards":
+            written = write_shards(records, destination, split, args.per_shard)
+        else:
+            written = [write_arrow(records, destination / split)]
+        print(f"{split}: {len(records)} records in {', '.join(str(path) for path in written)}")
+    return 0
+
+
+def _files(record: dict) -> dict[str, str]:
+    """{name in the container: path in the data set}: the picture, and the mask of each region."""
+    kind = "image" if "image" in record else "volume"
+    files = {_suffix(record[kind]): record[kind]}
+    for number, region in enumerate(record.get("regions") or ()):
+        if region.get("mask"):
+            files[f"{number}.mask.{_suffix(region['mask'])}"] = region["mask"]
+    return files
+
+
+def _suffix(name: str) -> str:
+    return Path(name).name.partition(".")[2]
+
+
+def write_shards(records: RecordDataset, folder: str | Path, name: str, per_shard: int = 1000) -> list[Path]:
+    """Tar files `NAME-000000.tar` ... as `ShardDataset` and WebDataset read them; each appears whole.
+
+    Raises:
+        FileExistsError: shards of this name are there.
+        ImportError: the library webdataset is not installed.
+    """
+    try:
+        import webdataset
+    except ImportError as error:
+        raise ImportError("shards need the library webdataset: `pip install unimed[train]`") from error
+    from unimed.io.write import write_whole
+
+    folder = Path(folder)
+    if found := sorted(folder.glob(f"{name}-*.tar")):
+        raise FileExistsError(f"{found[0]} is there already; remove it or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for start in range(0, len(records), per_shard):
+
+        def fill(temporary, start=start):
+            with webdataset.TarWriter(str(temporary)) as writer:
+                for index in range(start, min(start + per_shard, len(records))):
+                    writer.write(_entry(records, index))
+
+        path = folder / f"{name}-{start // per_shard:06d}.tar"
+        write_whole(path, fill)
+        written.append(path)
+    return written
+
+
+def _entry(records: RecordDataset, index: int) -> dict:
+    record = json.loads(json.dumps(records.records[index]))
+    kind = "image" if "image" in record else "volume"
+    entry = {name: (records.root / path).read_bytes() for name, path in _files(record).items()}
+    record[kind] = _suffix(record[kind])
+    for number, region in enumerate(record.get("regions") or ()):
+        if region.get("mask"):
+            region["mask"] = f"{number}.mask.{_suffix(region['mask'])}"
+    # Keys hold no dot: what follows the first one is the kind of file.
+    return {"__key__": f"{index:08d}", "json": json.dumps(record).encode(), **entry}
+
+
+def write_arrow(records: RecordDataset, folder: str | Path) -> Path:
+    """A folder of Hugging Face's `Dataset.save_to_disk`, as `ArrowDataset` reads it.
+
+    Raises:
+        FileExistsError: the folder is there.
+        ImportError: the library datasets is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("Arrow needs the library datasets: `pip install unimed[train]`") from error
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; remove it or choose another folder")
+    picture = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    fields = {name: datasets.Value("string") for name in ("id", "task", "question", "answer")}
+    known = sorted({name for record in _each(records) for name in record} - {"image", "volume", "regions", *fields})
+    others = {
+        name: datasets.List(datasets.Value("string")) if name == "choices" else datasets.Value("string")
+        for name in known
+    }
+    region = {
+        "phrase": datasets.Value("string"),
+        "mask": picture,
+        "box_xyxy_px": datasets.List(datasets.Value("float64")),
+        "present": datasets.Value("bool"),
+        "phrase_span": datasets.List(datasets.Value("int64")),
+    }
+    features = datasets.Features(
+        {**fields, **others, "image": picture, "volume": picture, "regions": datasets.List(region)}
+    )
+
+    def rows():
+        for record in _each(records):
+            row = dict.fromkeys(features) | {k: v for k, v in record.items() if k in features}
+            for kind in ("image", "volume"):
+                row[kind] = _picture(records, record.get(kind))
+            row["regions"] = [
+                dict.fromkeys(region) | entry | {"mask": _picture(records, entry.get("mask"))}
+                for entry in record.get("regions") or ()
+            ]
+            yield row
+
+    import tempfile
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        table = datasets.Dataset.from_generator(rows, features=features, cache_dir=f"{temporary}/cache")
+        table.save_to_disk(f"{temporary}/whole")
+        Path(temporary, "whole").rename(folder)
+    return folder
+
+
+def _each(records: RecordDataset):
+    return (records.records[index] for index in range(len(records)))
+
+
+def _picture(records: RecordDataset, name: str | None) -> dict | None:
+    return None if not name else {"bytes": (records.root / name).read_bytes(), "path": Path(name).name}
