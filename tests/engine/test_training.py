@@ -27,7 +27,7 @@ def assert_equal_weights(first, second):
 @pytest.fixture(scope="module")
 def whole_run(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    result = train(tiny.config(), folder)
+    result = train(tiny.config(log=dict(interval=1)), folder)
     return folder, result
 
 
@@ -58,18 +58,9 @@ def test_resumed_run_is_the_uninterrupted_run(tiny, whole_run, tmp_path, workers
     assert_equal_weights(weights(tmp_path, 24), weights(whole_run[0], 24))
 
 
-def test_resume_with_everything_on(tiny, tmp_path):
-    data = dict(
-        mixture=[
-            dict(dataset=dict(type="TinyPoints"), weight=2.0),
-            dict(dataset=dict(type="TinyPoints", size=9, seed=1), weight=1.0),
-        ],
-        token_budget=20,
-        group_by_length=3,
-    )
-    settings = tiny.config(
-        train_data=data, accumulate=2, clip=1.0, ema=0.9, precision="bf16", max_steps=9, validate_interval=0
-    )
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_with_everything_on(tiny, tmp_path, workers):
+    settings = tiny.everything(num_workers=workers)
     train(settings, tmp_path / "whole")
     train(settings, tmp_path / "cut", cfg_options={"hooks": [dict(type="StopAt", step=4)]})
     train(settings, tmp_path / "cut", resume="auto")

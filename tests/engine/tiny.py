@@ -48,6 +48,24 @@ class TinyPoints:
         )
 
 
+@DATASETS.register_module(force=True)
+class TinyDying(TinyPoints):
+    """Its fourth point kills the process that reads it, as often as `times`; a file counts, one letter each."""
+
+    def __init__(self, folder, times):
+        super().__init__(size=8)
+        self.deaths, self.times = os.path.join(folder, "deaths"), times
+
+    def __getitem__(self, index):
+        with open(self.deaths, "a+") as stream:
+            stream.seek(0)
+            if index == 3 and len(stream.read()) < self.times:
+                stream.write("x")
+                stream.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
 @COLLATORS.register_module(force=True)
 class TinyCollator:
     def __init__(self, processor=None):
@@ -65,8 +83,9 @@ class TinyCollator:
 
 @TASKS.register_module(force=True)
 class TinyTask(BaseModel):
-    def __init__(self, width=16, dropout=0.2):
+    def __init__(self, width=16, dropout=0.2, rate=None):
         super().__init__()
+        self.rate = rate
         self.body = torch.nn.Sequential(torch.nn.Linear(6, width), torch.nn.GELU(), torch.nn.Dropout(dropout))
         self.head = torch.nn.Linear(width, 1)
         self.extra_head = torch.nn.Linear(width, 1)
@@ -97,7 +116,8 @@ class TinyTask(BaseModel):
     def validate(self, samples):
         x = torch.from_numpy(np.concatenate([s.images[0] for s in samples]))
         y = torch.tensor([s.labels["y"] for s in samples])
-        return {"error": (self.head(self.body(x))[:, 0] - y).abs().mean().item()}
+        rate = {} if self.rate is None else {"grounding_rate": self.rate}
+        return rate | {"error": (self.head(self.body(x))[:, 0] - y).abs().mean().item()}
 
     @torch.no_grad()
     def predict_samples(self, samples):
@@ -127,12 +147,26 @@ def config(**changes):
         max_steps=24,
         validate_interval=6,
         checkpoint=dict(interval=5, keep=2),
-        log=dict(interval=1),
+        log=dict(interval=1, curves=False),
         device="cpu",
         seed=7,
     )
     base.update(changes)
     return base
+
+
+def everything(**changes):
+    """Dropout, augmentation, a mixture, token budgets, accumulation, clipping, averaging and autocast at once."""
+    data = dict(
+        mixture=[
+            dict(dataset=dict(type="TinyPoints"), weight=2.0),
+            dict(dataset=dict(type="TinyPoints", size=9, seed=1), weight=1.0),
+        ],
+        token_budget=20,
+        group_by_length=3,
+    )
+    options = dict(accumulate=2, clip=1.0, ema=0.9, precision="bf16", max_steps=9, validate_interval=0)
+    return config(train_data=data, **{**options, **changes})
 
 
 @HOOKS.register_module(force=True)

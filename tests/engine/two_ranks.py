@@ -21,6 +21,12 @@ train(tiny.config(**plain, train_data=rare, accumulate=2, clip=0.5), folder / "d
 train(tiny.config(**plain, strategy="fsdp2", ema=0.9), folder / "fsdp2")
 train(tiny.config(**plain, train_data=rare, strategy="fsdp2"), folder / "fsdp2-rare")
 evaluate(tiny.config(), folder / "ddp", folder / "test")
+for workers in (0, 2):
+    settings = tiny.everything(num_workers=workers, max_steps=14, batch_size=2)
+    name = f"everything-{workers}"
+    train(settings, folder / f"{name}-whole")
+    train(settings, folder / f"{name}-cut", cfg_options={"hooks": [dict(type="StopAt", step=8)]})
+    train(settings, folder / f"{name}-cut", resume="auto")
 # DeepSpeed comes last: its import changes the process.
 zero = ["zero1", "zero2", "zero3"] if importlib.util.find_spec("deepspeed") else []
 for word in zero:

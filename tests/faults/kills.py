@@ -1,4 +1,4 @@
-"""SIGKILL a training run at random moments and count what survives: `python tests/faults/kills.py FOLDER [KILLS]`.
+"""SIGKILL a run at random moments and count what survives: `python tests/faults/kills.py FOLDER [KILLS] [background]`.
 
 Every life of the run resumes with `auto`, saves every 3 steps and keeps one checkpoint only, the hardest setting. At
 the end the run is finished without kills, and once more from the beginning: the weights must be the same.
@@ -25,6 +25,7 @@ specification = importlib.util.spec_from_file_location("engine_tiny", ROOT / "te
 tiny = sys.modules.setdefault("engine_tiny", importlib.util.module_from_spec(specification))
 specification.loader.exec_module(tiny)
 INTERVAL = 3
+BACKGROUND = "background" in sys.argv[2:]
 
 
 def settings(steps):
@@ -32,7 +33,7 @@ def settings(steps):
         max_steps=steps,
         schedule=dict(type="constant"),
         validate_interval=0,
-        checkpoint=dict(interval=INTERVAL, keep=1),
+        checkpoint=dict(interval=INTERVAL, keep=1, background=BACKGROUND),
         log=dict(interval=1, curves=False),
     )
 

@@ -1,10 +1,14 @@
 """Damaged, cut, unwritable: each is found, named, and the checkpoint before is used."""
 
+import ast
 import errno
 import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +89,35 @@ def test_full_disk_leaves_the_old_ones(root, monkeypatch, call):
     monkeypatch.undo()
     assert sorted(path.name for path in root.iterdir()) == ["step_00000010", "step_00000020"]
     assert checkpoints.find(root).name == "step_00000020"
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0
+    if shutil.which("unshare")
+    else True,
+    reason="file systems of this test's own need unshare",
+)
+def test_real_full_and_read_only_disks():
+    script = Path(__file__).parent / "full_disk.py"
+    done = subprocess.run([sys.executable, script, "6"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    assert result["full"] == result["detected"] == result["previous_used"] == 6 and result["leftovers"] == 0
+    assert result["read_only_detected"] and result["read_only_previous_used"]
+
+
+def test_background_saves_follow_one_another_and_tell_of_failure(tmp_path):
+    writer = checkpoints.Writer(tmp_path / "checkpoints", keep=2, background=True)
+    for step in (10, 20, 30):
+        writer.write(sample(step))
+    writer.wait()
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step_00000020", "step_00000030"]
+    (tmp_path / "file").write_text("")
+    writer = checkpoints.Writer(tmp_path / "file", keep=2, background=True)
+    writer.write(sample(10))
+    with pytest.raises(CheckpointError, match="step 10 could not be written"):
+        writer.write(sample(20))
+    writer.wait()
 
 
 def test_folder_that_cannot_be_written(tmp_path):

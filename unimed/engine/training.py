@@ -77,6 +77,9 @@ class EngineRunner(Runner):
     def _init_model_weights(self) -> None:
         pass
 
+    def _maybe_compile(self, target: str) -> None:
+        pass  # done before the strategy wraps the task
+
     def _log_env(self, env_cfg) -> None:
         pass
 
