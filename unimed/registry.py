@@ -60,6 +60,16 @@ def build(config: Mapping[str, Any], registry: Registry, **defaults: Any) -> Any
         RegistryError: no `type`, an unknown name (with the valid ones and the closest), or an unknown constructor key.
         TypeError: config is no mapping.
     """
+    cls, arguments = check(config, registry, **defaults)
+    return cls(**arguments)
+
+
+def check(config: Mapping[str, Any], registry: Registry, **defaults: Any) -> tuple[Any, dict[str, Any]]:
+    """The class a config names and the arguments it would get, without building it.
+
+    Raises:
+        RegistryError, TypeError: as `build`.
+    """
     if not isinstance(config, Mapping):
         raise TypeError(
             f"a {registry.name} is described by dict(type=..., ...), got {type(config).__name__}: {config!r}"
@@ -74,7 +84,7 @@ def build(config: Mapping[str, Any], registry: Registry, **defaults: Any) -> Any
     if not callable(cls):
         raise RegistryError(f"'type' of a {registry.name} must be a name or a class, got {kind!r}")
     _check_arguments(cls, arguments, registry)
-    return cls(**arguments)
+    return cls, arguments
 
 
 def _look_up(name: str, registry: Registry):
