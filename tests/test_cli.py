@@ -26,3 +26,14 @@ def test_errors_are_one_line_and_the_exit_code_is_one(tmp_path, capsys):
     assert main(["predict", str(tmp_path), str(tmp_path / "missing.png"), "what"]) == 1
     assert "missing.png" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "none.py"), "x", str(tmp_path)]) == 1
+
+
+def test_predict_compares_labels_with_a_contrastive_model(tmp_path, capsys):
+    from models.clip.recorded import FOLDER, converted
+
+    from unimed.cli import main
+
+    picture = str(FOLDER / "pictures" / "rgb.png")
+    assert main(["predict", str(converted(tmp_path)), picture, "lung", "heart", "--device", "cpu"]) == 0
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if "  " in line]
+    assert {label for _, label in lines} == {"lung", "heart"} and sum(float(p) for p, _ in lines) > 0.99

@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     predict = verbs.add_parser("predict", help="answer a question about an image and point at what is said")
     predict.add_argument("model", help="exported folder or published checkpoint")
     predict.add_argument("image", help="PNG, JPEG, TIFF, DICOM, NIfTI slice")
-    predict.add_argument("text", nargs="+", help="one question or several")
+    predict.add_argument("text", nargs="+", help="questions; the labels for a contrastive model")
     predict.add_argument("--out", default="predictions", help="folder for JSON and overlay (default: predictions)")
     predict.add_argument("--device", default="auto")
     predict.add_argument("--max-new-tokens", type=int, default=256)
@@ -60,6 +60,11 @@ def _predict(args) -> int:
     # Read first: a wrong path should not cost the loading of a model.
     image = read_image(args.image)
     model = load(args.model, device=args.device)
+    if hasattr(model, "zero_shot"):
+        # A contrastive model compares: what was asked are the labels.
+        for label, probability in model.zero_shot(args.image, args.text).ranked():
+            print(f"{probability:.3f}  {label}")
+        return 0
     for number, prediction in enumerate(model.predict(image, args.text, max_new_tokens=args.max_new_tokens)):
         print(prediction.text)
         name = f"{Path(args.image).name.split('.')[0]}-{number}"

@@ -77,6 +77,11 @@ def test_patterns(pattern):
         expand_shards("/nowhere/*.tar")
 
 
+def test_recorded_patterns():
+    recorded = json.loads((SMALL / "unimed_clip" / "url_expansion.json").read_text())
+    assert [str(path) for path in expand_shards(recorded["input"])] == recorded["expand_no_weights"]
+
+
 def test_any_order_and_an_index_that_is_kept(tmp_path):
     paths = [shard(tmp_path / "s", n) for n in (1, 2)]
     data = ImageTextShards(str(tmp_path / "s" / "*.tar"), name="mine")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden_files import SMALL, large
+from mmengine.hooks import Hook
 from models.clip.recorded import converted
 from safetensors.torch import load_file
 from tasks import contrastive_ranks as ranks
@@ -17,7 +19,7 @@ from tasks import contrastive_ranks as ranks
 from unimed.engine import evaluate, train
 from unimed.engine.config import load_config
 from unimed.engine.loop import schedule_factor
-from unimed.registry import COLLATORS, DATASETS
+from unimed.registry import COLLATORS, DATASETS, HOOKS
 from unimed.structures import Geometry, Sample
 from unimed.tasks.contrastive import ContrastiveTask
 
@@ -249,6 +251,58 @@ def test_it_learns_and_broken_pairs_are_counted(tmp_path, monkeypatch):
 
     with pytest.raises(TrainingError, match="max_broken=1"):
         train(settings | {"guards": dict(max_broken=1), "max_steps": 20}, work_dir=tmp_path / "other")
+
+
+@HOOKS.register_module(force=True)
+class RemoveShard(Hook):
+    """Deletes a file while the run goes on."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if batch_idx == 1:
+            os.remove(self.path)
+
+
+def run_settings(folder, **changes):
+    labels = ["a dark picture", "a bright picture"]
+    return dict(
+        task=dict(type="ContrastiveTask", model=dict(texts=labels, **ranks.SIZES)),
+        train_data=dict(type="ImageTextShards", shards=str(folder / "*.tar")),
+        collate=dict(type="ImageTextCollator", scale=(0.3, 1.0)),
+        optimizer=dict(type="AdamW", lr=1e-3),
+        batch_size=8, max_steps=6, device="cpu", log=dict(interval=1, curves=False), checkpoint=dict(interval=3),
+    ) | changes  # fmt: skip
+
+
+def test_a_shard_that_vanishes_in_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIMED_CACHE", str(tmp_path / "cache"))
+    tiny_shards(tmp_path / "shards")
+    gone = str(tmp_path / "shards" / "dataset-000001.tar")
+    train(run_settings(tmp_path / "shards", hooks=[dict(type="RemoveShard", path=gone)]), work_dir=tmp_path / "run")
+    log = "".join(p.read_text() for p in (tmp_path / "run").rglob("*.log"))
+    assert "dataset-000001.tar: the shard is gone" in log
+
+
+def test_it_resumes_in_the_middle_of_the_shards(tmp_path, monkeypatch):
+    """Stopped after step 3 of 6 and taken up again: the same weights, crops and captions drawn anew included."""
+    monkeypatch.setenv("UNIMED_CACHE", str(tmp_path / "cache"))
+    tiny_shards(tmp_path / "shards")
+    settings = run_settings(tmp_path / "shards")
+    whole = train(settings, work_dir=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "step_00000006")
+    half = train(settings, work_dir=tmp_path / "half", resume="auto")
+    first, second = (load_file(Path(r["checkpoint"]) / "model.safetensors") for r in (whole, half))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_published_steps_of_an_epoch():
+    """Ten epochs of the released counts, 16 processes of 128: as many steps as the configuration says."""
+    cases = json.loads((SMALL / "unimed_clip" / "epoch_arithmetic.json").read_text())
+    case = next(c for c in cases if (c["batch"], c["world"]) == (128, 16))
+    assert load_config("configs/unimed_clip/vit_b16.py").max_steps == 10 * case["num_batches"]
 
 
 def test_a_caption_too_long_is_named(caplog):

@@ -189,7 +189,7 @@ class ImageTextShards:
         path, number = self.paths[shard], index - int(self.starts[shard])
         if number == len(self.tables[shard]):
             raise ShardError(f"{path}: {self.problems[shard]}; samples after {number} are lost")
-        key = self.names[shard][number]
+        key = self.names[shard][number].decode("utf-8")
         where = f"{path}: sample {key}"
         image, image_size, text, text_size, is_json = (int(v) for v in self.tables[shard][number])
         if image < 0:
@@ -240,13 +240,15 @@ class ImageTextShards:
             try:
                 with np.load(kept, allow_pickle=False) as archive:
                     if archive["stamp"].tolist() == stamp:
-                        return archive["names"].tolist(), archive["table"], str(archive["problem"]), stamp
+                        return archive["names"], archive["table"], str(archive["problem"]), stamp
             except (OSError, ValueError, KeyError):
                 pass  # a damaged index is made again
-        names, table, problem = read_index(path)
+        found, table, problem = read_index(path)
+        # Five million names as Python strings would take half a gigabyte in every process.
+        names = np.array([name.encode("utf-8") for name in found], dtype=bytes)
+        arrays = {"names": names, "table": table, "problem": np.array(problem), "stamp": np.array(stamp)}
         try:
-            write_npz(kept, {"names": np.array(names, dtype=str), "table": table, "problem": np.array(problem),
-                             "stamp": np.array(stamp)})  # fmt: skip
+            write_npz(kept, arrays)
         except OSError:
             pass  # a cache that cannot be written costs time only
         return names, table, problem, stamp

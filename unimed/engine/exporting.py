@@ -12,6 +12,10 @@ from unimed.engine.config import load_config
 from unimed.engine.strategy import Strategy, start_processes
 from unimed.registry import TASKS
 
+#: What a model card says where the task has no `card_tags` and `card_example` of its own.
+TAGS = ("medical", "image-segmentation", "image-text-to-text")
+EXAMPLE = 'model.predict("image.png", "Segment the nuclei.")'
+
 
 def export(config, checkpoint, destination, cfg_options=None) -> Path:
     """Write the model of a run.
@@ -40,7 +44,7 @@ def export(config, checkpoint, destination, cfg_options=None) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
         task.export(temporary)
-        (temporary / "README.md").write_text(_card(settings, checkpoint), encoding="utf-8")
+        (temporary / "README.md").write_text(_card(settings, checkpoint, task), encoding="utf-8")
         temporary.chmod(0o755)
         temporary.rename(destination)
     except BaseException:
@@ -49,13 +53,13 @@ def export(config, checkpoint, destination, cfg_options=None) -> Path:
     return destination
 
 
-def _card(settings, checkpoint) -> str:
+def _card(settings, checkpoint, task=None) -> str:
     """Model card: what it was trained with, how it did where it was tested, and what it is not for."""
     name = Path(settings.filename or "model").stem
     lines = [
         "---",
         "library_name: unimed",
-        "tags: [medical, image-segmentation, image-text-to-text]",
+        f"tags: [{', '.join(getattr(task, 'card_tags', TAGS))}]",
         "---",
         f"# {name}",
         "",
@@ -66,7 +70,7 @@ def _card(settings, checkpoint) -> str:
         "```python",
         "import unimed",
         'model = unimed.load("THIS_FOLDER")',
-        'model.predict("image.png", "Segment the nuclei.")',
+        getattr(task, "card_example", EXAMPLE),
         "```",
     ]
     metrics = Path(checkpoint) / "test" / "metrics.json"

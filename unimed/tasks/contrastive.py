@@ -58,6 +58,9 @@ class ContrastiveTask(BaseModel):
         ValueError: unknown loss, or a sigmoid loss for a model without a bias.
     """
 
+    card_tags = ("medical", "zero-shot-image-classification", "image-text-retrieval")
+    card_example = 'model.zero_shot("image.png", ["CT", "MRI"]).probabilities'
+
     def __init__(
         self,
         model: str | dict,
