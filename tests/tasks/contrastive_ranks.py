@@ -41,6 +41,7 @@ def main(recording, out):
     whole = batch()
     options = (("clip", None, False), ("clip", 2, False), ("clip", None, True), ("siglip", None, False))
     alone = {option: gradients(small(*option), whole) for option in options}
+    gradients_alone = gradients(small(), part(whole, 0))[0]
     dist.init_process_group("gloo")
     rank, results = dist.get_rank(), {}
     t = load_file(recording)
@@ -61,6 +62,9 @@ def main(recording, out):
             dist.all_reduce(gradient)
             worst = max(worst, float((gradient / 2 - alone[option][1][key]).abs().max()))
         results["/".join(map(str, option))] = worst
+    if rank == 0:  # validation: ranks may hold batches of different number, so nothing is exchanged
+        with torch.no_grad():
+            results["validation"] = abs(float(small()(part(whole, 0))["loss"]) - gradients_alone)
     results["gathered_sigmoid"] = float(siglip_loss(image, text, scale, torch.tensor(-1.0)).detach())
     if rank == 0:
         with open(out, "w") as stream:

@@ -145,7 +145,14 @@ def test_two_ranks(tmp_path):
     results = json.loads(out.read_text())
     assert math.isfinite(results.pop("gathered_sigmoid"))
     print("largest differences:", results)
-    assert set(results) == {"recorded", "clip/None/False", "clip/2/False", "clip/None/True", "siglip/None/False"}
+    assert set(results) == {
+        "recorded",
+        "validation",
+        "clip/None/False",
+        "clip/2/False",
+        "clip/None/True",
+        "siglip/None/False",
+    }
     assert max(results.values()) < 1e-5
 
 

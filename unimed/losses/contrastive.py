@@ -22,6 +22,10 @@ def gather(features: torch.Tensor) -> torch.Tensor:
     return torch.cat(all_gather(features.contiguous()))
 
 
+def _own(features: torch.Tensor) -> torch.Tensor:
+    return features
+
+
 def _offset(count: int) -> int:
     return dist.get_rank() * count if dist.is_initialized() else 0
 
@@ -31,6 +35,7 @@ def clip_loss(
     text_features: torch.Tensor,
     logit_scale: torch.Tensor,
     groups: torch.Tensor | None = None,
+    across_ranks: bool = True,
 ) -> torch.Tensor:
     """Symmetric InfoNCE of this rank's pairs against those of all ranks (CLIP, arXiv 2103.00020).
 
@@ -39,19 +44,22 @@ def clip_loss(
         logit_scale: factor, not its logarithm.
         groups: [N] integers; pairs of one group fit each other too (captions made from one label, say), and the target
             is spread evenly over them. None: only row i fits row i, as published.
+        across_ranks: False compares the pairs of this rank alone; nothing is exchanged.
 
     Returns:
         The mean over the local rows of both directions. The mean over ranks is the loss of the joined batch, and after
         averaging over ranks (as DDP does) so is the gradient.
     """
-    every_image, every_text = gather(image_features), gather(text_features)
+    collect = gather if across_ranks else _own
+    every_image, every_text = collect(image_features), collect(text_features)
     per_image = logit_scale * image_features @ every_text.T
     per_text = logit_scale * text_features @ every_image.T
     count = len(image_features)
     if groups is None:
-        targets = torch.arange(count, device=per_image.device) + _offset(count)
+        targets = torch.arange(count, device=per_image.device) + (_offset(count) if across_ranks else 0)
     else:
-        same = (groups[:, None] == _gather_integers(groups)[None]).to(per_image.dtype)
+        every = _gather_integers(groups) if across_ranks else groups
+        same = (groups[:, None] == every[None]).to(per_image.dtype)
         targets = same / same.sum(1, keepdim=True)
     return (F.cross_entropy(per_image, targets) + F.cross_entropy(per_text, targets)) / 2
 
@@ -62,20 +70,22 @@ def siglip_loss(
     logit_scale: torch.Tensor,
     logit_bias: torch.Tensor,
     groups: torch.Tensor | None = None,
+    across_ranks: bool = True,
 ) -> torch.Tensor:
     """Sigmoid loss of this rank's images against the texts of all ranks (SigLIP, arXiv 2303.15343).
 
     Arguments as in `clip_loss`. The sum over all pairs divided by the local number of images.
     """
-    every_text = gather(text_features)
+    every_text = (gather if across_ranks else _own)(text_features)
     logits = logit_scale * image_features @ every_text.T + logit_bias
     count = len(image_features)
     if groups is None:
         fits = torch.zeros_like(logits)
         rows = torch.arange(count, device=logits.device)
-        fits[rows, rows + _offset(count)] = 1
+        fits[rows, rows + (_offset(count) if across_ranks else 0)] = 1
     else:
-        fits = (groups[:, None] == _gather_integers(groups)[None]).to(logits.dtype)
+        every = _gather_integers(groups) if across_ranks else groups
+        fits = (groups[:, None] == every[None]).to(logits.dtype)
     return -F.logsigmoid((2 * fits - 1) * logits).sum() / count
 
 

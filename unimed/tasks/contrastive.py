@@ -116,19 +116,22 @@ class ContrastiveTask(BaseModel):
             self.model.towers.logit_scale.clamp_(0, MAX_LOG_SCALE)
 
     def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
-        """`{"loss", "scale"}` of a batch of `ImageTextCollator`; the pairs of all ranks are compared."""
+        """`{"loss", "scale"}` of a batch of `ImageTextCollator`; the pairs of all ranks are compared.
+
+        Without gradients (validation) those of this rank alone, as ranks may then hold batches of different number.
+        """
         for name in batch.get("cut", ()):
             logger.warning("caption of %s is longer than the context and was cut", name)
         towers = self.model.towers
         image = self._chunked(self.model.image_features, batch["images"])
         text = self._chunked(self.model.text_features, batch["input_ids"])
         groups = batch["groups"] if self.multi_positive else None
-        scale = towers.logit_scale.exp()
+        scale, together = towers.logit_scale.exp(), torch.is_grad_enabled()
         with torch.autocast(image.device.type, enabled=False):
             if self.loss == "siglip":
-                loss = siglip_loss(image.float(), text.float(), scale, towers.logit_bias, groups)
+                loss = siglip_loss(image.float(), text.float(), scale, towers.logit_bias, groups, together)
             else:
-                loss = clip_loss(image.float(), text.float(), scale, groups)
+                loss = clip_loss(image.float(), text.float(), scale, groups, together)
         return {"loss": loss, "scale": scale.detach(), "cut": torch.tensor(float(len(batch.get("cut", ()))))}
 
     def _chunked(self, encode, inputs: torch.Tensor) -> torch.Tensor:

@@ -142,10 +142,42 @@ def test_sigmoid_models(tmp_path):
     assert result.kind == "sigmoid" and 0 < result.probabilities[0] < 0.5
 
 
-def test_by_name():
+def test_by_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no model"):
         unimed.load("open_clip:ViT-B-99")
     with pytest.raises(ValueError, match="laion"):
         unimed.load("open_clip:ViT-B-32/nothing")
-    model = tiny("ViT-B-32")
-    assert model.processor.tokenizer("a").shape == (1, 77)
+    # The weights of a name are open_clip's download; here a small file takes its place.
+    import open_clip
+
+    from unimed.models.clip import named
+
+    donor = tiny("ViT-B-32-quickgelu")
+    torch.save({"state_dict": donor.towers.state_dict()}, tmp_path / "weights.pt")
+    monkeypatch.setattr(
+        named, "named_config", lambda name: ClipConfig(**donor.config.to_dict() | {"_name_or_path": ""})
+    )
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *words, **options: str(tmp_path / "weights.pt"))
+    model = unimed.load("open_clip:ViT-B-32/laion2b_s34b_b79k", device="cpu")
+    assert torch.equal(model.towers.visual.proj, donor.towers.visual.proj) and not model.training
+
+
+def test_from_the_hub(tmp_path, monkeypatch, folder):
+    """As BiomedCLIP is published; a folder here takes the place of the download."""
+    import shutil
+
+    import huggingface_hub
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "snapshot"
+    shutil.copytree(folder / "tokenizer", source)
+    described = json.loads((FOLDER / "model" / "open_clip_config.json").read_text())
+    described["model_cfg"]["text_cfg"]["hf_model_name"] = str(FOLDER / "model" / "text_encoder")
+    (source / "open_clip_config.json").write_text(json.dumps(described))
+    state = load_file(folder / "model.safetensors")
+    save_file({n.removeprefix("towers."): t for n, t in state.items()}, source / "open_clip_model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *words, **options: str(source))
+    monkeypatch.setenv("UNIMED_CACHE", str(tmp_path / "cache"))
+    model = unimed.load("hf-hub:owner/name", device="cpu")
+    io = recorded()
+    assert float((model.encode_image(io["images"], normalize=False) - io["image_features_raw"]).abs().max()) < 1e-5
