@@ -24,7 +24,7 @@ task = dict(
             "<p> bright disc. a bright disc is drawn. </p> [SEG] no findings. disc in drawn volume",
         ],
     ),
-    lora=dict(r=8, lora_alpha=16, lora_dropout=0.0),
+    lora=dict(r=64, lora_alpha=128, lora_dropout=0.0),
     # Eyes that nobody trained see nothing, so here they learn.
     freeze=["mask_head.sam.memory_attention", "mask_head.sam.memory_encoder", "mask_head.sam.object_pointer_proj"],
     mask_points=512,
@@ -55,13 +55,13 @@ test_data = dict(
     ]
 )
 collate = dict(mask_target_size=64)
-optimizer = dict(lr=1e-3)
+optimizer = dict(lr=3e-3)
 batch_size = 4
 accumulate = 2
-max_steps = 150
+max_steps = 240
 precision = "fp32"
 num_workers = 0
-checkpoint = dict(interval=75, keep=2)
+checkpoint = dict(interval=80, keep=2)
 log = dict(interval=10)
 test_batch_size = 8
 seed = 0

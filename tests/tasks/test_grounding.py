@@ -259,3 +259,14 @@ def test_parts_with_shared_counts_are_the_joined_batch():
         batch["normalisers"] = shared
     difference = largest_difference(gradients(grounding, [joined]), gradients(grounding, parts))
     assert difference < 5e-6, difference
+
+
+def test_a_model_without_a_presence_head_says_by_its_mask_what_is_there():
+    truth = sample(0).regions[0]
+    absent = sample(1, "absent", "No.", (Region("lesion", presence=0.0),))
+    shown = answered("it is.", [Region("nuclei", mask=truth.mask)])
+    empty = answered("it is.", [Region("lesion", mask=np.zeros_like(truth.mask))])
+    summary = score_grounding([sample(0), absent], [shown, empty])["summary"]
+    assert summary["presence_accuracy"] == 1 and summary["false_mask_rate"] == 0
+    summary = score_grounding([sample(0), absent], [empty, shown])["summary"]
+    assert summary["presence_accuracy"] == 0 and summary["false_mask_rate"] == 1

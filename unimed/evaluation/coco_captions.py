@@ -53,7 +53,7 @@ def caption_scores(
     """
     if not len(hypotheses) or len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} hypotheses and {len(references)} references; they are pairs, at least one")
-    why = missing() if java is not False else "the COCO caption tools were not asked for"
+    why = missing() if java is not False else "the COCO caption tools were not to be started here"
     if java and why:
         raise RuntimeError(f"the COCO caption tools cannot run: {why}")
     lists = [[entry] if isinstance(entry, str) else list(entry) for entry in references]

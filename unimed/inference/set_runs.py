@@ -19,8 +19,11 @@ from unimed.data.region_box import paint_box
 from unimed.inference.answers import write_answer, write_mask
 from unimed.inference.folder import Case, FolderError, FolderReport, run_cases
 from unimed.inference.test_sets import within
-from unimed.io.overlay import write_overlay
+from unimed.io.overlay import scale_to_width, write_overlay
 from unimed.structures import Region
+
+#: Width in pixels at which overlays are drawn: captions need room.
+PICTURE_WIDTH = 384
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,27 @@ def _first_mask(prediction, shape: tuple[int, ...]) -> np.ndarray:
     return masks[0] if masks else np.zeros(shape, dtype=bool)
 
 
+def _picture(path: Path, image: np.ndarray, regions, truth: np.ndarray | None = None) -> None:
+    """Overlay of the answer, with the truth on its left where there is one; wide enough for captions."""
+    pictures, moved = scale_to_width(image, regions, PICTURE_WIDTH)
+    if truth is not None:
+        _, (known,) = scale_to_width(image, [Region("truth, on the left", mask=truth)], PICTURE_WIDTH)
+        known = replace(known, mask=np.concatenate([known.mask, np.zeros_like(known.mask)], axis=1))
+        pictures = np.concatenate([pictures, pictures], axis=1)
+        moved = [known, *(_shifted(region, PICTURE_WIDTH) for region in moved)]
+    write_overlay(path, pictures, moved)
+
+
+def _shifted(region: Region, columns: int) -> Region:
+    """A region of the right half of a picture twice as wide."""
+    mask = region.mask
+    if mask is not None:
+        mask = np.concatenate([np.zeros((len(mask), columns), dtype=bool), mask], axis=1)
+    box = region.box_xyxy_px
+    box = box and (box[0] + columns, box[1], box[2] + columns, box[3])
+    return replace(region, mask=mask, box_xyxy_px=box)
+
+
 def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: Mapping, launcher="none"):
     """Answer `segmentation_cases`; the first mask of each goes to OUT/<split>/<mask_file> as 0 and 255."""
     from unimed.models.grounded.images import read_image
@@ -118,7 +142,11 @@ def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: 
             mask = _first_mask(answer, image.rgb.shape[:2])
             write_mask(within(out, case.inputs["out"]), mask)
             if case.name in shown:
-                write_overlay(within(run.pictures, f"{case.name}.png"), image.rgb, answer.regions)
+                truth = case.inputs["truth"]
+                truth = load_mask(truth, image.rgb.shape[:2], resize=True) if truth.is_file() else None
+                _picture(
+                    within(run.pictures, f"{case.name.removesuffix('.png')}.png"), image.rgb, answer.regions, truth
+                )
             rows.append(_row(case, answer) | {"mask_pixels": int(mask.sum())})
         return rows
 
@@ -157,7 +185,7 @@ def answer_images(
                 write_mask(within(masks_to, case.inputs["image_name"]), masks[0])
             content = write_answer(within(out, f"{case.name}.json"), case.name, answer.markup, form, masks)
             if case.name in shown:
-                write_overlay(within(run.pictures, f"{case.name}.png"), image.rgb, answer.regions)
+                _picture(within(run.pictures, f"{case.name.removesuffix('.png')}.png"), image.rgb, answer.regions)
             rows.append(_row(case, answer) | {"caption": content["caption"]})
         return rows
 
@@ -208,8 +236,10 @@ def segment_volumes(
             write_mask(within(out, str(Path(case.inputs["out"]) / path.name)), plane)
         if case.name in shown:
             largest = int(mask.sum(axis=(1, 2)).argmax()) if mask.any() else len(mask) // 2
+            shape, truth = pictures[largest].shape[:2], case.inputs["truth"].get(slices[largest].name)
+            truth = load_mask(truth, shape, resize=True) if truth and truth.is_file() else np.zeros(shape, dtype=bool)
             region = Region(case.inputs["phrase"], mask=mask[largest])
-            write_overlay(within(run.pictures, f"{case.name}.png"), pictures[largest], [region])
+            _picture(within(run.pictures, f"{case.name.removesuffix('.png')}.png"), pictures[largest], [region], truth)
         return [_row(case, answer) | {"mask_voxels": int(mask.sum()), "slices": len(slices)}]
 
     # A volume is a batch of its own: its slices are what is worked on together.

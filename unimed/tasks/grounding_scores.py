@@ -171,16 +171,19 @@ def _presence_rows(samples, predictions):
         if len(regions) != 1:
             continue
         present = regions[0].mask is not None and bool(regions[0].mask.any())
-        found = [region for region in prediction.regions if region.presence is not None]
+        found = [r for r in prediction.regions if r.presence is not None or r.mask is not None]
+        painted = int(found[0].mask.sum()) if found and found[0].mask is not None else 0
+        # A model without a presence head says by its mask that something is there. An answer that points at nothing
+        # says that nothing is.
+        probability = float(painted > 0) if found and found[0].presence is None else None
         rows.append(
             {
                 "kind": "presence",
                 "case_id": sample.sample_id,
                 "target": regions[0].phrase.lower(),
                 "present": present,
-                # An answer that points at nothing says that nothing is there.
-                "probability": found[0].presence if found else 0.0,
-                "painted": int(found[0].mask.sum()) if found and found[0].mask is not None else 0,
+                "probability": probability if probability is not None else found[0].presence if found else 0.0,
+                "painted": painted,
             }
         )
     return rows

@@ -153,6 +153,17 @@ def test_lesion_by_text_is_tested(built):
     assert {r["patient_id"] for r in asked} == {"pyradiomics:brain2", "pyradiomics:lung1"}
 
 
+def test_the_slab_of_a_split_shows_its_own_heights_only(built):
+    out, _ = built
+    for split, (low_mm, high_mm) in brain.VOLUMES_MM.items():
+        dataset = RecordDataset(out, split, tasks=["volume"])
+        slabs = [dataset[i] for i, r in enumerate(dataset.records) if r["source"].startswith("nilearn")]
+        assert len(slabs) == 2 and {s.images[0].shape[0] for s in slabs} == {high_mm - low_mm + 1}
+        heights = [slabs[0].geometry.affine @ (k, 0, 0, 1) for k in (0, high_mm - low_mm)]
+        assert [round(h[2]) for h in heights] == [low_mm, high_mm]
+        assert set(range(low_mm, high_mm + 1, 2)) <= set(brain.SLABS_MM[split])
+
+
 def test_radiological_display(built):
     """Patient's right on the left of the picture, front at the top, for both conventions of the files."""
     out, _ = built

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 #: Changes whenever the records do, so that an older folder is told from a current one.
-RECIPE = 1
+RECIPE = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,14 @@ SLABS_MM = {
     "val": tuple(range(0, 13, 2)),
     "test": tuple(range(20, 37, 2)),
 }
+#: Slabs (lowest, highest height in mm) that are volumes of their own: the lower part of each split's slices.
+VOLUMES_MM = {"train": (-48, -8), "val": (0, 12), "test": (20, 36)}
 #: A structure smaller than this in a slice is not asked for.
 LEAST_AREA_PX = 50
 
 
 def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
-    """Axial slices of 1 mm, patient's right on the left of the picture, and the template as one volume to train on."""
+    """Axial slices of 1 mm, patient's right on the left of the picture, and a slab of each split as a volume."""
     volumes = []
     for name in ("t1", "gm", "wm"):
         (path,) = extract_all(archives["nilearn"], [MEMBER.format(name)], folder).values()
@@ -67,12 +70,16 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
                 radiological=True,
                 **shared,
             )
-    yield Case(
-        name="brain_volume",
-        image=image,
-        split="train",
-        structures=(Structure("grey matter", grey), Structure("white matter", white)),
-        note="the template whose slices are in all splits; for the volume pipeline, not to be scored",
-        geometry=geometry,
-        **shared,
-    )
+    for split, (low_mm, high_mm) in VOLUMES_MM.items():
+        slab = slice(round(low_mm - geometry.affine[2, 3]), round(high_mm - geometry.affine[2, 3]) + 1)
+        affine = geometry.affine.copy()
+        affine[:3, 3] += slab.start * affine[:3, 2]
+        yield Case(
+            name=f"brain_volume_{split}",
+            image=image[:, :, slab],
+            split=split,
+            structures=(Structure("grey matter", grey[:, :, slab]), Structure("white matter", white[:, :, slab])),
+            note=f"slab from {low_mm} to {high_mm} mm; all splits show the same template, slabs 8 mm apart",
+            geometry=replace(geometry, affine=affine),
+            **shared,
+        )
