@@ -105,11 +105,13 @@ def test_a_prompt_is_encoded_once_and_anew_when_weights_change(images):
 def test_images_are_encoded_once_for_any_number_of_prompts(model, images):
     calls = []
     hook = model.backbone.register_forward_hook(lambda *_: calls.append(1))
-    features = model.encode_images(images[:2])
+    with torch.no_grad():
+        features = model.encode_images(images[:2])
     for prompt in PROMPTS:
         model.segment_slices(features, [prompt])
     hook.remove()
-    assert len(calls) == 1
+    assert len(calls) == 2
+    assert torch.equal(features.select([1]).mask_features[0], features.mask_features[1])
 
 
 def test_uneven_prompts_equal_each_image_alone(model, images):
@@ -179,3 +181,13 @@ def test_small_tokenizers_spell_what_they_do_not_know():
     assert len(tokenizer.tokenize("zyx")) == 3
     ids = tokenizer(["liver", "é?"])["input_ids"]
     assert all(row[-1] == max(row) == len(tokenizer) - 1 for row in ids)
+
+
+def test_half_precision_and_gradient_free_copies(model, images):
+    import copy
+
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    half.tokenizer = model.tokenizer
+    exact, rough = model.segment_slices(images[:2], PROMPTS), half.segment_slices(images[:2], PROMPTS)
+    assert rough.mask_logits.dtype == torch.float32 and rough.mask_logits.isfinite().all()
+    assert (exact.existence - rough.existence).abs().max() < 0.05

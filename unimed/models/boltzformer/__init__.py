@@ -3,7 +3,8 @@
 from transformers import AutoConfig, AutoModel
 
 from unimed.models.boltzformer.configuration import BiomedParseV1Config, BoltzFormerConfig
-from unimed.models.boltzformer.modeling import BoltzFormerModel, BoltzFormerOutput, ImageFeatures, SliceOutput
+from unimed.models.boltzformer.encoding import ImageFeatures
+from unimed.models.boltzformer.modeling import BoltzFormerModel, BoltzFormerOutput, SliceOutput
 from unimed.models.boltzformer.prompting import PromptFeatures
 from unimed.models.boltzformer.v1 import BiomedParseV1Model, BiomedParseV1Output
 

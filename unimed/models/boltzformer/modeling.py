@@ -11,8 +11,9 @@ from transformers.utils import ModelOutput
 
 from unimed.models.boltzformer.configuration import CHANNELS, BoltzFormerConfig
 from unimed.models.boltzformer.decoder import BoltzFormerDecoder
+from unimed.models.boltzformer.encoding import ImageEncoder, ImageFeatures
 from unimed.models.boltzformer.features import FocalPyramid, PixelDecoder, TextTower
-from unimed.models.boltzformer.layers import Layout, note
+from unimed.models.boltzformer.layers import Layout
 from unimed.models.boltzformer.predicting import PicturePredictor
 from unimed.models.boltzformer.prompting import PromptEncoder, PromptFeatures
 from unimed.models.boltzformer.sampling import CountedDraws, item_key
@@ -41,25 +42,7 @@ class SliceOutput:
     edge_logits: torch.Tensor | None = None
 
 
-@dataclass
-class ImageFeatures:
-    """Images encoded once: mask features [B, D, H/4, W/4], and three maps [B, D, h, w] of stride 32, 16, 8.
-
-    `pixels` [B, 3, H, W], normalised, are kept for a model that sharpens its masks by them.
-    """
-
-    mask_features: torch.Tensor
-    levels: list[torch.Tensor]
-    pixels: torch.Tensor | None = None
-
-    def select(self, places: Sequence[int]) -> ImageFeatures:
-        """Some of the images."""
-        places = list(places)
-        pixels = None if self.pixels is None else self.pixels[places]
-        return ImageFeatures(self.mask_features[places], [level[places] for level in self.levels], pixels)
-
-
-class BoltzFormerModel(PicturePredictor, PromptEncoder, PreTrainedModel):
+class BoltzFormerModel(PicturePredictor, PromptEncoder, ImageEncoder, PreTrainedModel):
     """Text-prompted segmentation of 2D images or slices (BiomedParse v2).
 
     Pixel values are 0..255, three channels; mean and standard deviation are buffers of the checkpoint. A model for
@@ -98,16 +81,6 @@ class BoltzFormerModel(PicturePredictor, PromptEncoder, PreTrainedModel):
         for buffer, values in ((self.pixel_mean, RGB_MEAN), (self.pixel_std, RGB_STD)):
             shown = [sum(values) / 3] * 3 if grey else values
             buffer.copy_(torch.tensor(shown).view(1, 3, 1, 1))
-
-    def encode_images(self, pixel_values, record=None) -> ImageFeatures:
-        """[B, 3, H, W] in 0..255 to features that any number of prompts share."""
-        pixels = pixel_values.to(self.pixel_mean.device, self.pixel_mean.dtype)
-        pixels = (pixels - self.pixel_mean) / self.pixel_std
-        pyramid = self.backbone(pixels)
-        mask_features, levels = self.pixel_decoder(pyramid, record)
-        for i, value in enumerate(pyramid):
-            note(record, f"res{i + 2}", value)
-        return ImageFeatures(mask_features, levels, pixels if self.upsampler is not None else None)
 
     def forward(
         self,

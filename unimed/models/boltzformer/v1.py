@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from unimed.models.boltzformer.configuration import BiomedParseV1Config
+from unimed.models.boltzformer.encoding import ImageEncoder, ImageFeatures
 from unimed.models.boltzformer.features import FocalPyramid, PixelDecoder, TextTower
 from unimed.models.boltzformer.layers import (
     CrossAttentionLayer,
@@ -24,7 +25,7 @@ from unimed.models.boltzformer.layers import (
     note,
     sine_positions,
 )
-from unimed.models.boltzformer.modeling import RGB_MEAN, RGB_STD, ImageFeatures, SliceOutput
+from unimed.models.boltzformer.modeling import RGB_MEAN, RGB_STD, SliceOutput
 from unimed.models.boltzformer.predicting import PicturePredictor
 from unimed.models.boltzformer.prompting import PromptEncoder, PromptFeatures
 
@@ -103,7 +104,7 @@ class MaskedAttentionDecoder(nn.Module):
         return draw_masks(self.mask_embed(self.decoder_norm(queries)), mask_features, layout)
 
 
-class BiomedParseV1Model(PicturePredictor, PromptEncoder, PreTrainedModel):
+class BiomedParseV1Model(PicturePredictor, PromptEncoder, ImageEncoder, PreTrainedModel):
     """Text-prompted segmentation of 2D pictures (BiomedParse v1, Nature Methods 2024).
 
     It has no existence score; `unimed.evaluation.recognition.presence_p_value` judges its masks afterwards.
@@ -127,14 +128,6 @@ class BiomedParseV1Model(PicturePredictor, PromptEncoder, PreTrainedModel):
     def _init_weights(self, module):
         # Every part has set up its own weights when it was built.
         pass
-
-    def encode_images(self, pixel_values, record=None) -> ImageFeatures:
-        """[B, 3, H, W] in 0..255 to features that any number of prompts share."""
-        pixels = pixel_values.to(self.pixel_mean.device, self.pixel_mean.dtype)
-        pyramid = self.backbone((pixels - self.pixel_mean) / self.pixel_std)
-        for i, value in enumerate(pyramid):
-            note(record, f"res{i + 2}", value)
-        return ImageFeatures(*self.pixel_decoder(pyramid, record))
 
     def forward(
         self,
