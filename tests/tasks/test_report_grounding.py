@@ -171,6 +171,10 @@ def test_scores_of_phrases_with_zero_one_and_many_boxes():
     # A box whose phrase is another thing belongs to no phrase.
     assert pair_phrases(samples[0], Prediction("", (Region("effusion", box_xyxy_px=box),)))[0][2] == []
     assert first_box_ious(samples, perfect) == [1.0, 1.0]
+    beside = score_reports(samples, perfect, train=samples[:1])
+    rows = [row for row in beside["cases"] if row["kind"] == "box"]
+    assert rows[0]["mean_box_iou"] == 1 and rows[1]["mean_box_iou"] < 1
+    assert "mean_box_miou" in beside["tables"]["summary"][0]
     nothing = score_reports(samples, [Prediction("")] * 3)["summary"]
     assert nothing["miou"] == 0 and nothing["miou_mean_over_phrases_zero"] == 1
     assert score_reports([], [])["summary"]["reports"] == 0
@@ -207,6 +211,8 @@ def test_a_calibration_file_changes_what_a_loaded_model_says(tmp_path):
     rows = [row for row in cases if row["predicted_box_xyxy_px"] is not None]
     Calibration.fit(rows * 3, alpha=0.2).save(tmp_path / "calibration.json")
     plain = unimed.load(tmp_path / "model")
+    for (name, a), (_, b) in zip(model.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
     calibrated = unimed.load(tmp_path / "model", calibration=tmp_path / "calibration.json")
     for one in (plain, calibrated):
         speak(one)
@@ -247,6 +253,11 @@ def test_cache_and_no_cache_give_the_same_boxes():
     cached = model.predict(image, "square", max_new_tokens=3)
     speak(model)
     anew = model.predict(image, "square", max_new_tokens=3, use_cache=False)
+    from unimed.models.umedground.published_decoding import decode_without_cache
+
+    speak(model)
+    _, published = decode_without_cache(model, image, "square", 3)
+    assert np.allclose(published[0][0], cached.regions[0].box_xyxy_px, atol=1e-3)
     assert cached.regions and np.allclose(cached.regions[0].box_xyxy_px, anew.regions[0].box_xyxy_px, atol=1e-3)
     assert 0 < cached.regions[0].confidence < 1
 

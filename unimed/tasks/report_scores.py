@@ -22,12 +22,18 @@ SAME_PHRASE = 0.5
 
 
 def score_reports(
-    samples: Sequence[Sample], predictions: Sequence[Prediction], protocol: str = "free", compat: str | None = None
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    protocol: str = "free",
+    compat: str | None = None,
+    train: Sequence[Sample] = (),
 ) -> dict:
     """Compare answers with samples.
 
     Args:
         protocol: "free" or "teacher"; said in every table, because the two must not be compared.
+        train: training samples; put the mean box baseline beside the scores: the median training box of the same
+            phrase, as shares of the image, pasted without looking at it.
         compat: "reference" adds the published table: the first box of each sample alone, shares called AP.
 
     Returns:
@@ -53,18 +59,23 @@ def score_reports(
                 token_f1_at_least=SAME_PHRASE,
             )
         )  # fmt: skip
-        said.append(". ".join(dict.fromkeys(names)))
-        truth.append(". ".join(dict.fromkeys(others)))
+        if names or others:
+            # Nothing to be seen and nothing said is right, but there are no words to compare.
+            said.append(". ".join(dict.fromkeys(names)))
+            truth.append(". ".join(dict.fromkeys(others)))
+    if train:
+        _add_mean_boxes(cases, train)
     ious = [row["iou"] for row in cases]
     summary = {"protocol": protocol, "reports": len(samples), "boxes": len(cases)}
     summary |= accuracy_at(ious) | summarise_phrases(phrases)
     for name, rows in counts.items():
         summary |= {key.replace("phrase_", f"phrase_{name}_"): value for key, value in phrase_f1(rows).items()}
-    if protocol == "free" and samples:
+    if protocol == "free" and said:
         # Teacher-forced phrases are the truth's own: comparing them with the truth says nothing.
         summary |= captions(said, truth)
     summary |= doubt_scores(cases)
-    tables = {"boxes": means_by(cases, "target", ("iou",)) if cases else [], "summary": [_overall(cases, protocol)]}
+    columns = ("iou", "mean_box_iou") if train else ("iou",)
+    tables = {"boxes": means_by(cases, "target", columns) if cases else [], "summary": [_overall(cases, protocol)]}
     if compat == "reference":
         firsts = first_box_ious(samples, predictions)
         named = accuracy_at(firsts)
@@ -84,10 +95,30 @@ def _overall(cases, protocol: str) -> dict:
     if not cases:
         return row
     row["miou"] = bootstrap_mean(ious, groups=groups)
+    if "mean_box_iou" in cases[0]:
+        row["mean_box_miou"] = bootstrap_mean([case["mean_box_iou"] for case in cases], groups=groups)
     for threshold in (0.1, 0.3, 0.5):
         hits = [float(iou >= threshold) for iou in ious]
         row[f"acc_at_{round(100 * threshold)}"] = bootstrap_mean(hits, groups=groups)
     return row
+
+
+def _add_mean_boxes(cases: Sequence[dict], train: Sequence[Sample]) -> None:
+    """`mean_box_iou` of every case: what the phrase alone gives; 0 for a phrase training does not hold."""
+    known: dict[str, list] = {}
+    for sample in train:
+        height, width = sample.images[0].shape[:2]
+        for region in sample.regions:
+            if region.box_xyxy_px is not None:
+                share = np.array(region.box_xyxy_px) / [width, height, width, height]
+                known.setdefault(normal_form(region.phrase), []).append(share)
+    for case in cases:
+        boxes = known.get(normal_form(case["target"]))
+        case["mean_box_iou"] = 0.0
+        if boxes:
+            height, width = case["image_size_hw"]
+            middle = np.median(boxes, axis=0) * [width, height, width, height]
+            case["mean_box_iou"] = float(paired_iou([middle], [case["true_box_xyxy_px"]])[0])
 
 
 def pair_phrases(sample: Sample, prediction: Prediction) -> list[tuple[str, list[Region], list[Region]]]:

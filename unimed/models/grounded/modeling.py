@@ -248,7 +248,7 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
             if labels is not None:
                 # Where [BOX] is no token of its own, its first piece may also stand in a question.
                 box &= labels != -100
-            if bool(box.any()):
+            if bool(box.any()) and not (self.config.box_decoder and mask_features is None):
                 states = self.prompting_states(hidden, box)
                 output.boxes = self.boxes_of(states, mask_features, image_of_token[box])
                 if self.config.language_box_head:

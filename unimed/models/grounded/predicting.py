@@ -354,7 +354,11 @@ class GroundedPredictor:
         return predictions
 
     def _boxes_of(self, generated: Generated, features: MaskFeatures | None, size) -> list[tuple]:
-        """(box xyxy in pixels, standard deviation or None, probability of the token) per [BOX]."""
+        """(box xyxy in pixels, standard deviation or None, confidence) per [BOX].
+
+        Confidence is the probability of the token, times the overlap to be expected if the spread is right: each side
+        is off by its mean error (a Laplace law's, std over root 2), and each loses that share of the overlap.
+        """
         if self.box_head is None:
             return []
         found = [
@@ -371,10 +375,14 @@ class GroundedPredictor:
         unit = torch.from_numpy(self.processor.frame(size).box_unit_px)
         edge = torch.tensor([size[1], size[0], size[1], size[0]], dtype=torch.float32)
         boxes = torch.minimum((predicted.boxes_xyxy.float().cpu() * unit).clamp(min=0), edge).tolist()
-        stds = [None] * len(boxes)
+        stds, overlap = [None] * len(boxes), [1.0] * len(boxes)
         if predicted.std is not None:
             stds = [tuple(std) for std in (predicted.std.float().cpu() * unit).tolist()]
-        return [(tuple(box), std, p) for box, std, (_, p) in zip(boxes, stds, found, strict=True)]
+            overlap = torch.exp(-4 / 2**0.5 * predicted.uncertainty().float()).tolist()
+        return [
+            (tuple(box), std, said * share)
+            for box, std, share, (_, said) in zip(boxes, stds, overlap, found, strict=True)
+        ]
 
     def _reference(self) -> str:
         return self.config._name_or_path or type(self).__name__

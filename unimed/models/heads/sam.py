@@ -28,7 +28,12 @@ class SamMaskHead(nn.Module):
     def __init__(self, config: SamConfig):
         super().__init__()
         self.config = config
+        # The code of places is kept twice, as in the files: weights tied below the top model are lost when it is saved.
+        config.tie_word_embeddings = False
         self.sam = SamModel(config)
+        with torch.no_grad():
+            code = self.sam.shared_image_embedding.positional_embedding
+            self.sam.prompt_encoder.shared_embedding.positional_embedding.copy_(code)
         self.predicts_masks = getattr(config, "predicts_masks", True)
         if not self.predicts_masks:
             for part in ("upscale_conv1", "upscale_conv2", "upscale_layer_norm", "output_hypernetworks_mlps"):

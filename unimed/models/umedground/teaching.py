@@ -49,8 +49,8 @@ def teacher_forced(model, images: Sequence, questions: Sequence[str], answers: S
             parsed = processor.parse(learnt)
             boxes = model._boxes_of(said, features, size)
             regions = [
-                Region(phrase or question[:200], box_xyxy_px=box, box_std_px=std, phrase_span=span)
-                for (_, phrase, span), (box, std, _) in zip(parsed.targets, boxes, strict=True)
+                Region(phrase or question[:200], box_xyxy_px=box, confidence=sure, box_std_px=std, phrase_span=span)
+                for (_, phrase, span), (box, std, sure) in zip(parsed.targets, boxes, strict=True)
                 if box[2] > box[0] and box[3] > box[1]
             ]
             spent = {"teacher_forced": time.perf_counter() - begin}
