@@ -122,6 +122,7 @@ class ParseTask(BaseModel):
                 batch_size=self.batch_size,
                 presence_threshold=self.threshold,
                 seed=self.seed,
+                as_channels=True,
             )
             answers = dict(zip(pictures, made, strict=True))
         for number, sample in enumerate(samples):

@@ -39,6 +39,7 @@ def score_parsing(samples: Sequence[Sample], predictions: Sequence[Prediction]) 
             row = {
                 "case_id": sample.sample_id,
                 "group": hashlib.sha256((sample.patient_id or sample.sample_id).encode()).hexdigest()[:12],
+                "kind": "volume" if truth.mask is not None and truth.mask.ndim == 3 else "picture",
                 "modality": sample.modality,
                 "target": str(target),
                 "prompt": truth.phrase,
@@ -54,7 +55,7 @@ def score_parsing(samples: Sequence[Sample], predictions: Sequence[Prediction]) 
     summary = {"prompts": len(cases), "present": len(shown)}
     tables = {}
     if shown:
-        tables["targets"] = means_by(shown, "target", ["dice", "iou"])
+        tables["targets"] = means_by(shown, ["kind", "target"], ["dice", "iou"])
         tables["modalities"] = means_by(shown, "modality", ["dice", "iou"])
         per_target = defaultdict(list)
         for row in shown:

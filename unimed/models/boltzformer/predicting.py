@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts
@@ -40,6 +41,7 @@ class PicturePredictor:
         presence_threshold: float = 0.5,
         seed: int = 0,
         site: str = "",
+        as_channels: bool = False,
     ) -> list[Prediction]:
         """The same answers as one by one.
 
@@ -49,6 +51,8 @@ class PicturePredictor:
             presence_threshold: below it a thing counts as absent and its mask is empty; v1 has no such score.
             seed: of the attention sampling.
             site: CT window for pictures of more than 8 bits.
+            as_channels: the three channels of an array are a slice and its neighbours. Otherwise a model of slices sees
+                colours as their brightness.
 
         Raises:
             ValueError: lengths differ, or an empty prompt.
@@ -58,17 +62,18 @@ class PicturePredictor:
             raise ValueError(f"{len(images)} images for {len(texts)} texts")
         prompts = [_split(text) for text in texts]
         options = dict(batch_size=batch_size, presence_threshold=presence_threshold, seed=seed, site=site)
-        return self._predict(images, prompts, **options)
+        return self._predict(images, prompts, as_channels=as_channels, **options)
 
     @torch.no_grad()
     def _predict(
-        self, images, prompts, *, batch_size: int = 4, presence_threshold: float = 0.5, seed: int = 0, site: str = ""
+        self, images, prompts, *, batch_size=4, presence_threshold=0.5, seed=0, site="", as_channels=False
     ) -> list[Prediction]:
         processor, predictions = self.processor, []
+        show = _brightness if self.config.channels == "slices" and not as_channels else np.asarray
         for start in range(0, len(images), batch_size):
             begun = time.perf_counter()
             inputs = [read_image(image, site) for image in images[start : start + batch_size]]
-            features = self.encode_images(torch.stack([processor.image(item.rgb) for item in inputs]))
+            features = self.encode_images(torch.stack([processor.image(show(item.rgb)) for item in inputs]))
             encoded = time.perf_counter() - begun
             for number, (item, asked) in enumerate(zip(inputs, prompts[start : start + batch_size], strict=True)):
                 begun = time.perf_counter()
@@ -82,6 +87,11 @@ class PicturePredictor:
                 name = str(self.config._name_or_path or type(self).__name__)
                 predictions.append(Prediction(_sentence(regions), tuple(regions), item.geometry, seconds, name))
         return predictions
+
+
+def _brightness(rgb: np.ndarray) -> np.ndarray:
+    """HxWx3 -> HxW, the weights of ITU-R BT.601; grey pictures stay as they are."""
+    return np.rint(rgb @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
 
 
 def _split(text: str) -> list[str]:

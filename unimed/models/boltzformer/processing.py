@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from unimed.models.boltzformer.postprocessing import enlarge_bilinear, upsample
 from unimed.models.boltzformer.tokenizing import tokenize
 
 
@@ -16,10 +17,12 @@ class ParseProcessor:
 
     Args:
         image_size: side of the model's images, px. text_length: most tokens of a prompt.
+        smooth: pictures are shrunk with antialiasing and masks enlarged linearly (v1), instead of the other way round.
     """
 
-    def __init__(self, tokenizer, image_size: int, text_length: int):
+    def __init__(self, tokenizer, image_size: int, text_length: int, smooth: bool = False):
         self.tokenizer, self.image_size, self.text_length = tokenizer, image_size, text_length
+        self.smooth = smooth
 
     def prompts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` [P, L]."""
@@ -39,7 +42,8 @@ class ParseProcessor:
         if padded.shape[-1] == self.image_size:
             return padded
         size = (self.image_size, self.image_size)
-        return F.interpolate(padded[None], size=size, mode="bicubic", align_corners=False)[0].clamp(0, 255)
+        options = dict(mode="bicubic", align_corners=False, antialias=self.smooth)
+        return F.interpolate(padded[None], size=size, **options)[0].clamp(0, 255)
 
     def labels(self, mask: np.ndarray) -> torch.Tensor:
         """HxW of bool or instance numbers -> int32 [S, S], nearest; what would vanish is kept by its largest value."""
@@ -57,10 +61,11 @@ class ParseProcessor:
         """Logits [P, h, w] of a square -> probabilities [P, H, W] in the grid of the picture."""
         left, right, top, bottom = _padding(*shape)
         side = max(shape)
-        grown = F.interpolate(
-            logits[None].float(), size=(side, side), mode="bicubic", align_corners=False, antialias=True
-        )[0]
-        return grown[:, top : side - bottom, left : side - right].sigmoid()
+        if self.smooth:
+            grown = torch.stack([enlarge_bilinear(one, side) for one in logits])
+        else:
+            grown = upsample(logits, side)
+        return grown[:, top : side - bottom, left : side - right].float().sigmoid()
 
 
 def _padding(height: int, width: int) -> tuple[int, int, int, int]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from unimed.io.slices import SliceGrid, choose_axis, with_neighbours
 from unimed.io.windows import percentiles_to_uint8
+from unimed.models.boltzformer.postprocessing import upsample
 
 
 @torch.no_grad()
@@ -38,8 +38,7 @@ def volume_masks(
         planes = grid.prepare(grid.planes(volume, first, last)).float().clamp(0, 255)
         images = with_neighbours(planes, first, start, stop, grid.depth).to(model.device)
         output = model.segment_slices(images, features, seed=seed, slice_numbers=range(start, stop))
-        size = (grid.size, grid.size)
-        logits = F.interpolate(output.mask_logits, size=size, mode="bicubic", align_corners=False, antialias=True)
+        logits = upsample(output.mask_logits, grid.size)
         drawn = (logits > 0) & (output.existence > threshold)[..., None, None]
         for row in range(len(prompts)):
             grid.put(masks[row], grid.restore(drawn[:, row].int().cpu()) > 0, start)
