@@ -17,7 +17,9 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python}
 nnodes=${NNODES:-1}
-if [ -n "${DEEPSPEED:-}" ] && [ "$verb" = train ]; then
+if [ -n "${DEEPSPEED:-}" ] && [ "$count" = 1 ] && [ "$nnodes" = 1 ]; then
+    echo "DEEPSPEED=$DEEPSPEED is left out: one process has nobody to share its state with" >&2
+elif [ -n "${DEEPSPEED:-}" ] && [ "$verb" = train ]; then
     word=${DEEPSPEED#deepspeed_}
     merged=0
     arguments=()

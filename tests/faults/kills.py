@@ -1,7 +1,11 @@
-"""SIGKILL a run at random moments and count what survives: `python tests/faults/kills.py FOLDER [KILLS] [background]`.
+"""SIGKILL a run at random moments and count what survives.
 
-Every life of the run resumes with `auto`, saves every 3 steps and keeps one checkpoint only, the hardest setting. At
-the end the run is finished without kills, and once more from the beginning: the weights must be the same.
+    python tests/faults/kills.py FOLDER [KILLS] [plain] [background]
+
+Every life of the run resumes with `auto`, saves every 3 steps and keeps one checkpoint only, the hardest setting. Four
+of five lives are ended after their first step, at a random moment of the next fifth of a second or of the next second and a half; the fifth at any
+moment from its start. At the end the run is finished without kills, and once more from the beginning: the weights must
+be the same.
 """
 
 import importlib.util
@@ -25,20 +29,19 @@ specification = importlib.util.spec_from_file_location("engine_tiny", ROOT / "te
 tiny = sys.modules.setdefault("engine_tiny", importlib.util.module_from_spec(specification))
 specification.loader.exec_module(tiny)
 INTERVAL = 3
-BACKGROUND = "background" in sys.argv[2:]
 
 
-def settings(steps):
+def settings(steps, background):
     return tiny.config(
         max_steps=steps,
         schedule=dict(type="constant"),
         validate_interval=0,
-        checkpoint=dict(interval=INTERVAL, keep=1, background=BACKGROUND),
+        checkpoint=dict(interval=INTERVAL, keep=1, background=background),
         log=dict(interval=1, curves=False),
     )
 
 
-def live(folder, steps):
+def live(folder, steps, background):
     """A child process that trains; returns its id."""
     child = os.fork()
     if child == 0:
@@ -47,7 +50,7 @@ def live(folder, steps):
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
             try:
-                train(settings(steps), folder, resume="auto")
+                train(settings(steps, background), folder, resume="auto")
             except BaseException:
                 os._exit(1)
             os._exit(0)
@@ -60,15 +63,22 @@ def last_logged(folder):
     return max(steps, default=0)
 
 
-def harness(folder: Path, kills: int, seed: int = 0) -> dict:
+def harness(folder: Path, kills: int, background: bool = False, seed: int = 0) -> dict:
     """Returns {"kills", "loadable", "most_lost" (steps), "during_save", "same_weights", "step"}."""
     chance = random.Random(seed)
-    os.waitpid(live(folder / "killed", INTERVAL), 0)
+    os.waitpid(live(folder / "killed", INTERVAL, background), 0)
     root = folder / "killed" / "checkpoints"
     loadable = during_save = most_lost = 0
-    for _ in range(kills):
-        child = live(folder / "killed", 10**6)
-        time.sleep(chance.uniform(0.05, 0.6))
+    for number in range(kills):
+        child = live(folder / "killed", 10**6, background)
+        if number % 5:
+            before = int(checkpoint.find(root).name[5:])
+            deadline = time.monotonic() + 60
+            while last_logged(folder / "killed") <= before and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0.0, chance.choice([0.2, 1.5])))
+        else:
+            time.sleep(chance.uniform(0.0, 0.5))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         during_save += any(root.glob(".writing-*"))
@@ -78,8 +88,8 @@ def harness(folder: Path, kills: int, seed: int = 0) -> dict:
             loadable += 1
             most_lost = max(most_lost, last_logged(folder / "killed") - int(found.name[5:]))
     steps = int(checkpoint.find(root).name[5:]) + 5
-    assert os.waitpid(live(folder / "killed", steps), 0)[1] == 0
-    assert os.waitpid(live(folder / "whole", steps), 0)[1] == 0
+    assert os.waitpid(live(folder / "killed", steps, background), 0)[1] == 0
+    assert os.waitpid(live(folder / "whole", steps, background), 0)[1] == 0
     first, second = (checkpoint.load_weights(folder / name) for name in ("killed", "whole"))
     same = all(torch.equal(first[name], second[name]) for name in second) and first.keys() == second.keys()
     return {
@@ -93,4 +103,6 @@ def harness(folder: Path, kills: int, seed: int = 0) -> dict:
 
 
 if __name__ == "__main__":
-    print(harness(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 100))
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 100
+    for how in sys.argv[3:] or ["plain"]:
+        print(how, harness(Path(sys.argv[1]) / how, count, how == "background"), sep="\t")

@@ -9,11 +9,13 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [[], ["background"]], ids=["plain", "background"])
-def test_five_kills(tmp_path, how):
+def test_kills(tmp_path):
     script = Path(__file__).parent / "kills.py"
-    done = subprocess.run([sys.executable, script, tmp_path, "5", *how], capture_output=True, text=True, timeout=180)
+    command = [sys.executable, script, tmp_path, "3", "plain", "background"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    result = ast.literal_eval(done.stdout.strip().splitlines()[-1])
-    # A save in the background may still be running when the next interval is nearly over.
-    assert result["loadable"] == 5 and result["most_lost"] <= (6 if how else 3) and result["same_weights"]
+    results = dict(line.split("\t") for line in done.stdout.strip().splitlines() if "\t" in line)
+    for how, most in (("plain", 3), ("background", 6)):
+        # A save in the background may still be running when the next interval is nearly over.
+        result = ast.literal_eval(results[how])
+        assert result["loadable"] == 3 and result["most_lost"] <= most and result["same_weights"], how
