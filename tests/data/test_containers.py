@@ -10,6 +10,7 @@ from PIL import Image
 from unimed.data.containers import ArrowDataset, ShardDataset
 from unimed.data.prepare import repack
 from unimed.data.records import RecordDataset, RecordError
+from unimed.data.shards import ShardError
 from unimed.engine.stream import Stream
 
 
@@ -116,7 +117,7 @@ def test_damage_is_named(shards, tmp_path):
     (tmp_path / "packed.tar").write_bytes(b"\x1f\x8b" + bytes(600))
     with pytest.raises(RecordError, match="packed.tar: not an uncompressed tar file"):
         ShardDataset([tmp_path / "packed.tar"])
-    with pytest.raises(FileNotFoundError, match="no such shards"):
+    with pytest.raises(ShardError, match="no shard of that pattern"):
         ShardDataset(tmp_path / "none-*.tar")
     lonely = tmp_path / "lonely.tar"
     with tarfile.open(lonely, "w") as archive:

@@ -3,9 +3,9 @@
     python tests/faults/kills.py FOLDER [KILLS] [plain] [background]
 
 Every life of the run resumes with `auto`, saves every 3 steps and keeps one checkpoint only, the hardest setting. Four
-of five lives are ended after their first step, at a random moment of the next fifth of a second or of the next second and a half; the fifth at any
-moment from its start. At the end the run is finished without kills, and once more from the beginning: the weights must
-be the same.
+of five lives are ended after their first step, at a random moment of the next fifth of a second or of the next second
+and a half; the fifth at any moment from its start. At the end the run is finished without kills, and once more from the
+beginning: the weights must be the same.
 """
 
 import importlib.util

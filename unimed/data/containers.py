@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.data.records import TASKS, RecordDataset, RecordError, check_record
-from unimed.io.read import ReadError, read
+from unimed.data.shards import IMAGES, expand_shards
+from unimed.io.read import ReadError, read, read_bytes
 from unimed.registry import DATASETS
 
 
@@ -23,7 +24,12 @@ class _Contained(RecordDataset):
     """What both containers share: the bytes of a picture, told its format by the suffix of its name."""
 
     def _decode(self, record: dict, name: str, content: bytes):
-        # Readers take paths: several formats are read by libraries that open files themselves.
+        if name.lower().rpartition(".")[2] in IMAGES:
+            try:
+                return read_bytes(content, f"{self.file}: record {record.get('id')}: {name}")
+            except ReadError as error:
+                raise RecordError(str(error)) from error
+        # Volumes are read by libraries that open files themselves.
         with tempfile.TemporaryDirectory(prefix="unimed-") as folder:
             path = Path(folder) / f"content.{Path(name).name}"
             path.write_bytes(content)
@@ -61,18 +67,16 @@ class ShardDataset(_Contained):
     file names after the key: `"image": "png"`, `"mask": "0.mask.png"`. Nothing is unpacked to disk.
 
     Args:
-        shards: a pattern such as "data/train-*.tar", or a list of files.
+        shards: as of `unimed.data.shards.expand_shards`: "data/train-*.tar", "data/train-{000000..000009}.tar", a list.
         tasks, limit: as of `RecordDataset`.
 
     Raises:
-        FileNotFoundError: the pattern matches nothing.
+        ShardError, FileNotFoundError: there is no such shard.
         RecordError: a shard that is compressed, cut off, or holds a key without record.
     """
 
     def __init__(self, shards: str | Path | Sequence, tasks: Sequence[str] | None = None, limit: int | None = None):
-        files = sorted(glob.glob(str(shards))) if isinstance(shards, (str, Path)) else [str(s) for s in shards]
-        if not files:
-            raise FileNotFoundError(f"{shards}: no such shards; `tools/prepare_data.py repack` writes them")
+        files = [str(path) for path in expand_shards(shards)]
         self.file = Path(files[0]) if len(files) == 1 else Path(files[0]).parent
         self.records = _ShardRecords(files)
         self._only(tasks, limit)
