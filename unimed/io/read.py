@@ -222,10 +222,12 @@ def _read_dicom(path: Path) -> tuple[np.ndarray, Geometry]:
     dataset = pydicom.dcmread(path)
     array = _pixels_of_dicom(path, dataset)
     header = {"modality": str(dataset.get("Modality", "")), "photometric": str(dataset.PhotometricInterpretation)}
+    header |= _window_of_dicom(dataset)
     if not _has_place(dataset) or array.ndim != 2:
         return array, Geometry.pixels(source_format="dicom", header=header)
     volume, affine = _stack([(array, *_dicom_plane(dataset))], float(dataset.get("SliceThickness", 0) or 1.0))
-    header["files"] = (str(path),)
+    if not isinstance(path, io.BytesIO):
+        header["files"] = (str(path),)
     return volume, Geometry(lps_to_ras(affine), source_format="dicom", header=header)
 
 
@@ -276,6 +278,7 @@ def _read_dicom_series(folder: Path) -> tuple[np.ndarray, Geometry]:
     volume, affine = _stack(planes, float(first.get("SliceThickness", 0) or 1.0))
     _refuse_uneven_slices(folder, planes)
     header = {"modality": str(first.get("Modality", "")), "photometric": str(first.PhotometricInterpretation)}
+    header |= _window_of_dicom(first)
     # In the order of the volume's slices: whoever writes DICOM of the same patient has to read their headers again.
     normal = np.cross(planes[0][1], planes[0][2])
     order = sorted(range(len(planes)), key=lambda index: float(planes[index][3] @ normal))
