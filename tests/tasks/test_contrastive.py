@@ -210,7 +210,7 @@ def test_every_config_trains(path, tmp_path, monkeypatch):
     data = dict(type="ImageTextShards", shards=str(tmp_path / "shards" / "*.tar"))
     settings.train_data = dict(mixture=[dict(dataset=data, weight=2.0), dict(dataset=data | {"limit": 8})])
     settings.val_data = settings.test_data = data
-    settings.update(batch_size=8, max_steps=2, num_workers=0, device="cpu", precision="fp32", validate_interval=2)
+    settings.update(batch_size=8, max_steps=2, num_workers=0, device="cpu", validate_interval=2)
     settings.optimizer.lr = 1e-3
     settings.log.to = ()
     train(settings, work_dir=tmp_path / "run")

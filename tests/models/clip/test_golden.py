@@ -66,6 +66,22 @@ def test_token_ids(folder):
     assert [processor.tokenizer.clean_fn(text) for text in TEXTS["texts"]] == TEXTS["cleaned_whitespace"]
 
 
+@pytest.mark.parametrize(
+    ("recording", "options"),
+    [
+        ("ids_16", {}),
+        ("ids_16_strip_sep", {"strip_sep_token": True}),
+        ("ids_16_clean_lower", {"clean": "lower"}),
+        ("ids_16_clean_canonicalize", {"clean": "canonicalize"}),
+    ],
+)
+def test_other_ways_to_tokenize(folder, recording, options):
+    config = ClipConfig.from_pretrained(folder)
+    config.model_cfg["text_cfg"] |= {"context_length": 16, "tokenizer_kwargs": options}
+    ids, _ = ClipProcessor(config, folder / "tokenizer").texts(TEXTS["texts"], "max_length")
+    assert ids.tolist() == TEXTS[recording]
+
+
 @pytest.mark.parametrize("name", ["rgb.png", "palette_P.png", "rgba.png"])
 def test_pictures_are_rgb_first(folder, name):
     ours = ClipProcessor.from_pretrained(folder).image(FOLDER / "pictures" / name)

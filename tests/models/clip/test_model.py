@@ -10,7 +10,7 @@ from models.clip.recorded import FOLDER, recorded
 from PIL import Image
 
 import unimed
-from unimed.models.clip import ClipConfig, ClipModel
+from unimed.models.clip import ClipConfig, ClipModel, ClipProcessor
 from unimed.models.clip.building import named_config
 
 PICTURES = FOLDER / "pictures"
@@ -140,6 +140,21 @@ def test_sigmoid_models(tmp_path):
     model = ClipModel(ClipConfig(**{k: getattr(model.config, k) for k in ("model_cfg", "preprocess_cfg", "tokenizer")}))
     result = model.eval().zero_shot(PICTURES / "rgb.png", ["heart"])
     assert result.kind == "sigmoid" and 0 < result.probabilities[0] < 0.5
+
+
+def test_siglip_reads_its_padding(folder):
+    """Its text tower has no mask over padding and reads the last place: texts are always padded in full."""
+    config = named_config("ViT-B-16-SigLIP")
+    config.model_cfg |= {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+    }
+    config.model_cfg["text_cfg"] |= {"width": 32, "heads": 2, "layers": 1, "vocab_size": 200, "proj_type": "none"}
+    model = ClipModel(config).eval()
+    model.processor = ClipProcessor(config, folder / "tokenizer")
+    ids, cut = model.processor.texts(["lung", "heart " * 100])
+    assert ids.shape == (2, 64) and cut == [1]
+    assert model.sigmoid and model.zero_shot(PICTURES / "tall_rgb.png", ["heart"]).kind == "sigmoid"
 
 
 def test_by_name(tmp_path, monkeypatch):

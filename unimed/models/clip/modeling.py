@@ -128,12 +128,12 @@ class ClipModel(PreTrainedModel):
         if not torch.is_autocast_enabled(images.device.type):
             images = images.to(self.dtype)
         features = self.towers.encode_image(images)
-        return F.normalize(features, dim=-1) if normalize else features
+        return F.normalize(features.float(), dim=-1) if normalize else features
 
     def text_features(self, input_ids: torch.Tensor, normalize: bool = True) -> torch.Tensor:
         """[M, L] -> [M, D]; differentiable."""
         features = self.towers.encode_text(input_ids)
-        return F.normalize(features, dim=-1) if normalize else features
+        return F.normalize(features.float(), dim=-1) if normalize else features
 
     # -- the public face --------------------------------------------------------------------------------------------
     @torch.no_grad()

@@ -174,6 +174,8 @@ class ClipProcessor:
             padding="max_length" if reads_padding else padding,
             truncation=True,
         ).input_ids
+        if getattr(self.tokenizer, "strip_sep_token", False):
+            ids = ids.masked_fill(ids == inner.sep_token_id, 0)
         return ids, cut
 
     def _was_cut(self, text: str, row: torch.Tensor) -> bool:
