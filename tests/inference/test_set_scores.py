@@ -71,6 +71,7 @@ def test_volumes_score_as_published():
     cases = test_sets.volume_cases(GOLDEN / "seg3d" / "data", "meta_test.json")
     scores = score_volumes(cases, GOLDEN / "seg3d" / "pred", compat="reference")
     assert difference(scores.published, json.loads((GOLDEN / "seg3d/pred/results.json").read_text())) < 1e-12
+    assert scores.rows[0]["published_hd95_vox"] > 0 and 0 < scores.summary["nsd_2vox_median_over_cases"] <= 1
 
 
 def test_slices_without_the_object_count_by_default(tmp_path):

@@ -27,7 +27,7 @@ def _guarded(work, args) -> int:
 
     try:
         return work(args)
-    except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ReadError, ValueError) as error:
+    except (OSError, ReadError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -17,6 +17,7 @@ from unimed.evaluation.coco_captions import caption_scores
 from unimed.evaluation.compat import unibiomed
 from unimed.evaluation.masks import dice, iou
 from unimed.evaluation.statistics import bootstrap_mean
+from unimed.evaluation.surfaces import hausdorff, nsd
 from unimed.evaluation.tables import markdown_table, means_by, write_cases, write_report, write_text
 from unimed.evaluation.text import exact_match
 from unimed.inference import test_sets
@@ -104,8 +105,9 @@ def score_volumes(cases: Sequence[Case], out: Path, compat: str | None = None) -
         for name, plane in zip(names, predicted, strict=True):
             path = case.inputs["truth"].get(name)
             truth.append(load_mask(path, plane.shape, resize=True) if path else np.zeros_like(plane))
-        row = {"case": case.name, "volume": case.inputs["volume"]}
-        rows.append(row | _overlap(case.inputs["phrase"], predicted, np.stack(truth)))
+        truth = np.stack(truth)
+        row = {"case": case.name, "volume": case.inputs["volume"]} | _overlap(case.inputs["phrase"], predicted, truth)
+        rows.append(row | _distances(predicted, truth, remarks))
     table: dict = {}
     for row in rows:
         table.setdefault(row["volume"], {})[row["expression"]] = {k: v for k, v in _item(row).items() if k != "exp"}
@@ -120,6 +122,19 @@ def _overlap(expression: str, predicted: np.ndarray, truth: np.ndarray) -> dict:
         "truth_pixels": int(truth.sum()),
         "predicted_pixels": int(predicted.sum()),
     }
+
+
+def _distances(predicted: np.ndarray, truth: np.ndarray, remarks: list[str]) -> dict[str, float]:
+    """Surface scores in voxels (pictures of slices carry no spacing): ours, and those of UniBiomed's 3D script."""
+    published = unibiomed.volume_scores(predicted, truth)
+    found = {"published_hd95_vox": published["hd95"], "published_nsd_2vox": published["nsd"]}
+    try:
+        found["hd95_vox"] = hausdorff(predicted, truth, (1, 1, 1))
+        found["nsd_2vox"] = nsd(predicted, truth, (1, 1, 1), 2.0)
+    except ImportError as error:
+        if str(error) not in remarks:
+            remarks.append(str(error))
+    return found
 
 
 def _item(row: Mapping) -> dict:
@@ -148,6 +163,11 @@ def _mask_scores(rows, remarks, missing: int, items: dict, group: str = "case") 
             "painted_where_absent": sum(not row["truth_pixels"] and row["predicted_pixels"] > 0 for row in rows),
             "missed": sum(row["truth_pixels"] > 0 and not row["predicted_pixels"] for row in rows),
         }
+        for name in ("hd95_vox", "nsd_2vox", "published_hd95_vox", "published_nsd_2vox"):
+            if any(name in row for row in rows):
+                # A missed or superfluous object is infinitely far away: the median still says something then.
+                values = [row[name] for row in counted if not np.isnan(row.get(name, np.nan))]
+                summary[f"{name}_median_over_cases"] = float(np.median(values)) if values else float("nan")
     return Scores({"mean": mean} | items, rows, summary, tables, remarks)
 
 
