@@ -168,6 +168,21 @@ def test_answers_and_their_metrics(tree, tmp_path, speak, demo, markup, data, me
     assert demos.metrics(metric, ["--prediction_dir", str(out), *truth]) == 1
 
 
+def test_several_questions_about_one_image(tree, tmp_path, speak):
+    content = json.loads((tree / "RadGenome" / "test_parse.json").read_text())
+    content["again"] = content["rtest0"] | {"anatomy": "left half"}
+    (tmp_path / "test_parse.json").write_text(json.dumps(content))
+    model = speak("<p> bright disc. </p> [SEG]<|end|>")
+    path = str(tmp_path / "test_parse.json")
+    data = ["--data_path", str(tree / "RadGenome"), "--json_path", path, "--save_dir", str(tmp_path / "out")]
+    assert demos.answers("GVQA", data) == 0
+    assert sorted(p.stem for p in (tmp_path / "out").iterdir())[:2] == ["rtest0_1-again", "rtest0_1-rtest0"]
+    assert any("left half" in text for text in model.asked)
+    scores = ["--prediction_dir", str(tmp_path / "out"), "--json_path", path, "--no_java"]
+    assert demos.metrics("gvqa", [*scores, "--mask_dir", str(tree / "RadGenome")]) == 0
+    assert len((tmp_path / "out_scores" / "scores.jsonl").read_text().splitlines()) == 5
+
+
 def test_one_image_by_script_with_a_saved_model(tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "model")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "x.png")

@@ -280,12 +280,12 @@ def _answers(demo: str, args) -> int:
     settings |= {"region": args.region} if demo == "RegionCap" else {}
     masks_to = out.with_name(f"{out.name}_mask") if with_masks else None
     report = set_runs.answer_images(_load(args), cases, out, form, run, settings, masks_to, args.launcher)
-    names = {case.name for case in cases}
+    names, masks = {case.name for case in cases}, _mask_folder(path, Path(args.data_path))
 
     def score():
         # Quick: without Java. The metric script gives the published numbers.
         scores = set_scores.score_answers(
-            kind, out, path, _mask_folder(path) if with_masks else None, java=False, only=names
+            kind, out, path, masks if with_masks and masks.is_dir() else None, java=False, only=names
         )
         if demo == "RegionCap":
             set_scores.write_region_results(out, scores)
@@ -294,11 +294,13 @@ def _answers(demo: str, args) -> int:
     return _finish(args, report, score, state)
 
 
-def _mask_folder(json_file: Path) -> Path:
-    """Where the masks that a test file names lie."""
+def _mask_folder(json_file: Path, data: Path | None = None) -> Path:
+    """Where the masks that a test file names lie: beside it, or below the folder of the data."""
     if json_file.stem.endswith("_parse"):
-        return json_file.parent
-    return json_file.parent / f"{json_file.stem}_mask"
+        return data or json_file.parent
+    beside = json_file.parent / f"{json_file.stem}_mask"
+    below = data / f"{json_file.stem}_mask" if data is not None else beside
+    return below if below.is_dir() and not beside.is_dir() else beside
 
 
 def metrics(kind: str, arguments=None) -> int:

@@ -275,23 +275,27 @@ def _truth(kind: str, path: Path) -> dict[str, dict]:
     """Name of a prediction -> text, mask files and number of annotations."""
     content = test_sets.read_json(path)
     if "annotations" not in content:
-        entries = [
-            {
-                **entry,
-                "file_name": entry["image_file"],
-                "caption": _report(entry),
-                "mask_file": None if NO_FINDINGS in entry["abnormality"].lower() else entry.get("mask_file"),
-                "abnormality": entry["abnormality"].lower(),
-            }
-            for entry in content.values()
+        parsed = test_sets.parse_names(content)
+        named = [
+            (
+                parsed[identifier],
+                {
+                    "caption": _report(entry),
+                    # Where nothing is found, nothing is masked.
+                    "mask_file": None if NO_FINDINGS in entry["abnormality"].lower() else entry.get("mask_file"),
+                    "abnormality": entry["abnormality"].lower(),
+                },
+            )
+            for identifier, entry in content.items()
         ]
     else:
         entries = test_sets.annotations_of(path)
-    key = "mask_file" if kind == "region" else "file_name"
-    names = test_sets.named_once(entry[key] for entry in entries)
+        key = "mask_file" if kind == "region" else "file_name"
+        names = test_sets.named_once(entry[key] for entry in entries)
+        named = [(names[entry[key]], entry) for entry in entries]
     table: dict[str, dict] = {}
-    for entry in entries:
-        known = table.setdefault(names[entry[key]], {"text": None, "mask_files": [], "count": 0})
+    for name, entry in named:
+        known = table.setdefault(name, {"text": None, "mask_files": [], "count": 0})
         known["count"] += 1
         known["text"] = known["text"] or _text(kind, entry)
         if "mask_file" in entry:

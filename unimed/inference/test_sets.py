@@ -180,20 +180,25 @@ def parse_cases(folder, json_file, kind: str, question: str | None = None) -> li
     for identifier, entry in entries.items():
         if lacking := [name for name in needed if not entry.get(name)]:
             raise TreeError(f"{path}: entry {identifier} lacks {', '.join(lacking)}")
-    names = named_once(entry["image_file"] for entry in entries.values())
-    cases = {}
-    for entry in entries.values():
-        file = entry["image_file"]
-        text = (question or QUESTIONS[kind]).replace("{}", str(entry.get("anatomy", "")).lower())
-        inputs = {"image": within(folder, file), "image_name": Path(file).name, "text": text}
-        case = Case(names[file], inputs)
-        if file in cases and cases[file].inputs != inputs:
-            # Several questions on one image: each needs a file of its own.
-            case = Case(f"{names[file]}-{len(cases)}", {**inputs, "image_name": f"{len(cases)}-{Path(file).name}"})
-            cases[f"{file}-{len(cases)}"] = case
-        else:
-            cases[file] = case
-    return list(cases.values())
+    cases = []
+    for identifier, name in parse_names(entries).items():
+        file = entries[identifier]["image_file"]
+        text = (question or QUESTIONS[kind]).replace("{}", str(entries[identifier].get("anatomy", "")).lower())
+        inputs = {"image": within(folder, file), "image_name": f"{name}{Path(file).suffix}", "text": text}
+        cases.append(Case(name, inputs))
+    return cases
+
+
+def parse_names(entries: Mapping[str, Mapping]) -> dict[str, str]:
+    """Names of the answers to a `*_parse.json`: stem of the image, and the id where several ask about one."""
+    files = Counter(entry["image_file"] for entry in entries.values())
+    names = named_once(files)
+    return {
+        identifier: names[entry["image_file"]]
+        if files[entry["image_file"]] == 1
+        else f"{names[entry['image_file']]}-{str(identifier).replace('/', '_')}"
+        for identifier, entry in entries.items()
+    }
 
 
 def caption_cases(
