@@ -98,8 +98,9 @@ def test_recorded_pictures_texts_and_boxes():
         checked += 1
     assert checked
     for entry in json.loads(large("uni_med", "prompts", "text_processor.json").read_text()):
-        assert clean(entry["input"], PUBLISHED_WORDS) == entry["blip_caption_new"]
+        options = {"prompt": "", "max_words": PUBLISHED_WORDS} | entry.get("config", {})
+        assert options["prompt"] + clean(entry["input"], options["max_words"]) == entry["blip_caption_new"]
     for entry in json.loads(large("uni_med", "prompts", "boxes.json").read_text()):
         x, y, w, h = entry["bbox_xywh"]
-        width, height = entry["image_wh"]
+        width, height = entry["image_size_wh"]
         assert box_text((x, y, x + w, y + h), width, height) == entry["text"]
