@@ -124,6 +124,27 @@ def test_four_bits_without_bitsandbytes_and_an_unknown_format_are_named(monkeypa
         task(lora=dict(quantize="nf4"))
 
 
+def test_experts_are_routed_by_the_task_of_each_sample():
+    experts = dict(projector_type="moe_linear", resample_method="none", task_token_c=8, num_experts=3)
+    model = dict(
+        texts=TEXTS, hidden_dim=32, layers=1, heads=2, vision_grid=2, mask_config=tiny_mask_config(), box_head=None
+    )
+    grounding = TASKS.build(dict(type="GroundingTask", model=model | dict(connector=experts), max_new_tokens=3)).eval()
+    samples = mixed_samples()
+    for pack in (0, 80):
+        collate = GroundedCollator(grounding.processor, pack=pack)
+        largest = largest_difference(
+            gradients(grounding, [collate(samples)]),
+            gradients(grounding, [collate(samples[::-1])]),
+        )
+        assert largest < 5e-6
+    tokens = grounding.model.connector.task_tokens
+    assert all(tokens[name].grad.abs().sum() > 0 for name in ("refer", "vqa")) and tokens["cls"].grad is None
+    assert len(grounding.predict_samples(samples)) == 5
+    with pytest.raises(ValueError, match="'odd' is not known; choose one of: vqa, refer"):
+        grounding(collate([sample(9, "odd", "two.", ())]))
+
+
 def test_recomputed_activations_give_the_same_gradients():
     from unimed.engine.training import _checkpoint_activations
 
@@ -213,10 +234,11 @@ def gradients(grounding, batches):
     grounding.zero_grad()
     for batch in batches:
         (grounding(batch)["loss"] / len(batches)).backward()
-    return {name: p.grad.clone() for name, p in grounding.named_parameters() if p.requires_grad}
+    return {name: p.grad.clone() for name, p in grounding.named_parameters() if p.grad is not None}
 
 
 def largest_difference(first, second):
+    assert first.keys() == second.keys()
     return max((first[name] - second[name]).abs().max().item() for name in first)
 
 

@@ -75,6 +75,8 @@ class GroundedCollator:
             "mask_pixel_values": torch.stack(pixels),
             "image_keys": [hashlib.sha1(p.numpy().tobytes()).hexdigest() for p in pixels],
             "sample_ids": [sample.sample_id for sample in samples],
+            "tasks": [str(sample.labels.get("task", "")) for sample in samples],
+            "pictures_per_sample": [sum(1 if row.grids else len(t) for t in row.pixels) for row in rows],
             **self._targets(samples),
         }
         if rows[0].pixels:

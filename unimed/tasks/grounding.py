@@ -21,6 +21,13 @@ from unimed.tasks.grounding_scores import score_grounding
 
 #: Weights of the summed loss; mask weights are those of UniBiomed.
 LOSS_WEIGHTS = {"text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0}
+#: Tasks of records under the names of Uni-Med's connector, where a connector does not list them itself.
+ROUTED_AS = {
+    "classification": "cls",
+    "report": "caption",
+    "region": "identify",
+    **dict.fromkeys(("referring", "box", "absent", "volume"), "refer"),
+}
 #: What each term is a mean of; the connector's own loss is averaged over ranks.
 COUNTED = {"text": "tokens", "dice": "masks", "bce": "masks", "presence": "regions", "box": "boxes"}
 
@@ -116,7 +123,7 @@ class GroundingTask(BaseModel):
             **{name: batch[name] for name in IMAGE_INPUTS if name in batch},
             mask_pixel_values=batch["mask_pixel_values"],
             position_ids=batch.get("position_ids"),
-            task=batch.get("task"),
+            task=self._routing(batch),
             sequence_of_token=batch.get("sequence_of_token"),
             return_logits=False,
         )
@@ -147,6 +154,16 @@ class GroundingTask(BaseModel):
                     losses[name] = losses[name] * (here[count] / shared[count])
         losses["loss"] = sum(self.loss_weights[name] * value for name, value in losses.items())
         return losses
+
+    def _routing(self, batch: dict) -> torch.Tensor | None:
+        """Task ids of the pictures, where the connector routes by task."""
+        connector = self.model.connector
+        if connector is None or not connector.needs_task:
+            return None
+        ids = connector.task_ids([_known(name, connector.config.tasks) for name in batch["tasks"]])
+        if not self.model.reads_mask_encoder:
+            ids = ids.repeat_interleave(torch.tensor(batch["pictures_per_sample"]))
+        return ids.to(self.model.device)
 
     def normalisers(self, batch: dict) -> dict[str, int]:
         """Counts that the terms of the loss are divided by."""
@@ -181,6 +198,19 @@ class GroundingTask(BaseModel):
         Args:
             blank: black images instead of the real ones, for the language-only baseline.
         """
+        connector = self.model.connector
+        if connector is None or not connector.needs_task:
+            return self._predict(samples, blank)
+        names = [_known(str(s.labels.get("task", "")), connector.config.tasks) for s in samples]
+        predictions = {}
+        for task in dict.fromkeys(names):
+            places = [place for place, name in enumerate(names) if name == task]
+            with self.model.routed_as(task):
+                made = self._predict([samples[place] for place in places], blank)
+            predictions |= dict(zip(places, made, strict=True))
+        return [predictions[place] for place in range(len(samples))]
+
+    def _predict(self, samples: Sequence[Sample], blank: bool) -> list[Prediction]:
         options = dict(max_new_tokens=self.max_new_tokens)
         images, kept, flat, predictions = [], {}, [], {}
         for index, sample in enumerate(samples):
@@ -244,6 +274,11 @@ def _check_names(model, beginnings: Sequence[str]) -> None:
     for beginning in beginnings:
         if not any(name.startswith(beginning) for name in names):
             raise ValueError(f"no parameter of the model begins with {beginning!r}")
+
+
+def _known(task: str, tasks: Sequence[str]) -> str:
+    """The connector's name of a task: its own, or Uni-Med's for it."""
+    return task if task in tasks else ROUTED_AS.get(task, task)
 
 
 def _answerable(samples: Sequence[Sample]) -> list[Sample]:

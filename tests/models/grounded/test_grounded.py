@@ -5,6 +5,7 @@ from PIL import Image
 from small_models import teach, tiny_model
 from transformers import AutoModel, InternVLConfig, LlavaConfig
 
+from unimed.models.connectors import ConnectorError
 from unimed.models.grounded import GroundedConfig, GroundedMLLM
 from unimed.models.grounded.images import ImageError
 from unimed.models.grounded.processing import PromptError
@@ -185,6 +186,66 @@ def test_backbones_of_transformers_fit(kind):
                 pixel_values=torch.rand(2, 3, size, size),
                 mask_pixel_values=torch.rand(1, 3, 32, 32),
             )
+
+
+EXPERTS = dict(projector_type="moe_mlp", resample_method="none", task_token_c=8, num_experts=3, sparse_topk=2)
+
+
+@pytest.mark.parametrize("router", ["soft", "sparse"])
+@pytest.mark.parametrize("kind", ["internvl", "llava", "qwen2_5_vl"])
+def test_experts_behind_any_backbone_see_the_task_of_each_image(kind, router):
+    from small_models import tiny_mask_config
+
+    torch.manual_seed(0)
+    text = dict(model_type="qwen2", vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
+    pixels, more, tokens = torch.rand(2, 3, 28, 28), {}, 4
+    if kind == "internvl":
+        vision = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+        backbone = InternVLConfig(vision_config=vision, text_config=text, image_token_id=50, tie_word_embeddings=False)
+        tokens = 1
+    elif kind == "llava":
+        vision = dict(model_type="clip_vision_model", hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+                      num_attention_heads=2, image_size=28, patch_size=14)  # fmt: skip
+        backbone = LlavaConfig(vision_config=vision, text_config=text, image_token_id=50)
+    else:
+        from transformers import Qwen2_5_VLConfig
+
+        rope = dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1e4)
+        vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=16, patch_size=14,
+                      fullatt_block_indexes=[0])  # fmt: skip
+        backbone = Qwen2_5_VLConfig(
+            vision_config=vision,
+            text_config=text | dict(model_type="qwen2_5_vl_text", rope_parameters=rope),
+            image_token_id=50,
+        )
+        pixels, more = torch.rand(2 * 16, 3 * 2 * 14 * 14), dict(image_grid_thw=torch.tensor([[1, 4, 4]] * 2))
+    config = GroundedConfig(
+        backbone_config=backbone,
+        mask_config=tiny_mask_config(),
+        connector=EXPERTS | dict(router_type=router),
+        image_token_id=50,
+        seg_token_id=51,
+    )
+    model = GroundedMLLM(config).eval()
+    ids = torch.tensor([[1, *[50] * tokens, 2, 51, 3]] * 2)
+    inputs = dict(input_ids=ids, pixel_values=pixels, mask_pixel_values=torch.rand(2, 3, 32, 32), **more)
+    task = model.connector.task_ids(["vqa", "refer"])
+    mixed = model(**inputs, task=task)
+    assert mixed.masks.logits.shape == (2, 32, 32)
+    # A mixed batch is its samples one by one, and another task is another answer.
+    for place, name in enumerate(("vqa", "refer")):
+        alone = model(**inputs, task=model.connector.task_ids([name] * 2))
+        torch.testing.assert_close(alone.hidden[place], mixed.hidden[place], atol=1e-5, rtol=1e-4)
+        assert (alone.hidden[1 - place] - mixed.hidden[1 - place]).abs().max() > 0
+    mixed.hidden.sum().backward()
+    assert model.connector.router.fc1.weight.grad.abs().sum() > 0
+    with pytest.raises(ConnectorError, match="give `task`"):
+        model(**inputs)
+    with model.routed_as("vqa"):
+        model(**inputs)
+    with pytest.raises(ConnectorError, match="'segment' is not known; choose one of: vqa"), model.routed_as("segment"):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,9 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+
+    #: Task of predictions where the connector routes by task; see `routed_as`.
+    routing_task: str | None = None
 
     def __init__(self, config: GroundedConfig):
         super().__init__(config)
@@ -133,8 +137,35 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
             return self.backbone.image_tokens(pixels, image_grid_thw), None
         else:
             vision = self.backbone.vision_features(pixels, image_grid_thw)
+        if task is None and self.connector.needs_task:
+            task = self.routing_task
+        if image_grid_thw is not None and task is not None and not isinstance(task, str):
+            return self._connect_each(vision[0], task, image_grid_thw)
         connected = self.connector(vision, task)
         return connected.tokens, connected.auxiliary_loss
+
+    def _connect_each(self, vision: torch.Tensor, task: torch.Tensor, image_grid_thw: torch.Tensor):
+        """As `image_tokens` where images of several sizes and tasks follow one another in `vision` [N, Dv]."""
+        patches = image_grid_thw.prod(dim=1)
+        sizes = (patches * len(vision) // patches.sum()).tolist()
+        parts = [self.connector(part[None], task[i : i + 1]) for i, part in enumerate(vision.split(sizes))]
+        losses = [part.auxiliary_loss for part in parts if part.auxiliary_loss is not None]
+        return torch.cat([part.tokens for part in parts], dim=1), torch.stack(losses).mean() if losses else None
+
+    @contextlib.contextmanager
+    def routed_as(self, task: str):
+        """Inside, predictions are made as of this task; for connectors that route by task (`connector.needs_task`).
+
+        Raises:
+            ConnectorError: the connector does not know the task.
+        """
+        if self.connector is not None and self.connector.needs_task:
+            self.connector.task_ids([task])
+        previous, self.routing_task = self.routing_task, task
+        try:
+            yield self
+        finally:
+            self.routing_task = previous
 
     def merge(self, input_ids: torch.Tensor, image_tokens: torch.Tensor | None) -> torch.Tensor:
         """Embeddings of `input_ids` [B, L] with every image token id replaced, in reading order.
@@ -204,12 +235,15 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
         if image_tokens is None and (pixel_values is not None or bool(has_image.any())):
             seen = mask_features
             if self.reads_mask_encoder:
-                if sequence_of_token is None:
+                if read_images is not None and task is not None and images_per_row is not None:
+                    task = task.repeat_interleave(images_per_row)
+                elif sequence_of_token is None:
                     index, task = image_of_row[has_image], None if task is None else task[has_image]
                 else:
                     index = torch.unique_consecutive(image_of_token[input_ids == self.config.image_token_id])
                     task = None if task is None else task[index]
-                index = index if read_images is None else read_images
+                if read_images is not None:
+                    index = read_images
                 seen = MaskFeatures(mask_features.embedding[index])
             image_tokens, auxiliary = self.image_tokens(pixel_values, seen, task, image_grid_thw)
         if image_token_index is not None:

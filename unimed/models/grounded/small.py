@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -55,7 +55,7 @@ def build_small(
     heads: int = 4,
     vision_grid: int = 4,
     vocabulary: int = 1500,
-    connector: str = "mlp2x_gelu",
+    connector: str | Mapping = "mlp2x_gelu",
     box_head: str | None = "point",
     mask_config: MedSamLiteConfig | None = None,
     seed: int = 0,
@@ -144,7 +144,7 @@ def build_on_language_model(
     template: str = "qwen_chat",
     image_size: int = 128,
     vision_grid: int = 8,
-    connector: str = "mlp2x_gelu",
+    connector: str | Mapping = "mlp2x_gelu",
     box_head: str | None = "point",
     seed: int = 0,
 ) -> GroundedMLLM:
@@ -172,7 +172,9 @@ def _config(language, tokenizer, mask_config, connector: str, box_head: str | No
     return GroundedConfig(
         backbone_config=language,
         mask_config=mask_config,
-        connector={"projector_type": connector, "resample_method": "none", "num_task_tokens": 0},
+        connector=dict(connector)
+        if isinstance(connector, Mapping)
+        else {"projector_type": connector, "resample_method": "none", "num_task_tokens": 0},
         box_head=None if box_head is None else {"kind": box_head},
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
         seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
