@@ -113,6 +113,7 @@ def test_teacher_forced_sees_the_answer_and_free_running_does_not():
     result = forced.score(samples, predictions)
     assert result["summary"]["protocol"] == "teacher" and "bleu_1" not in result["summary"]
     assert set(result["tables"]["published"][0]) >= {"AP10", "AP30", "AP50", "mIoU"}
+    assert all(isinstance(value, float) for value in forced.validate(samples).values())
     free = grounding.predict_samples(samples)
     hidden = [replace(s, conversation=(s.conversation[0], ("assistant", "something else"))) for s in samples]
     assert [p.text for p in free] == [p.text for p in grounding.predict_samples(hidden)]

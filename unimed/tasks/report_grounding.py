@@ -115,6 +115,11 @@ class ReportGrounding(GroundingTask):
             result["tables"]["robustness"] = self.disturbed(samples)
         return result
 
+    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Numbers shown while training."""
+        summary = score_reports(samples, self.predict_samples(samples), self.protocol, self.compat)["summary"]
+        return {name: float(value) for name, value in summary.items() if isinstance(value, (int, float))}
+
     def disturbed(self, samples: Sequence[Sample]) -> list[dict]:
         """One row per kind and severity of disturbance: mIoU, AURC, ECE, and coverage with a calibration file."""
         rows = []

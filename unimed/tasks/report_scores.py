@@ -19,6 +19,10 @@ from unimed.structures import Prediction, Region, Sample
 
 #: Phrases that share this much of their words are the same finding said differently.
 SAME_PHRASE = 0.5
+_PHRASE_COLUMNS = (
+    "phrase_exact_f1_micro", "phrase_words_f1_micro", "phrase_iou_f1_micro",
+    "bleu_1", "bleu_4", "meteor_exact", "rouge_l", "cider_d",
+)  # fmt: skip
 
 
 def score_reports(
@@ -73,9 +77,22 @@ def score_reports(
     if protocol == "free" and said:
         # Teacher-forced phrases are the truth's own: comparing them with the truth says nothing.
         summary |= captions(said, truth)
-    summary |= doubt_scores(cases)
+    doubts = doubt_scores(cases)
+    summary |= {name: getattr(value, "value", value) for name, value in doubts.items()}
     columns = ("iou", "mean_box_iou") if train else ("iou",)
     tables = {"boxes": means_by(cases, "target", columns) if cases else [], "summary": [_overall(cases, protocol)]}
+    tables["phrases"] = [{"protocol": protocol} | {k: v for k, v in summary.items() if k in _PHRASE_COLUMNS}]
+    tables["boxes per phrase"] = [
+        {
+            "true boxes": name,
+            "phrases": summary[f"phrases_{name}"],
+            "miou": summary[f"miou_mean_over_phrases_{name}"],
+            "false_box_rate": summary["false_box_rate"] if name == "zero" else None,
+        }
+        for name in ("zero", "one", "many")
+    ]
+    if doubts:
+        tables["doubt"] = [doubts]
     if compat == "reference":
         firsts = first_box_ious(samples, predictions)
         named = accuracy_at(firsts)

@@ -191,6 +191,67 @@ def test_lisa_keeps_its_masks(tmp_path, base, clip):
     assert cut.regions[0].mask.shape == (40, 60)
 
 
+def test_adapters_merge_as_peft_merges_them():
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(8, 6, bias=False)})
+    wrapped = get_peft_model(base, LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj"]))
+    for parameter in wrapped.parameters():
+        torch.nn.init.normal_(parameter)
+    merged = lisa.merge_lora({name: tensor.clone() for name, tensor in wrapped.state_dict().items()}, 5.0)
+    expected = wrapped.merge_and_unload()["q_proj"].weight
+    torch.testing.assert_close(merged["q_proj.weight"], expected.detach())
+
+
+@pytest.mark.parametrize("style", ["tags", "published"])
+def test_a_new_model_starts_from_published_parts(tmp_path, base, clip, style):
+    from unimed.registry import TASKS
+
+    merged = random_state("merged_saved_keys_without_vision_tower", rows=320)
+    keep = ("model.embed_tokens.", "model.layers.", "model.norm.", "model.mm_projector.", "lm_head.")
+    source = tmp_path / "llava"
+    source.mkdir()
+    shards(source, {n: t for n, t in merged.items() if n.startswith(keep)}, base, tokens=[])
+    visual = "model.visual_model."
+    weights = {n.removeprefix(visual): t for n, t in merged.items() if n.startswith(visual) and "bbox" not in n}
+    torch.save(weights, tmp_path / "sam_vit_t.pth")
+    parts = dict(
+        llava=str(source), sam_weights=str(tmp_path / "sam_vit_t.pth"), clip=str(clip), box_head="umhp", style=style,
+        language_box_head=style == "published", mask_content=160 if style == "published" else None,
+    )  # fmt: skip
+    task = TASKS.build(
+        dict(type="ReportGrounding", model=parts, language_box=1.0, lora=dict(r=2, target_modules=["q_proj", "v_proj"]))
+    )
+    model = task.model
+    known = merged["model.embed_tokens.weight"]
+    rows = model.get_input_embeddings().weight
+    torch.testing.assert_close(rows[:320], known)
+    torch.testing.assert_close(rows[model.config.box_token_id].detach(), known.mean(dim=0))
+    encoder = model.mask_head.sam.vision_encoder.patch_embed.projection.weight
+    torch.testing.assert_close(encoder.detach(), weights["image_encoder.patch_embed.proj.weight"])
+    assert len(rows) == 320 + (6 if style == "tags" else 4)
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    said = "<p> heart </p> [BOX]." if style == "tags" else "heart. It is [BOX]."
+    sample = unimed.Sample(
+        (image,), unimed.Geometry.pixels(), "s", conversation=(("user", "the heart"), ("assistant", said)),
+        regions=(unimed.Region("heart", box_xyxy_px=(10, 10, 40, 50)),), labels={"task": "mrg"},
+    )  # fmt: skip
+    from unimed.data.collate import GroundedCollator
+
+    batch = GroundedCollator(task.processor)([sample])
+    box = torch.tensor([[10, 10, 40, 50]]) / 80
+    torch.testing.assert_close(batch["boxes_xyxy"], box.float())
+    losses = task(batch)
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"]) and model.seg_projection[0].weight.grad.abs().sum() > 0
+    if style == "published":
+        # The second head is frozen but pulls on the projection, as published.
+        assert not any(p.requires_grad for p in model.language_box_head.parameters())
+    (prediction,) = TASKS.build(dict(type="ReportGrounding", model=model, protocol="teacher")).predict_samples([sample])
+    assert prediction.regions[0].phrase == "heart"
+
+
 @torch.no_grad()
 def test_llava_v1_becomes_transformers_llava(tmp_path, base, clip):
     state = random_state("merged_saved_keys_without_vision_tower", rows=320)
