@@ -100,7 +100,7 @@ def test_a_broken_image_is_named_and_costs_the_exit_code(tree, tmp_path, speak, 
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 2
 
 
-def test_processes_share_a_set_and_finish_what_others_left(tree, tmp_path, speak, monkeypatch):
+def test_processes_share_a_set_and_finish_what_others_left(tree, tmp_path, speak, monkeypatch, capsys):
     model = speak("[SEG]")
     monkeypatch.setattr(demos, "_all_done", lambda args: True)
     arguments = ["--val_folder", str(tree / "Shapes"), "--work-dir", str(tmp_path), "--launcher", "pytorch"]
@@ -110,6 +110,7 @@ def test_processes_share_a_set_and_finish_what_others_left(tree, tmp_path, speak
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
     assert demos.segment_2d(arguments) == 0 and len(model.asked) == 4
+    assert "4 answered, 2 of them before, 0 failed" in capsys.readouterr().out
     assert demos.segment_2d([*arguments, "--max_new_tokens", "7"]) == 1  # other settings do not mix
     assert demos.segment_2d([*arguments, "--max_new_tokens", "7", "--restart"]) == 0 and len(model.asked) == 8
 

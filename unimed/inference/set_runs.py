@@ -64,14 +64,13 @@ def run_shared(
     rank, size = ranks(launcher)
     folder = run.state if size == 1 else run.state / f"rank-{rank}-of-{size}"
     settings = json.loads(json.dumps({**settings, "max_new_tokens": run.max_new_tokens}, default=str))
-    mine, elsewhere = list(cases)[rank::size], set()
+    mine, elsewhere = list(cases)[rank::size], {}
     for path in sorted(run.state.rglob("run.json")) if run.state.is_dir() else ():
-        other_layout = path.parent == run.state if size > 1 else path.parent != run.state
-        other_layout |= not path.parent.name.endswith(f"-of-{size}") and path.parent != run.state
         if path.parent == folder:
             continue
         if run.restart:
-            if other_layout:
+            # Those of this number of processes are the business of the other processes.
+            if not path.parent.name.endswith(f"-of-{size}"):
                 (path.parent / "cases.jsonl").unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
         elif json.loads(path.read_text(encoding="utf-8")) != settings:
@@ -81,17 +80,20 @@ def run_shared(
     todo = [case for case in mine if case.name not in elsewhere]
     report = run_cases(todo, predict, folder, settings=settings, batch_size=run.batch_size, restart=run.restart)
     report.skipped += len(mine) - len(todo)
+    rows = elsewhere | {row["case"]: row for row in report.rows}
+    report.rows = [rows[case.name] for case in mine if case.name in rows]
     return report
 
 
-def _finished(path: Path) -> set[str]:
-    names = set()
+def _finished(path: Path) -> dict[str, dict]:
+    rows = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            names.add(json.loads(line)["case"])
+            row = json.loads(line)
+            rows[row["case"]] = row
         except (ValueError, KeyError, TypeError):  # the torn last line of a killed process
             continue
-    return names
+    return rows
 
 
 def _shown(cases: Sequence[Case], count: int) -> set[str]:
