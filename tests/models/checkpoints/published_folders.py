@@ -91,7 +91,22 @@ def published_tensors(model, text, kind):
     return published
 
 
-def publish(folder, kind="qwen2", shards=1, extra=()):
+def speak(model, tokenizer, words):
+    """Weights of a language model that says these tokens one after the other behind a line break, whatever came before:
+    no layer adds anything, embeddings are distinct, and the head of a token looks for the one before it."""
+    language = model.language_model
+    for layer in language.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    language.norm.weight.data.fill_(1.0)
+    ids = [tokenizer("\n", add_special_tokens=False)["input_ids"][0], *tokenizer.convert_tokens_to_ids(words)]
+    model.lm_head.weight.data.zero_()
+    for place, (before, after) in enumerate(zip(ids, ids[1:], strict=False)):
+        language.get_input_embeddings().weight.data[before] = torch.eye(language.config.hidden_size)[place] * 5
+        model.lm_head.weight.data[after, place] = 1.0
+
+
+def publish(folder, kind="qwen2", shards=1, extra=(), say=None):
     """Write a folder as published with random weights; the model it holds and its tensors are returned."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_with()
@@ -106,6 +121,8 @@ def publish(folder, kind="qwen2", shards=1, extra=()):
     # One matrix when published, two buffers in transformers.
     sam = model.mask_head.sam
     sam.shared_image_embedding.positional_embedding.copy_(sam.prompt_encoder.shared_embedding.positional_embedding)
+    if say:
+        speak(model, tokenizer, say)
     tensors = published_tensors(model, config["llm_config"], {"qwen2": "1b_qwen2", "internlm2": "8b_internlm2"}[kind])
     tensors |= {name: torch.zeros(1) for name in extra}
     tokenizer.save_pretrained(folder)

@@ -17,6 +17,7 @@ from unimed.models.grounded.generation import generate
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import PromptError
 from unimed.models.grounded.regions import region_cells, token_index
+from unimed.models.heads.mask import resize_mask_logits
 from unimed.models.heads.sam2_memory import MaskPropagation
 
 TEXT_1B = dict(
@@ -117,6 +118,88 @@ def test_every_stage_of_the_image_path_is_the_reference(published):
     near("ious", output.candidate_iou, recorded["ious_multimask"])
 
 
+SCENARIOS = {
+    "image_seg": ("image_a_256x128.png", "<image>Please segment the liver in CT."),
+    "multi_seg": ("image_e_100x96.png", "<image>Describe with masks."),
+    "region": ("image_a_256x128.png", "<image>What is region1?"),
+    "text_only": (None, "Hello"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_states_logits_and_masks_of_every_scenario_are_the_reference(published, scenario):
+    model, (image, text) = published, SCENARIOS[scenario]
+    recorded = load_file(large("unibiomed", f"e2e_{scenario}_fp32.safetensors"))
+    tokens, cells, units, size = None, None, 0, None
+    if image is not None:
+        rgb = np.array(Image.open(large("unibiomed", "inputs", image)).convert("RGB"))
+        size = rgb.shape[:2]
+        units = model.processor.unit_count(*size)
+        if scenario == "region":
+            cells = model.processor.region_cells(
+                np.load(large("unibiomed", "inputs", "region_masks.npz"))["masks"], size
+            )
+        tokens = model.image_tokens(model.processor.tiles(rgb))[0].flatten(0, 1)
+        tokens = tokens[model.processor.token_index(units, cells)]
+    question = model.processor.question(text, units, literal=False, cells=cells)
+    ids = model.processor.prompt_ids(TEMPLATES["phi3_chat"].prompt([("user", question)]))
+    assert ids == recorded["input_ids"].tolist()
+    row = model.answer([ids], tokens, max_new_tokens=64)[0]
+    assert row.ids == recorded["generated_ids"].tolist(), "token ids are identical"
+    embeds = torch.cat([model.merge(torch.tensor([ids]), tokens), model.embed_tokens(torch.tensor([row.ids[:-1]]))], 1)
+    hidden = model.language_model(inputs_embeds=embeds).last_hidden_state[0]
+    near(f"{scenario} last hidden", hidden, recorded["llm_last_hidden"])
+    near(f"{scenario} logits", model.lm_head(hidden[len(ids) - 1 :]), recorded["logits_for_generated"])
+    states = model.seg_states(row)
+    if states is None:
+        assert "[SEG]" not in model.processor.raw_text(row.ids)
+        return
+    near(f"{scenario} [SEG] state", states, recorded["seg_hidden"])
+    prompts = model.seg_projection(states)
+    near(f"{scenario} [SEG] projection", prompts, recorded["seg_embed"])
+    features = model.mask_head.encode(model.processor.mask_pixels(rgb)[None])
+    if "sam_fpn0_conv_s0_stride4" in recorded:
+        fine, middle = features.high_resolution
+        near(f"{scenario} SAM level 0", fine[..., ::4, ::4], recorded["sam_fpn0_conv_s0_stride4"])
+        near(f"{scenario} SAM level 1", middle[..., ::2, ::2], recorded["sam_fpn1_conv_s1_stride2"])
+    tracker = MaskPropagation(model.mask_head, 1)
+    output = tracker.prompted(0, features, prompts)
+    near(f"{scenario} predicted IoU", output.candidate_iou, recorded["ious_multimask"])
+    near(f"{scenario} object score", output.object_logits[:, None], recorded["object_score_logits"])
+    near(f"{scenario} object pointer", tracker.conditioning[0].pointer, recorded["obj_ptr"])
+    near(f"{scenario} low-res masks", output.logits[:, None], recorded["low_res_mask"])
+    final = resize_mask_logits(output.logits, size, model.mask_head.image_size)
+    near(f"{scenario} final mask logits", final[:, None], recorded["final_mask_logits"])
+
+
+@torch.no_grad()
+def test_memory_modules_are_the_reference(published):
+    sam = published.mask_head.sam
+    recorded = load_file(large("unibiomed", "sam2_memory_modules.safetensors"))
+    attention = type(sam.memory_attention)(small_grid(sam.config)).eval()
+    attention.load_state_dict(sam.memory_attention.state_dict())
+    attended = attention(
+        current_vision_features=recorded["curr"],
+        memory=recorded["memory"],
+        current_vision_position_embeddings=recorded["curr_pos"],
+        memory_posision_embeddings=recorded["memory_pos"],
+        num_object_pointer_tokens=int(recorded["num_obj_ptr_tokens"]),
+    )
+    near("memory attention", attended.reshape(256, 1, -1), recorded["memory_attention_output"])
+    masks = torch.sigmoid(recorded["enc_mask_logits"]) * 20 - 10
+    features, positions = sam.memory_encoder(recorded["enc_pix_feat"], masks)
+    near("memory encoder", features, recorded["enc_out_features"])
+    near("memory positions", positions.expand_as(features), recorded["enc_out_pos"])
+
+
+def small_grid(config):
+    """The recording of the memory attention is on a grid of 16 x 16."""
+    config = type(config)(**config.to_dict())
+    config.memory_attention_rope_feat_sizes = [16, 16]
+    return config
+
+
 @pytest.mark.parametrize(
     ("scenario", "image", "text", "said"),
     [
@@ -175,6 +258,8 @@ def test_a_mask_is_carried_through_the_frames(published):
         output = tracker.prompted(frame, features, prompts) if frame < 5 else tracker.propagated(frame, features)
         memory = (tracker.conditioning | tracker.recent)[frame]
         near(f"frame {frame} low-res mask", output.logits, recorded["low_res_mask"][frame])
+        final = resize_mask_logits(output.logits, frames[0].shape[:2], model.mask_head.image_size)
+        near(f"frame {frame} final mask logits", final[0], recorded["final_mask_logits"][0, frame])
         near(f"frame {frame} object score", output.object_logits, recorded["object_score_logits"][frame])
         near(f"frame {frame} pointer", memory.pointer[0], recorded["obj_ptr"][frame])
         if f"pix_feat_with_mem_frame{frame}_stride2" in recorded:

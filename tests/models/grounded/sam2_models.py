@@ -12,11 +12,11 @@ from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
 TEXT = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
 
 
-def tiny_sam2(image_size=128):
+def tiny_sam2(image_size=128, version="2.0"):
     return sam2_video_config(
         8, [1, 1, 2, 1], 1, [3], [8, 4, 4, 4], [7, 7],
         hidden_dim=64, image_size=image_size, memory_layers=1, memory_feed_forward=32, memory_dim=64,
-        decoder_mlp=32, iou_hidden=32,
+        decoder_mlp=32, iou_hidden=32, version=version,
     )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from sam2_models import say, tiny_sam2_model
+from sam2_models import say, tiny_sam2, tiny_sam2_model
 from small_models import tiny_model
 
 from unimed.models.grounded.frames import key_frames, propagate
 from unimed.models.grounded.images import ImageError
 from unimed.models.grounded.processing import PromptError
+from unimed.models.heads.sam2 import Sam2MaskHead
 from unimed.models.heads.sam2_memory import MaskPropagation
 
 RNG = np.random.default_rng(0)
@@ -79,6 +80,29 @@ def test_memory_is_bounded():
     for frame in range(1, 40):
         tracker.propagated(frame, features)
     assert len(tracker.recent) == 15 and len(tracker.conditioning) == 1
+
+
+@torch.no_grad()
+def test_sam21_remembers_that_a_thing_was_hidden_and_how_long_ago_it_was_seen():
+    head = Sam2MaskHead(tiny_sam2(version="2.1")).eval()
+    features = [head.encode(torch.randn(1, 3, 128, 128)) for _ in range(3)]
+    prompts = torch.randn(2, head.prompt_dim)
+
+    def last():
+        tracker = MaskPropagation(head, 3)
+        tracker.prompted(0, features[0], prompts)
+        tracker.propagated(1, features[1])
+        tracker.propagated(2, features[2])
+        return tracker.conditioned_embedding, tracker.conditioning[0].features
+
+    score = head.sam.mask_decoder.pred_obj_score_head.proj_out
+    score.weight.data.zero_(), score.bias.data.fill_(100.0)
+    plain, remembered = last()
+    head.sam.temporal_positional_encoding_projection_layer.bias.data.normal_(0, 30)
+    assert (last()[0] - plain).abs().max() > 1e-4
+    score.bias.data.fill_(-100.0)
+    head.sam.occlusion_spatial_embedding_parameter.data.fill_(2.0)
+    assert torch.allclose(last()[1], remembered + 2, atol=1e-5)
 
 
 def test_words_alone_prompt_every_frame_where_there_is_no_memory():

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils import is_flash_attn_2_available
 
 from unimed.models.backbones.vision_language import VisionLanguageBackbone, build_backbone
 from unimed.models.connectors import build_connector
@@ -91,7 +92,12 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As transformers does; parts that the configuration freezes stay frozen (loading forgets it)."""
+        """As transformers does; parts that the configuration freezes stay frozen (loading forgets it).
+
+        `use_flash_attn=True`, which scripts for the published code pass, asks for flash attention where it is there.
+        """
+        if kwargs.pop("use_flash_attn", False) and is_flash_attn_2_available():
+            kwargs.setdefault("attn_implementation", "flash_attention_2")
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if hasattr(model.mask_head, "freeze"):

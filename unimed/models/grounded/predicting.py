@@ -14,6 +14,7 @@ from unimed.models.grounded.images import ImageInput, read_image
 from unimed.models.grounded.processing import GroundedProcessor, PromptError
 from unimed.models.grounded.regions import token_index
 from unimed.models.heads.mask import MaskFeatures, resize_mask_logits
+from unimed.models.shim import write_shim
 from unimed.structures import Prediction, Region
 from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
 
@@ -44,8 +45,9 @@ class GroundedPredictor:
         self._processor = processor
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As transformers does; the processor is saved beside the weights."""
+        """As transformers does; processor and shim (for `trust_remote_code=True`) lie beside the weights."""
         super().save_pretrained(save_directory, *args, **kwargs)
+        write_shim(save_directory, self)
         if self._processor is not None or self.config._name_or_path:
             self.processor.save_pretrained(save_directory)
 

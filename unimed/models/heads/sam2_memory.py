@@ -78,6 +78,9 @@ class MaskPropagation:
         pointer = self.sam.object_pointer_proj(output.pointers)
         there = (output.object_logits > 0)[:, None]
         pointer = torch.where(there, pointer, self.sam.no_object_pointer.to(pointer.dtype))
+        occluded = self.sam.occlusion_spatial_embedding_parameter  # SAM 2.1 alone has one
+        if occluded is not None:
+            memory = memory + (~there)[..., None, None] * occluded[..., None, None].to(memory.dtype)
         positions = positions.expand(count, -1, -1, -1)
         return FrameMemory(_flat(memory), _flat(positions).to(memory.dtype), pointer)
 
@@ -91,14 +94,18 @@ class MaskPropagation:
         memory = [one.features for one, _ in kept]
         positions = [one.positions + time_codes[code].to(one.positions.dtype) for one, code in kept]
 
-        pointers = [one.pointer for index, one in self.conditioning.items() if index <= frame]
-        for distance in range(1, min(self.frame_count, POINTER_FRAMES)):
+        pointers = [(frame - index, one.pointer) for index, one in self.conditioning.items() if index <= frame]
+        most = min(self.frame_count, POINTER_FRAMES)
+        for distance in range(1, most):
             if frame - distance in self.recent:
-                pointers.append(self.recent[frame - distance].pointer)
-        width = memory[0].shape[-1]
-        tokens = torch.stack(pointers).reshape(len(pointers), count, -1, width).permute(0, 2, 1, 3).flatten(0, 1)
+                pointers.append((distance, self.recent[frame - distance].pointer))
+        # Cut into pieces as wide as the memory; SAM 2.1 alone gives them a code of their distance.
+        tokens, token_positions = self.sam._process_object_pointers(
+            [distance for distance, _ in pointers], [pointer for _, pointer in pointers],
+            max(most, 2), count, pointers[0][1].shape[-1], embedding.device,
+        )  # fmt: skip
         memory.append(tokens.to(memory[0].dtype))
-        positions.append(torch.zeros_like(memory[-1]))
+        positions.append(token_positions.to(memory[0].dtype))
 
         current = _flat(embedding.expand(count, -1, -1, -1))
         code = self.sam.vision_encoder.neck.position_encoding(embedding.shape, embedding.device, embedding.dtype)

@@ -1,0 +1,111 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "grounded"))
+from sam2_models import tiny_sam2, tiny_sam2_model  # noqa: E402
+
+from unimed.models.backbones.vision_language import build_backbone  # noqa: E402
+from unimed.models.grounded import GroundedConfig, GroundedMLLM  # noqa: E402
+
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 255, size, dtype=np.uint8) for size in ((60, 90, 3), (100, 40, 3))]
+
+
+def rows_of(model, images, texts, cells):
+    """Input of a batch, padded on the right, as `GroundedMLLM.forward` takes it."""
+    processor = model.processor
+    ids = [
+        processor.encode_prompt([("user", text)], processor.unit_count(*image.shape[:2]), cells=one)
+        for image, text, one in zip(images, texts, cells, strict=True)
+    ]
+    read = [processor.pixels(image) for image in images]
+    input_ids = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, one in enumerate(ids):
+        input_ids[row, : len(one)], mask[row, : len(one)] = torch.tensor(one), 1
+    grids = None if read[0][1] is None else torch.cat([grid for _, grid in read])
+    return input_ids, mask, torch.cat([pixels for pixels, _ in read]), grids
+
+
+@torch.no_grad()
+def test_qwen_vl_reads_images_as_transformers_does():
+    model = tiny_sam2_model("qwen2_5_vl")
+    input_ids, mask, pixels, grids = rows_of(
+        model, IMAGES, ["segment the nuclei", "what is it, in short"], [None, None]
+    )
+    ours = model(input_ids=input_ids, attention_mask=mask, pixel_values=pixels, image_grid_thw=grids)
+    vlm = model.backbone.vlm
+    assert isinstance(vlm, Qwen2_5_VLForConditionalGeneration)
+    kinds = (input_ids == model.config.image_token_id).int()
+    theirs = vlm(
+        input_ids=input_ids, attention_mask=mask, pixel_values=pixels, image_grid_thw=grids, mm_token_type_ids=kinds
+    )
+    assert torch.allclose(ours.logits[mask > 0], theirs.logits[mask > 0], atol=1e-5)
+    # Places matter: the same tokens in mere order are another picture.
+    plain = model(
+        input_ids=input_ids, attention_mask=mask, pixel_values=pixels, image_grid_thw=grids,
+        position_ids=torch.arange(input_ids.shape[1]).expand(2, -1),
+    )  # fmt: skip
+    assert not torch.allclose(ours.logits, plain.logits, atol=1e-3)
+
+
+@torch.no_grad()
+def test_qwen_vl_goes_on_where_the_prompt_ends():
+    """What is said step by step with a cache is what one pass over the whole gives."""
+    model = tiny_sam2_model("qwen2_5_vl")
+    cells = [model.processor.region_cells([(0, 0, 40, 60)], (60, 90)), None]
+    input_ids, mask, pixels, grids = rows_of(model, IMAGES, ["What is region1?", "what"], cells)
+    prompts = [row[m > 0].tolist() for row, m in zip(input_ids, mask, strict=True)]
+    counts = (grids.prod(dim=1) // 4).tolist()
+    tokens = model.image_tokens(pixels, image_grid_thw=grids)[0][0].split(counts)
+    index = [model.processor.token_index(count, one) for count, one in zip(counts, cells, strict=True)]
+    seen = torch.cat([part[which] for part, which in zip(tokens, index, strict=True)])
+    rows = model.answer(prompts, seen, grids, max_new_tokens=6)
+    for row, prompt in enumerate(prompts):
+        whole = torch.tensor([prompt + rows[row].ids])
+        start = 0 if row == 0 else int(grids[0].prod())
+        patches = pixels[start : start + int(grids[row].prod())]
+        logits = model(
+            input_ids=whole, pixel_values=patches, image_grid_thw=grids[row, None], image_token_index=index[row]
+        ).logits
+        said = logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
+        assert said == rows[row].ids
+
+
+def test_qwen_vl_takes_a_connector_and_says_what_does_not_fit():
+    backbone = tiny_sam2_model("qwen2_5_vl").config.backbone_config
+    config = GroundedConfig(
+        backbone_config=backbone, mask_config=tiny_sam2(), image_token_id=5, seg_token_id=6,
+        connector={"projector_type": "mlp2x_gelu", "resample_method": "none", "num_task_tokens": 0},
+    )  # fmt: skip
+    model = GroundedMLLM(config)
+    tokens, _ = model.image_tokens(torch.randn(16, 1176), image_grid_thw=torch.tensor([[1, 4, 4]]))
+    assert tokens.shape == (1, 4, 32)
+    with pytest.raises(ValueError, match="images_per_row|rows show"):
+        model.backbone.position_ids(torch.tensor([[5, 1], [5, 1]]), None, torch.tensor([[1, 2, 2]] * 3))
+    with pytest.raises(ValueError, match="deepstack"):
+        build_backbone(Qwen3VLConfig())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["internvl", "internvl_phi3", "internvl_llama", "llava"])
+def test_language_models_of_every_published_size_class_answer_and_learn(kind):
+    model = tiny_sam2_model(kind)
+    prediction = model.predict(IMAGES[0], "what is it", max_new_tokens=3)
+    assert prediction.geometry is not None
+    input_ids, mask, pixels, _ = rows_of(model, IMAGES, ["a", "what is it in this"], [None, None])
+    input_ids[:, -1] = model.config.seg_token_id
+    mask[:, -1] = 1
+    with torch.enable_grad():
+        output = model(
+            input_ids=input_ids, attention_mask=mask, labels=input_ids, pixel_values=pixels,
+            mask_pixel_values=torch.randn(2, 3, 128, 128),
+        )  # fmt: skip
+        (output.loss + output.masks.logits.sum()).backward()
+    assert output.masks.logits.shape == (2, 32, 32)
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
