@@ -91,7 +91,7 @@ def choose_intensity(
     """
     if array.dtype.kind not in "iufb":
         raise IntensityError(f"grey values must be numbers, got {array.dtype}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in array):
         raise IntensityError("the volume holds NaN or Inf; replace them before use")
     if site and site.lower() not in SITES:
         raise IntensityError(f"unknown site {site!r}; known are {', '.join(SITES)}")

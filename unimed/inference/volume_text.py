@@ -54,7 +54,9 @@ class VolumeSegmentation:
         """Label -> number of voxels."""
         if self.masks:
             return {label: int(self.masks[label].sum()) for label in self.prompts}
-        counts = np.bincount(self.labels.ravel(), minlength=max(self.prompts) + 1)
+        counts = np.zeros(max(self.prompts) + 1, dtype=np.int64)
+        for plane in self.labels:  # counting makes 64-bit copies, of one plane at a time
+            counts += np.bincount(plane.ravel(), minlength=len(counts))
         return {label: int(counts[label]) for label in self.prompts}
 
     def prediction(self) -> Prediction:
@@ -194,7 +196,8 @@ def segment_volume(
             )
             existence[:, start + offset] = there.float().cpu().numpy()
             drawn = _merged(probability, ids, overlap)
-            put(labels, grid.restore(drawn[None].cpu()).astype(labels.dtype), start + offset)
+            if drawn.any():  # memory is only taken for slices that show something
+                put(labels, grid.restore(drawn[None].cpu()).astype(labels.dtype), start + offset)
             for row, label in enumerate(masks):
                 plane = (probability[row : row + 1] > 0.5).to(torch.uint8)
                 put(masks[label], grid.restore(plane.cpu()).astype(bool), start + offset)
