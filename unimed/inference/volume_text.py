@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,14 +174,11 @@ def segment_volume(
     )
     grid = SliceGrid(turned.shape, axis, model.config.image_size)
     ids, depth = list(prompts), grid.depth
-    labels = np.zeros(array.shape, dtype=np.uint8 if max(ids) < 256 else np.uint16)
-    masks = {label: np.zeros(array.shape, dtype=bool) for label in ids} if overlap == "keep" else {}
-    edges = np.zeros(array.shape, dtype=bool) if instances else None
+    labels = _Planes(np.uint8 if max(ids) < 256 else np.uint16)
+    masks = {label: _Planes(bool) for label in ids} if overlap == "keep" else {}
+    edges = _Planes(bool)
     existence = np.zeros((len(ids), depth), dtype=np.float32)
     features = model.encode_prompts(list(prompts.values()))
-
-    def put(target, planes, start):
-        grid.put(to_view(target, geometry, view)[0], planes, start)
 
     for start in range(0, depth, slice_batch):
         stop = min(start + slice_batch, depth)
@@ -196,30 +194,54 @@ def segment_volume(
             )
             existence[:, start + offset] = there.float().cpu().numpy()
             drawn = _merged(probability, ids, overlap)
-            if drawn.any():  # memory is only taken for slices that show something
-                put(labels, grid.restore(drawn[None].cpu()).astype(labels.dtype), start + offset)
-            for row, label in enumerate(masks):
+            labels.add(start + offset, grid.restore(drawn[None].cpu()))
+            for row, mask in enumerate(masks.values()):
                 plane = (probability[row : row + 1] > 0.5).to(torch.uint8)
-                put(masks[label], grid.restore(plane.cpu()).astype(bool), start + offset)
-            if edges is not None and output.edge_logits is not None:
+                mask.add(start + offset, grid.restore(plane.cpu()))
+            if instances and output.edge_logits is not None:
                 lines = upsample(output.edge_logits[offset], grid.size).sigmoid() > 0.5
                 line = (lines & (probability > 0.5)).any(0)[None].to(torch.uint8)
-                put(edges, grid.restore(line.cpu()).astype(bool), start + offset)
+                edges.add(start + offset, grid.restore(line.cpu()))
         if progress:
             progress(stop, depth)
+
+    def whole(planes: _Planes) -> np.ndarray:
+        target = np.zeros(array.shape, dtype=planes.dtype)
+        seen = to_view(target, geometry, view)[0]  # a view: what is put into it lands in the grid of the source
+        for z, plane in planes.read(grid.plane):
+            grid.put(seen, plane, z)
+        return target
+
+    # Until now only one group of slices and packed planes were in memory; the network's work is over.
+    drawn_labels = whole(labels)
     return VolumeSegmentation(
-        labels=labels,
+        labels=drawn_labels,
         prompts=prompts,
         presence={label: float(existence[row].max()) for row, label in enumerate(ids)},
         existence=existence,
         geometry=geometry,
         intensity=str(mapping),
         view=f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}",
-        masks=masks,
-        instances=number_instances(labels, edges) if instances else None,
+        masks={label: whole(planes) for label, planes in masks.items()},
+        instances=number_instances(drawn_labels, whole(edges)) if instances else None,
         seconds=time.perf_counter() - begin,
         model_reference=str(getattr(model.config, "_name_or_path", "") or ""),
     )
+
+
+class _Planes:
+    """Label planes of slices, packed: they are mostly of one value, and a deep volume has many of them."""
+
+    def __init__(self, dtype):
+        self.dtype, self.packed = np.dtype(dtype), {}
+
+    def add(self, z: int, plane: np.ndarray) -> None:
+        if plane.any():
+            self.packed[z] = zlib.compress(np.ascontiguousarray(plane, dtype=self.dtype).tobytes(), 1)
+
+    def read(self, shape: tuple[int, int]):
+        for z, packed in self.packed.items():
+            yield z, np.frombuffer(zlib.decompress(packed), dtype=self.dtype).reshape(1, *shape)
 
 
 def number_instances(labels: np.ndarray, edges: np.ndarray | None = None, compat: str | None = None) -> np.ndarray:
