@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,12 +144,6 @@ def test_the_demo(folder, tmp_path, capsys):
     assert "gone" in capsys.readouterr().err
 
 
-def run(*words):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tools" / "clip.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
 def tool():
     specification = importlib.util.spec_from_file_location("clip_tool", ROOT / "tools" / "clip.py")
     module = importlib.util.module_from_spec(specification)
@@ -160,7 +151,8 @@ def tool():
     return module
 
 
-def test_the_command_line(folder, tmp_path, capsys):
+def test_the_command_line(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("UNIMED_CACHE", str(tmp_path / "cache"))
     one = catalogue()["acl_mri"]
     make_set(one, tmp_path / "data" / "acl_mri", per_class=4)
     (tmp_path / "data" / "BACH").mkdir()

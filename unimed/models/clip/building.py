@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import tempfile
 from copy import deepcopy
 from pathlib import Path
@@ -13,8 +12,6 @@ import torch
 from torch import nn
 
 from unimed.models.clip.configuration import ClipConfig, bert_config
-
-logger = logging.getLogger("unimed.models.clip")
 
 
 def build_towers(config: ClipConfig) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from unimed.io.read import read
 from unimed.models.clip.configuration import ClipConfig
 from unimed.models.grounded.images import ImageError, read_image
 
-logger = logging.getLogger("unimed.models.clip")
 TOKENIZER_FOLDER = "tokenizer"
 
 
