@@ -132,7 +132,7 @@ class ClipProcessor:
         except (OSError, ValueError) as error:
             raise OSError(
                 f"the tokenizer {name} is neither a folder here nor on the hub; give the folder of the text encoder "
-                "(vocab.txt or tokenizer.json with tokenizer_config.json)"
+                "(vocab.txt or tokenizer.json with its config), or put it as text_encoder/ beside the checkpoint"
             ) from error
 
     @property
