@@ -292,3 +292,9 @@ def test_a_model_without_a_presence_head_says_by_its_mask_what_is_there():
     assert summary["presence_accuracy"] == 1 and summary["false_mask_rate"] == 0
     summary = score_grounding([sample(0), absent], [empty, shown])["summary"]
     assert summary["presence_accuracy"] == 0 and summary["false_mask_rate"] == 1
+
+
+def test_a_mask_given_with_the_question_is_not_asked_for():
+    described = sample(0, "region", "region1 shows nuclei.")
+    scores = score_grounding([described], [answered("region1 shows nuclei.")])
+    assert "masks" not in scores["tables"] and scores["summary"]["bleu_1/region"] > 0.99
