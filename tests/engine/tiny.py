@@ -93,7 +93,8 @@ class TinyTask(BaseModel):
         self.frozen.requires_grad_(False)
 
     def train_parameters(self):
-        return [p for p in self.parameters() if p.requires_grad]
+        decayed, plain = self.body.parameters(), [*self.head.parameters(), *self.extra_head.parameters()]
+        return [{"params": list(decayed)}, {"params": plain, "weight_decay": 0.0}]
 
     def shard_modules(self):
         return [self.body]

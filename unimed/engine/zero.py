@@ -78,6 +78,7 @@ class ZeroStrategy(Strategy):
         self.engine, self._zero, _, _ = self._deepspeed.initialize(
             model=_WithAutocast(self.task, super().autocast), optimizer=optimizer, config=config
         )
+        self._zero.defaults = optimizer.defaults  # mmengine's wrapper asks for them
         self.module = self.engine
         self._late = self._reduce_late(steady)
         if self.stage == 3:
