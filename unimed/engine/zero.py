@@ -252,6 +252,8 @@ class ZeroStrategy(Strategy):
         from deepspeed.utils import safe_get_full_optimizer_state
 
         table, states = {}, self._states()
+        if states:
+            self._link_states()
         for name, parameter in self.named_parameters().items():
             for key, value in states.items():
                 if key == "step" or not torch.is_tensor(value) or value.ndim == 0:
@@ -269,6 +271,12 @@ class ZeroStrategy(Strategy):
         """The state of one flat part, from which the kinds of state and the step are read; {} before the first step."""
         flat = self._flat()
         return dict(self._zero.optimizer.state.get(flat[0], {})) if flat else {}
+
+    def _link_states(self) -> None:
+        """Tie parameters to their optimiser state. DeepSpeed does it once, when only the first group has a state."""
+        if self.stage < 3:
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
 
     def load_optimizer(self, optimizer, table, groups):
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
@@ -289,9 +297,7 @@ class ZeroStrategy(Strategy):
             for flat in self._flat():
                 state = {key: torch.zeros_like(flat) for key in sorted(tensors)}
                 self._zero.optimizer.state[flat] = {k: v.clone() for k, v in scalars.items()} | state
-            if self.stage < 3:
-                self._zero._hp_optimizer_states_linked = False
-                self._zero._lazy_init_hp_params_optimizer_state()
+            self._link_states()
         for name, tensor in table.items():
             parameter, key = name.rsplit("/", 1)
             if key not in tensors:
