@@ -162,6 +162,25 @@ def test_a_merged_folder_needs_clip(tmp_path, base, clip):
     assert model.box_head.kind == "point" and model.config.box_token_id == 320
 
 
+def test_half_precision_stays_half_and_answers(tmp_path, base, clip):
+    state = random_state("merged_saved_keys_without_vision_tower")
+    source = tmp_path / "merged"
+    source.mkdir()
+    shards(source, {n: t.bfloat16() for n, t in state.items()}, base, tokens=["[BOX]", "<im_start>", "<im_end>"])
+    umedground.convert(source, tmp_path / "out", clip=clip)
+    model = unimed.load(tmp_path / "out")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    assert isinstance(model.predict(image, "the heart", max_new_tokens=3).text, str)
+    from unimed.models.umedground import teacher_forced
+
+    (said,) = teacher_forced(model, [image], ["the heart"], ["heart. It is [BOX]. lung. It is [BOX]."])
+    assert [region.phrase for region in said.regions] == ["heart", "lung"]
+    assert all(np.isfinite(region.box_std_px).all() for region in said.regions)
+    whole = unimed.load(tmp_path / "out", dtype="float32")
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+
+
 def test_lisa_keeps_its_masks(tmp_path, base, clip):
     state = random_state("merged_saved_keys_without_vision_tower")
     state = {n: t for n, t in state.items() if "bbox_prediction_head" not in n}

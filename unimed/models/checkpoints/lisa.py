@@ -113,8 +113,9 @@ def build(merged, published: dict, tokenizer, clip_config, ids, box_head, layout
         raise CheckpointError(f"{source}: no model.embed_tokens.weight; is this a whole state dict of {layout}?")
     rows = len(merged["model.embed_tokens.weight"])
     state = convert_state_dict(merged, max(0, ids["image"] + 1 - rows))
-    # One number type throughout: trainers mix them.
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    # One number type throughout, that of the language model: trainers mix them, and 13 B parameters should not grow.
+    dtype = state["backbone.vlm.lm_head.weight"].dtype
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     dropped = {n: _UNUSED for n in state if n.startswith("mask_head.sam.mask_decoder.bbox_prediction_head_drop.")}
     state = {name: tensor for name, tensor in state.items() if name not in dropped}
     config = grounded_config(published, merged, state, clip_config, ids, box_head)
@@ -123,7 +124,7 @@ def build(merged, published: dict, tokenizer, clip_config, ids, box_head, layout
     report = check_names(skeleton, state, layout, source, "")
     report.dropped = dropped | {n: "computed, not learnt" for n in merged if llava_v1.BUFFERS.search(n)}
     report.check()
-    model = GroundedMLLM.from_pretrained(None, config=config, state_dict=state).eval()
+    model = GroundedMLLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval()
     model.processor = grounded_processor(tokenizer, config)
     return model, report
 
