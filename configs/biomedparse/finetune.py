@@ -3,9 +3,9 @@
     python tools/convert.py --from biomedparse biomedparse_v2.ckpt pretrained/biomedparse_v2
     python tools/prepare_data.py biomedparse data/my_volumes
 
-`data/my_volumes` then holds `train.json`, `train/`, `train_mask/` (slices with their neighbours as channels); whole
-volumes to score on lie in `data/my_volumes/val/*.npz`. The published settings: ten passes, batches of eight,
-learning rate 1e-5 for every parameter, nothing frozen. `max_steps` is ten passes over 8000 slices; set it for yours.
+`data/my_volumes` holds `train/*.npz`, `val/*.npz` and `test/*.npz`; the second command writes their slices, with the
+neighbours as channels, to `data/my_volumes/slices`. The published settings: ten passes, batches of eight, learning rate
+1e-5 for every parameter, nothing frozen. `max_steps` is ten passes over 8000 slices; set it for yours.
 """
 
 
@@ -24,7 +24,7 @@ train_data = dict(
     type="AugmentedDataset",
     swap_neighbours=True,
     dataset=dict(
-        type="BiomedParseDataset", root="data/my_volumes", split="train", prompts=4, absent=None, sentence="random"
+        type="BiomedParseDataset", root="data/my_volumes/slices", prompts=4, absent=None, sentence="random"
     ),
 )
 val_data = volumes("val")
