@@ -150,4 +150,4 @@ def _processor_options(kind: str, config, folder: Path) -> dict:
             tokens_per_tile=(side // patch) ** 2 + whole, bos=True, **_CLIP,
         )  # fmt: skip
     per_side = int(side // patch * config.downsample_ratio)
-    return dict(template="qwen_chat", tile_size=side, tokens_per_tile=per_side**2)
+    return dict(template="qwen_chat", image_token="<IMG_CONTEXT>", tile_size=side, tokens_per_tile=per_side**2)
