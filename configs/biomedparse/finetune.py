@@ -23,9 +23,7 @@ task = dict(
 train_data = dict(
     type="AugmentedDataset",
     swap_neighbours=True,
-    dataset=dict(
-        type="BiomedParseDataset", root="data/my_volumes/slices", prompts=4, absent=None, sentence="random"
-    ),
+    dataset=dict(type="BiomedParseDataset", root="data/my_volumes/slices", prompts=4, absent=None, sentence="random"),
 )
 val_data = volumes("val")
 test_data = volumes("test")
