@@ -1,5 +1,6 @@
 """unimed: grounded biomedical vision-language models. Research use only, not a medical device."""
 
+from unimed.models.families import register_when_needed
 from unimed.structures import Geometry, Prediction, Region, Sample
 
 __version__ = "0.1.0.dev0"
@@ -11,5 +12,7 @@ def load(path, **options):
 
     return run(path, **options)
 
+
+register_when_needed()
 
 __all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "load"]

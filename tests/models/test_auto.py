@@ -7,9 +7,13 @@ import pytest
 
 import unimed
 from unimed.models.auto import LoadError
+from unimed.models.families import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).parent / "grounded"))
 from small_models import tiny_model  # noqa: E402
+
+ROOT = Path(__file__).parent.parent.parent
+ORDERS = ("import unimed; from transformers import AutoModel", "from transformers import AutoModel; import unimed")
 
 
 def test_an_exported_folder_loads_and_answers(tmp_path):
@@ -42,3 +46,17 @@ def test_importing_the_package_stays_light():
     code = "import sys, time; t = time.perf_counter(); import unimed; s = time.perf_counter() - t; " \
            "assert 'torch' not in sys.modules; assert s < 0.5, s"  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_auto_model_knows_our_types_after_import_unimed(tmp_path, order):
+    tiny_model().save_pretrained(tmp_path / "model")
+    code = f"{order}; print(type(AutoModel.from_pretrained({str(tmp_path / 'model')!r})).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "GroundedMLLM", done.stderr[-800:]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_can_be_imported_on_its_own(family):
+    done = subprocess.run([sys.executable, "-c", f"import unimed, {family}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-800:]

@@ -298,3 +298,15 @@ def test_a_mask_given_with_the_question_is_not_asked_for():
     described = sample(0, "region", "region1 shows nuclei.")
     scores = score_grounding([described], [answered("region1 shows nuclei.")])
     assert "masks" not in scores["tables"] and scores["summary"]["bleu_1/region"] > 0.99
+
+
+def test_volumes_and_slices_of_one_name_have_their_own_copies():
+    flat, deep = np.zeros((8, 8), bool), np.zeros((4, 8, 8), bool)
+    flat[2:6, 2:6], deep[1:3, 2:6, 2:6] = True, True
+    slices = [sample(i, regions=(Region("nuclei", mask=flat),)) for i in range(2)]
+    volumes = [sample(9, task="volume", regions=(Region("nuclei", mask=np.roll(deep, shift, 1)),)) for shift in (0, 2)]
+    tested = [slices[0], volumes[0]]
+    given = [Prediction("", (Region("nuclei", mask=one.regions[0].mask),)) for one in tested]
+    rows = score_grounding(tested, given, [slices[1], volumes[1]])["cases"]
+    copies = {row["task"]: row["copy_baseline_dice"] for row in rows if row["kind"] == "mask"}
+    assert copies == {"referring": 1.0, "volume": 0.5}

@@ -11,14 +11,7 @@ import shutil
 from pathlib import Path
 
 from unimed.models.checkpoints import LAYOUTS
-
-#: Packages whose import registers our model types with transformers.
-FAMILIES = (
-    "unimed.models.grounded",
-    "unimed.models.boltzformer",
-    "unimed.models.clip",
-    "unimed.models.uni_med",
-)
+from unimed.models.families import register
 
 
 class LoadError(ValueError):
@@ -45,9 +38,7 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
 
     chosen = _device(device)
     options = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
-    for family in FAMILIES:
-        if importlib.util.find_spec(family):
-            importlib.import_module(family)
+    register()
     if str(path).startswith(("open_clip:", "hf-hub:")):
         from unimed.models.clip.named import load_named
 

@@ -98,11 +98,12 @@ def _something_to_point_at(sample: Sample) -> bool:
 
 
 def _mask_rows(samples, predictions, train):
+    # Slices are copied onto slices and volumes onto volumes.
     stock = defaultdict(list)
     for sample in train:
         for region in sample.regions:
             if region.mask is not None and region.mask.any():
-                stock[region.phrase.lower()].append(region.mask)
+                stock[region.phrase.lower(), region.mask.ndim].append(region.mask)
     rows = []
     for sample, prediction in zip(samples, predictions, strict=True):
         if sample.labels.get("task") == "region":
@@ -123,7 +124,7 @@ def _mask_rows(samples, predictions, train):
                 "answered": guess is not None,
             }
             if train:
-                masks = stock[region.phrase.lower()]
+                masks = stock[region.phrase.lower(), region.mask.ndim]
                 row["copy_baseline_dice"] = copy_baseline(masks, region.mask)[2] if masks else 0.0
             rows.append(row)
     return rows
