@@ -87,6 +87,8 @@ def _cell(value, digits: int) -> str:
     if isinstance(value, Interval):
         if math.isnan(value.value):
             return "-"
+        if math.isnan(value.low):  # one case has no interval
+            return f"{value.value:.{digits}f}"
         return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
     if isinstance(value, float | np.floating):
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
