@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import deque
 from collections.abc import Mapping
 
@@ -120,6 +122,7 @@ class Stream:
                 self._ahead.append((keys, state))
                 yield keys
 
+        handler = signal.getsignal(signal.SIGCHLD)
         self._iterator = iter(
             torch.utils.data.DataLoader(
                 self.dataset,
@@ -130,6 +133,11 @@ class Stream:
                 generator=torch.Generator().manual_seed(0),
             )
         )
+        # DataLoader's own handler raises the death of a worker wherever the main process happens to be, in the middle
+        # of a step too. Without it the death is found, within seconds, when the next batch is asked for, where
+        # `__next__` deals with it.
+        if self.num_workers and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 def to_device(value, device):
