@@ -54,9 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _predict(args) -> int:
+    from unimed.io.write import refuse_to_replace
     from unimed.models.auto import load
     from unimed.models.grounded.images import read_image
 
+    names = [f"{Path(args.image).name.split('.')[0]}-{number}" for number in range(len(args.text))]
+    for name in names:
+        refuse_to_replace(args.image, args.out, name)
     # Read first: a wrong path should not cost the loading of a model.
     image = read_image(args.image)
     model = load(args.model, device=args.device)
@@ -65,9 +69,9 @@ def _predict(args) -> int:
         for label, probability in model.zero_shot(args.image, args.text).ranked():
             print(f"{probability:.3f}  {label}")
         return 0
-    for number, prediction in enumerate(model.predict(image, args.text, max_new_tokens=args.max_new_tokens)):
+    predictions = model.predict(image, args.text, max_new_tokens=args.max_new_tokens)
+    for name, prediction in zip(names, predictions, strict=True):
         print(prediction.text)
-        name = f"{Path(args.image).name.split('.')[0]}-{number}"
         for path in prediction.save(args.out, name, ("json", "png"), image=image.rgb):
             print(f"  {path}")
     return 0

@@ -207,6 +207,12 @@ def test_a_volume_and_a_slice_keep_their_place_in_the_patient(tmp_path, speak):
     arguments = ["--text", "segment it", "--work-dir", str(tmp_path / "out")]
     assert demos.segment_3d(["--volume", str(tmp_path / "v.nii.gz"), *arguments]) == 0
     assert demos.segment_2d(["--image", str(tmp_path / "s.nii.gz"), *arguments]) == 0
+    # A result beside its source would bear the same name.
+    before = (tmp_path / "v.nii.gz").read_bytes()
+    beside = ["--text", "segment it", "--work-dir", str(tmp_path)]
+    assert demos.segment_3d(["--volume", str(tmp_path / "v.nii.gz"), *beside]) == 1
+    assert demos.segment_2d(["--image", str(tmp_path / "s.nii.gz"), *beside]) == 1
+    assert (tmp_path / "v.nii.gz").read_bytes() == before and not (tmp_path / "v.json").exists()
     for name, truth in (("v", volume > 500), ("s", volume[..., 2:3] > 500)):
         saved = nibabel.load(tmp_path / "out" / f"{name}.nii.gz")
         # The slice is saved as it was shown; both are compared in one orientation.
@@ -228,5 +234,8 @@ def test_what_is_missing_is_named(tmp_path, capsys, tree):
     ]:
         assert demos.segment_2d(arguments) == 1
         assert words in capsys.readouterr().err
+    arguments = ["--data_path", str(tree / "Shapes"), "--json_path", "test.json", "--save_dir", str(tmp_path / "o")]
+    assert demos.answers("GRG", arguments) == 1
+    assert "is this the *_parse.json" in capsys.readouterr().err
     assert demos.metrics("grg", ["--prediction_dir", str(tmp_path / "no"), "--json_path", "x.json"]) == 1
     assert "run the demo first" in capsys.readouterr().err

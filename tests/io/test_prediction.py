@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from unimed.io.read import read
 from unimed.io.rle import decode_mask, encode_mask
+from unimed.io.write import refuse_to_replace
 from unimed.structures import Geometry, Prediction, Region
 
 
@@ -49,5 +50,15 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match="plain file name"):
         prediction().save(tmp_path, name="../up")
     with pytest.raises(ValueError, match="no mask"):
-        Prediction("nothing").save(tmp_path, formats=("npz",))
+        Prediction("nothing").save(tmp_path, formats=("json", "npz"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_does_not_take_the_place_of_its_source(tmp_path):
+    for name in ("case.png", "case.nii.gz", "case.dcm"):
+        (tmp_path / name).write_bytes(b"")
+    for name in ("case.png", "case.nii.gz"):
+        with pytest.raises(ValueError, match=f"{name}: .* another output folder"):
+            refuse_to_replace(tmp_path / name, tmp_path / "." / "", "case")
+    refuse_to_replace(tmp_path / "case.dcm", tmp_path, "case")
+    refuse_to_replace(tmp_path / "case.png", tmp_path / "out", "case")

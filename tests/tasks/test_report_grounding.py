@@ -338,5 +338,8 @@ def test_trained_from_sample_records_and_shown_by_the_demo(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "2 of 3 reports" in shown.out and "none.png" in shown.err
     assert (tmp_path / "out" / "images_0.json").is_file() and (tmp_path / "out" / "images_1.png").is_file()
+    beside = ["--model_path", str(tmp_path / "model"), "--work-dir", str(tmp_path)]
+    assert demo_mrg.main(["--cases", str(tmp_path / "cases.jsonl"), *beside]) == 2
+    assert "would replace this file" in capsys.readouterr().err
     assert demo_mrg.main(["--image", str(tmp_path / "images" / "0.png"), *arguments]) == 2
     assert "--report" in capsys.readouterr().err

@@ -150,11 +150,13 @@ def _one_image(args, out: Path) -> int:
     if not args.text:
         raise ValueError('--image needs --text, for example --text "Please segment the liver in abdomen CT."')
     from unimed.inference.answers import write_mask
+    from unimed.io.write import refuse_to_replace
     from unimed.models.grounded.images import read_image
 
+    name = Path(args.image).name.split(".")[0]
+    refuse_to_replace(args.image, out, name)
     image = read_image(args.image, args.site)  # a wrong path should not cost the loading of a model
     prediction = _load(args).predict(image, args.text, max_new_tokens=args.max_new_tokens)
-    name = Path(args.image).name.split(".")[0]
     masks = [region.mask for region in prediction.regions if region.mask is not None]
     formats = ["json", "png"] + ["nifti"] * bool(masks and image.geometry.is_physical)
     written = prediction.save(out, name, formats, image=image.rgb)
@@ -167,7 +169,9 @@ def _print_answer(prediction, written) -> None:
     print(prediction.text)
     for region in prediction.regions:
         presence = "" if region.presence is None else f", presence {region.presence:.2f}"
-        print(f"  {region.phrase}: {0 if region.mask is None else int(region.mask.sum())} pixels{presence}")
+        unit = "voxels" if region.mask is not None and region.mask.ndim == 3 else "pixels"
+        size = f"{0 if region.mask is None else int(region.mask.sum())} {unit}"
+        print(f"  {region.phrase}: {size}{presence}")
     for path in written:
         print(f"  {path}")
     print("Research use only.")
@@ -214,12 +218,14 @@ def _one_volume(args, out: Path) -> int:
     if not args.text:
         raise ValueError('--volume needs --text, for example --text "Please segment the spleen in abdomen CT."')
     from unimed.inference.volume import predict_volume
+    from unimed.io.write import refuse_to_replace
 
     if not Path(args.volume).exists():
         raise FileNotFoundError(f"{args.volume}: no such file or folder")
+    name = Path(args.volume).name.split(".")[0]
+    refuse_to_replace(args.volume, out, name)
     options = dict(plane=args.plane, site=args.site, compat=args.compat, max_new_tokens=args.max_new_tokens)
     prediction = predict_volume(_load(args), args.volume, args.text, **options)
-    name = Path(args.volume).name.split(".")[0]
     masks = [region.mask for region in prediction.regions if region.mask is not None]
     _print_answer(prediction, prediction.save(out, name, ["json"] + ["nifti"] * bool(masks)))
     return 0

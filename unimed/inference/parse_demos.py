@@ -115,8 +115,10 @@ def _one_volume(model, args, out: Path, case) -> dict:
     from unimed.inference.intensity import choose_intensity, modality_of
     from unimed.inference.volume_files import prompts_for, read_volume
     from unimed.inference.volume_text import segment_volume
+    from unimed.io.write import refuse_to_replace
 
     path = case.inputs["path"]
+    refuse_to_replace(path, out, case.name)
     asked = prompts_for(path, args.prompts, args.prompt_file)
     array, geometry = read_volume(path)
     if "dicom-seg" in args.formats and geometry.source_format != "dicom":
@@ -189,9 +191,10 @@ def _one_picture(model, args, out: Path, case) -> dict:
     from unimed.data.targets import TargetError, image_type
     from unimed.inference.image_text import P_VALUE, as_prediction, hierarchy, recognise, segment_image
     from unimed.inference.pictures import read_picture
-    from unimed.io.write import write_whole
+    from unimed.io.write import refuse_to_replace, write_whole
 
     path, modality, site = case.inputs["path"], args.modality, args.site
+    refuse_to_replace(path, out, case.name)
     try:
         name = parse_image_name(path.name)
         modality, site = modality or name.modality, site or name.site

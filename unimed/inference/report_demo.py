@@ -39,10 +39,15 @@ def read_cases(args) -> list[Case]:
 
 def run(args) -> int:
     """Ground every report; 0 where all were, 1 where some failed (they are named)."""
+    from unimed.io.write import refuse_to_replace
     from unimed.models.auto import load
     from unimed.models.grounded.images import read_image
 
     cases = read_cases(args)
+    for case in cases:
+        refuse_to_replace(case.inputs["image"], args.work_dir, case.name)
+    if args.cases is not None:
+        refuse_to_replace(args.cases, args.work_dir, "cases")
     model = load(args.model_path, device=args.device, calibration=args.calibration)
 
     def predict(batch):

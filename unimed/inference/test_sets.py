@@ -178,6 +178,8 @@ def parse_cases(folder, json_file, kind: str, question: str | None = None) -> li
         raise TreeError(f"{path}: expected {{id: entry}}; is this the *_parse.json of the set?")
     needed = ("image_file", "anatomy") if kind == "vqa" else ("image_file",)
     for identifier, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise TreeError(f"{path}: entry {identifier} is no {{field: value}}; is this the *_parse.json of the set?")
         if lacking := [name for name in needed if not entry.get(name)]:
             raise TreeError(f"{path}: entry {identifier} lacks {', '.join(lacking)}")
     cases = []

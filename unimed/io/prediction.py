@@ -24,6 +24,8 @@ def save_prediction(prediction: Prediction, folder, name: str, formats: Sequence
         raise ValueError("format 'png' draws over the image; give image=")
     if Path(name).name != name:
         raise ValueError(f"name {name!r} must be a plain file name")
+    if {"nifti", "npz", "dicom-seg"} & set(formats):
+        label_map(prediction)  # what cannot be written must stop before half of the formats are
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -65,7 +67,7 @@ def label_map(prediction: Prediction) -> np.ndarray:
     """
     masks = [(index, region.mask) for index, region in enumerate(prediction.regions, 1) if region.mask is not None]
     if not masks:
-        raise ValueError("the prediction holds no mask to write")
+        raise ValueError("the prediction holds no mask to write; formats 'json' and 'png' need none")
     if len({mask.shape for _, mask in masks}) > 1:
         raise ValueError(f"masks differ in shape: {sorted({mask.shape for _, mask in masks})}")
     labels = np.zeros(masks[0][1].shape, dtype=np.uint8 if len(masks) < 255 else np.uint16)

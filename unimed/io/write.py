@@ -38,6 +38,21 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
+#: What the files of a result end in.
+RESULT_SUFFIXES = (".json", ".jsonl", ".png", ".nii.gz", ".npz", ".seg.dcm")
+
+
+def refuse_to_replace(source: str | Path, folder: str | Path, name: str) -> None:
+    """Stop before a result called `name` in `folder` takes the place of the file it is made from.
+
+    Raises:
+        ValueError: `source` lies in `folder` and bears the name of a file that would be written.
+    """
+    source = Path(source)
+    if source.parent.resolve() == Path(folder).resolve() and source.name in [name + end for end in RESULT_SUFFIXES]:
+        raise ValueError(f"{source}: a result in {folder} would replace this file; choose another output folder")
+
+
 def write_nifti(path: str | Path, array: np.ndarray, geometry: Geometry) -> Path:
     """Write `array` (I, J, K) as NIfTI in the grid of `geometry`; bool becomes uint8.
 

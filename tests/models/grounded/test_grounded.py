@@ -123,6 +123,13 @@ def test_given_boxes_are_cut_out():
     assert prediction.regions[0].mask.shape == (50, 60)
     with pytest.raises(ValueError, match="no area"):
         tiny_model().segment_boxes(IMAGE, [(5, 5, 5, 30)])
+    for boxes, words in [
+        ([(70, 5, 90, 30)], "outside the image of 60 x 50"),
+        ([(5, 5, 9)], "left, top"),
+        ([], "no box"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            tiny_model().segment_boxes(IMAGE, boxes)
 
 
 def test_a_given_box_is_looked_at_from_near():

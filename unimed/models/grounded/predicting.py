@@ -98,8 +98,10 @@ class GroundedPredictor:
             PromptError, ImageError, ReadError: what cannot be asked or read; nothing is computed then.
         """
         regions = [None] * len(texts) if regions is None else list(regions)
-        if not len(images) == len(texts) == len(regions):
-            raise ValueError(f"{len(images)} images and {len(regions)} lists of regions for {len(texts)} texts")
+        if not len(images) == len(texts):
+            raise ValueError(f"{len(images)} images for {len(texts)} texts; give one image per text")
+        if len(regions) != len(texts):
+            raise ValueError(f"{len(regions)} lists of regions for {len(texts)} texts; give one per text, or None")
         was_training = self.training
         self.eval()
         try:
@@ -142,16 +144,21 @@ class GroundedPredictor:
             phrases: a name per box; numbered where none is given.
 
         Raises:
-            ValueError: a box without area or not finite.
+            ValueError: no box, or a box that is not four finite numbers, has no area, or lies outside the image.
         """
         self.eval()
         source = read_image(image, site)
         height, width = source.rgb.shape[:2]
         phrases = list(phrases) or [f"box {index + 1}" for index in range(len(boxes_xyxy_px))]
-        regions = [Region(phrase, box_xyxy_px=tuple(box)) for phrase, box in zip(phrases, boxes_xyxy_px, strict=True)]
+        regions = [
+            Region(phrase, box_xyxy_px=_box_within(phrase, box, width, height))
+            for phrase, box in zip(phrases, boxes_xyxy_px, strict=True)
+        ]
+        if not regions:
+            raise ValueError("no box to cut out; give at least one (left, top, right, bottom) in pixels of the image")
         begin = time.perf_counter()
         zoom = getattr(self.mask_head.config, "box_zoom", None)
-        if zoom is None or not regions:
+        if zoom is None:
             windows, which = [(0, 0, width, height)], [0] * len(regions)
         else:
             windows, which = [_window_around(r.box_xyxy_px, zoom, width, height) for r in regions], range(len(regions))
@@ -455,3 +462,14 @@ def _unique(items, make):
             made.append(make(item))
         slots.append(seen[key])
     return made, slots
+
+
+def _box_within(phrase: str, box: Sequence, width: int, height: int) -> tuple:
+    """The box as it is, if it is four numbers and some of it lies on the image."""
+    box = tuple(box)
+    if len(box) != 4:
+        raise ValueError(f"region {phrase!r}: a box is (left, top, right, bottom) in pixels, got {box}")
+    left, top, right, bottom = box
+    if left >= width or top >= height or right <= 0 or bottom <= 0:
+        raise ValueError(f"region {phrase!r}: box {box} lies outside the image of {width} x {height} pixels")
+    return box
