@@ -36,6 +36,32 @@ def test_mistyped_name_is_corrected(registered, name):
     assert "Valid choices" in str(error.value)
 
 
+def build_part(width=1):
+    return width
+
+
+def test_a_key_that_only_a_part_further_in_refuses_is_named(registered):
+    class Outer(registered):
+        def __init__(self, part, **rest):
+            super().__init__(**rest)
+            self.part = build_part(**part)
+
+    with pytest.raises(RegistryError, match="build_part takes no argument 'widht'; did you mean 'width'"):
+        DATASETS.build(dict(type=Outer, part={"widht": 2}, root="x"))
+    with pytest.raises(RegistryError, match="takes no argument 'sise'; did you mean 'size'"):
+        DATASETS.build(dict(type=Outer, part={}, root="x", sise=2))
+    assert DATASETS.build(dict(type=Outer, part={"width": 2}, root="x")).part == 2
+
+
+def test_other_type_errors_stay_what_they_are():
+    class Broken:
+        def __init__(self):
+            raise TypeError("something else")
+
+    with pytest.raises(TypeError, match="something else"):
+        DATASETS.build(dict(type=Broken))
+
+
 def test_unknown_constructor_key_is_named(registered):
     with pytest.raises(RegistryError, match="no argument 'sise'; did you mean 'size'"):
         DATASETS.build(dict(type="RegistryProbe", root="x", sise=2))

@@ -21,13 +21,15 @@ def main() -> int:
             parser.error(f"--cfg-options takes KEY=VALUE, got {entry!r}")
         options[key] = DictAction._parse_iterable(value)
 
+    from unimed.data.mixture import DataError
     from unimed.engine import evaluate
+    from unimed.engine.checkpoint import CheckpointError
     from unimed.engine.config import ConfigError
     from unimed.registry import RegistryError
 
     try:
         metrics = evaluate(arguments.config, arguments.checkpoint, arguments.work_dir, options)
-    except (ConfigError, RegistryError) as error:
+    except (ConfigError, RegistryError, CheckpointError, DataError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     from unimed.engine.strategy import world

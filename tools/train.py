@@ -24,13 +24,15 @@ def main() -> int:
             parser.error(f"--cfg-options takes KEY=VALUE, got {entry!r}")
         options[key] = DictAction._parse_iterable(value)
 
+    from unimed.data.mixture import DataError
     from unimed.engine import train
+    from unimed.engine.checkpoint import CheckpointError
     from unimed.engine.config import ConfigError
     from unimed.registry import RegistryError
 
     try:
         result = train(arguments.config, arguments.work_dir, arguments.resume, options)
-    except (ConfigError, RegistryError) as error:
+    except (ConfigError, RegistryError, CheckpointError, DataError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if result["stopped"]:
