@@ -15,6 +15,16 @@ def main(argv=None) -> int:
     parser.add_argument("--limit", type=int, help="for trees: look at the first so many records of each part only")
     args = parser.parse_args(argv)
 
+    if args.patient_pattern is not None:
+        import re
+
+        try:
+            groups = re.compile(args.patient_pattern).groups
+        except re.error as error:
+            parser.error(f"--patient-pattern {args.patient_pattern!r} is no regular expression ({error})")
+        if groups != 1:
+            parser.error(f"--patient-pattern {args.patient_pattern!r} needs one group, (...), around the patient")
+
     from unimed.data.checks import check
 
     try:

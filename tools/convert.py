@@ -40,11 +40,16 @@ def main(argv=None) -> int:
     names = [action.dest for action in options._group_actions]
     chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
+        if not Path(args.source).exists():
+            raise FileNotFoundError(f"{args.source}: no such file or folder")
         if Path(args.destination).exists():
             raise FileExistsError(f"{args.destination} is already there; choose another name or remove it")
         report = module.convert(Path(args.source), Path(args.destination), **chosen)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = str(error)
+        # Some checks see tensors only; the user should still read which file they are from.
+        text = text if args.source in text or args.destination in text else f"{args.source}: {text}"
+        print(f"error: {text}", file=sys.stderr)
         if args.report and getattr(error, "report", None):
             Path(args.report).write_text(json.dumps(error.report.to_dict(), indent=1))
         return 1

@@ -88,3 +88,10 @@ def test_empty_and_misfitting_masks(tool, tmp_path, capsys):
 def test_unknown_folder(tool, tmp_path, capsys):
     assert tool.main([str(tmp_path)]) == 1
     assert "neither records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("pattern", "words"), [("([", "no regular expression"), ("abc", "needs one group")])
+def test_a_pattern_that_finds_no_patient_is_refused(tool, tmp_path, capsys, pattern, words):
+    with pytest.raises(SystemExit) as error:
+        tool.main([str(tmp_path), "--patient-pattern", pattern])
+    assert error.value.code == 2 and words in capsys.readouterr().err

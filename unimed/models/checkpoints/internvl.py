@@ -161,6 +161,8 @@ def convert(source: Path, destination: Path) -> ConversionReport:
     from unimed.models.checkpoints.sam2 import check_names
     from unimed.models.checkpoints.tokenizers import read_without_remote_code
 
+    if not recognises(source):
+        raise CheckpointError(f"{source}: no published InternVL folder (config.json of model_type internvl_chat)")
     published = json.loads((Path(source) / "config.json").read_text())
     tokenizer = read_without_remote_code(source)
     config = backbone_config(published, tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))

@@ -116,8 +116,10 @@ def read_state_dict(path, unwrap: bool = True, mmap: bool = True, safe_globals=(
                     raise
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip, EOF and runtime errors alike
+        # torch's own text goes on to recommend weights_only=False, which is the one thing not to do here.
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: cannot be read as plain tensors ({str(error).splitlines()[0]}). "
+            f"{path}: cannot be read as plain tensors ({reason}). "
             "The file is damaged or holds Python objects, which are never executed here"
         ) from error
     while unwrap and isinstance(state, dict):
