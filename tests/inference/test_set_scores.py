@@ -44,6 +44,7 @@ def test_meteor_of_the_coco_tools():
 
 
 def test_missing_java_is_named(monkeypatch):
+    pytest.importorskip("pycocoevalcap")
     monkeypatch.setattr(coco_captions.shutil, "which", lambda name: None)
     scores, remarks = coco_captions.caption_scores(["a mass"], ["a mass"])
     assert "METEOR" not in scores and "no java on the PATH" in remarks[0]

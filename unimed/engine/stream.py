@@ -101,8 +101,8 @@ class Stream:
                 self._start()
             try:
                 batch, information = next(self._iterator)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error) or "killed" not in str(error) and "exited" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+                if not self._a_worker_died():
                     raise
                 self.deaths -= 1
                 waiting = [f"{self.names[k.dataset]}[{k.index}]" for keys, _ in list(self._ahead)[:4] for k in keys]
@@ -113,6 +113,14 @@ class Stream:
                 continue
             keys, self.state = self._ahead.popleft()
             return batch, {**information, "keys": keys}
+
+    def _a_worker_died(self) -> bool:
+        # Its death shows as DataLoader's own error, or as a pipe that breaks while a batch is fetched from it; in the
+        # second case the process may still be on its way out.
+        workers = getattr(self._iterator, "_workers", ())
+        for worker in workers:
+            worker.join(timeout=1 / len(workers))
+        return any(not worker.is_alive() for worker in workers)
 
     def _start(self) -> None:
         self._ahead: deque = deque()
