@@ -64,7 +64,7 @@ def test_results_of_other_settings_never_mix(tmp_path):
 
 
 def test_names_must_differ(tmp_path):
-    with pytest.raises(FolderError, match="same name"):
+    with pytest.raises(FolderError, match=r"same name.*'case-0' \(0, 0\); rename"):
         run(tmp_path, cases=[CASES[0], CASES[0]])
 
 

@@ -53,6 +53,13 @@ def test_a_folder_of_volumes_is_resumable_and_faults_are_named(model, folder, ca
     assert not list((folder / "out").glob(".*"))
 
 
+def test_a_target_without_voxels_is_explained(model, folder, capsys):
+    arguments = [str(folder / "in" / "a.nii.gz"), "--model", model, "--out", str(folder / "twice"), "--threshold", "0"]
+    assert parse_3d([*arguments, "--prompts", "liver", "liver"]) == 0
+    said = capsys.readouterr().out
+    assert "liver: presence" in said and "gave way to a surer target" in said
+
+
 def test_prompts_of_the_file(model, folder, capsys):
     arguments = [
         str(folder / "in" / "c.npz"),

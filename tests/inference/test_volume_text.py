@@ -169,9 +169,10 @@ def test_volumes_of_a_folder(tmp_path):
     write_nifti(tmp_path / "deep" / "b.nii", phantom(), UPRIGHT)
     np.savez(tmp_path / "c.npz", imgs=phantom())
     np.savez(tmp_path / "truth.npz", gts=phantom())
+    np.savez(tmp_path / "odd.npz", voxels=phantom())  # not passed over in silence: reading it says what it lacks
     (tmp_path / "notes.txt").write_text("no volume")
     found = find_volumes(tmp_path)
-    assert [name_of(p, tmp_path) for p in found] == ["a", "c", "deep-b"]
+    assert [name_of(p, tmp_path) for p in found] == ["a", "c", "odd", "deep-b"]
     with pytest.raises(FileNotFoundError, match="no volume"):
         (tmp_path / "empty").mkdir()
         find_volumes(tmp_path / "empty")

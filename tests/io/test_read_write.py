@@ -11,7 +11,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
 from unimed.io.geometry import ALL_ORIENTATIONS, reorient
-from unimed.io.read import ReadError, read
+from unimed.io.read import ReadError, read, read_bytes
 from unimed.io.write import write_nifti, write_npz, write_whole
 from unimed.structures import Geometry
 
@@ -189,3 +189,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_importing_unimed_loads_no_heavy_library():
     code = "import sys, unimed; print([m for m in ('torch', 'pydicom', 'nibabel', 'SimpleITK') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_what_a_library_says_is_told_on_one_line(tmp_path):
+    short = nibabel.Nifti1Image(np.zeros((9, 9, 9), np.int16), np.eye(4))
+    nibabel.save(short, tmp_path / "short.nii")
+    (tmp_path / "short.nii").write_bytes((tmp_path / "short.nii").read_bytes()[:600])
+    for read_it in (lambda: read(tmp_path / "short.nii"), lambda: read_bytes(b"no picture", "a.tar: sample 3")):
+        with pytest.raises(ReadError) as told:
+            read_it()
+        assert "\n" not in str(told.value) and " at 0x" not in str(told.value)

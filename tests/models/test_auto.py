@@ -60,3 +60,11 @@ def test_auto_model_knows_our_types_after_import_unimed(tmp_path, order):
 def test_a_family_can_be_imported_on_its_own(family):
     done = subprocess.run([sys.executable, "-c", f"import unimed, {family}"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-800:]
+
+
+def test_a_slip_in_a_folder_name_does_not_ask_the_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", lambda *_, **__: pytest.fail("asked the hub"))
+    (tmp_path / "exports" / "small").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LoadError, match="exports/smal is no folder here; exports holds: small"):
+        unimed.load("exports/smal")

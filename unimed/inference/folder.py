@@ -76,7 +76,11 @@ def run_cases(
     names = [case.name for case in cases]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise FolderError(f"{len(twice)} cases have the same name, such as {twice[:3]}; names must differ")
+        places = [str(next(iter(case.inputs.values()), "")) for case in cases if case.name == twice[0]]
+        raise FolderError(
+            f"several cases have the same name, and so would their results: {twice[0]!r} ({', '.join(places[:3])})"
+            f"{f' and {len(twice) - 1} more' if twice[1:] else ''}; rename the files or give them folders of their own"
+        )
     work_dir = Path(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     finished = _start(work_dir, json.loads(json.dumps(plain(dict(settings)), default=str)), restart)

@@ -56,11 +56,17 @@ def parse_3d(arguments=None) -> int:
 
 def guarded(work, args) -> int:
     """Run `work(args)`; what is wrong with the input becomes one line and exit code 1."""
+    import warnings
+
+    # A warning is about the data (uneven slices, say): one line for the user, without the place in the source.
+    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         return work(args)
     except (OSError, ValueError, KeyError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        warnings.formatwarning = usual
 
 
 def _parse_3d(args) -> int:
@@ -88,6 +94,12 @@ def _parse_3d(args) -> int:
     for row in report.rows:
         found = ", ".join(f"{t['prompt']} ({t['voxels']})" for t in row["targets"] if t["voxels"]) or "nothing"
         print(f"{row['case']}: {found}; {row['intensity']}; {row['seconds']:.1f} s")
+        for target in row["targets"]:
+            if not target["voxels"] and target["presence"] >= args.threshold:
+                why = "its mask is empty"
+                if args.overlap != "keep":
+                    why += " or gave way to a surer target (--overlap keep shows it)"
+                print(f"  {target['prompt']}: presence {target['presence']:.2f} but no voxel: {why}")
         for name in row["files"]:
             print(f"  {out / name}")
     print(

@@ -21,7 +21,8 @@ SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".npz", ".dcm", ".dicom
 def find_volumes(folder: str | Path) -> list[Path]:
     """Files with a volume suffix, and folders that hold DICOM slices, below `folder`, in order.
 
-    A folder that itself holds DICOM slices is one volume. NPZ files without `imgs` (truths, results) are left out.
+    A folder that itself holds DICOM slices is one volume. NPZ files of truths (`gts`) and results (`segs`)
+    without `imgs` are left out; one with none of the three is kept, so that reading it says what is missing.
 
     Raises:
         FileNotFoundError: no such folder, or no volume in it.
@@ -149,7 +150,8 @@ def _is_image(path: Path) -> bool:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            return "imgs.npy" in archive.namelist()
+            names = set(archive.namelist())
+            return "imgs.npy" in names or not names & {"gts.npy", "segs.npy"}
     except zipfile.BadZipFile:
         return True  # reading it will say what is wrong
 

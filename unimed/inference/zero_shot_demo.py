@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load(args.model_path, device=args.device)
         model.classifier(labels, args.templates)  # a wrong label is told before any image is read
         if len(labels) < 2 and not model.sigmoid:
-            raise ValueError(f"only one label was given ({labels[0]!r}); its probability would be 1 for every image")
+            raise ValueError(f"only one label was given ({labels[0]!r}); it would always win: give at least two")
 
         def predict(batch: list[Case]) -> list[dict]:
             files = [case.inputs["path"] for case in batch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -45,7 +46,7 @@ def read(path: str | Path) -> tuple[np.ndarray, Geometry]:
     except GeometryError as error:
         raise ReadError(f"{path}: {error}; repair the header before use") from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
-        raise ReadError(f"{path}: damaged or not of its suffix's format ({type(error).__name__}: {error})") from error
+        raise ReadError(f"{path}: damaged or not of its suffix's format ({_reason(error)})") from error
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ReadError(f"{path}: {int((~np.isfinite(array)).sum())} voxels are NaN or Inf; replace them before use")
     return array, geometry
@@ -66,10 +67,16 @@ def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
     except ReadError as error:
         raise ReadError(f"{name}: {error}") from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
-        raise ReadError(f"{name}: damaged or no picture ({type(error).__name__}: {error})") from error
+        raise ReadError(f"{name}: damaged or no picture ({_reason(error)})") from error
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ReadError(f"{name}: {int((~np.isfinite(array)).sum())} pixels are NaN or Inf")
     return array, geometry
+
+
+def _reason(error: Exception) -> str:
+    """What a library said, on one line and without the address of a stream in memory."""
+    said = " ".join(re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "the stored bytes", str(error)).split())
+    return f"{type(error).__name__}: {said}"
 
 
 def _reader_of(path: Path) -> Callable[[Path], tuple[np.ndarray, Geometry]]:

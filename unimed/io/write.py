@@ -27,10 +27,7 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
         write(temporary)
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
-        # mkstemp makes files private; a result should have the permissions any new file gets.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        share(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -51,6 +48,13 @@ def refuse_to_replace(source: str | Path, folder: str | Path, name: str) -> None
     source = Path(source)
     if source.parent.resolve() == Path(folder).resolve() and source.name in [name + end for end in RESULT_SUFFIXES]:
         raise ValueError(f"{source}: a result in {folder} would replace this file; choose another output folder")
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions any new file gets: mkstemp and safetensors write files that only the owner reads."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def write_nifti(path: str | Path, array: np.ndarray, geometry: Geometry) -> Path:

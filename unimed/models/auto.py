@@ -50,6 +50,12 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
         source = _converted(source)
     elif not source.exists() and (os.sep in str(path).strip(os.sep) and str(path).count("/") != 1):
         raise LoadError(f"{path} does not exist")
+    elif not source.exists() and source.parent != Path(".") and source.parent.is_dir():
+        # Asking the hub would take a minute of retries without a network, and this is most likely a slip of the pen.
+        there = ", ".join(sorted(p.name for p in source.parent.iterdir())[:8]) or "nothing"
+        raise LoadError(
+            f"{path} is no folder here; {source.parent} holds: {there}. A model of the hub has to be downloaded first"
+        )
     from transformers import AutoModel
 
     try:
