@@ -28,11 +28,12 @@ def main() -> int:
     from unimed.engine import train
     from unimed.engine.checkpoint import CheckpointError
     from unimed.engine.config import ConfigError
+    from unimed.engine.loop import TrainingError
     from unimed.registry import RegistryError
 
     try:
         result = train(arguments.config, arguments.work_dir, arguments.resume, options)
-    except (ConfigError, RegistryError, CheckpointError, DataError, FileNotFoundError) as error:
+    except (ConfigError, RegistryError, CheckpointError, DataError, TrainingError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if result["stopped"]:

@@ -36,6 +36,8 @@ def test_run_folder_is_complete(whole_run):
     assert result["step"] == 24 and result["stopped"] == ""
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_00000020", "step_00000024"]
     assert json.loads((folder / "env.json").read_text())["versions"]["torch"]
+    modes = {path.stat().st_mode & 0o777 for path in (folder / "checkpoints").rglob("*") if path.is_file()}
+    assert modes == {(folder / "train.jsonl").stat().st_mode & 0o777}  # colleagues may read the weights, too
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert "TinyTask" in (folder / "config.py").read_text()
     values = losses(folder)

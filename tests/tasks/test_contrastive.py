@@ -318,4 +318,6 @@ def test_a_caption_too_long_is_named(caplog):
     assert cut == [0]
     batch = ranks.batch(4)
     task(batch | {"cut": ["shard.tar/0007"]})
+    task(batch | {"cut": ["shard.tar/0007", *(f"shard.tar/1{n:03d}" for n in range(99))]})
     assert "shard.tar/0007" in caplog.text
+    assert caplog.text.count("and was cut") == 20 and caplog.text.count("no longer named") == 1

@@ -1,6 +1,7 @@
 """Every script says what it does, at once."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,25 @@ def test_help_is_there_within_a_second_of_computing(script):
 def test_dist_sh_refuses_what_it_does_not_know(arguments):
     done = subprocess.run(["bash", str(ROOT / "tools" / "dist.sh"), *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr
+
+
+@pytest.mark.parametrize("failure", ["TrainingError", "CheckpointError", "FileNotFoundError"])
+@pytest.mark.parametrize(("tool", "verb"), [("train", "train"), ("test", "evaluate")])
+def test_what_ends_a_run_is_one_line(tool, verb, failure, monkeypatch, capsys):
+    import unimed.engine
+    from unimed.engine.checkpoint import CheckpointError
+    from unimed.engine.loop import TrainingError
+
+    if (tool, failure) == ("test", "TrainingError"):
+        pytest.skip("nothing is trained")
+    kinds = {"TrainingError": TrainingError, "CheckpointError": CheckpointError, "FileNotFoundError": FileNotFoundError}
+
+    def fail(*_):
+        raise kinds[failure]("shard.tar: sample 3 is broken")
+
+    monkeypatch.setattr(unimed.engine, verb, fail)
+    monkeypatch.setattr(sys, "argv", [tool, "config.py"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: shard.tar: sample 3 is broken\n"

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unimed.io.write import share
+
 FORMAT = 1
 NAME = re.compile(r"step_(\d{8,})")
 logger = logging.getLogger("unimed.engine")
@@ -61,6 +63,7 @@ def save(root: str | Path, checkpoint: Checkpoint, keep: int = 3) -> Path:
         temporary.mkdir()
         for name, table in checkpoint.tables.items():
             save_file({key: value.contiguous() for key, value in table.items()}, temporary / f"{name}.safetensors")
+            share(temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps(checkpoint.state))
         files = {path.name: _fingerprint(path, flush=True) for path in sorted(temporary.iterdir())}
         metadata = temporary / "metadata.json"

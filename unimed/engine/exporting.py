@@ -10,6 +10,7 @@ from pathlib import Path
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine.config import load_config
 from unimed.engine.strategy import Strategy, start_processes
+from unimed.io.write import share
 from unimed.registry import TASKS
 
 #: What a model card says where the task has no `card_tags` and `card_example` of its own.
@@ -45,6 +46,8 @@ def export(config, checkpoint, destination, cfg_options=None) -> Path:
     try:
         task.export(temporary)
         (temporary / "README.md").write_text(_card(settings, checkpoint, task), encoding="utf-8")
+        for file in temporary.rglob("*.safetensors"):
+            share(file)
         temporary.chmod(0o755)
         temporary.rename(destination)
     except BaseException:

@@ -180,7 +180,10 @@ class EngineLoop(BaseLoop):
         limit = self.runner.settings["guards"]["max_broken"]
         if self.broken > limit:
             last = str(broken[-1]) if broken else "on another rank"
-            raise TrainingError(f"{self.broken} broken samples, more than max_broken={limit}; last: {last}")
+            raise TrainingError(
+                f"{self.broken} broken samples, more than max_broken={limit}; last: {last}. Repair "
+                "them (the log names each), or allow more with --cfg-options guards.max_broken=N"
+            )
 
     def _signals(self):
         import threading

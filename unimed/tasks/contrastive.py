@@ -21,6 +21,7 @@ from unimed.structures import Prediction, Sample
 
 LOSSES = ("clip", "siglip")
 NO_DECAY = ("bn", "ln", "bias", "logit_scale")
+MAX_NAMED = 20  # captions that were cut and are named in the log; of millions every tenth may be
 logger = logging.getLogger("unimed.tasks")
 
 
@@ -84,6 +85,7 @@ class ContrastiveTask(BaseModel):
             raise ValueError("loss='siglip' needs a model with a bias: model_cfg['init_logit_bias'], or sigmoid=True")
         self.loss, self.chunk_size, self.multi_positive = loss, chunk_size, multi_positive
         self.labels, self.templates, self.compat = labels, templates, compat
+        self._cut_named: set[str] = set()
         towers = self.model.towers
         if vision_init:
             _start_vision(towers, vision_init, compat)
@@ -120,8 +122,12 @@ class ContrastiveTask(BaseModel):
 
         Without gradients (validation) those of this rank alone, as ranks may then hold batches of different number.
         """
-        for name in batch.get("cut", ()):
-            logger.warning("caption of %s is longer than the context and was cut", name)
+        for name in set(batch.get("cut", ())) - self._cut_named:
+            if len(self._cut_named) < MAX_NAMED:
+                self._cut_named.add(name)
+                logger.warning("caption of %s is longer than the context and was cut", name)
+                if len(self._cut_named) == MAX_NAMED:
+                    logger.warning("further ones are no longer named; `cut` in the log counts them")
         towers = self.model.towers
         image = self._chunked(self.model.image_features, batch["images"])
         text = self._chunked(self.model.text_features, batch["input_ids"])
