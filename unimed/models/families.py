@@ -44,7 +44,13 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             # A family that is being imported may have led here: it registers itself, and a second import of it would
             # be circular.
             if not any(family in sys.modules for family in FAMILIES):
-                register()
+                try:
+                    register()
+                except ImportError as error:
+                    # A model of transformers, half imported, led here, and a family needs it whole. The families
+                    # register when they are imported themselves, or by `unimed.load`.
+                    if "partially initialized module" not in str(error):
+                        raise
 
         spec.loader.exec_module = run_and_register
         return spec
