@@ -95,3 +95,10 @@ def test_a_pattern_that_finds_no_patient_is_refused(tool, tmp_path, capsys, patt
     with pytest.raises(SystemExit) as error:
         tool.main([str(tmp_path), "--patient-pattern", pattern])
     assert error.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_box_without_area_names_its_record(tool, tmp_path, capsys):
+    region = {"phrase": "a", "mask": None, "box_xyxy_px": [5, 1, 2, 4], "present": True, "phrase_span": None}
+    make(tmp_path, [record("turned", "train", "p", answer="<p> a </p> [BOX].", regions=[region])], [])
+    assert tool.main([str(tmp_path)]) == 1
+    assert "record turned: region 'a': box_xyxy_px" in capsys.readouterr().out

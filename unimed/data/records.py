@@ -217,10 +217,13 @@ class RecordDataset:
             if not mask.any():
                 raise RecordError(f"{self.file}: record {record['id']}: mask {entry['mask']} is empty")
         present = entry.get("present")
-        return Region(
-            phrase=entry["phrase"],
-            mask=mask,
-            box_xyxy_px=tuple(float(v) for v in box) if box else None,
-            presence=None if present is None else float(present),
-            phrase_span=tuple(span) if span else None,
-        )
+        try:
+            return Region(
+                phrase=entry["phrase"],
+                mask=mask,
+                box_xyxy_px=tuple(float(v) for v in box) if box else None,
+                presence=None if present is None else float(present),
+                phrase_span=tuple(span) if span else None,
+            )
+        except (TypeError, ValueError) as error:
+            raise RecordError(f"{self.file}: record {record['id']}: {error}") from error
