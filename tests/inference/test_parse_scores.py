@@ -119,3 +119,10 @@ def test_names_and_faults(folders):
     assert len(problems) == 1 and "shape (2, 2, 2), the truth has (5, 16, 16)" in problems[0]
     with pytest.raises(ValueError, match="unknown policy"):
         score_folder(folders / "said", folders / "truth", empty="best")
+
+
+def test_images_may_lie_beside_their_truths(tmp_path):
+    np.savez(tmp_path / "a.gt.npz", gts=np.ones((2, 4, 4), np.uint8))
+    np.savez(tmp_path / "a.img.npz", imgs=np.ones((2, 4, 4), np.uint8))
+    (tmp_path / "out").mkdir()
+    assert score_folder(tmp_path / "out", tmp_path, surfaces=False, prompts=None).problems[0].startswith("a: no result")

@@ -218,6 +218,8 @@ def _by_name(folder: Path, role: str | None) -> dict[str, Path]:
         if path.is_file() and path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
             if path.name.endswith("-instances.nii.gz") and role:
                 continue
+            if role is None and path.name.lower().endswith(".img.npz"):
+                continue  # the image of a challenge case, beside its NAME.gt.npz
             name = case_name(path)
             if name not in found or path.suffix == ".npz":
                 found[name] = path
