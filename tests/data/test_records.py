@@ -93,6 +93,10 @@ def test_volume_is_turned_head_back_left(folder):
         (dict(regions=[{"phrase": "lesion", "mask": None}]), "neither mask nor box"),
         (dict(regions=[{"phrase": "lesion", "mask": "masks/small.png"}]), "masks/small.png is"),
         (dict(regions=[{"phrase": "lesion", "mask": "masks/empty.png"}]), "is empty"),
+        (
+            dict(answer="<p> lesion </p> [BOX].", regions=[{"phrase": "lesion", "box_xyxy_px": [1, 1, 100, 4]}]),
+            "record .*reaches out of the image of 8 x 6",
+        ),
     ],
 )
 def test_disagreements_are_named(folder, changes, message):

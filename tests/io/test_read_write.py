@@ -86,9 +86,14 @@ def test_dicom_series_faults_are_named(tmp_path):
         read(tmp_path)
     gap = tmp_path / "gap"
     gap.mkdir()
-    write_series(gap, positions=[0, 2.5, 5, 7.5, 15])
-    with pytest.warns(UserWarning, match="slices may be missing"):
+    write_series(gap, positions=[0, 2.5, 5, 7.5, 12.5])
+    with pytest.raises(ReadError, match="2.500 mm apart but once 5.000 mm: a slice is missing"):
         read(gap)
+    uneven = tmp_path / "uneven"
+    uneven.mkdir()
+    write_series(uneven, positions=[0, 2.5, 5, 7.5, 10.9])
+    with pytest.warns(UserWarning, match="slice gaps vary"):
+        read(uneven)
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,11 @@ class RecordDataset:
                 raise RecordError(f"{self.file}: record {record['id']}: mask {entry['mask']} is empty")
         present = entry.get("present")
         try:
+            if box:
+                height, width = shape[-2:] if "volume" in record else shape[:2]
+                # A pixel of slack for boxes that were rounded.
+                if min(box[0], box[1]) < -1 or box[2] > width + 1 or box[3] > height + 1:
+                    raise ValueError(f"box_xyxy_px {list(box)} reaches out of the image of {width} x {height} pixels")
             return Region(
                 phrase=entry["phrase"],
                 mask=mask,

@@ -300,8 +300,14 @@ def _refuse_uneven_slices(folder: Path, planes) -> None:
     if len(gaps) and (gaps.min() < 1e-3 or gaps.max() - gaps.min() > 0.1 * float(np.median(gaps))):
         if gaps.min() < 1e-3:
             raise ReadError(f"{folder}: two slices lie at the same place; remove the duplicate")
+        if gaps.max() > 1.5 * float(np.median(gaps)):
+            # An affine has one spacing: everything behind the hole would lie at the wrong place.
+            raise ReadError(
+                f"{folder}: slices are {np.median(gaps):.3f} mm apart but once {gaps.max():.3f} mm: "
+                "a slice is missing; export the series again"
+            )
         warnings.warn(
-            f"{folder}: slice gaps vary from {gaps.min():.3f} to {gaps.max():.3f} mm; slices may be missing",
+            f"{folder}: slice gaps vary from {gaps.min():.3f} to {gaps.max():.3f} mm; the mean is taken",
             stacklevel=2,
         )
 
