@@ -9,7 +9,7 @@ from golden_files import SMALL
 from PIL import Image
 
 from unimed.evaluation import coco_captions
-from unimed.inference import test_sets
+from unimed.inference import evaluation_sets
 from unimed.inference.set_scores import published_text, score_answers, score_segmentation, score_volumes
 
 GOLDEN = SMALL / "unibiomed" / "metrics"
@@ -61,7 +61,7 @@ def difference(ours, theirs):
 
 
 def test_masks_score_as_published():
-    cases = test_sets.segmentation_cases(GOLDEN / "seg2d" / "data", "test.json")
+    cases = evaluation_sets.segmentation_cases(GOLDEN / "seg2d" / "data", "test.json")
     scores = score_segmentation(cases, GOLDEN / "seg2d" / "pred", compat="reference")
     assert difference(scores.published, json.loads((GOLDEN / "seg2d/pred/results.json").read_text())) < 1e-12
     ours = score_segmentation(cases, GOLDEN / "seg2d" / "pred")
@@ -69,7 +69,7 @@ def test_masks_score_as_published():
 
 
 def test_volumes_score_as_published():
-    cases = test_sets.volume_cases(GOLDEN / "seg3d" / "data", "meta_test.json")
+    cases = evaluation_sets.volume_cases(GOLDEN / "seg3d" / "data", "meta_test.json")
     scores = score_volumes(cases, GOLDEN / "seg3d" / "pred", compat="reference")
     assert difference(scores.published, json.loads((GOLDEN / "seg3d/pred/results.json").read_text())) < 1e-12
     assert scores.rows[0]["published_hd95_vox"] > 0 and 0 < scores.summary["nsd_2vox_median_over_cases"] <= 1
@@ -83,7 +83,7 @@ def test_slices_without_the_object_count_by_default(tmp_path):
         for expression in entry["expressions"].values():
             del expression["mask_file"][2:], expression["img_file"][2:]
     path.write_text(json.dumps(content))
-    cases = test_sets.volume_cases(tmp_path / "s" / "data", "meta_test.json")
+    cases = evaluation_sets.volume_cases(tmp_path / "s" / "data", "meta_test.json")
     free = score_volumes(cases, tmp_path / "s" / "pred", compat="reference").summary["dice_mean_over_cases"]
     whole = score_volumes(cases, tmp_path / "s" / "pred").summary["dice_mean_over_cases"]
     assert whole.value < free.value

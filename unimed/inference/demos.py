@@ -119,9 +119,9 @@ def _segment_2d(args) -> int:
         return _one_image(args, out)
     if not args.val_folder:
         raise ValueError("give --val_folder (a test set) or --image (one image)")
-    from unimed.inference import set_runs, set_scores, test_sets
+    from unimed.inference import evaluation_sets, set_runs, set_scores
 
-    cases = test_sets.segmentation_cases(args.val_folder, args.val_json, args.question)[: args.limit]
+    cases = evaluation_sets.segmentation_cases(args.val_folder, args.val_json, args.question)[: args.limit]
     run = set_runs.Run(out / "run", out / "overlays", args.batch_size, args.max_new_tokens, args.overlays, args.restart)
     settings = {"model": args.model_path, "folder": args.val_folder, "json": args.val_json, "question": args.question}
     report = set_runs.segment_images(_load(args), cases, out, run, settings, args.launcher)
@@ -205,9 +205,9 @@ def _segment_3d(args) -> int:
         return _one_volume(args, out)
     if not args.val_folder:
         raise ValueError("give --val_folder (a test set) or --volume (one volume)")
-    from unimed.inference import set_runs, set_scores, test_sets
+    from unimed.inference import evaluation_sets, set_runs, set_scores
 
-    cases = test_sets.volume_cases(args.val_folder, args.val_json, args.question)[: args.limit]
+    cases = evaluation_sets.volume_cases(args.val_folder, args.val_json, args.question)[: args.limit]
     run = set_runs.Run(out / "run", out / "overlays", 1, args.max_new_tokens, args.overlays, args.restart)
     settings = {"model": args.model_path, "folder": args.val_folder, "json": args.val_json, "question": args.question}
     report = set_runs.segment_volumes(_load(args), cases, out, run, settings, args.launcher, args.compat)
@@ -265,20 +265,20 @@ def answers(demo: str, arguments=None) -> int:
 
 
 def _answers(demo: str, args) -> int:
-    from unimed.inference import set_runs, set_scores, test_sets
+    from unimed.inference import evaluation_sets, set_runs, set_scores
 
     form, kind, with_masks = ANSWERS[demo]
     out = Path(args.save_dir)
-    path = test_sets.find_json(args.json_path, args.data_path, Path(args.data_path).parent)
+    path = evaluation_sets.find_json(args.json_path, args.data_path, Path(args.data_path).parent)
     given = (args.data_path, path, args.question)
     if demo == "disease":
-        cases = test_sets.disease_cases(*given)
+        cases = evaluation_sets.disease_cases(*given)
     elif demo in ("GRG", "GVQA"):
-        cases = test_sets.parse_cases(args.data_path, path, "report" if demo == "GRG" else "vqa", args.question)
+        cases = evaluation_sets.parse_cases(args.data_path, path, "report" if demo == "GRG" else "vqa", args.question)
     elif demo == "Medtrinity":
-        cases = test_sets.caption_cases(*given, limit=args.limit, seed=args.seed)
+        cases = evaluation_sets.caption_cases(*given, limit=args.limit, seed=args.seed)
     else:
-        cases = test_sets.region_cases(*given, framed=args.region == "box")
+        cases = evaluation_sets.region_cases(*given, framed=args.region == "box")
     cases = cases[: args.limit]
     state = out.with_name(f"{out.name}_run")
     run = set_runs.Run(state, state / "overlays", args.batch_size, args.max_new_tokens, args.overlays, args.restart)

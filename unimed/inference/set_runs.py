@@ -17,8 +17,8 @@ import numpy as np
 from unimed.data.biomed_tree import TreeError, load_image, load_mask
 from unimed.data.region_box import paint_box
 from unimed.inference.answers import write_answer, write_mask
+from unimed.inference.evaluation_sets import within
 from unimed.inference.folder import Case, FolderError, FolderReport, run_cases
-from unimed.inference.test_sets import within
 from unimed.io.overlay import scale_to_width, write_overlay
 from unimed.structures import Region
 

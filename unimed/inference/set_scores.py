@@ -20,7 +20,7 @@ from unimed.evaluation.statistics import bootstrap_mean
 from unimed.evaluation.surfaces import hausdorff, nsd
 from unimed.evaluation.tables import markdown_table, means_by, write_cases, write_report, write_text
 from unimed.evaluation.text import exact_match
-from unimed.inference import test_sets
+from unimed.inference import evaluation_sets
 from unimed.inference.answers import read_answer
 from unimed.inference.folder import Case
 from unimed.io.read import read
@@ -66,7 +66,7 @@ def score_segmentation(cases: Sequence[Case], out: Path, compat: str | None = No
         cases = cases[:REFERENCE_FIRST]
     resized = missing = 0
     for case in cases:
-        path = test_sets.within(out, case.inputs["out"])
+        path = evaluation_sets.within(out, case.inputs["out"])
         if not path.is_file():
             missing += 1
             continue
@@ -93,7 +93,7 @@ def score_volumes(cases: Sequence[Case], out: Path, compat: str | None = None) -
     """
     rows, remarks, missing = [], [], 0
     for case in cases:
-        folder = test_sets.within(out, case.inputs["out"])
+        folder = evaluation_sets.within(out, case.inputs["out"])
         names = [path.name for path in case.inputs["slices"]]
         if compat == "reference":
             names = [name for name in case.inputs["truth"]]
@@ -206,7 +206,7 @@ def score_answers(
             answer = None
         if masks is not None:
             found = answer["pred_masks"] if answer else []
-            real = [_mask_of(test_sets.within(masks, file)) for file in entry["mask_files"] if file]
+            real = [_mask_of(evaluation_sets.within(masks, file)) for file in entry["mask_files"] if file]
             # An entry without findings has no mask file: nothing is there.
             real += [np.zeros_like(found[0])] * sum(not file for file in entry["mask_files"]) if found else []
             found = [m for m in found if all(m.shape == r.shape for r in real)] if real else found
@@ -273,9 +273,9 @@ def _word_scores(kind: str, said: str, true: str) -> dict:
 
 def _truth(kind: str, path: Path) -> dict[str, dict]:
     """Name of a prediction -> text, mask files and number of annotations."""
-    content = test_sets.read_json(path)
+    content = evaluation_sets.read_json(path)
     if "annotations" not in content:
-        parsed = test_sets.parse_names(content)
+        parsed = evaluation_sets.parse_names(content)
         named = [
             (
                 parsed[identifier],
@@ -289,9 +289,9 @@ def _truth(kind: str, path: Path) -> dict[str, dict]:
             for identifier, entry in content.items()
         ]
     else:
-        entries = test_sets.annotations_of(path)
+        entries = evaluation_sets.annotations_of(path)
         key = "mask_file" if kind == "region" else "file_name"
-        names = test_sets.named_once(entry[key] for entry in entries)
+        names = evaluation_sets.named_once(entry[key] for entry in entries)
         named = [(names[entry[key]], entry) for entry in entries]
     table: dict[str, dict] = {}
     for name, entry in named:
@@ -312,9 +312,9 @@ def _text(kind: str, entry: Mapping) -> str | None:
     if kind == "gvqa":
         return f"{entry['abnormality']}."
     if kind == "disease":
-        return f"{test_sets.sentence_of(entry, 'raw', 'sent')}.".lower()
+        return f"{evaluation_sets.sentence_of(entry, 'raw', 'sent')}.".lower()
     if kind == "region":
-        return test_sets.region_truth(entry)
+        return evaluation_sets.region_truth(entry)
     return entry.get("caption")
 
 
