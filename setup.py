@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "unimed" / "__init__.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "unimed" / "version.py").read_text()).group(1)
 
 
 def requirements(name):
@@ -39,6 +39,6 @@ setup(
     packages=find_packages(include=["unimed", "unimed.*"]),
     install_requires=requirements("requirements.txt"),
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["unimed = unimed.cli:main"]},
+    entry_points={"console_scripts": ["unimed = unimed.commands.cli:main"]},
     package_data={"unimed": ["data/manifests/*.json"]},
 )

@@ -29,7 +29,7 @@ def parse(arguments=None):
 
 def main(arguments=None) -> int:
     args = parse(arguments)
-    from unimed.inference.report_demo import run
+    from unimed.commands.umedground import run
 
     try:
         return run(args)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unimed.inference.zero_shot_demo import main  # noqa: E402
+from unimed.commands.zero_shot import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

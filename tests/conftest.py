@@ -4,4 +4,6 @@ from pathlib import Path
 
 # Before any import of a Hugging Face library: a test never reaches for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parent))
+# Helpers of the tests are imported by name: `golden_files`, `small_models`, `published_folders`, ...
+_HERE = Path(__file__).parent
+sys.path[:0] = [str(_HERE), str(_HERE / "models" / "grounded"), str(_HERE / "models" / "checkpoints")]

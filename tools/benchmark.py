@@ -56,7 +56,7 @@ def main() -> int:
     else:
         images = [args.images[i % len(args.images)] for i in range(8)]
         # Eight different objects: the same path given twice would be encoded once.
-        from unimed.models.grounded.images import read_image
+        from unimed.io.images import read_image
 
         arrays = [read_image(image).rgb.copy() for image in images]
         texts = [PHRASES[i % len(PHRASES)] for i in range(8)]
@@ -82,7 +82,7 @@ def main() -> int:
 def _reports(model, args) -> int:
     import numpy as np
 
-    from unimed.models.grounded.images import read_image
+    from unimed.io.images import read_image
     from unimed.models.umedground.published_decoding import decode_without_cache
 
     image = read_image(args.images[0])

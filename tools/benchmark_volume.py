@@ -57,8 +57,8 @@ def load(args, dtype="auto"):
 
 def ours(model, array, prompts, args):
     """Processor seconds of one volume and its labels; prompts are encoded anew."""
+    from unimed.geometry import Geometry
     from unimed.inference.volume_text import segment_volume
-    from unimed.structures import Geometry
 
     model._kept = None
     begin = time.process_time()
@@ -82,9 +82,9 @@ def reference_way(model, array, prompts) -> float:
     """The rest of the work as published: processor seconds."""
     import torch
 
+    from unimed.geometry import Geometry
     from unimed.inference.volume_text import segment_volume
     from unimed.models.boltzformer import ImageFeatures
-    from unimed.structures import Geometry
 
     class Tiled:
         """Copies what an image gave once per prompt, and asks each copy for one prompt."""

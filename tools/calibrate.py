@@ -28,7 +28,7 @@ def parse(arguments=None):
 
 def main(arguments=None) -> int:
     options = parse(arguments)
-    from unimed.evaluation.calibrating import run
+    from unimed.commands.calibrate import run
 
     try:
         print(run(options))

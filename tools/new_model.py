@@ -56,7 +56,7 @@ def main() -> int:
         texts.append(f"question: {record['question']} answer: {record['answer']}")
 
     from unimed.models.checkpoints.medsam_lite import load_into
-    from unimed.models.grounded.small import build_on_language_model, build_small
+    from unimed.models.starting.grounded_small import build_on_language_model, build_small
 
     box_head = None if args.box_head == "none" else args.box_head
     options = dict(image_size=args.image_size, vision_grid=args.vision_grid, box_head=box_head, seed=args.seed)
@@ -85,12 +85,12 @@ def _from_published_parts(args) -> int:
     if Path(args.out).exists():
         print(f"error: {args.out} is already there; choose another name or remove it", file=sys.stderr)
         return 1
-    from unimed.models.checkpoints.reading import whole_folder
-    from unimed.models.grounded.parts import build_on_parts
+    from unimed.files import atomic_folder
+    from unimed.models.starting.grounded_parts import build_on_parts
 
     options = dict(template=args.template, seed=args.seed, dtype=args.dtype, presence_head=args.presence_head)
     try:
-        with whole_folder(args.out) as folder:
+        with atomic_folder(args.out) as folder:
             model = build_on_parts(args.backbone, args.sam2, **options)
             model.save_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -28,8 +28,8 @@ def main(argv=None) -> int:
     parser.add_argument("--no-surfaces", action="store_true", help="leave NSD out, which needs MONAI")
     args = parser.parse_args(argv)
 
+    from unimed.evaluation.scorers.label_maps import score_folder, summarise
     from unimed.evaluation.tables import this_command
-    from unimed.inference.parse_scores import score_folder, summarise
 
     try:
         scores = score_folder(

@@ -16,9 +16,9 @@ def main() -> int:
     import numpy as np
     from PIL import Image
 
-    from unimed.data.records import RecordDataset
-    from unimed.evaluation.masks import dice
+    from unimed.data.readers.records import RecordDataset
     from unimed.io.overlay import draw_regions, scale_to_width
+    from unimed.metrics.masks import dice
     from unimed.models.auto import load
 
     model = load(args.model)

@@ -1,9 +1,10 @@
 """unimed: grounded biomedical vision-language models. Research use only, not a medical device."""
 
+from unimed.geometry import Geometry
+from unimed.io.result import Prediction
 from unimed.models.families import register_when_needed
-from unimed.structures import Geometry, Prediction, Region, Sample
-
-__version__ = "0.1.0.dev0"
+from unimed.structures import Region, Sample
+from unimed.version import __version__
 
 
 def load(path, **options):

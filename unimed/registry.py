@@ -27,8 +27,8 @@ from mmengine.registry import Registry
 #: Where the classes of each registry live; imported when a name is first asked for.
 LOCATIONS = {
     "task": ("unimed.tasks",),
-    "dataset": ("unimed.data",),
-    "collator": ("unimed.data",),
+    "dataset": ("unimed.data.readers", "unimed.data"),
+    "collator": ("unimed.data.collate", "unimed.data.readers"),
     "hook": ("unimed.engine",),
 }
 #: Modules that failed to import while a room was searched, with the reason, for the error message.
@@ -116,7 +116,7 @@ def _look_up(name: str, registry: Registry):
     name = name.removeprefix("unimed.")
     if name not in registry.module_dict:
         for package in LOCATIONS.get(registry.name, ()):
-            _import_room(package)
+            _import_package(package)
     if name not in registry.module_dict and "." in name:
         module, _, attribute = name.rpartition(".")
         try:
@@ -134,11 +134,11 @@ def _look_up(name: str, registry: Registry):
 
 def _choices(registry: Registry) -> list[str]:
     for package in LOCATIONS.get(registry.name, ()):
-        _import_room(package)
+        _import_package(package)
     return sorted(registry.module_dict)
 
 
-def _import_room(package: str) -> None:
+def _import_package(package: str) -> None:
     """Import the modules of a room, so that their classes register; sub-packages are left to their own imports."""
     if package in _searched:
         return

@@ -1,4 +1,4 @@
-"""The four things that flow through the house. Everything else is a step between two of them."""
+"""What flows through the package: samples and their regions, cases to run. Results are in `unimed.io.result`."""
 
 from __future__ import annotations
 
@@ -8,61 +8,7 @@ from typing import Any
 
 import numpy as np
 
-
-class GeometryError(ValueError):
-    """A geometry that maps no voxel to a place: not 4x4, not finite, or singular."""
-
-
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """Where the voxels of an array lie in the patient.
-
-    `affine` is 4x4 and maps voxel indices (i, j, k), the axes of the array in order, to patient millimetres
-    in RAS+ (x to the Right, y to the Anterior, z to the Superior), as in NIfTI. `header` keeps what a writer may
-    need of the source and is never interpreted here. `is_physical` is False for images whose format
-    carries no spacing (PNG, JPEG): their unit is the pixel.
-
-    Raises:
-        GeometryError: the affine is not 4x4, holds NaN or Inf, or is singular.
-    """
-
-    affine: np.ndarray
-    source_format: str = ""
-    is_physical: bool = True
-    header: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self):
-        affine = np.array(self.affine, dtype=np.float64)
-        if affine.shape != (4, 4):
-            raise GeometryError(f"affine must be 4x4, got shape {affine.shape}")
-        if not np.isfinite(affine).all():
-            raise GeometryError("affine holds NaN or Inf")
-        if not np.allclose(affine[3], (0, 0, 0, 1)):
-            raise GeometryError(f"the last row of an affine must be 0 0 0 1, got {affine[3].tolist()}")
-        scale = np.linalg.norm(affine[:3, :3], axis=0)
-        # The determinant is compared with the product of the column lengths, so that small voxels are no reason
-        # to refuse and parallel axes always are.
-        if (scale == 0).any() or abs(np.linalg.det(affine[:3, :3] / scale)) < 1e-6:
-            raise GeometryError("affine is singular: two axes point the same way or one has no length")
-        affine.setflags(write=False)
-        object.__setattr__(self, "affine", affine)
-
-    @classmethod
-    def pixels(cls, source_format: str = "", header: Mapping[str, Any] | None = None) -> Geometry:
-        """Geometry of an image without physical spacing: identity affine, unit pixels."""
-        return cls(np.eye(4), source_format=source_format, is_physical=False, header=header or {})
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Distance of neighbouring voxels along each array axis, in mm (pixels where `is_physical` is False)."""
-        return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
-
-    @property
-    def orientation(self) -> str:
-        """Three letters: the patient direction in which each array axis grows, e.g. "RAS" or "LPS"."""
-        from unimed.io.geometry import axis_codes
-
-        return axis_codes(self.affine)
+from unimed.geometry import Geometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,61 +69,9 @@ class Sample:
     label_origin: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a model says of one image and where it points. Research use only.
+@dataclass(frozen=True)
+class Case:
+    """One thing to do. `name` is unique within a run and decides whether the case is finished already."""
 
-    `timing_s` maps step names to seconds; `markup` is the answer with its markers (`<p>`, `[SEG]`, stop word), where
-    the model speaks in markers.
-    """
-
-    text: str
-    regions: tuple[Region, ...] = ()
-    geometry: Geometry | None = None
-    timing_s: Mapping[str, float] = field(default_factory=dict)
-    model_reference: str = ""
-    markup: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON; masks as COCO run lengths with their [height, width] counts."""
-        from unimed.io.rle import encode_mask
-
-        def plain(region: Region) -> dict[str, Any]:
-            values = {name: getattr(region, name) for name in Region.__dataclass_fields__ if name != "mask"}
-            values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
-            return values | ({} if region.mask is None else {"mask_rle": encode_mask(region.mask)})
-
-        return {
-            "text": self.text,
-            "regions": [plain(region) for region in self.regions],
-            "timing_s": dict(self.timing_s),
-            "model": self.model_reference,
-            "notice": "research use only",
-        }
-
-    def plot(self, image: np.ndarray):
-        """The regions drawn over `image` (HxW or HxWx3, uint8), as a PIL image."""
-        from PIL import Image
-
-        from unimed.io.overlay import draw_regions
-
-        return Image.fromarray(draw_regions(image, self.regions))
-
-    def save(self, folder, name: str = "prediction", formats=("json",), image: np.ndarray | None = None) -> list:
-        """Write the prediction; each file appears whole or not at all.
-
-        Args:
-            folder: made where it is not there.
-            formats: of "json", "png" (overlay; needs `image`), "nifti" and "npz" (one label map, label k is region k),
-                "dicom-seg" (beside the DICOM series that the geometry comes from; overlaps are kept).
-            image: HxW or HxWx3 uint8, what the overlay is drawn on.
-
-        Returns:
-            the paths written.
-
-        Raises:
-            ValueError: unknown format, or "png" without `image`, or a label map without masks.
-        """
-        from unimed.io.prediction import save_prediction
-
-        return save_prediction(self, folder, name, formats, image)
+    name: str
+    inputs: Mapping[str, Any] = field(default_factory=dict)

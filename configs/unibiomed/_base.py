@@ -9,7 +9,7 @@ Set `max_steps` to that; the schedule stretches with it.
 
 _base_ = []
 
-from unimed.data.biomed_mixture import mixture  # noqa: E402
+from unimed.data.readers.unibiomed_mixture import mixture  # noqa: E402
 
 train_data = dict(mixture=mixture("data/Biomed"), group_by_length=4)
 task = dict(

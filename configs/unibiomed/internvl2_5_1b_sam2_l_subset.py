@@ -2,7 +2,7 @@
 
 _base_ = "internvl2_5_1b_sam2_l.py"
 
-from unimed.data.biomed_mixture import mixture  # noqa: E402
+from unimed.data.readers.unibiomed_mixture import mixture  # noqa: E402
 
 train_data = dict(
     _delete_=True,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from unimed.data.collate import GroundedCollator  # noqa: E402
+from unimed.data.collate.grounded import GroundedCollator  # noqa: E402
 from unimed.data.mixture import KeyedDatasets, Mixture  # noqa: E402
 from unimed.engine.config import load_config  # noqa: E402
 from unimed.engine.stream import build_datasets  # noqa: E402

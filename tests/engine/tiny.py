@@ -10,8 +10,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 
+from unimed.geometry import Geometry
+from unimed.io.result import Prediction
 from unimed.registry import COLLATORS, DATASETS, HOOKS, TASKS
-from unimed.structures import Geometry, Prediction, Sample
+from unimed.structures import Sample
 
 
 @DATASETS.register_module(force=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unimed.evaluation import text
-from unimed.evaluation.boxes import accuracy_at, paired_iou
-from unimed.evaluation.compat import umedground, uni_med, unibiomed
+from unimed.evaluation.published import umedground, uni_med, unibiomed
 from unimed.evaluation.robustness import reference_noise
+from unimed.metrics import text
+from unimed.metrics.boxes import accuracy_at, paired_iou
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "metrics"
 UNI_MED = json.loads((GOLDEN / "uni_med.json").read_text())

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unimed.evaluation import classification as cls
-from unimed.evaluation.presence import presence_scores
-from unimed.evaluation.statistics import Interval, bootstrap, bootstrap_mean, clopper_pearson, paired_difference
-from unimed.evaluation.tables import markdown_table, means_by, read_cases, write_cases, write_report
+from unimed.evaluation.tables import markdown_table, means_by, read_cases, write_cases
+from unimed.files import write_report
+from unimed.metrics import classification as cls
+from unimed.metrics.presence import presence_scores
+from unimed.metrics.statistics import Interval, bootstrap, bootstrap_mean, clopper_pearson, paired_difference
 
 labels = st.lists(st.sampled_from("abc"), min_size=3, max_size=20)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unimed.evaluation.challenge import score_instances, score_semantic
-from unimed.evaluation.recognition import combine_masks, mask_statistics, presence_p_value, suppress_covered
+from unimed.evaluation.published.cvpr25 import score_instances, score_semantic
+from unimed.metrics.recognition import combine_masks, mask_statistics, presence_p_value, suppress_covered
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "metrics"
 RECORDED = json.loads((GOLDEN / "biomedparse_recognition.json").read_text())

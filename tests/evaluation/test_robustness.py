@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimed.evaluation.masks import dice
 from unimed.evaluation.robustness import SEVERITIES, disturb, reference_noise, retained, run_suite
 from unimed.evaluation.robustness import settings as suite
+from unimed.metrics.masks import dice
 
 
 def picture(dtype=np.uint8, channels=3):

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from golden_files import SMALL
 
-from unimed.inference.intensity import WINDOWS_HU, IntensityError, choose_intensity, modality_of
+from unimed.geometry import Geometry
+from unimed.inference.intensity import WINDOWS_HU, IntensityError, choose_intensity
 from unimed.inference.pictures import V1_WINDOWS_HU, read_picture, v1_picture
 from unimed.io.read import ReadError
+from unimed.io.windows import modality_of
 from unimed.io.write import write_nifti
-from unimed.structures import Geometry
 
 RECORDED = np.load(SMALL / "biomedparse" / "pictures.npz")
 

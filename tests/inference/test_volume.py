@@ -1,17 +1,14 @@
-import sys
-from pathlib import Path
-
 import nibabel
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "grounded"))
 from sam2_models import say, tiny_sam2_model  # noqa: E402
 
+from unimed.geometry import (
+    Geometry,  # noqa: E402
+    reorient,  # noqa: E402
+)
 from unimed.inference.volume import Slices, VolumeError, predict_volume  # noqa: E402
-from unimed.io.geometry import reorient  # noqa: E402
 from unimed.io.write import write_nifti  # noqa: E402
-from unimed.structures import Geometry  # noqa: E402
 
 RNG = np.random.default_rng(0)
 ANSWER = "<p> x </p> [SEG].<|end|>"

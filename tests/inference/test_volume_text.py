@@ -10,14 +10,13 @@ import pytest
 import torch
 from golden_files import large
 
+from unimed.geometry import ALL_ORIENTATIONS, Geometry, reorient
 from unimed.inference.volume_files import find_volumes, name_of, prompts_for, read_volume
 from unimed.inference.volume_text import PromptError, number_instances, segment_volume
 from unimed.io.challenge import ReadError
-from unimed.io.geometry import ALL_ORIENTATIONS, reorient
 from unimed.io.read import read
 from unimed.io.write import write_nifti
-from unimed.models.boltzformer.small import build_small
-from unimed.structures import Geometry
+from unimed.models.starting.boltzformer import build_small
 
 sys.path.insert(0, str(Path(__file__).parent))
 from segmenters import GreySegmenter  # noqa: E402

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unimed.geometry import Geometry
 from unimed.io.dicom_seg import DicomSegError, write_dicom_seg
 from unimed.io.read import read
-from unimed.structures import Geometry, Prediction, Region
+from unimed.io.result import Prediction
+from unimed.structures import Region
 
 highdicom = pytest.importorskip("highdicom")
 

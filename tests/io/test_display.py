@@ -8,9 +8,9 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from unimed.geometry import Geometry
 from unimed.io.display import display
 from unimed.io.read import ReadError, read, read_bytes
-from unimed.structures import Geometry
 
 ROWS, COLUMNS = 6, 9
 

@@ -10,10 +10,10 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
-from unimed.io.geometry import ALL_ORIENTATIONS, reorient
+from unimed.files import write_atomic
+from unimed.geometry import ALL_ORIENTATIONS, Geometry, reorient
 from unimed.io.read import ReadError, read, read_bytes
-from unimed.io.write import write_nifti, write_npz, write_whole
-from unimed.structures import Geometry
+from unimed.io.write import write_nifti, write_npz
 
 OBLIQUE = Geometry(
     [[-0.8, 0.1, 0.3, 10], [0.12, 0.9, -0.2, -20], [0.05, -0.1, 2.5, 30], [0, 0, 0, 1]], source_format="test"
@@ -187,7 +187,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_whole(target, fails)
+        write_atomic(target, fails)
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from golden_files import SMALL
 
-from unimed.io.geometry import ALL_ORIENTATIONS, reorient
+from unimed.geometry import ALL_ORIENTATIONS, Geometry, reorient
 from unimed.io.slices import VIEWS, SliceGrid, choose_axis, to_view, with_neighbours
-from unimed.structures import Geometry
 
 RECORDED = np.load(SMALL / "biomedparse" / "slices.npz")
 FACTS = json.loads((SMALL / "biomedparse" / "processing.json").read_text())["process_input"]

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_models import tiny_model  # noqa: E402
 
 import unimed
 from unimed.models.auto import LoadError
 from unimed.models.families import FAMILIES
-
-sys.path.insert(0, str(Path(__file__).parent / "grounded"))
-from small_models import tiny_model  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
 ORDERS = ("import unimed; from transformers import AutoModel", "from transformers import AutoModel; import unimed")

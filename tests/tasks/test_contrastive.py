@@ -19,8 +19,9 @@ from tasks import contrastive_ranks as ranks
 from unimed.engine import evaluate, train
 from unimed.engine.config import load_config
 from unimed.engine.loop import schedule_factor
+from unimed.geometry import Geometry
 from unimed.registry import COLLATORS, DATASETS, HOOKS
-from unimed.structures import Geometry, Sample
+from unimed.structures import Sample
 from unimed.tasks.contrastive import ContrastiveTask
 
 CONFIGS = sorted(p for p in Path("configs/unimed_clip").glob("*.py") if p.stem != "_sources")
@@ -187,7 +188,7 @@ def test_towers_start_from_files(tmp_path):
 
 
 def tiny_shards(folder, count=24):
-    from data.test_shards import png, write_shard
+    from data.readers.test_shards import png, write_shard
 
     words = ["a dark picture", "a bright picture"]
     for number in range(3):
@@ -231,7 +232,7 @@ def test_every_config_trains(path, tmp_path, monkeypatch):
 
 def test_it_learns_and_broken_pairs_are_counted(tmp_path, monkeypatch):
     """Dark and bright pictures are told apart after a few steps; broken samples and a lost shard do not stop it."""
-    from data.test_shards import write_shard
+    from data.readers.test_shards import write_shard
 
     monkeypatch.setenv("UNIMED_CACHE", str(tmp_path / "cache"))
     tiny_shards(tmp_path / "shards")

@@ -5,10 +5,12 @@ import pytest
 import torch
 from small_models import TEXTS, tiny_mask_config
 
-from unimed.data.collate import GroundedCollator, RegionCountError
+from unimed.data.collate.grounded import GroundedCollator, RegionCountError
+from unimed.evaluation.scorers.grounding import score_grounding
+from unimed.geometry import Geometry
+from unimed.io.result import Prediction
 from unimed.registry import TASKS
-from unimed.structures import Geometry, Prediction, Region, Sample
-from unimed.tasks.grounding_scores import score_grounding
+from unimed.structures import Region, Sample
 
 
 def sample(index=0, task="referring", answer="<p> nuclei </p> [SEG].", regions=None, **labels):

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from unimed.data.uni_med_collate import TaskNameError, UniMedCollator
-from unimed.data.uni_med_records import box_text
-from unimed.structures import Geometry, Prediction, Region, Sample
+from unimed.data.collate.uni_med import TaskNameError, UniMedCollator
+from unimed.data.readers.uni_med_records import box_text
+from unimed.evaluation.scorers.multi_task import score_benchmarks
+from unimed.geometry import Geometry
+from unimed.io.result import Prediction
+from unimed.structures import Region, Sample
 from unimed.tasks.multi_task import MultiTask
-from unimed.tasks.multi_task_scores import score_benchmarks
 
 TEXTS = ["where is the liver?", "liver", "is it normal? yes no", "a chest radiograph with clear lungs", "aspirin"] * 4
 SMALL = dict(texts=TEXTS, image_size=56, vision_dim=32, vision_layers=1, hidden_dim=32, layers=1, vocabulary=400)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from golden_files import SMALL
 
+from unimed.evaluation.scorers.multi_task import score_benchmarks
+from unimed.geometry import Geometry
+from unimed.io.result import Prediction
 from unimed.models.uni_med.processing import UniMedProcessor
-from unimed.structures import Geometry, Prediction, Region, Sample
-from unimed.tasks.multi_task_scores import score_benchmarks
+from unimed.structures import Region, Sample
 
 RUNS = json.loads((SMALL / "uni_med" / "eval" / "runs.json").read_text())
 SIZES = {"xmlab3": (512, 480), "xmlab4": (300, 450), "ct_00--A": (640, 480), "mr_t1--A": (216, 256)}

@@ -9,12 +9,14 @@ import torch
 from mmengine.config import Config
 
 import unimed
-from unimed.data.parse_collate import NoPromptError, ParseCollator, slice_of_volume
+from unimed.data.collate.biomedparse import NoPromptError, ParseCollator, slice_of_volume
 from unimed.engine.exporting import export
 from unimed.engine.training import train
+from unimed.evaluation.scorers.parsing import score_parsing
+from unimed.geometry import Geometry
+from unimed.io.result import Prediction
 from unimed.registry import TASKS
-from unimed.structures import Geometry, Prediction, Region, Sample
-from unimed.tasks.parsing_scores import score_parsing
+from unimed.structures import Region, Sample
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "biomedparse"
 SMALL_MODEL = dict(

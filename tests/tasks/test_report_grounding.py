@@ -12,14 +12,16 @@ import torch
 from PIL import Image
 
 import unimed
-from unimed.data.collate import GroundedCollator
+from unimed.data.collate.grounded import GroundedCollator
 from unimed.engine.config import load_config
-from unimed.evaluation.calibration import Calibration
-from unimed.models.heads.box import BOX_HEADS
+from unimed.evaluation.scorers.reports import first_box_ious, pair_phrases, score_reports
+from unimed.geometry import Geometry
+from unimed.io.result import Prediction
+from unimed.metrics.calibration import Calibration
+from unimed.models.heads.box_heads import BOX_HEADS
 from unimed.models.umedground import build_small_umedground, teacher_forced
 from unimed.registry import COLLATORS, DATASETS, TASKS
-from unimed.structures import Geometry, Prediction, Region, Sample
-from unimed.tasks.report_scores import first_box_ious, pair_phrases, score_reports
+from unimed.structures import Region, Sample
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs" / "umedground").glob("*.py"))

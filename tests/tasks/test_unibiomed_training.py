@@ -9,15 +9,15 @@ import pytest
 import torch
 from golden_files import SMALL, large
 
-from unimed.data.biomed_mixture import mixture
 from unimed.data.prepare.biomed_shapes import build as draw
+from unimed.data.readers.unibiomed_mixture import mixture
 from unimed.engine import train
 from unimed.engine.config import load_config
 from unimed.engine.exporting import export
 from unimed.models.checkpoints import sam2, unibiomed
 from unimed.models.checkpoints.reading import CheckpointError
 from unimed.models.grounded.modeling import GroundedMLLM
-from unimed.models.grounded.parts import build_on_parts
+from unimed.models.starting.grounded_parts import build_on_parts
 from unimed.tasks.grounding import GroundingTask
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_published_parts_are_joined(tmp_path, monkeypatch):
 
 
 def test_the_tiny_config_trains_exports_and_answers(tmp_path, monkeypatch, capsys):
-    from unimed.inference import demos
+    from unimed.commands import unibiomed as demos
 
     monkeypatch.chdir(tmp_path)
     tree = draw("data/biomed_shapes")

@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from unimed.models.boltzformer.small import build_small
+from unimed.models.starting.boltzformer import build_small
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark_volume.py"
 

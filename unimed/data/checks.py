@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unimed.data import biomed_tree
-from unimed.data.records import RecordDataset, RecordError, check_counts, read_records
+from unimed.data.readers import unibiomed as biomed_tree
+from unimed.data.readers.records import RecordDataset, RecordError, check_counts, read_records
 from unimed.structures import Sample
 from unimed.tokens import SEG_TOKEN
 

@@ -148,7 +148,7 @@ class Plan:
         return [batch for turn in order for batch in turns[turn]]
 
     def _within_budget(self, keys: list[Key], lengths: dict[int, int]) -> list[list[Key]]:
-        from unimed.data.packing import first_fit
+        from unimed.data.collate.packing import first_fit
 
         bins = first_fit([lengths[key.position] for key in keys], self.budget)
         batches = [[keys[i] for i in members] for members in bins]

@@ -84,7 +84,7 @@ def fingerprints_of(source: str, broken: list[str]) -> Iterator[Fingerprint]:
         FileNotFoundError: nothing is there.
     """
     if str(source).endswith(".tar"):
-        from unimed.data.shards import expand_shards, read_index
+        from unimed.data.readers.shards import expand_shards, read_index
 
         for path in expand_shards(source):
             names, table, _ = read_index(path)

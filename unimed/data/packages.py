@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from unimed.io.write import write_whole
+from unimed.files import write_atomic
 
 MANIFEST = Path(__file__).parent / "manifests" / "sample.json"
 
@@ -186,7 +186,7 @@ def extract_member(archive: Path, member: str, destination: str | Path, sha256: 
         if sha256 and (digest := sha256_of(temporary)) != sha256:
             raise PackageError(f"{archive}: {member} has sha256 {digest}, expected {sha256}")
 
-    return write_whole(destination, write)
+    return write_atomic(destination, write)
 
 
 def extract_all(archive: Path, members: list[str], folder: str | Path) -> dict[str, Path]:
@@ -207,7 +207,7 @@ def extract_all(archive: Path, members: list[str], folder: str | Path) -> dict[s
         for info in tar:
             if info.name in missing and info.isfile():
                 stream = tar.extractfile(info)
-                write_whole(paths[info.name], lambda temporary, s=stream: temporary.write_bytes(s.read()))
+                write_atomic(paths[info.name], lambda temporary, s=stream: temporary.write_bytes(s.read()))
                 missing.discard(info.name)
                 if not missing:
                     break

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unimed.io.write import share
+from unimed.files import share
 
 FORMAT = 1
 NAME = re.compile(r"step_(\d{8,})")

@@ -10,7 +10,7 @@ from pathlib import Path
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine.config import load_config
 from unimed.engine.strategy import Strategy, start_processes
-from unimed.io.write import share
+from unimed.files import share
 from unimed.registry import TASKS
 
 #: What a model card says where the task has no `card_tags` and `card_example` of its own.

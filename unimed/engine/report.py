@@ -81,10 +81,10 @@ class Reporter:
             if record.get("step", 0) <= step:
                 self.records.append(record)
         if self.main:
-            from unimed.io.write import write_whole
+            from unimed.files import write_atomic
 
             text = "".join(json.dumps(record) + "\n" for record in self.records)
-            write_whole(self.path, lambda temporary: temporary.write_text(text))
+            write_atomic(self.path, lambda temporary: temporary.write_text(text))
 
     def step(self, step, record, waited, spent, samples, tokens) -> None:
         """Note one step; `waited` and `spent` in seconds, samples and tokens of all ranks."""
@@ -185,7 +185,7 @@ class Reporter:
         self._drawn = time.time()
         from matplotlib.figure import Figure
 
-        from unimed.io.write import write_whole
+        from unimed.files import write_atomic
 
         skipped = {"step", "kind", "time", "lr", "memory_gb", "seconds_per_step"}
         names = []
@@ -203,7 +203,7 @@ class Reporter:
             axes.plot([r["step"] for r in chosen], [r[key] for r in chosen], marker="." if len(chosen) < 30 else "")
             axes.set_title(f"{kind} {key}", fontsize=9)
             axes.grid(alpha=0.3)
-        write_whole(self.curves_path, lambda temporary: figure.savefig(temporary, format="png", dpi=90))
+        write_atomic(self.curves_path, lambda temporary: figure.savefig(temporary, format="png", dpi=90))
 
 
 def memory_gb() -> float:

@@ -17,8 +17,8 @@ from unimed.engine.config import load_config
 from unimed.engine.strategy import Strategy, start_processes, world
 from unimed.engine.stream import build_datasets
 from unimed.engine.training import run_folder
-from unimed.evaluation.tables import markdown_table, plain, write_cases
-from unimed.io.write import write_whole
+from unimed.evaluation.tables import markdown_table, write_cases
+from unimed.files import plain, write_atomic
 from unimed.registry import TASKS
 
 
@@ -86,20 +86,20 @@ def _training_samples(task, settings) -> dict:
 
 def _write(folder: Path, samples, predictions, metrics, settings, checkpoint) -> None:
     lines = "".join(json.dumps(_case(s, p)) + "\n" for s, p in zip(samples, predictions, strict=True))
-    write_whole(folder / "cases.jsonl", lambda temporary: temporary.write_text(lines))
+    write_atomic(folder / "cases.jsonl", lambda temporary: temporary.write_text(lines))
     if isinstance(metrics.get("cases"), list):
         write_cases(folder / "scores.jsonl", metrics["cases"])
     numbers = plain({name: value for name, value in metrics.items() if name != "cases"})
-    write_whole(folder / "metrics.json", lambda temporary: temporary.write_text(json.dumps(numbers, indent=1)))
+    write_atomic(folder / "metrics.json", lambda temporary: temporary.write_text(json.dumps(numbers, indent=1)))
     name = settings.filename or "CONFIG"
     command = f"bash tools/dist.sh test {name} 1" + (f" --checkpoint {checkpoint}" if checkpoint else "")
     table = markdown(metrics) + f"\n{len(samples)} samples. Reproduce: `{command}`\n"
-    write_whole(folder / "metrics.md", lambda temporary: temporary.write_text(table))
+    write_atomic(folder / "metrics.md", lambda temporary: temporary.write_text(table))
     sheet = overlay_sheet(samples, predictions, settings["overlay_cases"])
     if sheet is not None:
         from PIL import Image
 
-        write_whole(folder / "overlay.png", lambda temporary: Image.fromarray(sheet).save(temporary, format="PNG"))
+        write_atomic(folder / "overlay.png", lambda temporary: Image.fromarray(sheet).save(temporary, format="PNG"))
 
 
 def markdown(metrics: Mapping) -> str:

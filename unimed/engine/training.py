@@ -25,7 +25,8 @@ from unimed.engine import checkpoint as checkpoints
 from unimed.engine.config import load_config
 from unimed.engine.loop import EngineLoop, random_states, restore_random_states
 from unimed.engine.report import TRACKERS, Reporter
-from unimed.engine.strategy import build_strategy, start_processes, total, world
+from unimed.engine.strategies import build_strategy
+from unimed.engine.strategy import start_processes, total, world
 from unimed.engine.stream import Stream, build_datasets, to_device
 from unimed.registry import COLLATORS, HOOKS, TASKS, did_you_mean
 

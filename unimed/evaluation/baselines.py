@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unimed.evaluation.boxes import as_boxes, iou_matrix
-from unimed.evaluation.classification import majority_baseline
-from unimed.evaluation.masks import dice
-from unimed.evaluation.text import normal_form
+from unimed.metrics.boxes import as_boxes, iou_matrix
+from unimed.metrics.classification import majority_baseline
+from unimed.metrics.masks import dice
+from unimed.metrics.text import normal_form
 
 __all__ = ["AnswerPrior", "copy_baseline", "majority_baseline", "resize_mask", "usual_box", "usual_mask"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from unimed.evaluation.classification import balanced_accuracy
+from unimed.metrics.classification import balanced_accuracy
 
 
 def linear_probe(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from unimed.evaluation.masks import nan_mean
+from unimed.metrics.masks import nan_mean
 
 # Per kind the parameter of severity 1..5.
 SEVERITIES: dict[str, tuple[float, ...]] = {

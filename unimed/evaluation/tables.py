@@ -7,13 +7,13 @@ import math
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from unimed.evaluation.statistics import Interval, bootstrap_mean
+from unimed.files import plain, write_text
+from unimed.metrics.statistics import Interval, bootstrap_mean
 
 
 def markdown_table(
@@ -105,17 +105,7 @@ def write_cases(path: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
 
     NaN and Inf become null, numpy values become plain ones, so that any JSON reader takes the file.
     """
-    return _write(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
-
-
-def write_report(path: str | os.PathLike, report: Mapping) -> Path:
-    """A nested dict of results as indented JSON, whole or not at all; NaN becomes null."""
-    return _write(path, json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Text as UTF-8, whole or not at all."""
-    return _write(path, text)
+    return write_text(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read_cases(path: str | os.PathLike) -> list[dict]:
@@ -136,35 +126,3 @@ def read_cases(path: str | os.PathLike) -> list[dict]:
             raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
         rows.append(row)
     return rows
-
-
-def plain(value):
-    """A value as JSON takes it: numpy to Python, NaN and Inf to None, `Interval` to a dict, other objects to text."""
-    if isinstance(value, Interval):
-        return plain({"value": value.value, "low": value.low, "high": value.high, "level": value.level})
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | np.ndarray):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
-def _write(path, text: str) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

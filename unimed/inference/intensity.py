@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from unimed.data.targets import site_of
-from unimed.io.windows import window_to_uint8
-from unimed.structures import Geometry
+from unimed.data.wordings.biomedparse_targets import site_of
+from unimed.geometry import Geometry
+from unimed.io.windows import modality_of, window_to_uint8
 
 #: (level, width) in Hounsfield units that the v2 weights were trained with.
 WINDOWS_HU = {"soft tissue": (40, 400), "lung": (-160, 1500), "brain": (40, 80), "bone": (400, 1800)}
@@ -21,15 +20,6 @@ SITES = {
     **dict.fromkeys(("spine", "skeleton", "msk", "bone"), "bone"),
     "soft tissue": "soft tissue",
 }
-#: Beginnings of modality names, as DICOM, file names of the challenge and people write them.
-MODALITIES = (
-    ("CT", r"ct\b|ct_|computed"),
-    ("MR", r"mr(i\b|i_|i-|\b|_)|magnetic"),
-    ("US", r"us\b|us_|ultrasound|echo"),
-    ("PET", r"pet|pt\b|pt_"),
-    ("Microscopy", r"micro|em\b|em_|electron|lightsheet"),
-    ("X-ray", r"x-?ray|cr\b|dx\b"),
-)
 PERCENTILES = (0.5, 99.5)
 
 
@@ -55,14 +45,6 @@ class Intensity:
 
     def __str__(self) -> str:
         return self.rule if self.low is None else f"{self.rule} [{self.low:g}, {self.high:g}]"
-
-
-def modality_of(text: str) -> str:
-    """ "CT", "MR", "US", "PET", "Microscopy" or "X-ray" by how `text` begins; "" if it does not say."""
-    for name, pattern in MODALITIES:
-        if re.match(pattern, text.strip().lower()):
-            return name
-    return ""
 
 
 def choose_intensity(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.inference.intensity import IntensityError, choose_intensity, modality_of
+from unimed.geometry import Geometry
+from unimed.inference.intensity import IntensityError, choose_intensity
 from unimed.io.read import ReadError, read
 from unimed.io.slices import to_view
-from unimed.structures import Geometry
+from unimed.io.windows import modality_of
 
 #: Lower and upper Hounsfield value by site, as v1 was trained.
 V1_WINDOWS_HU = {
@@ -47,7 +48,7 @@ def read_picture(path: str | Path, modality: str = "", site: str = "") -> tuple[
 
 def _one_slice(array, geometry):
     """(I, J, K) with one slice to (rows, columns); the axis of one voxel is the one that is cut along."""
-    from unimed.io.geometry import axis_assignment
+    from unimed.geometry import axis_assignment
     from unimed.io.slices import VIEWS
 
     axis = array.shape.index(1)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.data.biomed_tree import TreeError, load_image, load_mask
-from unimed.data.region_box import paint_box
-from unimed.inference.answers import write_answer, write_mask
-from unimed.inference.evaluation_sets import within
-from unimed.inference.folder import Case, FolderError, FolderReport, run_cases
+from unimed.data.readers.unibiomed import TreeError, load_image, load_mask
+from unimed.data.readers.unibiomed_tests import within
+from unimed.inference.runs import FolderError, FolderReport, run_cases
+from unimed.io.answers import write_answer, write_mask
 from unimed.io.overlay import scale_to_width, write_overlay
-from unimed.structures import Region
+from unimed.io.region_box import paint_box
+from unimed.structures import Case, Region
 
 #: Width in pixels at which overlays are drawn: captions need room.
 PICTURE_WIDTH = 384
@@ -131,7 +131,7 @@ def _shifted(region: Region, columns: int) -> Region:
 
 def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: Mapping, launcher="none"):
     """Answer `segmentation_cases`; the first mask of each goes to OUT/<split>/<mask_file> as 0 and 255."""
-    from unimed.models.grounded.images import read_image
+    from unimed.io.images import read_image
 
     shown = _shown(cases, run.overlays)
 
@@ -171,7 +171,7 @@ def answer_images(
         form: how captions are cut, see `answers.FORMS`.
         masks_to: folder of the first mask of each answer under the name of its image; None leaves masks out.
     """
-    from unimed.models.grounded.images import read_image
+    from unimed.io.images import read_image
 
     shown = _shown(cases, run.overlays)
 

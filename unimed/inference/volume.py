@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.io.geometry import reorient
+from unimed.geometry import Geometry, reorient
 from unimed.io.read import read
+from unimed.io.result import Prediction
 from unimed.io.windows import CT_WINDOWS_HU, window_to_uint8
-from unimed.structures import Geometry, Prediction, Region
+from unimed.structures import Region
 
 #: How the axes of a volume must grow so that axis 0 runs through the slices and a slice is seen as usual:
 #: the patient's left on the right, the back (or the feet) below.

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from unimed.inference.volume_text import VolumeSegmentation
+from unimed.geometry import Geometry
 from unimed.io.challenge import Prompts, read_prompts
 from unimed.io.read import ReadError, read
-from unimed.io.write import write_nifti, write_npz, write_whole
-from unimed.structures import Geometry
 
-FORMATS = ("nifti", "npz", "json", "dicom-seg")
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".npz", ".dcm", ".dicom")
 
 
@@ -75,61 +71,6 @@ def prompts_for(path: str | Path, texts: Sequence[str] | None = None, table: str
     if str(path).lower().endswith(".npz"):
         return read_prompts(path)
     raise ReadError(f"{path}: say what to look for with --prompts or --prompt-file; this format holds no prompts")
-
-
-def save_volume(result: VolumeSegmentation, folder, name: str, formats: Sequence[str]) -> list[Path]:
-    """Write a result; every file appears whole or not at all.
-
-    nifti: `NAME.nii.gz`, the label map in the geometry of the source (one `NAME-LABEL.nii.gz` per target where
-        overlaps were kept; `NAME-instances.nii.gz` where instances were numbered).
-    npz: `NAME.npz` with `segs` as the challenge wants it (labels, or numbers of instances), `existence`,
-        `text_prompts` as JSON text, and `masks` where overlaps were kept.
-    dicom-seg: `NAME.seg.dcm` for a DICOM series in which something was found.
-    json: `NAME.json`, what was asked, found and how.
-
-    Raises:
-        ValueError: unknown format or a name that is no plain file name; DicomSegError: the source is no DICOM series.
-    """
-    if unknown := [form for form in formats if form not in FORMATS]:
-        raise ValueError(f"unknown formats {unknown}; known are {', '.join(FORMATS)}")
-    if Path(name).name != name:
-        raise ValueError(f"name {name!r} must be a plain file name")
-    folder, written = Path(folder), []
-    for form in formats:
-        if form == "nifti":
-            maps = {f"{name}-{label}": mask for label, mask in result.masks.items()} or {name: result.labels}
-            if result.instances is not None:
-                maps[f"{name}-instances"] = result.instances
-            written += [write_nifti(folder / f"{stem}.nii.gz", m, result.geometry) for stem, m in maps.items()]
-        elif form == "npz":
-            arrays = {
-                "segs": result.labels if result.instances is None else result.instances,
-                "existence": result.existence,
-                "text_prompts": np.array(json.dumps({str(k): v for k, v in result.prompts.items()})),
-            }
-            if result.masks:
-                arrays["masks"] = np.stack(list(result.masks.values()))
-            written.append(write_npz(folder / f"{name}.npz", arrays))
-        elif form == "dicom-seg":
-            if not result.labels.any() and not any(mask.any() for mask in result.masks.values()):
-                continue  # the standard knows no empty segmentation; the JSON says that nothing was found
-            from unimed.io.dicom_seg import write_dicom_seg
-
-            masks = list(result.masks.values()) or None
-            written.append(
-                write_dicom_seg(
-                    folder / f"{name}.seg.dcm",
-                    result.labels,
-                    result.geometry,
-                    result.prompts,
-                    algorithm=Path(result.model_reference).name or "unimed",
-                    masks=masks,
-                )
-            )
-        else:
-            text = json.dumps(result.summary(), indent=1, ensure_ascii=False)
-            written.append(write_whole(folder / f"{name}.json", lambda p, t=text: p.write_text(t, encoding="utf-8")))
-    return written
 
 
 def name_of(path: Path, root: Path) -> str:

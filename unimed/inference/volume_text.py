@@ -5,99 +5,19 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from unimed.geometry import Geometry
 from unimed.inference.intensity import Intensity, choose_intensity
 from unimed.io.slices import SliceGrid, to_view, with_neighbours
-from unimed.structures import Geometry, Prediction, Region
+from unimed.io.volume_result import VolumeSegmentation
 
 DEFAULT_SLICE_BATCH = 4
 
 
 class PromptError(ValueError):
     """A list of prompts that cannot be asked: none, an empty one, labels that repeat."""
-
-
-@dataclass(frozen=True, eq=False)
-class VolumeSegmentation:
-    """What was found in a volume, in the grid of its source.
-
-    Attributes:
-        labels: integers of the shape of the source; 0 is nothing, else the label of a prompt.
-        prompts: label -> text. presence: label -> highest existence over the slices, in [0, 1].
-        existence: [P, slices] in [0, 1], rows in the order of `prompts`.
-        masks: label -> bool map, only where overlaps were kept; `labels` then shows the last of them.
-        instances: int32 numbers of single objects, only where asked for; 0 is nothing.
-        intensity, view: how grey values were mapped and slices were cut, in words.
-        seconds: reading not included.
-    """
-
-    labels: np.ndarray
-    prompts: Mapping[int, str]
-    presence: Mapping[int, float]
-    existence: np.ndarray
-    geometry: Geometry
-    intensity: str
-    view: str
-    masks: Mapping[int, np.ndarray] = field(default_factory=dict)
-    instances: np.ndarray | None = None
-    seconds: float = 0.0
-    model_reference: str = ""
-
-    def mask(self, label: int) -> np.ndarray:
-        """Bool mask of one prompt, in the grid of the source."""
-        return self.masks[label] if self.masks else self.labels == label
-
-    def voxels(self) -> dict[int, int]:
-        """Label -> number of voxels."""
-        if self.masks:
-            return {label: int(self.masks[label].sum()) for label in self.prompts}
-        counts = np.zeros(max(self.prompts) + 1, dtype=np.int64)
-        for plane in self.labels:  # counting makes 64-bit copies, of one plane at a time
-            counts += np.bincount(plane.ravel(), minlength=len(counts))
-        return {label: int(counts[label]) for label in self.prompts}
-
-    def prediction(self) -> Prediction:
-        """The same as regions with masks; takes one bool map per prompt."""
-        found = self.voxels()
-        regions = [
-            Region(text, mask=self.mask(label) if found[label] else None, presence=self.presence[label])
-            for label, text in self.prompts.items()
-        ]
-        return Prediction("", tuple(regions), self.geometry, {"segment": self.seconds}, self.model_reference)
-
-    def summary(self) -> dict:
-        """Plain numbers for JSON: what was asked, found, and how."""
-        millilitres = float(np.prod(self.geometry.spacing)) / 1000 if self.geometry.is_physical else None
-        found = self.voxels()
-        return {
-            "targets": [
-                {
-                    "label": label,
-                    "prompt": text,
-                    "presence": round(self.presence[label], 4),
-                    "voxels": found[label],
-                    "volume_ml": None if millilitres is None else round(found[label] * millilitres, 3),
-                    "slices": int((self.existence[row] > 0.5).sum()),
-                }
-                for row, (label, text) in enumerate(self.prompts.items())
-            ],
-            "instances": None if self.instances is None else int(len(np.unique(self.instances)) - 1),
-            "intensity": self.intensity,
-            "view": self.view,
-            "seconds": round(self.seconds, 3),
-            "model": self.model_reference,
-            "notice": "research use only",
-        }
-
-    def save(self, folder, name: str, formats: Sequence[str] = ("nifti", "json")) -> list[Path]:
-        """Write the result; see `unimed.inference.volume_files.save_volume`."""
-        from unimed.inference.volume_files import save_volume
-
-        return save_volume(self, folder, name, formats)
 
 
 def check_prompts(prompts: Mapping[int, str] | Sequence[str]) -> dict[int, str]:

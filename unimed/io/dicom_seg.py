@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.io.write import write_whole
-from unimed.structures import Geometry
+from unimed.files import write_atomic
+from unimed.geometry import Geometry
+from unimed.version import __version__
 
 NOTICE = "research use only"
 #: Identifiers that the standard wants in every object, if only empty.
@@ -97,7 +98,7 @@ def write_dicom_seg(
         content_description=NOTICE,
         series_description=f"unimed segmentation, {NOTICE}",
     )
-    return write_whole(path, lambda temporary: segmentation.save_as(temporary))
+    return write_atomic(path, lambda temporary: segmentation.save_as(temporary))
 
 
 def _sources(path, array: np.ndarray, geometry: Geometry) -> list:
@@ -142,6 +143,4 @@ def _abnormal(name: str) -> bool:
 
 
 def _version() -> str:
-    import unimed
-
-    return unimed.__version__
+    return __version__

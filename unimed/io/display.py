@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from unimed.io.geometry import reorient
+from unimed.geometry import Geometry, reorient
 from unimed.io.windows import ct_to_uint8, percentiles_to_uint8, window_to_uint8
-from unimed.structures import Geometry
 
 
 def display(array: np.ndarray, geometry: Geometry, site: str = "") -> np.ndarray:

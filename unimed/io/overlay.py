@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.io.write import write_whole
+from unimed.files import write_atomic
 from unimed.structures import Region
 
 #: Okabe-Ito colours, told apart with every kind of colour vision.
@@ -102,7 +102,7 @@ def write_overlay(path: str | Path, image: np.ndarray, regions: Sequence[Region]
     ImageDraw.Draw(picture).text((3, drawn.shape[0] + 1), NOTICE, fill=(255, 255, 255))
     information = PngImagePlugin.PngInfo()
     information.add_text("Notice", NOTICE)
-    return write_whole(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=information))
+    return write_atomic(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=information))
 
 
 def _band(box, std, size: tuple[int, int]) -> np.ndarray:

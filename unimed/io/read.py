@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.io.geometry import lps_to_ras
-from unimed.structures import Geometry, GeometryError
+from unimed.geometry import Geometry, GeometryError, lps_to_ras
 
 #: Arrays larger than this are refused before memory is taken for them: a header may claim anything.
 MAX_VOXELS = 2**31

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unimed.io.geometry import axis_assignment, reorient
-from unimed.structures import Geometry
+from unimed.geometry import Geometry, axis_assignment, reorient
 
 #: Patient axis a slice is cut across -> orientation of (slices, rows, columns) in which a radiologist looks at it.
 VIEWS = {"sagittal": "LIP", "coronal": "PIL", "axial": "SPL"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 #: (level, width) in Hounsfield units, the values radiology departments use for reading.
@@ -63,3 +65,22 @@ def percentiles_to_uint8(
     if maximum <= minimum:
         return np.zeros(array.shape, dtype=np.uint8)
     return window_to_uint8(array, (minimum + maximum) / 2, maximum - minimum)
+
+
+#: Beginnings of modality names, as DICOM, file names of the challenge and people write them.
+MODALITIES = (
+    ("CT", r"ct\b|ct_|computed"),
+    ("MR", r"mr(i\b|i_|i-|\b|_)|magnetic"),
+    ("US", r"us\b|us_|ultrasound|echo"),
+    ("PET", r"pet|pt\b|pt_"),
+    ("Microscopy", r"micro|em\b|em_|electron|lightsheet"),
+    ("X-ray", r"x-?ray|cr\b|dx\b"),
+)
+
+
+def modality_of(text: str) -> str:
+    """ "CT", "MR", "US", "PET", "Microscopy" or "X-ray" by how `text` begins; "" if it does not say."""
+    for name, pattern in MODALITIES:
+        if re.match(pattern, text.strip().lower()):
+            return name
+    return ""

@@ -40,7 +40,7 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
     options = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
     register()
     if str(path).startswith(("open_clip:", "hf-hub:")):
-        from unimed.models.clip.named import load_named
+        from unimed.models.checkpoints.open_clip_names import load_named
 
         path = load_named(str(path))
         if isinstance(path, torch.nn.Module):
@@ -65,7 +65,7 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
             raise
         raise LoadError(f"{path} is no folder here, and no model of that name can be had from the hub") from error
     if calibration is not None:
-        from unimed.evaluation.calibration import Calibration
+        from unimed.metrics.calibration import Calibration
 
         if not hasattr(model, "calibration"):
             raise LoadError(f"{path}: a {type(model).__name__} gives no boxes to calibrate")

@@ -12,12 +12,13 @@ import torch
 from mmengine.model import BaseModel
 from torch.utils.checkpoint import checkpoint
 
-from unimed.evaluation.retrieval import chance_recall, retrieval_scores
-from unimed.evaluation.zero_shot import zero_shot_intervals, zero_shot_scores
+from unimed.io.result import Prediction
 from unimed.losses.contrastive import MAX_LOG_SCALE, clip_loss, siglip_loss
+from unimed.metrics.retrieval import chance_recall, retrieval_scores
+from unimed.metrics.zero_shot import zero_shot_intervals, zero_shot_scores
 from unimed.models.clip import ClipModel
 from unimed.registry import TASKS
-from unimed.structures import Prediction, Sample
+from unimed.structures import Sample
 
 LOSSES = ("clip", "siglip")
 NO_DECAY = ("bn", "ln", "bias", "logit_scale")
@@ -237,7 +238,7 @@ def _build(model, tokenizer, loss) -> ClipModel:
     from unimed.models.clip.building import named_config
 
     if isinstance(model, dict):
-        from unimed.models.clip.small import build_small
+        from unimed.models.starting.clip import build_small
 
         return build_small(**({"sigmoid": loss == "siglip"} | model))
     if model in VARIANTS or model.startswith("open_clip:"):

@@ -9,6 +9,8 @@ import torch
 from mmengine.model import BaseModel
 from torch.nn import functional as F
 
+from unimed.evaluation.scorers.grounding import score_grounding
+from unimed.io.result import Prediction
 from unimed.losses.box import box_loss
 from unimed.losses.matching import match_targets
 from unimed.losses.segmentation import mask_losses
@@ -16,8 +18,7 @@ from unimed.models.grounded import GroundedMLLM
 from unimed.models.heads.mask import FeatureCache
 from unimed.models.lora import add_lora, merge_lora
 from unimed.registry import TASKS
-from unimed.structures import Prediction, Sample
-from unimed.tasks.grounding_scores import score_grounding
+from unimed.structures import Sample
 
 #: Weights of the summed loss; mask weights are those of UniBiomed.
 LOSS_WEIGHTS = {"text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0}
@@ -254,10 +255,10 @@ def build_model(model: str | dict | GroundedMLLM) -> GroundedMLLM:
     if isinstance(model, dict):
         options = dict(model)
         if "backbone" in options:
-            from unimed.models.grounded.parts import build_on_parts
+            from unimed.models.starting.grounded_parts import build_on_parts
 
             return build_on_parts(**options)
-        from unimed.models.grounded.small import build_small, build_tiny
+        from unimed.models.starting.grounded_small import build_small, build_tiny
 
         return build_tiny(**options) if options.pop("tiny", False) else build_small(**options)
     from unimed.models.auto import load

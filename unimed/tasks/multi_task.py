@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from mmengine.model import BaseModel
 
+from unimed.evaluation.scorers.multi_task import score_benchmarks, task_name
+from unimed.io.result import Prediction
 from unimed.models.connectors import RoutingStatistics
 from unimed.models.lora import merge_lora
 from unimed.models.uni_med import UniMedModel
 from unimed.registry import TASKS
-from unimed.structures import Prediction, Sample
-from unimed.tasks.multi_task_scores import score_benchmarks, task_name
+from unimed.structures import Sample
 
 #: Mean over all learnt tokens of a batch (as published), or over samples, so that long answers do not outweigh others.
 REDUCTIONS = ("tokens", "samples")
@@ -54,7 +55,7 @@ class MultiTask(BaseModel):
 
             self.model, _ = build_from_parts(**model, connector=connector)
         elif isinstance(model, dict):
-            from unimed.models.uni_med.small import build_small
+            from unimed.models.starting.uni_med import build_small
 
             self.model = build_small(**model, connector=connector)
         else:

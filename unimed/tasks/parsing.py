@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from mmengine.model import BaseModel
 
+from unimed.evaluation.scorers.parsing import score_parsing
+from unimed.io.result import Prediction
 from unimed.losses.parsing import parsing_losses
 from unimed.models.boltzformer import BoltzFormerModel
 from unimed.models.boltzformer.volumes import volume_masks
 from unimed.registry import TASKS
-from unimed.structures import Prediction, Region, Sample
-from unimed.tasks.parsing_scores import score_parsing
+from unimed.structures import Region, Sample
 
 #: Weights of the summed loss as in the published fine-tuning: masks are dice plus cross entropy, edges the same.
 LOSS_WEIGHTS = {"dice": 1.0, "bce": 1.0, "edge": 1.0, "existence": 1.0}
@@ -50,7 +51,7 @@ class ParseTask(BaseModel):
     ):
         super().__init__()
         if isinstance(model, dict):
-            from unimed.models.boltzformer.small import build_small
+            from unimed.models.starting.boltzformer import build_small
 
             self.model = build_small(**model)
         else:

@@ -8,15 +8,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from unimed.evaluation.calibration import Calibration
 from unimed.evaluation.robustness import disturb, settings
+from unimed.evaluation.scorers.reports import box_cases, disturbed_scores, pair_phrases, score_reports
+from unimed.io.result import Prediction
 from unimed.losses import box_published
+from unimed.metrics.calibration import Calibration
 from unimed.models.lora import add_lora
 from unimed.models.umedground import build_from_parts, build_small_umedground, teacher_forced
 from unimed.registry import TASKS
-from unimed.structures import Prediction, Region, Sample
+from unimed.structures import Region, Sample
 from unimed.tasks.grounding import GroundingTask
-from unimed.tasks.report_scores import box_cases, disturbed_scores, pair_phrases, score_reports
 
 PROTOCOLS = ("free", "teacher")
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from unimed.data.biomed_tree import BiomedVolumeDataset
 from unimed.data.checks import check
 from unimed.data.prepare.biomed_volumes import build, run
+from unimed.data.readers.unibiomed import BiomedVolumeDataset
+from unimed.geometry import Geometry
 from unimed.io.write import write_nifti
-from unimed.structures import Geometry
 
 NAMES = {"1": "liver in abdomen CT", "3": "spleen in abdomen CT"}
 

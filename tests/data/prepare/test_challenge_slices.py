@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from golden_files import SMALL
 
-from unimed.data.parse_tree import BiomedParseDataset
 from unimed.data.prepare import biomedparse, challenge_slices
+from unimed.data.readers.biomedparse import BiomedParseDataset
 
 PROMPTS = {"1": ["liver in CT", "the liver"], "300": "left kidney", "4": "spleen", "instance_label": 0}
 

@@ -15,7 +15,7 @@ from PIL import Image
 from unimed.data import packages
 from unimed.data.prepare import sample
 from unimed.data.prepare.blocks import brain, lesions, nuclei
-from unimed.data.records import RecordDataset, check_counts
+from unimed.data.readers.records import RecordDataset, check_counts
 
 
 def picture_bytes(array, suffix):

@@ -8,15 +8,15 @@ import tarfile
 import threading
 
 import pytest
-from data.test_shards import png
+from data.readers.test_shards import png
 from golden_files import SMALL
 
-from unimed.data.captions import parse_captions
 from unimed.data.prepare import unimed_clip
 from unimed.data.prepare.pairs.captions import TEMPLATES, CaptionError, Rewriter, from_templates
 from unimed.data.prepare.pairs.sources import SOURCES, Pair, SourceError, findings_of
 from unimed.data.prepare.pairs.writing import write_shards
-from unimed.data.shards import ImageTextShards
+from unimed.data.readers.shards import ImageTextShards
+from unimed.data.wordings.captions import parse_captions
 
 LAYOUT = json.loads((SMALL / "unimed_clip" / "webdataset_layout.json").read_text())
 

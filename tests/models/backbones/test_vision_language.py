@@ -1,13 +1,8 @@
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLConfig
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "grounded"))
 from sam2_models import tiny_sam2, tiny_sam2_model  # noqa: E402
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLConfig
 
 from unimed.models.backbones.vision_language import build_backbone  # noqa: E402
 from unimed.models.grounded import GroundedConfig, GroundedMLLM  # noqa: E402

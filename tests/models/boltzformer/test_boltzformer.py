@@ -9,8 +9,8 @@ from golden_files import SMALL
 import unimed
 from unimed.models.boltzformer import BoltzFormerConfig, BoltzFormerModel
 from unimed.models.boltzformer.sampling import CountedDraws, item_key
-from unimed.models.boltzformer.small import build_small
 from unimed.models.boltzformer.tokenizing import train_tokenizer
+from unimed.models.starting.boltzformer import build_small
 
 PROMPTS = ["left kidney", "liver tumor in abdominal CT", "spleen"]
 

@@ -9,10 +9,10 @@ from PIL import Image
 import unimed
 from unimed.models.boltzformer import BiomedParseV1Config, BiomedParseV1Model
 from unimed.models.boltzformer.processing import ParseProcessor
-from unimed.models.boltzformer.small import build_small
 from unimed.models.boltzformer.tokenizing import train_tokenizer
 from unimed.models.boltzformer.upsampling import OutputUpsampler
 from unimed.models.boltzformer.volumes import volume_masks
+from unimed.models.starting.boltzformer import build_small
 
 PROMPTS = ["left kidney", "liver", "spleen"]
 

@@ -256,7 +256,7 @@ def test_a_new_model_starts_from_published_parts(tmp_path, base, clip, style):
         (image,), unimed.Geometry.pixels(), "s", conversation=(("user", "the heart"), ("assistant", said)),
         regions=(unimed.Region("heart", box_xyxy_px=(10, 10, 40, 50)),), labels={"task": "mrg"},
     )  # fmt: skip
-    from unimed.data.collate import GroundedCollator
+    from unimed.data.collate.grounded import GroundedCollator
 
     batch = GroundedCollator(task.processor)([sample])
     box = torch.tensor([[10, 10, 40, 50]]) / 80

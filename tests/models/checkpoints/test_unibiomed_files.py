@@ -11,7 +11,7 @@ from unimed.models.checkpoints.reading import CheckpointError
 from unimed.models.checkpoints.sam2 import check_names
 from unimed.models.checkpoints.unibiomed_training import merge_training
 from unimed.models.grounded.modeling import GroundedMLLM
-from unimed.models.grounded.parts import build_on_parts
+from unimed.models.starting.grounded_parts import build_on_parts
 
 
 class Words:

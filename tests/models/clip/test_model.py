@@ -165,7 +165,7 @@ def test_by_name(tmp_path, monkeypatch):
     # The weights of a name are open_clip's download; here a small file takes its place.
     import open_clip
 
-    from unimed.models.clip import named
+    from unimed.models.checkpoints import open_clip_names as named
 
     donor = tiny("ViT-B-32-quickgelu")
     torch.save({"state_dict": donor.towers.state_dict()}, tmp_path / "weights.pt")

@@ -6,7 +6,7 @@ from transformers import InternVLConfig, LlavaConfig, Qwen2_5_VLConfig
 
 from unimed.models.checkpoints.sam2 import sam2_video_config
 from unimed.models.grounded import GroundedConfig, GroundedMLLM, GroundedProcessor
-from unimed.models.grounded.small import train_tokenizer
+from unimed.models.starting.grounded_small import train_tokenizer
 from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
 
 TEXT = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)

@@ -1,7 +1,7 @@
 """Models of a few thousand parameters, for tests of everything around the numbers."""
 
-from unimed.models.grounded.small import build_small
 from unimed.models.heads.medsam_lite import MedSamLiteConfig
+from unimed.models.starting.grounded_small import build_small
 
 TEXTS = ["question: segment the nuclei answer: <p> nuclei </p> [SEG].", "there is no lesion", "a box [BOX]"]
 

@@ -4,8 +4,8 @@ import torch
 from sam2_models import say, tiny_sam2, tiny_sam2_model
 from small_models import tiny_model
 
+from unimed.io.images import ImageError
 from unimed.models.grounded.frames import key_frames, propagate
-from unimed.models.grounded.images import ImageError
 from unimed.models.grounded.processing import PromptError
 from unimed.models.heads.sam2 import Sam2MaskHead
 from unimed.models.heads.sam2_memory import MaskPropagation

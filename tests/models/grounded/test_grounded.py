@@ -5,9 +5,9 @@ from PIL import Image
 from small_models import teach, tiny_model
 from transformers import AutoModel, InternVLConfig, LlavaConfig
 
+from unimed.io.images import ImageError
 from unimed.models.connectors import ConnectorError
 from unimed.models.grounded import GroundedConfig, GroundedMLLM
-from unimed.models.grounded.images import ImageError
 from unimed.models.grounded.processing import PromptError
 
 RNG = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def test_batched_padded_and_shuffled_is_the_same_as_one_by_one():
 
 
 def tuple_image(image):
-    from unimed.models.grounded.images import read_image
+    from unimed.io.images import read_image
 
     return read_image(image)
 

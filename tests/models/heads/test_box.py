@@ -5,8 +5,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unimed.losses.box import box_loss
-from unimed.models.heads.box import BOX_HEADS, build_box_head, combine_draws
+from unimed.models.heads.box import combine_draws
 from unimed.models.heads.box_coordinates import cxcywh_to_xyxy, paired_giou, paired_iou, xyxy_to_cxcywh
+from unimed.models.heads.box_heads import BOX_HEADS, build_box_head
 
 GOLDEN = SMALL / "umedground"
 

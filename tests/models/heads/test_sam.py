@@ -13,7 +13,7 @@ from transformers import SamModel
 
 from unimed.models.checkpoints import sam
 from unimed.models.checkpoints.reading import CheckpointError
-from unimed.models.heads.box import build_box_head
+from unimed.models.heads.box_heads import build_box_head
 from unimed.models.heads.mask import MaskFeatures
 from unimed.models.heads.sam import SamMaskHead, output_tokens
 

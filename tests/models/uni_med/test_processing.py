@@ -9,8 +9,8 @@ from golden_files import large
 from models.uni_med.recorded import processor
 from safetensors.torch import load_file
 
-from unimed.data.uni_med import PUBLISHED_WORDS, clean
-from unimed.data.uni_med_records import box_text
+from unimed.data.readers.uni_med import PUBLISHED_WORDS, clean
+from unimed.data.readers.uni_med_records import box_text
 from unimed.models.uni_med.processing import VISUAL_TOKEN, PromptError, UniMedProcessor
 
 QUESTION = "<Img><ImageHere></Img> [vqa] is it normal in size or not normal in size and where is it? "

@@ -78,10 +78,10 @@ def build(images, labels, names: Mapping[str, str], out, split: str = "train", s
             folder.rename(out / folder.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    from unimed.io.write import write_whole
+    from unimed.files import write_atomic
 
     text = json.dumps({"volumes": volumes})
-    return write_whole(meta, lambda path: path.write_text(text, encoding="utf-8"))
+    return write_atomic(meta, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _volumes(folder: Path) -> dict[str, Path]:
@@ -99,7 +99,7 @@ def _volumes(folder: Path) -> dict[str, Path]:
 def _write(name: str, image_path: Path, label_path: Path, wanted, root: Path, site: str) -> dict:
     from PIL import Image
 
-    from unimed.io.geometry import reorient
+    from unimed.geometry import reorient
     from unimed.io.read import read
     from unimed.io.windows import ct_to_uint8, percentiles_to_uint8
 

@@ -73,8 +73,8 @@ def check_images(folder: Path, patient_pattern: str | None = None):
         FileNotFoundError: no folder pair SPLIT, SPLIT_mask.
     """
     from unimed.data.checks import Report
-    from unimed.data.parse_names import FileNameError, parse_image_name, parse_mask_name
-    from unimed.data.targets import category
+    from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name, parse_mask_name
+    from unimed.data.wordings.biomedparse_targets import category
     from unimed.io.read import ReadError, read
 
     splits = sorted(p.name for p in folder.iterdir() if p.is_dir() and (folder / f"{p.name}_mask").is_dir())
@@ -150,9 +150,9 @@ def check_images(folder: Path, patient_pattern: str | None = None):
 
 def write(folder: Path, tables: dict[str, list[dict]]) -> list[Path]:
     """`SPLIT.json` for every split, COCO-like as published, with `modality`, `site` and `target` besides."""
-    from unimed.data.parse_names import ParseName
-    from unimed.data.targets import category, known
-    from unimed.io.write import write_whole
+    from unimed.data.readers.biomedparse_names import ParseName
+    from unimed.data.wordings.biomedparse_targets import category, known
+    from unimed.files import write_atomic
 
     categories = {entry["name"]: entry["id"] for entry in known()["hierarchy"]}
     families = {entry["name"]: entry["parent"] for entry in known()["hierarchy"]}
@@ -203,7 +203,7 @@ def write(folder: Path, tables: dict[str, list[dict]]) -> list[Path]:
         }
         text = json.dumps(content, indent=1, ensure_ascii=False)
         paths.append(
-            write_whole(folder / f"{split}.json", lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            write_atomic(folder / f"{split}.json", lambda path, text=text: path.write_text(text, encoding="utf-8"))
         )
     return paths
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from unimed.io.write import write_nifti, write_whole
-from unimed.structures import Geometry
+from unimed.files import write_atomic
+from unimed.geometry import Geometry
+from unimed.io.write import write_nifti
 
 #: Longest side of a picture of the sample set, in pixels.
 MAX_SIDE_PX = 512
@@ -140,9 +141,9 @@ class Folder:
         for split, records in self.records.items():
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             path = self.root / "records" / f"{split}.jsonl"
-            write_whole(path, lambda temporary, text=lines: temporary.write_text(text, encoding="utf-8"))
+            write_atomic(path, lambda temporary, text=lines: temporary.write_text(text, encoding="utf-8"))
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-        write_whole(self.root / "dataset.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomic(self.root / "dataset.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def slug(text: str) -> str:

@@ -99,10 +99,10 @@ def _volume_problems(name, image, labels, spacing, asked):
 
 def export(out: Path, split: str, paths: list[Path], prompts=None, size: int = 512) -> Path:
     """Cut volumes into slices; returns the path of `SPLIT.json`, which appears last."""
+    from unimed.files import write_atomic
     from unimed.io.challenge import read_labels, read_prompts
     from unimed.io.read import read
     from unimed.io.slices import choose_axis
-    from unimed.io.write import write_whole
 
     table, annotations = {}, []
     for path in paths:
@@ -124,7 +124,7 @@ def export(out: Path, split: str, paths: list[Path], prompts=None, size: int = 5
                     | {"modality": path.stem.split("_")[0]}
                 )
     text = json.dumps({"class_prompts": table, "annotations": annotations}, indent=1, ensure_ascii=False)
-    return write_whole(out / f"{split}.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return write_atomic(out / f"{split}.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def cut(image: np.ndarray, labels: np.ndarray, axis: int, size: int, compat: str | None = None):
@@ -151,13 +151,13 @@ def cut(image: np.ndarray, labels: np.ndarray, axis: int, size: int, compat: str
 def _write_slices(out, split, stem, image, labels, axis, size):
     from PIL import Image
 
-    from unimed.io.write import write_whole
+    from unimed.files import write_atomic
 
     for number, (channels, mask, ids) in enumerate(cut(image, labels, axis, size)):
         name = f"{stem}_{number:03d}.png"
         picture = Image.fromarray(np.ascontiguousarray(channels[..., ::-1]))
-        write_whole(out / split / name, lambda path, p=picture: p.save(path, format="PNG"))
-        write_whole(out / f"{split}_mask" / name, lambda path, m=mask: Image.fromarray(m).save(path, format="PNG"))
+        write_atomic(out / split / name, lambda path, p=picture: p.save(path, format="PNG"))
+        write_atomic(out / f"{split}_mask" / name, lambda path, m=mask: Image.fromarray(m).save(path, format="PNG"))
         yield [int(v) for v in ids if v]
 
 

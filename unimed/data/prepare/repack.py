@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from unimed.data.records import RecordDataset
+from unimed.data.readers.records import RecordDataset
 
 
 def add_arguments(parser) -> None:
@@ -61,7 +61,7 @@ def write_shards(records: RecordDataset, folder: str | Path, name: str, per_shar
         import webdataset
     except ImportError as error:
         raise ImportError("shards need the library webdataset: `pip install unimed[train]`") from error
-    from unimed.io.write import write_whole
+    from unimed.files import write_atomic
 
     folder = Path(folder)
     if found := sorted(folder.glob(f"{name}-*.tar")):
@@ -76,7 +76,7 @@ def write_shards(records: RecordDataset, folder: str | Path, name: str, per_shar
                     writer.write(_entry(records, index))
 
         path = folder / f"{name}-{start // per_shard:06d}.tar"
-        write_whole(path, fill)
+        write_atomic(path, fill)
         written.append(path)
     return written
 

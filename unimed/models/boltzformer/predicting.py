@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from unimed.io.images import read_image
+from unimed.io.result import Prediction
 from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts
-from unimed.models.grounded.images import read_image
-from unimed.structures import Prediction, Region
+from unimed.structures import Region
 
 
 class PicturePredictor:

@@ -107,7 +107,7 @@ class MaskedAttentionDecoder(nn.Module):
 class BiomedParseV1Model(PicturePredictor, PromptEncoder, ImageEncoder, PreTrainedModel):
     """Text-prompted segmentation of 2D pictures (BiomedParse v1, Nature Methods 2024).
 
-    It has no existence score; `unimed.evaluation.recognition.presence_p_value` judges its masks afterwards.
+    It has no existence score; `unimed.metrics.recognition.presence_p_value` judges its masks afterwards.
     """
 
     config_class = BiomedParseV1Config

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict, whole_folder
+from unimed.files import atomic_folder
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
 
 _LAYER = r"^vision_model\.encoder\.layers\.(\d+)\."
 _VISION = "model.vision_tower.encoder.layer"
@@ -172,7 +173,7 @@ def convert(source: Path, destination: Path) -> ConversionReport:
     report = check_names(model, state, "internvl", source, destination)
     report.check()
     model = InternVLForConditionalGeneration.from_pretrained(None, config=config, state_dict=state)
-    with whole_folder(destination) as folder:
+    with atomic_folder(destination) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return report

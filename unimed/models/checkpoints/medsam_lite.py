@@ -75,7 +75,7 @@ def convert(source: Path, destination: Path, image_size: int = 128) -> Conversio
     """
     from safetensors.torch import save_file
 
-    from unimed.io.write import write_whole
+    from unimed.files import write_atomic
     from unimed.models.heads.medsam_lite import MedSamLiteConfig, MedSamLiteMaskHead
 
     config = MedSamLiteConfig(image_size=image_size)
@@ -85,7 +85,7 @@ def convert(source: Path, destination: Path, image_size: int = 128) -> Conversio
     destination = Path(destination)
     destination.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in head.state_dict().items() if not name.startswith("text_decoder.")}
-    write_whole(destination / "model.safetensors", lambda path: save_file(tensors, path))
+    write_atomic(destination / "model.safetensors", lambda path: save_file(tensors, path))
     config.save_pretrained(destination)
     return report
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,27 +21,6 @@ class CheckpointError(ValueError):
     def __init__(self, message: str, report: ConversionReport | None = None):
         super().__init__(message)
         self.report = report
-
-
-@contextmanager
-def whole_folder(destination: Path):
-    """A temporary folder that becomes `destination` if nothing is raised, and is removed otherwise.
-
-    Raises:
-        FileExistsError: `destination` holds something already.
-    """
-    destination = Path(destination)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise FileExistsError(f"{destination} is already there; choose another name or remove it")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(destination)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 @dataclass

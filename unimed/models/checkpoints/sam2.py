@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict, whole_folder
+from unimed.files import atomic_folder
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
 
 _NECK_ORDER = {"0": "proj_in", "1": "layers.0", "2": "proj_out"}
 _TWO_LAYERS = {"0": "proj_in", "1": "proj_out"}
@@ -219,7 +220,7 @@ def convert(source: Path, destination: Path) -> ConversionReport:
     report = check_names(model, state, layout="sam2", source=source, destination=destination)
     report.check()
     model.load_state_dict(state, assign=True, strict=False)
-    with whole_folder(destination) as folder:
+    with atomic_folder(destination) as folder:
         model.save_pretrained(folder)
     return report
 

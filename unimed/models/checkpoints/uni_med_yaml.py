@@ -5,7 +5,7 @@ from __future__ import annotations
 import pprint
 from pathlib import Path
 
-from unimed.io.write import write_whole
+from unimed.files import write_atomic
 from unimed.models.checkpoints.reading import CheckpointError, ConversionReport
 
 CONNECTOR = (
@@ -109,7 +109,7 @@ def convert(
     _account(report, values)
     text = [f'"""Uni-Med, converted from {source.name}. Check the paths of the data sets."""', ""]
     text += [f"{key} = {pprint.pformat(value, width=118, sort_dicts=False)}" for key, value in config.items()]
-    write_whole(destination, lambda path: Path(path).write_text("\n".join(text) + "\n", encoding="utf-8"))
+    write_atomic(destination, lambda path: Path(path).write_text("\n".join(text) + "\n", encoding="utf-8"))
     return report
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from unimed.files import atomic_folder
 from unimed.models.checkpoints import internvl, sam2
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict, whole_folder
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
 from unimed.tokens import PHRASE_END, PHRASE_START, REGION_END, REGION_START, SEG_TOKEN
 
 SAM = "grounding_encoder.sam2_model."
@@ -189,7 +190,7 @@ def convert(source: Path, destination: Path, **options) -> ConversionReport:
     Args:
         options: `base`, `sam2`, `lora_scale` and `dtype` of `build`.
     """
-    with whole_folder(destination) as folder:
+    with atomic_folder(destination) as folder:
         model, report = build(source, **options)
         model.save_pretrained(folder)
     report.destination = str(destination)

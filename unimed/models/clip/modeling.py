@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from unimed.io.result import Prediction
 from unimed.models.clip.building import build_towers
 from unimed.models.clip.configuration import ClipConfig
 from unimed.models.clip.processing import ClipProcessor
-from unimed.structures import Prediction
 
 logger = logging.getLogger("unimed.models.clip")
 #: Prompts of `zero_shot` where the caller gives none. Wording matters: give prompts for your labels if you can.

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from unimed.io.display import display
+from unimed.io.images import ImageError, read_image
 from unimed.io.read import read
 from unimed.models.clip.configuration import ClipConfig
-from unimed.models.grounded.images import ImageError, read_image
 
 TOKENIZER_FOLDER = "tokenizer"
 

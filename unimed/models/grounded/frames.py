@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from unimed.chat import TEMPLATES
+from unimed.io.images import ImageError, read_image
+from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated
-from unimed.models.grounded.images import ImageError, read_image
 from unimed.models.grounded.processing import PromptError
 from unimed.models.heads.mask import MaskOutput, concatenate, resize_mask_logits
 from unimed.models.heads.sam2 import Sam2MaskHead
 from unimed.models.heads.sam2_memory import MaskPropagation
-from unimed.structures import Prediction
 from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
 
 #: The language model reads this many frames, and the masks of as many start the propagation (UniBiomed, Sa2VA).
@@ -185,7 +185,7 @@ def _follow(model, frames: _Frames, states, chosen, memory: bool, clear_absent: 
 
 
 def _regions(answer, question: str, tracked: list[_Tracked]) -> tuple:
-    from unimed.models.grounded.predicting import asked_phrase
+    from unimed.models.grounded.processing import asked_phrase
     from unimed.structures import Region
 
     targets = [target for target in answer.targets if target[0] == SEG_TOKEN]

@@ -81,7 +81,8 @@ class GroundedMLLM(GroundedPredictor, PreTrainedModel):
         self.presence_head = nn.Linear(dim, 1) if config.presence_head else None
         self.box_head = None
         if config.box_head is not None:
-            from unimed.models.heads.box import BoxMlp, build_box_head
+            from unimed.models.heads.box import BoxMlp
+            from unimed.models.heads.box_heads import build_box_head
 
             options = dict(config.box_head)
             width = self.mask_head.prompt_dim if config.box_decoder else dim

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from unimed.io.images import ImageInput, read_image
+from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
-from unimed.models.grounded.images import ImageInput, read_image
-from unimed.models.grounded.processing import GroundedProcessor, PromptError
+from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
 from unimed.models.grounded.regions import token_index
 from unimed.models.heads.mask import MaskFeatures, resize_mask_logits
 from unimed.models.shim import write_shim
-from unimed.structures import Prediction, Region
-from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
+from unimed.structures import Region
+from unimed.tokens import SEG_TOKEN
 
 
 class GroundedPredictor:
     """Mixin of `GroundedMLLM`: prediction for one, for many, and in the words of UniBiomed."""
 
     _processor: GroundedProcessor | None = None
-    #: `unimed.evaluation.calibration.Calibration` for the boxes of [BOX], or None for the model's own numbers.
+    #: `unimed.metrics.calibration.Calibration` for the boxes of [BOX], or None for the model's own numbers.
     calibration = None
 
     @property
@@ -395,12 +395,6 @@ class GroundedPredictor:
 
     def _reference(self) -> str:
         return self.config._name_or_path or type(self).__name__
-
-
-def asked_phrase(text: str) -> str:
-    """What a question asks for, for regions whose answer marks no phrase."""
-    asked = re.search(r"(?:segment|where is|find|show|outline)\s+(?:the\s+)?(.+?)[.?!]*$", text, re.IGNORECASE)
-    return (asked[1] if asked else text.replace(IMAGE_PLACEHOLDER, "").strip())[:200]
 
 
 def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Region]:

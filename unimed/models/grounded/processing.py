@@ -350,3 +350,9 @@ class GroundedProcessor(ProcessorMixin):
 AutoProcessor.register("unimed_grounded", GroundedProcessor)
 
 __all__ = ["GroundedProcessor", "ParsedAnswer", "PromptError"]
+
+
+def asked_phrase(text: str) -> str:
+    """What a question asks for, for regions whose answer marks no phrase."""
+    asked = re.search(r"(?:segment|where is|find|show|outline)\s+(?:the\s+)?(.+?)[.?!]*$", text, re.IGNORECASE)
+    return (asked[1] if asked else text.replace(IMAGE_PLACEHOLDER, "").strip())[:200]

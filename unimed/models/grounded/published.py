@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from unimed.chat import TEMPLATES
+from unimed.io.images import read_image
 from unimed.models.grounded.frames import KEY_FRAMES, ask, frame_tokens, propagate
-from unimed.models.grounded.images import read_image
 from unimed.models.grounded.processing import PromptError
 from unimed.models.heads.mask import resize_mask_logits
 from unimed.models.heads.sam2 import Sam2MaskHead

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from unimed.io.images import read_image
 from unimed.models.grounded.generation import Generated
-from unimed.models.grounded.images import read_image
 
 
 @torch.no_grad()

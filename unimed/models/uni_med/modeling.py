@@ -12,14 +12,16 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from unimed.geometry import Geometry
+from unimed.io.images import read_image
+from unimed.io.result import Prediction
 from unimed.models.connectors import build_connector
 from unimed.models.connectors.modeling import ConnectorOutput
-from unimed.models.grounded.images import read_image
 from unimed.models.lora import add_lora
 from unimed.models.uni_med.configuration import UniMedConfig
 from unimed.models.uni_med.processing import VISUAL_TOKEN, WRAPPED_IMAGE, UniMedProcessor
 from unimed.models.uni_med.vision import EvaEncoder, Float32LayerNorm
-from unimed.structures import Geometry, Prediction, Region
+from unimed.structures import Region
 
 
 @dataclass

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unimed.io.write import write_whole
+from unimed.files import write_atomic
 
 #: Stands in `input_ids` where one visual token goes. No id of the language model is used, so no text can forge it.
 VISUAL_TOKEN = -200
@@ -109,8 +109,8 @@ class UniMedProcessor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         values = asdict(self.options) | {"compat": self.compat}
-        write_whole(folder / FILES[1], lambda path: Path(path).write_text(json.dumps(values, indent=1)))
-        write_whole(folder / FILES[0], lambda path: Path(path).write_bytes(self._model))
+        write_atomic(folder / FILES[1], lambda path: Path(path).write_text(json.dumps(values, indent=1)))
+        write_atomic(folder / FILES[0], lambda path: Path(path).write_bytes(self._model))
 
     # -- text -----------------------------------------------------------------------------------------------------
     def encode(self, text: str, control: bool = True) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from unimed.data.packages import extract_all
 from unimed.data.prepare.cases import Case, Structure
-from unimed.io.geometry import reorient
+from unimed.geometry import reorient
 from unimed.io.read import read
 
 PACKAGES = ("nilearn",)

@@ -13,7 +13,7 @@ import numpy as np
 
 from unimed.data.packages import extract_member
 from unimed.data.prepare.cases import Case, shrink
-from unimed.io.geometry import reorient
+from unimed.geometry import reorient
 from unimed.io.read import read
 from unimed.io.windows import ct_to_uint8, percentiles_to_uint8
 

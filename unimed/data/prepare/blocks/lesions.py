@@ -9,7 +9,7 @@ import numpy as np
 
 from unimed.data.packages import extract_all
 from unimed.data.prepare.cases import Case, Structure
-from unimed.io.geometry import reorient
+from unimed.geometry import reorient
 from unimed.io.read import read
 from unimed.io.windows import ct_to_uint8, percentiles_to_uint8
 

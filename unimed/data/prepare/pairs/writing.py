@@ -14,7 +14,7 @@ from pathlib import Path
 
 from unimed.data.packages import sha256_of
 from unimed.data.prepare.pairs.sources import Pair, Source, SourceError, clean_captions, published_text
-from unimed.io.write import write_whole
+from unimed.files import write_atomic
 
 LAYOUTS = ("json", "published")
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "BMP": "bmp", "WEBP": "webp"}
@@ -107,7 +107,7 @@ def write_shards(
         "records": done,
         "shards": progress.shards,
     }
-    write_whole(out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
+    write_atomic(out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
     report(f"{source.name}: {progress.samples} pairs in {len(progress.shards)} shards, {len(progress.skipped)} skipped")
     return manifest
 
@@ -132,13 +132,13 @@ def _resume(out: Path, described: dict) -> Progress:
         whole.append(line)
     progress.noted = len(progress.skipped)
     if len(whole) < len(lines):
-        write_whole(file, lambda path: path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8"))
+        write_atomic(file, lambda path: path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8"))
     return progress
 
 
 def _write(out: Path, progress: Progress, members: list, records: int, described: dict) -> None:
     name = f"dataset-{len(progress.shards) + 1:06d}.tar"
-    path = write_whole(out / name, lambda temporary: _tar(temporary, members, progress.samples))
+    path = write_atomic(out / name, lambda temporary: _tar(temporary, members, progress.samples))
     shard = {"name": name, "samples": len(members), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
     progress.shards.append(shard | {"records": records})
     skipped = progress.skipped[progress.noted :]
@@ -153,7 +153,7 @@ def _write(out: Path, progress: Progress, members: list, records: int, described
 
 def _name_skipped(out: Path, progress: Progress) -> None:
     text = "".join(json.dumps(skip) + "\n" for skip in progress.skipped)
-    write_whole(out / "skipped.jsonl", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomic(out / "skipped.jsonl", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _tar(path: Path, members: list, start: int) -> None:

@@ -1,0 +1,143 @@
+"""`demo_parse3D.py` and `demo_parse2D.py` as a user types them, with a small real model."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unimed.commands.biomedparse import parse_2d, parse_3d
+from unimed.geometry import Geometry
+from unimed.io.read import read
+from unimed.io.write import write_nifti
+from unimed.models.starting.boltzformer import build_small
+
+GEOMETRY = Geometry([[-1, 0, 0, 5], [0, 0, 2, 6], [0, 1, 0, 7], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    build_small(["liver", "spleen"], image_size=64).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (30, 40, 4), dtype=np.uint8)
+    write_nifti(tmp_path / "in" / "a.nii.gz", noise, GEOMETRY)
+    write_nifti(tmp_path / "in" / "b.nii.gz", noise[..., :1].astype(np.int16) * 4, GEOMETRY)
+    write_nifti(tmp_path / "in" / "bad.nii.gz", np.zeros((4, 4, 4, 2), np.uint8), GEOMETRY)
+    table = {"1": "liver", "300": ["spleen", "the spleen"], "instance_label": 0}
+    np.savez(tmp_path / "in" / "c.npz", imgs=noise.transpose(2, 0, 1), spacing=np.ones(3), text_prompts=np.array(table))
+    return tmp_path
+
+
+def test_a_folder_of_volumes_is_resumable_and_faults_are_named(model, folder, capsys):
+    arguments = [str(folder / "in"), "--model", model, "--out", str(folder / "out"), "--prompts", "liver", "spleen"]
+    arguments += ["--threshold", "0.1", "--formats", "nifti", "npz", "json"]
+    assert parse_3d(arguments) == 1
+    captured = capsys.readouterr()
+    assert "3 volumes, 0 of them before, 1 failed" in captured.out and "bad: ReadError" in captured.err
+    labels, geometry = read(folder / "out" / "a.nii.gz")
+    assert labels.shape == (30, 40, 4) and np.allclose(geometry.affine, GEOMETRY.affine)
+    assert np.load(folder / "out" / "c.npz")["segs"].shape == (4, 30, 40)
+    assert json.loads((folder / "out" / "b.json").read_text())["intensity"].startswith("percentiles")
+    stamp = (folder / "out" / "a.nii.gz").stat().st_mtime_ns
+    assert parse_3d(arguments) == 1 and "3 of them before" in capsys.readouterr().out
+    assert (folder / "out" / "a.nii.gz").stat().st_mtime_ns == stamp
+    assert parse_3d([*arguments, "--seed", "1"]) == 1
+    assert "results of other settings" in capsys.readouterr().err
+    assert not list((folder / "out").glob(".*"))
+
+
+def test_a_target_without_voxels_is_explained(model, folder, capsys):
+    arguments = [str(folder / "in" / "a.nii.gz"), "--model", model, "--out", str(folder / "twice"), "--threshold", "0"]
+    assert parse_3d([*arguments, "--prompts", "liver", "liver"]) == 0
+    said = capsys.readouterr().out
+    assert "liver: presence" in said and "gave way to a surer target" in said
+
+
+def test_prompts_of_the_file(model, folder, capsys):
+    arguments = [
+        str(folder / "in" / "c.npz"),
+        "--model",
+        model,
+        "--out",
+        str(folder / "out"),
+        "--formats",
+        "npz",
+        "json",
+    ]
+    assert parse_3d(arguments) == 0
+    assert [t["label"] for t in json.loads((folder / "out" / "c.json").read_text())["targets"]] == [1, 300]
+    assert np.load(folder / "out" / "c.npz")["segs"].dtype == np.uint16
+
+
+def test_a_dicom_series_comes_back_as_dicom(model, tmp_path):
+    pytest.importorskip("highdicom")
+    place = Path(__file__).parents[1] / "io" / "test_dicom_seg.py"
+    specification = importlib.util.spec_from_file_location("dicom_seg_test", place)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    module.write_series(tmp_path / "ct")
+    arguments = [
+        str(tmp_path),
+        "--model",
+        model,
+        "--out",
+        str(tmp_path / "out"),
+        "--prompts",
+        "liver",
+        "--threshold",
+        "0",
+    ]
+    assert parse_3d([*arguments, "--formats", "dicom-seg", "nifti", "json"]) == 0
+    summary = json.loads((tmp_path / "out" / "ct.json").read_text())
+    assert summary["intensity"] == "CT window soft tissue [-160, 240]"
+    labels, geometry = read(tmp_path / "out" / "ct.nii.gz")
+    assert np.allclose(geometry.affine, read(tmp_path / "ct")[1].affine, atol=1e-4)
+    import highdicom
+
+    seg = highdicom.seg.segread(tmp_path / "out" / "ct.seg.dcm")
+    assert seg.SegmentSequence[0].SegmentLabel == "liver" and labels.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.nii"], "no such file"),
+        (["in/a.nii.gz"], "--prompts"),
+        (["in/a.nii.gz", "--prompts", "liver", "--formats", "tiff"], "unknown formats"),
+        (["in/a.nii.gz", "--prompts", "liver", "--model", "nothing"], "nothing"),
+        (["in", "--prompts", "liver", "--formats", "dicom-seg"], "needs a DICOM series"),
+        (["in/a.nii.gz", "--prompts", "  "], "prompt 1 is empty"),
+        (["in/b.nii.gz", "--prompts", "liver", "--modality", "CT", "--site", "knee"], "unknown site 'knee'"),
+    ],
+)
+def test_faults_are_one_line_and_nothing_is_written(model, folder, capsys, arguments, message):
+    source, *rest = arguments
+    options = ["--model", model] if "--model" not in rest else []
+    assert parse_3d([str(folder / source), "--out", str(folder / "out"), *options, *rest]) == 1
+    assert message in capsys.readouterr().err
+    assert not [p for p in (folder / "out").rglob("*") if p.suffix not in (".json", ".jsonl")]
+
+
+def test_pictures(model, tmp_path, capsys):
+    for name in ("p_X-Ray_chest.png", "other.png"):
+        noise = np.random.default_rng(1).integers(0, 255, (40, 50), dtype=np.uint8)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(noise).save(tmp_path / "in" / name)
+    arguments = [str(tmp_path / "in"), "--model", model, "--out", str(tmp_path / "out"), "--threshold", "0"]
+    assert parse_2d([*arguments, "--prompts", "left lung", "heart"]) == 0
+    assert {"other.json", "other.png", "p_X-Ray_chest.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    regions = json.loads((tmp_path / "out" / "other.json").read_text())["regions"]
+    assert [r["phrase"] for r in regions] == ["left lung", "heart"] and regions[0]["mask_rle"]["size"] == [40, 50]
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "known")
+    assert parse_2d([*arguments, "--recognise"]) == 1  # nothing says what "other" shows
+    assert "other: TargetError" in capsys.readouterr().err
+    row = json.loads((tmp_path / "known" / "p_X-Ray_chest-found.json").read_text())
+    assert set(row) >= {"found", "hierarchy"}
+    assert parse_2d(arguments) == 1 and "--recognise" in capsys.readouterr().err

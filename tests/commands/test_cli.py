@@ -1,0 +1,35 @@
+import json
+
+import numpy as np
+from PIL import Image
+from small_models import tiny_model  # noqa: E402
+
+from unimed.commands.cli import main
+
+
+def test_predict_writes_json_and_picture(tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "model")
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "case.png")
+    out = tmp_path / "out"
+    arguments = ["predict", str(tmp_path / "model"), str(tmp_path / "case.png"), "what", "where"]
+    assert main([*arguments, "--out", str(out), "--max-new-tokens", "3"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["case-0.json", "case-0.png", "case-1.json", "case-1.png"]
+    assert json.loads((out / "case-0.json").read_text())["notice"] == "research use only"
+    assert str(out / "case-1.png") in capsys.readouterr().out
+
+
+def test_errors_are_one_line_and_the_exit_code_is_one(tmp_path, capsys):
+    assert main(["predict", str(tmp_path), str(tmp_path / "missing.png"), "what"]) == 1
+    assert "missing.png" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "none.py"), "x", str(tmp_path)]) == 1
+
+
+def test_predict_compares_labels_with_a_contrastive_model(tmp_path, capsys):
+    from models.clip.recorded import FOLDER, converted
+
+    from unimed.commands.cli import main
+
+    picture = str(FOLDER / "pictures" / "rgb.png")
+    assert main(["predict", str(converted(tmp_path)), picture, "lung", "heart", "--device", "cpu"]) == 0
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if "  " in line]
+    assert {label for _, label in lines} == {"lung", "heart"} and sum(float(p) for p, _ in lines) > 0.99

@@ -1,0 +1,167 @@
+"""The record format: what is read comes back as a sample, what is wrong is named."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unimed.data.readers.records import RecordDataset, RecordError
+from unimed.geometry import Geometry
+from unimed.io.write import write_nifti
+from unimed.registry import DATASETS
+
+
+def record(**changes):
+    entry = {
+        "id": "a",
+        "task": "referring",
+        "image": "images/a.png",
+        "modality": "MRI",
+        "site": "brain",
+        "patient_id": "p1",
+        "split": "train",
+        "question": "Segment the lesion.",
+        "answer": "<p> lesion </p> [SEG].",
+        "regions": [
+            {"phrase": "lesion", "mask": "masks/a.png", "box_xyxy_px": None, "present": True, "phrase_span": [4, 10]}
+        ],
+    }
+    return {**entry, **changes}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("records", "images", "masks", "volumes"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)).save(tmp_path / "images/a.png")
+    mask = np.zeros((6, 8), np.uint8)
+    mask[2:4, 1:5] = 255
+    Image.fromarray(mask).save(tmp_path / "masks/a.png")
+    return tmp_path
+
+
+def write(folder, *records):
+    (folder / "records" / "train.jsonl").write_text("\n".join(json.dumps(r) for r in records))
+
+
+def test_record_becomes_sample(folder):
+    write(folder, record(label="lesion", choices=["lesion", "none"]))
+    sample = RecordDataset(folder, "train")[0]
+    assert sample.conversation == (("user", "Segment the lesion."), ("assistant", "<p> lesion </p> [SEG]."))
+    assert sample.images[0].shape == (6, 8) and sample.regions[0].mask.sum() == 8
+    assert sample.labels["task"] == "referring" and sample.labels["site"] == "brain"
+    start, end = sample.regions[0].phrase_span
+    assert sample.conversation[1][1][start:end] == "lesion"
+
+
+def test_registry_builds_it(folder):
+    write(folder, record())
+    assert len(DATASETS.build(dict(type="RecordDataset", path=str(folder), split="train"))) == 1
+
+
+def test_tasks_and_limit(folder):
+    write(folder, record(), record(id="b"), record(id="c", task="vqa", answer="MRI.", regions=[]))
+    assert [r["id"] for r in RecordDataset(folder, tasks=["vqa"]).records] == ["c"]
+    assert len(RecordDataset(folder, limit=2)) == 2
+    with pytest.raises(RecordError, match="unknown task guess"):
+        RecordDataset(folder, tasks=["guess"])
+
+
+def test_volume_is_turned_head_back_left(folder):
+    array = np.zeros((4, 5, 6), np.int16)
+    array[3, 4, 5] = 7  # RAS: right, front, head
+    geometry = Geometry(np.diag((2.0, 3.0, 4.0, 1.0)))
+    write_nifti(folder / "volumes/v.nii.gz", array, geometry)
+    write_nifti(folder / "masks/v.nii.gz", array > 0, geometry)
+    region = {"phrase": "lesion", "mask": "masks/v.nii.gz", "present": True}
+    entry = record(task="volume", volume="volumes/v.nii.gz", regions=[region])
+    del entry["image"]
+    write(folder, entry)
+    sample = RecordDataset(folder)[0]
+    assert sample.images[0].shape == (6, 5, 4) and sample.geometry.orientation == "SPL"
+    assert sample.images[0][5, 0, 0] == 7 and sample.regions[0].mask[5, 0, 0]
+    assert sample.geometry.spacing == (4.0, 3.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(answer="<p> lesion </p>."), r"one \[SEG\] per mask"),
+        (dict(answer="<p> lesion </p> [SEG] [SEG]."), r"2 x \[SEG\]"),
+        (dict(answer="<p> lesion </p> [BOX]."), r"1 x \[BOX\]"),
+        (dict(regions=[{"phrase": "lesion", "mask": None}]), "neither mask nor box"),
+        (dict(regions=[{"phrase": "lesion", "mask": "masks/small.png"}]), "masks/small.png is"),
+        (dict(regions=[{"phrase": "lesion", "mask": "masks/empty.png"}]), "is empty"),
+        (
+            dict(answer="<p> lesion </p> [BOX].", regions=[{"phrase": "lesion", "box_xyxy_px": [1, 1, 100, 4]}]),
+            "record .*reaches out of the image of 8 x 6",
+        ),
+    ],
+)
+def test_disagreements_are_named(folder, changes, message):
+    Image.fromarray(np.full((3, 8), 255, np.uint8)).save(folder / "masks/small.png")
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(folder / "masks/empty.png")
+    write(folder, record(**changes))
+    with pytest.raises(RecordError, match=message):
+        RecordDataset(folder)[0]
+
+
+def test_missing_files_are_named(folder):
+    write(folder, record(image="images/gone.png"))
+    with pytest.raises(FileNotFoundError, match="images/gone.png"):
+        RecordDataset(folder)[0]
+    with pytest.raises(FileNotFoundError, match="prepare_data.py sample"):
+        RecordDataset(folder, "val")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "one JSON object"),
+        ('{"id": "a"}', "is missing"),
+        (json.dumps(record(task="x")), "unknown task 'x'"),
+        (json.dumps(record()) + "\n" + json.dumps(record()), "used twice"),
+        (json.dumps(record(volume="v.nii")), "either `image` or `volume`"),
+    ],
+)
+def test_bad_lines_are_named(folder, line, message):
+    (folder / "records" / "train.jsonl").write_text(line)
+    with pytest.raises(RecordError, match=message):
+        RecordDataset(folder)
+
+
+def test_absent_region_has_no_token_and_given_region_neither(folder):
+    absent = {"phrase": "lesion", "mask": None, "present": False}
+    write(
+        folder,
+        record(task="absent", answer="No, there is no lesion.", regions=[absent]),
+        record(id="b", task="region", answer="Region1 shows a lesion."),
+    )
+    dataset = RecordDataset(folder)
+    assert dataset[0].regions[0].presence == 0.0
+    assert dataset[1].regions[0].mask.any()
+
+
+def test_some_slices_of_a_volume_for_training(folder):
+    array = np.zeros((4, 5, 20), np.int16)
+    array[1, 1] = np.arange(20) * 50
+    geometry = Geometry(np.diag((2.0, 3.0, 4.0, 1.0)))
+    mask = np.zeros_like(array, dtype=bool)
+    mask[1, 1, 7:10] = True
+    write_nifti(folder / "volumes/v.nii.gz", array, geometry)
+    write_nifti(folder / "masks/v.nii.gz", mask, geometry)
+    entry = record(task="volume", volume="volumes/v.nii.gz")
+    entry["regions"] = [{"phrase": "lesion", "mask": "masks/v.nii.gz", "present": True}]
+    del entry["image"]
+    write(folder, entry)
+    sample = RecordDataset(folder, slices=6, with_object=0.5)[0]
+    assert sample.images[0].shape == (6, 5, 4) and sample.images[0].dtype == np.uint8
+    shown = sample.regions[0].mask.any(axis=(1, 2))
+    assert shown.sum() == 3 and not sample.geometry.is_physical
+    bright = sample.images[0].max(axis=(1, 2))
+    assert (np.diff(bright.astype(int)) >= 0).all()  # slices keep their order
+    whole = RecordDataset(folder, eight_bit=True)[0]
+    assert whole.images[0].shape == (20, 5, 4) and whole.images[0].dtype == np.uint8 and whole.geometry.is_physical
+    assert RecordDataset(folder)[0].images[0].dtype == np.int16

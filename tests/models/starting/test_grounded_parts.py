@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import torch
+from published_folders import TINY_SAM2, publish  # noqa: E402
+from sam2_models import backbone  # noqa: E402
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast  # noqa: E402
+
+from unimed.models.checkpoints import sam2, unibiomed  # noqa: E402
+from unimed.models.starting.grounded_parts import build_on_parts  # noqa: E402
+
+TOKENS = {"llava": ["<image>"], "qwen2_5_vl": ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>"]}
+TOKENS["internvl"] = ["<IMG_CONTEXT>", "<img>", "</img>"]
+
+
+def byte_tokenizer(added):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>")
+    wrapped.add_tokens(added, special_tokens=True)
+    return wrapped
+
+
+@pytest.fixture(scope="module")
+def sam_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sam")
+    _, tensors = publish(folder / "published")
+    official = {n.removeprefix(unibiomed.SAM): t for n, t in tensors.items() if n.startswith(unibiomed.SAM)}
+    torch.save({"model": official}, folder / "sam2_hiera_tiny.pt")
+    return folder / "sam2_hiera_tiny.pt"
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "internvl"])
+def test_a_model_starts_from_a_folder_of_transformers(kind, sam_file, tmp_path, monkeypatch):
+    tokenizer = byte_tokenizer(TOKENS[kind])
+    image_id = tokenizer.convert_tokens_to_ids(TOKENS[kind][0])
+    torch.manual_seed(0)
+    vlm = AutoModelForImageTextToText.from_config(backbone(kind, len(tokenizer), image_id, tokenizer.pad_token_id))
+    vlm.save_pretrained(tmp_path / "vlm")
+    tokenizer.save_pretrained(tmp_path / "vlm")
+    monkeypatch.setattr(sam2, "config_of", lambda official: unibiomed._tiny_mask_config(TINY_SAM2))
+    model = build_on_parts(tmp_path / "vlm", sam_file)
+    rows = model.get_input_embeddings().weight
+    assert torch.equal(rows[: len(tokenizer)], vlm.get_input_embeddings().weight)
+    assert model.config.seg_token_id == len(tokenizer) and len(rows) == len(tokenizer) + 5
+    picture = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    said = model.predict(picture, "What is region1?", regions=[(0, 0, 40, 40)], max_new_tokens=3)
+    model.save_pretrained(tmp_path / "ours")
+    import unimed
+
+    again = unimed.load(tmp_path / "ours", device="cpu")
+    assert again.predict(picture, "What is region1?", regions=[(0, 0, 40, 40)], max_new_tokens=3).text == said.text

@@ -1,0 +1,1 @@
+"""Every verb of the command line; `demo/` and `tools/` call these functions."""

@@ -1,0 +1,110 @@
+"""The work behind `tools/calibrate.py`: split by patient, learn, measure, write, draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unimed.evaluation.tables import markdown_table, read_cases, this_command
+from unimed.files import write_report, write_text
+from unimed.metrics.calibration import Calibration, Cases, uncertainty_of
+from unimed.metrics.reliability import reliability_bins
+from unimed.metrics.selective import plot_risk_coverage
+
+
+def split_by_patient(rows: Sequence[Mapping], share: float, seed: int = 0) -> tuple[list[Mapping], list[Mapping]]:
+    """Two disjoint parts of the rows, the second with about `share` of the patients (field group, else case_id).
+
+    Raises:
+        ValueError: share outside (0, 1), or fewer than two patients.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"held-out share must lie in (0, 1), got {share}")
+    owner = [str(row.get("group") or row.get("case_id") or number) for number, row in enumerate(rows)]
+    names = sorted(set(owner))
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} patient(s) cannot be split into calibration and test; give --test")
+    count = min(len(names) - 1, max(1, round(share * len(names))))
+    held = set(np.random.default_rng(seed).permutation(names)[:count])
+    return (
+        [row for row, name in zip(rows, owner, strict=True) if name not in held],
+        [row for row, name in zip(rows, owner, strict=True) if name in held],
+    )
+
+
+def run(options) -> str:
+    """Learn and measure as the command line says; writes the calibration, a report beside it and pictures.
+
+    Returns:
+        The markdown tables, as they also lie beside the calibration file.
+    """
+    rows = read_cases(options.cases)
+    learn, test = (
+        (rows, read_cases(options.test)) if options.test else split_by_patient(rows, options.held_out, options.seed)
+    )
+    calibration = Calibration.fit(
+        learn,
+        alpha=options.alpha,
+        scale=options.scale,
+        by=options.by,
+        kind=options.map,
+        outcome=options.outcome,
+        provenance={"cases": options.cases.name},
+    )
+    report = calibration.evaluate(test, seed=options.seed)
+    calibration.save(options.output)
+    write_report(options.output.with_suffix(".report.json"), report)
+    learned = calibration.provenance["boxes"]
+    text = f"{report['boxes']} boxes of {report['patients']} patients measured, {learned} boxes learned from\n\n"
+    tables = [report.get("coverage"), report.get("reliability"), report.get("sigma"), _flat(report.get("selective"))]
+    text += "\n".join(markdown_table(table) for table in tables if table) + f"\n`{this_command()}`\n"
+    write_text(options.output.with_suffix(".md"), text)
+    if options.plots:
+        draw(calibration, test, options.plots)
+    return text
+
+
+def _flat(scores):
+    return scores and [{"measure": name, "value": value} for name, value in scores.items()]
+
+
+def draw(calibration: Calibration, rows: Sequence[Mapping], folder: Path) -> list[Path]:
+    """Pictures of what was measured: risk_coverage.png and, where there is confidence, reliability.png."""
+    cases = Cases.read(rows)
+    result = calibration.apply_arrays(
+        cases.predicted, sigma=cases.sigma, confidence=cases.confidence, classes=cases.classes
+    )
+    written = []
+    if (doubt := uncertainty_of(result, cases)) is not None:
+        curves = {"calibrated": (doubt, 1 - cases.iou)}
+        if cases.confidence is not None:
+            curves["as the model said"] = (1 - cases.confidence, 1 - cases.iou)
+        written.append(plot_risk_coverage(folder / "risk_coverage.png", curves))
+    curves = {"as the model said": cases.confidence, "calibrated": result["confidence"]}
+    curves = {name: values for name, values in curves.items() if values is not None}
+    if curves:
+        outcome = cases.iou if calibration.outcome == "iou" else (cases.iou >= 0.5).astype(float)
+        written.append(plot_reliability(folder / "reliability.png", curves, outcome))
+    return written
+
+
+def plot_reliability(path: Path, curves: Mapping[str, np.ndarray], outcome: np.ndarray) -> Path:
+    """Reliability diagram as a PNG: mean outcome against mean confidence per bin, dots by the number of cases."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], "k:", label="perfect")
+    for name, values in curves.items():
+        rows = reliability_bins(values, outcome)
+        x, y, count = (np.array([row[key] for row in rows]) for key in ("confidence", "outcome", "count"))
+        (line,) = axes.plot(x, y, label=name)
+        axes.scatter(x, y, s=200 * count / count.sum() + 5, color=line.get_color())
+    axes.set(xlabel="stated confidence", ylabel="measured", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path))
+    return path

@@ -1,0 +1,131 @@
+"""The zero-shot demonstration: images and labels in, a table and bar plots out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demonstration; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Which of the labels fits each image: a table and bar plots. Research use only.",
+        epilog='python demo/demo_zeroshot.py --model_path M --images a.png folder/ --labels "brain MRI" "chest X-ray"',
+    )
+    parser.add_argument("--model_path", required=True, help="folder, published checkpoint, or open_clip:NAME/WEIGHTS")
+    parser.add_argument("--images", nargs="+", required=True, help="files (also DICOM, 16 bit) and folders")
+    parser.add_argument("--labels", nargs="+", required=True, help="at least two; one per argument, or parted by |")
+    parser.add_argument("--templates", nargs="+", help="prompts with {} for the label")
+    parser.add_argument("--work-dir", default="zero_shot", help="where the results go (default: zero_shot)")
+    parser.add_argument("--site", default="", help="CT window of deep images, e.g. lung (default: file, percentiles)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--compat", choices=["reference"], help="probabilities as the published demonstration showed")
+    parser.add_argument("--restart", action="store_true", help="forget earlier results in the work folder")
+    args = parser.parse_args(argv)
+    labels = [part.strip() for label in args.labels for part in label.split("|") if part.strip()]
+
+    from unimed.inference.runs import FolderError, print_failures, run_cases
+    from unimed.models.auto import load
+    from unimed.structures import Case
+
+    try:
+        paths = _files(args.images)
+        model = load(args.model_path, device=args.device)
+        model.classifier(labels, args.templates)  # a wrong label is told before any image is read
+        if len(labels) < 2 and not model.sigmoid:
+            raise ValueError(f"only one label was given ({labels[0]!r}); it would always win: give at least two")
+
+        def predict(batch: list[Case]) -> list[dict]:
+            files = [case.inputs["path"] for case in batch]
+            results = model.zero_shot(files, labels, args.templates, site=args.site, compat=args.compat)
+            for case, result in zip(batch, results, strict=True):
+                bars(case.inputs["path"], result, Path(args.work_dir) / "plots" / f"{case.name}.png", args.site)
+            return [result.to_dict() for result in results]
+
+        settings = {"model": str(args.model_path), "labels": labels, "templates": args.templates, "site": args.site,
+                    "compat": args.compat}  # fmt: skip
+        cases = [Case(name, {"path": path}) for name, path in _names(paths).items()]
+        report = run_cases(
+            cases, predict, args.work_dir, settings=settings, batch_size=args.batch_size, restart=args.restart
+        )
+    except (FolderError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(table(report.rows, labels, Path(args.work_dir)))
+    print_failures(report)
+    return report.exit_code
+
+
+def _files(places: Sequence[str]) -> list[str]:
+    files: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            files += sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+        elif place.exists():
+            files.append(place)
+        else:
+            raise FileNotFoundError(f"{place}: no such file or folder")
+    if not files:
+        raise FileNotFoundError(f"no image in {', '.join(map(str, places))}; known suffixes are {', '.join(SUFFIXES)}")
+    return [str(path) for path in files]
+
+
+def _names(paths: Sequence[str]) -> dict[str, str]:
+    """Name of each case: that of the file, with as much of its folders as makes it unique."""
+    names: dict[str, str] = {}
+    for path in paths:
+        parts = Path(path).resolve().with_suffix("").parts
+        depth = 1
+        while (name := "-".join(parts[-depth:])) in names and depth < len(parts):
+            depth += 1
+        names[name if name not in names else f"{name}{Path(path).suffix}"] = path
+    return names
+
+
+def table(rows: Sequence[dict], labels: Sequence[str], work_dir: Path) -> str:
+    """One line per image, written to `table.md` too."""
+    from unimed.evaluation.tables import markdown_table, this_command
+    from unimed.files import write_text
+
+    lines = [
+        {"image": row["case"], "best": row["label"]} | {x: row["probabilities"][x] for x in labels} for row in rows
+    ]
+    text = markdown_table(lines) + (
+        "\nProbabilities compare the labels given with one another; they are no probabilities of a disease. "
+        f"Research use only.\n\nReproduce: `{this_command()}`\n"
+    )
+    write_text(work_dir / "table.md", text)
+    return text
+
+
+def bars(image, result, path: Path, site: str = "", most: int = 12) -> Path:
+    """The image beside a bar per label, best first, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from unimed.files import write_atomic
+    from unimed.models.clip.processing import as_rgb
+
+    ranked = result.ranked()[:most]
+    figure = Figure(figsize=(9, max(2.6, 0.42 * len(ranked) + 1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
+    left.imshow(as_rgb(image, site))
+    left.axis("off")
+    names = [name if len(name) <= 40 else name[:38] + "..." for name, _ in ranked]
+    values = [value for _, value in ranked]
+    drawn = right.barh(range(len(ranked)), values, color=["#2a6f97"] + ["#a9c5d6"] * (len(ranked) - 1))
+    right.bar_label(drawn, [f"{value:.3f}" for value in values], padding=3)
+    right.set_yticks(range(len(ranked)), names)
+    right.invert_yaxis()
+    right.set_xlim(0, 1.12)
+    word = "share of the labels" if result.kind == "softmax" else "fit of each label by itself"
+    right.set_xlabel(f"{word} (research use only)")
+    for side in ("top", "right"):
+        right.spines[side].set_visible(False)
+    return write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))

@@ -1,0 +1,86 @@
+"""Reports of the record format (`data/formats.md`) as report grounding: masks become boxes, denied things have none."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import numpy as np
+
+from unimed.data.readers.records import RecordDataset
+from unimed.data.wordings import umedground as grounding_text
+from unimed.registry import DATASETS
+from unimed.structures import Region, Sample
+
+_MARKS = re.compile(r"</?p>|\[SEG\]|\[BOX\]")
+
+
+@DATASETS.register_module()
+class RecordReports:
+    """One sample per image that has a report: report in, phrases and boxes out.
+
+    Phrases are those the report points at, those of "box" questions on the same image with at most `most_boxes` boxes,
+    and those an "absent" question denies. The report gets a sentence for what it does not mention itself.
+
+    Args:
+        path: folder of a data set in the record format.
+        split: "train", "val", "test".
+        most_boxes: phrases with more boxes are left out.
+        style: of answers, see `grounding_text`.
+    """
+
+    def __init__(self, path, split: str = "train", most_boxes: int = 3, style: str = "tags"):
+        self.records = RecordDataset(path, split, tasks=("report", "box", "absent"))
+        self.split, self.most_boxes, self.style = split, most_boxes, style
+        by_image: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for number, record in enumerate(self.records.records):
+            if "image" in record:
+                by_image[record["image"]][record["task"]].append(number)
+        self.items = [tasks for tasks in by_image.values() if tasks["report"]]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Sample:
+        tasks = self.items[index]
+        report = self.records[tasks["report"][0]]
+        text = " ".join(_MARKS.sub(" ", report.conversation[1][1]).split()).replace(" ,", ",").replace(" .", ".")
+        phrases: dict[str, list] = {r.phrase: [] if r.mask is None else [_box_of(r)] for r in report.regions}
+        for number in tasks["box"]:
+            boxes: dict[str, list] = defaultdict(list)
+            for region in self.records[number].regions:
+                boxes[region.phrase].append(region.box_xyxy_px)
+            for phrase, found in boxes.items():
+                if len(found) <= self.most_boxes and phrase not in phrases:
+                    phrases[phrase] = found
+                    text += f" The {phrase} is to be seen."
+        for number in tasks["absent"]:
+            for region in self.records[number].regions:
+                if region.presence == 0 and region.phrase not in phrases:
+                    phrases[region.phrase] = []
+                    text += f" There is no {region.phrase}."
+        wording, endings = (0, None) if self.split != "train" else grounding_text.draw(len(phrases))
+        said, spans = grounding_text.answer([(p, len(b)) for p, b in phrases.items()], self.style, endings)
+        regions = []
+        for (phrase, boxes), span in zip(phrases.items(), spans, strict=True):
+            regions += [Region(phrase, box_xyxy_px=box, presence=1.0, phrase_span=span) for box in boxes]
+            if not boxes:
+                regions.append(Region(phrase, presence=0.0, phrase_span=span))
+        return Sample(
+            images=report.images,
+            geometry=report.geometry,
+            sample_id=report.sample_id,
+            modality=report.modality,
+            conversation=(("user", grounding_text.question(text, wording)), ("assistant", said)),
+            regions=tuple(regions),
+            labels={"task": "mrg", "kind": "report", "classes": [], "text": text},
+            patient_id=report.patient_id,
+            source=report.source,
+            licence=report.licence,
+            label_origin=report.label_origin,
+        )
+
+
+def _box_of(region: Region) -> tuple[float, float, float, float]:
+    rows, columns = np.flatnonzero(region.mask.any(1)), np.flatnonzero(region.mask.any(0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

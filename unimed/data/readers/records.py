@@ -1,0 +1,234 @@
+"""Reader of the record format: one JSON object per line, images and masks beside it (`data/formats.md`)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from unimed.geometry import Geometry, reorient
+from unimed.io.read import ReadError, read
+from unimed.io.volume_slices import choose_slices
+from unimed.io.windows import percentiles_to_uint8
+from unimed.registry import DATASETS
+from unimed.structures import Region, Sample
+from unimed.tokens import BOX_TOKEN, SEG_TOKEN
+
+TASKS = ("referring", "box", "vqa", "classification", "caption", "report", "region", "absent", "volume")
+REQUIRED = ("id", "task", "question", "answer")
+TOKENS = re.compile(f"({re.escape(SEG_TOKEN)}|{re.escape(BOX_TOKEN)})")
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; the message names the file, the record and the remedy."""
+
+
+def read_records(path: str | Path) -> list[dict]:
+    """All records of a JSON lines file, checked for what every record must have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RecordError: a line that is no JSON object, misses a field, names an unknown task or repeats an id.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; `tools/prepare_data.py sample` makes one, or see docs/data.md")
+    records, ids = [], set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RecordError(f"{path}:{number}: not JSON ({error.msg})") from error
+        check_record(record, f"{path}:{number}")
+        if record["id"] in ids:
+            raise RecordError(f"{path}:{number}: id {record['id']!r} is used twice")
+        ids.add(record["id"])
+        records.append(record)
+    return records
+
+
+def check_record(record, where: str) -> None:
+    """What every record must have.
+
+    Raises:
+        RecordError: no JSON object, a missing field, an unknown task, or not exactly one picture.
+    """
+    if not isinstance(record, dict):
+        raise RecordError(f"{where}: expected one JSON object")
+    if missing := [name for name in REQUIRED if name not in record]:
+        raise RecordError(f"{where}: field {', '.join(missing)} is missing")
+    if record["task"] not in TASKS:
+        raise RecordError(f"{where}: unknown task {record['task']!r}; known are {', '.join(TASKS)}")
+    if ("image" in record) == ("volume" in record):
+        raise RecordError(f"{where}: give either `image` or `volume`")
+
+
+def check_counts(record: dict) -> None:
+    """One [SEG] per mask and one [BOX] per box, in the order of the regions.
+
+    A region that is not there (`present` false) has no token. In task "region" the mask is given, not asked for.
+
+    Raises:
+        RecordError: tokens of the answer and regions disagree.
+    """
+    expected = []
+    for region in record.get("regions") or ():
+        if record["task"] == "region" or region.get("present") is False:
+            continue
+        mask, box = region.get("mask"), region.get("box_xyxy_px")
+        if not mask and not box:
+            raise RecordError(
+                f"record {record['id']}: region {region.get('phrase')!r} has neither mask nor box; "
+                "say `present: false` if it is not there"
+            )
+        expected += [SEG_TOKEN] * bool(mask) + [BOX_TOKEN] * bool(box)
+    found = TOKENS.findall(record["answer"])
+    if found != expected:
+        raise RecordError(
+            f"record {record['id']}: the answer points {_counted(found)}, its regions ask for {_counted(expected)}; "
+            "write one [SEG] per mask and one [BOX] per box, in the order of `regions`"
+        )
+
+
+def _counted(tokens: list[str]) -> str:
+    return f"{tokens.count(SEG_TOKEN)} x [SEG] and {tokens.count(BOX_TOKEN)} x [BOX]"
+
+
+@DATASETS.register_module()
+class RecordDataset:
+    """Records of one split as `Sample`s.
+
+    Args:
+        path: folder of the data set (with `records/SPLIT.jsonl`), or one JSON lines file whose paths are relative to
+            the folder above it if it lies in `records/`, else to its own folder.
+        split: "train", "val", "test" or "aux"; ignored where `path` is a file.
+        tasks: keep only records of these tasks; all if None.
+        limit: keep only the first so many records.
+        slices: of a volume, keep only so many axial slices, spread evenly (for training; all are kept by default).
+        with_object: share of these that shall show what the record points at.
+        eight_bit: deeper volumes as uint8, by the percentiles of the whole volume; implied by `slices`.
+
+    A sample's conversation is (("user", question), ("assistant", answer)). Its `labels` hold `task`, `label`,
+    `choices`, `site`, `note` and `split`. Pictures come as HxW or HxWx3, volumes as DxHxW with D to the head, H to the
+    back and W to the patient's left, whatever the axes of the file.
+
+    Raises:
+        FileNotFoundError, RecordError: on construction for the JSON lines, on access for an image, a mask that does
+            not fit its image or is empty, or a count of tokens that disagrees with the regions.
+    """
+
+    def __init__(
+        self,
+        path,
+        split: str = "train",
+        tasks: Sequence[str] | None = None,
+        limit: int | None = None,
+        slices: int | None = None,
+        with_object: float = 0.0,
+        eight_bit: bool = False,
+    ):
+        path = Path(path)
+        self.slices, self.with_object, self.eight_bit = slices, with_object, eight_bit or slices is not None
+        self.file = path if path.is_file() else path / "records" / f"{split}.jsonl"
+        self.root = self.file.parent.parent if self.file.parent.name == "records" else self.file.parent
+        if tasks is not None and (unknown := sorted(set(tasks) - set(TASKS))):
+            raise RecordError(f"unknown task {', '.join(unknown)}; known are {', '.join(TASKS)}")
+        records = [r for r in read_records(self.file) if tasks is None or r["task"] in tasks]
+        self.records = records if limit is None else records[:limit]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def length_of(self, index: int) -> int:
+        """Tokens of the text, estimated: three characters each. For grouping by length and token budgets."""
+        record = self.records[index]
+        return 1 + (len(record["question"]) + len(record["answer"])) // 3
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        check_counts(record)
+        array, geometry = self._load(record, record.get("image") or record["volume"])
+        if "volume" in record:
+            array, geometry = reorient(array, geometry, "SPL")
+            array = np.ascontiguousarray(array)
+        regions = tuple(self._region(record, entry, array.shape) for entry in record.get("regions") or ())
+        if "volume" in record and self.eight_bit and array.dtype != np.uint8:
+            array = percentiles_to_uint8(array)
+        if "volume" in record and self.slices is not None:
+            array, geometry, regions = self._thinned(array, geometry, regions)
+        return Sample(
+            images=(array,),
+            geometry=geometry,
+            sample_id=record["id"],
+            modality=record.get("modality", ""),
+            conversation=(("user", record["question"]), ("assistant", record["answer"])),
+            regions=regions,
+            labels={
+                name: record.get(name) if name != "site" else record.get(name, "")
+                for name in ("task", "label", "choices", "site", "note", "split")
+            },
+            patient_id=record.get("patient_id", ""),
+            source=record.get("source", ""),
+            licence=record.get("licence", ""),
+            label_origin=record.get("label_origin", ""),
+        )
+
+    def _thinned(self, array: np.ndarray, geometry: Geometry, regions: tuple[Region, ...]):
+        """Some slices of a volume, for training."""
+        masks = [region.mask for region in regions if region.mask is not None]
+        shows = np.any([mask.any(axis=(1, 2)) for mask in masks], axis=0) if masks else np.zeros(len(array), bool)
+        chosen = choose_slices(shows.tolist(), self.slices, self.with_object)
+        thinned = []
+        for region in regions:
+            mask = None if region.mask is None else region.mask[chosen]
+            thinned.append(replace(region, mask=mask))
+        # Slices lie at uneven distances now, which no affine can say.
+        return array[chosen], Geometry.pixels(source_format=geometry.source_format), tuple(thinned)
+
+    def _load(self, record: dict, name: str):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise RecordError(f"{self.file}: record {record['id']} names {name}, which is outside of the data set")
+        try:
+            return read(self.root / name)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.file}: record {record['id']} names {name}, which is missing") from error
+        except ReadError as error:
+            raise RecordError(f"{self.file}: record {record['id']}: {error}") from error
+
+    def _region(self, record: dict, entry: dict, shape: tuple[int, ...]) -> Region:
+        mask, box, span = None, entry.get("box_xyxy_px"), entry.get("phrase_span")
+        if entry.get("mask"):
+            mask, geometry = self._load(record, entry["mask"])
+            if "volume" in record:
+                mask, expected = np.ascontiguousarray(reorient(mask, geometry, "SPL")[0]), shape
+            else:
+                mask, expected = (mask if mask.ndim == 2 else mask[..., 0]), shape[:2]
+            if mask.shape != expected:
+                raise RecordError(
+                    f"{self.file}: record {record['id']}: mask {entry['mask']} is {mask.shape}, the image {expected}"
+                )
+            mask = mask > 0
+            if not mask.any():
+                raise RecordError(f"{self.file}: record {record['id']}: mask {entry['mask']} is empty")
+        present = entry.get("present")
+        try:
+            if box:
+                height, width = shape[-2:] if "volume" in record else shape[:2]
+                # A pixel of slack for boxes that were rounded.
+                if min(box[0], box[1]) < -1 or box[2] > width + 1 or box[3] > height + 1:
+                    raise ValueError(f"box_xyxy_px {list(box)} reaches out of the image of {width} x {height} pixels")
+            return Region(
+                phrase=entry["phrase"],
+                mask=mask,
+                box_xyxy_px=tuple(float(v) for v in box) if box else None,
+                presence=None if present is None else float(present),
+                phrase_span=tuple(span) if span else None,
+            )
+        except (TypeError, ValueError) as error:
+            raise RecordError(f"{self.file}: record {record['id']}: {error}") from error

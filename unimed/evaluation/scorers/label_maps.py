@@ -1,0 +1,276 @@
+"""Scores of segmented volumes against their truth, file by file: `tools/score_volumes.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from unimed.data.wordings.biomedparse_targets import named_in
+from unimed.evaluation.published.cvpr25 import score_instances, score_semantic
+from unimed.evaluation.tables import markdown_table, means_by, write_cases
+from unimed.files import write_report, write_text
+from unimed.io.challenge import Prompts, ReadError, read_labels, read_prompts
+from unimed.io.read import read
+from unimed.io.slices import choose_axis
+from unimed.io.windows import modality_of
+from unimed.metrics.instances import components, instance_scores, pool_instances
+from unimed.metrics.masks import EMPTY_POLICIES, dice, iou
+from unimed.metrics.presence import presence_scores
+from unimed.metrics.surfaces import nsd
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".npz")
+#: Parts of names that tell image, truth and result of one case apart.
+ROLES = (".img", ".gt", ".seg")
+
+
+@dataclass
+class VolumeScores:
+    """Rows per (volume, target), per instance volume and per challenge volume, and what went wrong."""
+
+    targets: list[dict] = field(default_factory=list)
+    instances: list[dict] = field(default_factory=list)
+    challenge: list[dict] = field(default_factory=list)
+    presence: list[dict] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def case_name(path: Path) -> str:
+    """What image, truth and result of one case share in their names."""
+    name = path.name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    for role in ROLES:
+        name = name.removesuffix(role)
+    return name
+
+
+def score_folder(
+    predictions: str | Path,
+    truths: str | Path,
+    *,
+    prompts: str | Path | None = None,
+    tolerances_mm: Sequence[float] = (1.0, 2.0),
+    thresholds: Sequence[float] = (0.5, 0.75),
+    empty: str = "ignore",
+    compat: str | None = None,
+    surfaces: bool = True,
+    only: str | None = None,
+) -> VolumeScores:
+    """Compare every truth with the result of its name.
+
+    A volume without a result is scored as if nothing had been found, and named as a problem.
+
+    Args:
+        predictions: folder of `NAME.npz` (`segs`, `existence`) or `NAME.nii.gz`, as `demo_parse3D.py` writes them; the
+            presence of targets is taken from the NPZ or from `NAME.json`.
+        truths: folder of NPZ (`gts`), NIfTI or NRRD label maps.
+        prompts: JSON table for all volumes; else the truth's or the result's own.
+        empty: what a target scores that is neither there nor painted, see `masks.EMPTY_POLICIES`.
+        compat: of the challenge scoring, see `challenge.score_semantic`.
+        surfaces: compute NSD (needs MONAI). only: beginning of the case names to score.
+
+    Raises:
+        FileNotFoundError: a folder is missing or holds no truth. ValueError: unknown policy.
+    """
+    if empty not in EMPTY_POLICIES:
+        raise ValueError(f"unknown policy {empty!r}; known are {', '.join(EMPTY_POLICIES)}")
+    found = _by_name(Path(truths), None)
+    results = _by_name(Path(predictions), "result")
+    table = read_prompts(prompts) if prompts else None
+    scores = VolumeScores()
+    for name, path in found.items():
+        if only and not name.startswith(only):
+            continue
+        try:
+            truth, spacing = _labels(path)
+            result = results.get(name)
+            predicted, existence = np.zeros(truth.shape, np.int32), None
+            if result is None:
+                scores.problems.append(f"{name}: no result in {predictions}; scored as empty")
+            else:
+                predicted, existence = _labels(result)[0], _existence(result)
+            asked = table or _prompts(path, result, truth)
+            if predicted.shape != truth.shape:
+                raise ReadError(f"{result}: shape {predicted.shape}, the truth has {truth.shape}")
+        except (ReadError, FileNotFoundError) as error:
+            scores.problems.append(f"{name}: {error}")
+            continue
+        modality = modality_of(name) or "unknown"
+        options = dict(spacing=spacing if surfaces else None, tolerances=tolerances_mm)
+        if asked.instances:
+            _score_instances(scores, name, modality, predicted, truth, thresholds, compat)
+        else:
+            _score_targets(scores, name, modality, predicted, truth, asked, existence, empty, compat, **options)
+    return scores
+
+
+def summarise(scores: VolumeScores, out: str | Path, *, command: str, empty: str, compat: str | None = None) -> str:
+    """Write `cases.jsonl`, `scores.json` and `scores.md`; returns the text of the last."""
+    out, parts, summary = Path(out), [], {"problems": scores.problems, "empty_policy": EMPTY_POLICIES[empty]}
+    if scores.targets:
+        metrics = [key for key in scores.targets[0] if key.startswith(("dice", "iou", "nsd"))]
+        parts += ["## Targets", markdown_table(means_by(scores.targets, ("modality", "target"), metrics))]
+        parts += ["## Modalities", markdown_table(means_by(scores.targets, "modality", metrics))]
+        counts = [{
+            "painted_on_absent": sum(r["predicted_voxels"] > 0 and not r["truth_voxels"] for r in scores.targets),
+            "missed": sum(r["truth_voxels"] > 0 and not r["predicted_voxels"] for r in scores.targets),
+            "both_empty": sum(not r["truth_voxels"] and not r["predicted_voxels"] for r in scores.targets),
+            "pairs": len(scores.targets),
+        }]  # fmt: skip
+        parts += [f"Empty masks: {EMPTY_POLICIES[empty]}. One empty mask against a filled one scores 0.\n"]
+        parts += [markdown_table(counts)]
+        summary |= {"targets": means_by(scores.targets, ("modality", "target"), metrics), "counts": counts[0]}
+    if scores.presence:
+        rows = []
+        for level in ("volume", "slice"):
+            chosen = [row for row in scores.presence if row["level"] == level]
+            if chosen:
+                values = presence_scores([r["probability"] for r in chosen], [r["present"] for r in chosen])
+                rows.append({"level": level, **values})
+        parts += ["## Existence", markdown_table(rows)]
+        summary["existence"] = rows
+    if scores.instances:
+        thresholds = sorted({int(k[3:]) / 100 for k in scores.instances[0] if k.startswith("f1_")})
+        metrics = [key for key in scores.instances[0] if key.startswith(("f1_", "ap_", "dice_matched_"))]
+        pooled = pool_instances(scores.instances, thresholds)
+        parts += [
+            "## Instances",
+            markdown_table(means_by(scores.instances, "modality", metrics)),
+            markdown_table([pooled]),
+        ]
+        summary |= {"instances": means_by(scores.instances, "modality", metrics), "instances_pooled": pooled}
+    if scores.challenge:
+        rule = "false labels cost nothing, as published" if compat == "reference" else "false labels score 0"
+        metrics = [key for key in ("DSC", "NSD", "F1", "DSC_TP") if any(key in row for row in scores.challenge)]
+        table = means_by(scores.challenge, "modality", metrics)
+        parts += [f"## Challenge scoring ({rule})", markdown_table(table)]
+        summary["challenge"] = {"rule": rule, "rows": table}
+    parts += [f"problem: {problem}" for problem in scores.problems]
+    text = "\n".join([*parts, f"\n`{command}`", "Research use only.\n"])
+    write_cases(out / "cases.jsonl", [*scores.targets, *scores.instances, *scores.challenge])
+    write_report(out / "scores.json", summary)
+    write_text(out / "scores.md", text)
+    return text
+
+
+def _score_targets(
+    scores, name, modality, predicted, truth, asked: Prompts, existence, empty, compat, spacing, tolerances
+):
+    axis = choose_axis(truth.shape)
+    slices = np.moveaxis(truth, axis, 0).reshape(truth.shape[axis], -1)
+    for label, text in asked.first().items():
+        known = named_in(text)
+        said, there = predicted == label, truth == label
+        line = {
+            "case": name,
+            "group": name,
+            "modality": modality,
+            "target": known["target"] if known else text,
+            "label": label,
+            "dice": dice(said, there, empty=empty),
+            "iou": iou(said, there, empty=empty),
+            "truth_voxels": int(there.sum()),
+            "predicted_voxels": int(said.sum()),
+        }
+        if spacing is not None:
+            values = nsd(said, there, spacing, list(tolerances), empty=empty)
+            line |= {f"nsd_{t:g}mm": value for t, value in zip(tolerances, values, strict=True)}
+        scores.targets.append(line)
+        if existence is not None and label in existence:
+            per_slice = existence[label]
+            scores.presence.append(
+                {"level": "volume", "probability": float(per_slice.max()), "present": bool(there.any())}
+            )
+            if len(per_slice) == len(slices):
+                scores.presence += [
+                    {"level": "slice", "probability": float(p), "present": bool(t)}
+                    for p, t in zip(per_slice, (slices == label).any(1), strict=True)
+                ]
+    official = score_semantic(predicted, truth, list(asked.texts), spacing_mm=spacing, compat=compat)
+    scores.challenge.append(
+        {"case": name, "group": name, "modality": modality, "DSC": official["DSC"]}
+        | ({"NSD": official["NSD"]} if "NSD" in official else {})
+        | {"false_labels": len(official["false_labels"])}
+    )
+
+
+def _score_instances(scores, name, modality, predicted, truth, thresholds, compat):
+    split = predicted if len(np.unique(predicted[predicted > 0])) > 1 else components(predicted > 0)
+    line = {"case": name, "group": name, "modality": modality, **instance_scores(split, truth, thresholds)}
+    scores.instances.append(line)
+    official = score_instances(predicted, truth, compat=compat)
+    scores.challenge.append(
+        {"case": name, "group": name, "modality": modality, "F1": official["F1"], "DSC_TP": official["DSC_TP"]}
+    )
+
+
+def _by_name(folder: Path, role: str | None) -> dict[str, Path]:
+    """Case name -> file. Of several results of one case the NPZ is taken: it alone holds the existence per slice."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
+            if path.name.endswith("-instances.nii.gz") and role:
+                continue
+            if role is None and path.name.lower().endswith(".img.npz"):
+                continue  # the image of a challenge case, beside its NAME.gt.npz
+            name = case_name(path)
+            if name not in found or path.suffix == ".npz":
+                found[name] = path
+    if not found and role is None:
+        raise FileNotFoundError(f"{folder}: no label map in it; known are {', '.join(SUFFIXES)}")
+    return found
+
+
+def _labels(path: Path) -> tuple[np.ndarray, tuple[float, ...] | None]:
+    if path.suffix == ".npz":
+        return read_labels(path)
+    array, geometry = read(path)
+    if array.dtype.kind not in "iub":
+        if array.dtype.kind != "f" or (array != np.rint(array)).any():
+            raise ReadError(f"{path}: a label map holds whole numbers, found {array.dtype}")
+        array = array.astype(np.int32)
+    return array, geometry.spacing if geometry.is_physical else None
+
+
+def _prompts(truth: Path, result: Path | None, labels: np.ndarray) -> Prompts:
+    for path in (truth, result):
+        if path is None:
+            continue
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                held = "text_prompts" in archive.files
+            if held:
+                return read_prompts(path)
+        beside = path.with_name(f"{path.name[: -len(_suffix(path))]}.json")
+        if beside.is_file():
+            targets = json.loads(beside.read_text(encoding="utf-8")).get("targets")
+            if targets:
+                return Prompts({int(t["label"]): (t["prompt"],) for t in targets})
+    return Prompts({int(v): (f"label {v}",) for v in np.unique(labels) if v})
+
+
+def _existence(path: Path) -> dict[int, np.ndarray] | None:
+    """Label -> existence per slice (or of the whole volume, as one number)."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            if "existence" not in archive.files:
+                return None
+            existence = archive["existence"]
+        return dict(zip(read_prompts(path).first(), existence, strict=True))
+    beside = path.with_name(f"{path.name[: -len(_suffix(path))]}.json")
+    if not beside.is_file():
+        return None
+    targets = json.loads(beside.read_text(encoding="utf-8")).get("targets", ())
+    return {int(t["label"]): np.array([t["presence"]]) for t in targets}
+
+
+def _suffix(path: Path) -> str:
+    return next(suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))

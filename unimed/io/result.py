@@ -1,0 +1,136 @@
+"""What a model says of an image and where it points, in memory and on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unimed.files import write_atomic
+from unimed.geometry import Geometry
+from unimed.io.overlay import draw_regions, write_overlay
+from unimed.io.rle import encode_mask
+from unimed.io.write import write_nifti, write_npz
+from unimed.structures import Region
+
+FORMATS = ("json", "png", "nifti", "npz", "dicom-seg")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of one image and where it points. Research use only.
+
+    `timing_s` maps step names to seconds; `markup` is the answer with its markers (`<p>`, `[SEG]`, stop word), where
+    the model speaks in markers.
+    """
+
+    text: str
+    regions: tuple[Region, ...] = ()
+    geometry: Geometry | None = None
+    timing_s: Mapping[str, float] = field(default_factory=dict)
+    model_reference: str = ""
+    markup: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON; masks as COCO run lengths with their [height, width] counts."""
+
+        def plain(region: Region) -> dict[str, Any]:
+            values = {name: getattr(region, name) for name in Region.__dataclass_fields__ if name != "mask"}
+            values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
+            return values | ({} if region.mask is None else {"mask_rle": encode_mask(region.mask)})
+
+        return {
+            "text": self.text,
+            "regions": [plain(region) for region in self.regions],
+            "timing_s": dict(self.timing_s),
+            "model": self.model_reference,
+            "notice": "research use only",
+        }
+
+    def plot(self, image: np.ndarray):
+        """The regions drawn over `image` (HxW or HxWx3, uint8), as a PIL image."""
+        from PIL import Image
+
+        return Image.fromarray(draw_regions(image, self.regions))
+
+    def save(self, folder, name: str = "prediction", formats=("json",), image: np.ndarray | None = None) -> list:
+        """Write the prediction; each file appears whole or not at all.
+
+        Args:
+            folder: made where it is not there.
+            formats: of "json", "png" (overlay; needs `image`), "nifti" and "npz" (one label map, label k is region k),
+                "dicom-seg" (beside the DICOM series that the geometry comes from; overlaps are kept).
+            image: HxW or HxWx3 uint8, what the overlay is drawn on.
+
+        Returns:
+            the paths written.
+
+        Raises:
+            ValueError: unknown format, or "png" without `image`, or a label map without masks.
+        """
+        return save_prediction(self, folder, name, formats, image)
+
+
+def save_prediction(prediction: Prediction, folder, name: str, formats: Sequence[str], image=None) -> list[Path]:
+    """See `Prediction.save`."""
+    unknown = [form for form in formats if form not in FORMATS]
+    if unknown:
+        raise ValueError(f"unknown formats {unknown}; known are {', '.join(FORMATS)}")
+    if "png" in formats and image is None:
+        raise ValueError("format 'png' draws over the image; give image=")
+    if Path(name).name != name:
+        raise ValueError(f"name {name!r} must be a plain file name")
+    if {"nifti", "npz", "dicom-seg"} & set(formats):
+        label_map(prediction)  # what cannot be written must stop before half of the formats are
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for form in formats:
+        if form == "json":
+            text = json.dumps(prediction.to_dict(), indent=1)
+            written.append(write_atomic(folder / f"{name}.json", lambda path, text=text: path.write_text(text)))
+        elif form == "png":
+            written.append(write_overlay(folder / f"{name}.png", image, prediction.regions))
+        elif form == "nifti":
+            labels = label_map(prediction)
+            # An image is a volume of one slice.
+            labels = labels[..., None] if labels.ndim == 2 else labels
+            geometry = prediction.geometry or Geometry.pixels()
+            written.append(write_nifti(folder / f"{name}.nii.gz", labels, geometry))
+        elif form == "dicom-seg":
+            written.append(_write_dicom_seg(folder / f"{name}.seg.dcm", prediction))
+        else:
+            written.append(write_npz(folder / f"{name}.npz", {"labels": label_map(prediction)}))
+    return written
+
+
+def _write_dicom_seg(path: Path, prediction: Prediction) -> Path:
+    from unimed.io.dicom_seg import write_dicom_seg
+
+    drawn = {k: region for k, region in enumerate(prediction.regions, 1) if region.mask is not None}
+    names = {k: region.phrase for k, region in drawn.items()}
+    masks = [region.mask for region in drawn.values()]
+    labels = label_map(prediction)
+    algorithm = Path(prediction.model_reference).name or "unimed"
+    return write_dicom_seg(path, labels, prediction.geometry, names, algorithm=algorithm, masks=masks)
+
+
+def label_map(prediction: Prediction) -> np.ndarray:
+    """One integer per pixel: 0 for nothing, k for the k-th region; where regions overlap the later one wins.
+
+    Raises:
+        ValueError: no region has a mask, or masks differ in shape.
+    """
+    masks = [(index, region.mask) for index, region in enumerate(prediction.regions, 1) if region.mask is not None]
+    if not masks:
+        raise ValueError("the prediction holds no mask to write; formats 'json' and 'png' need none")
+    if len({mask.shape for _, mask in masks}) > 1:
+        raise ValueError(f"masks differ in shape: {sorted({mask.shape for _, mask in masks})}")
+    labels = np.zeros(masks[0][1].shape, dtype=np.uint8 if len(masks) < 255 else np.uint16)
+    for index, mask in masks:
+        labels[mask] = index
+    return labels

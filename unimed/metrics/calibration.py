@@ -1,0 +1,389 @@
+"""A calibration file: learned once from cases the model was not trained on, applied to every region it returns.
+
+rows = read_cases("val/cases.jsonl")
+calibration = Calibration.fit(rows, alpha=0.1, by=("size",))
+calibration.save("calibration.json")
+region = Calibration.load("calibration.json").apply(region)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from unimed.files import write_report
+from unimed.metrics import selective
+from unimed.metrics.boxes import paired_iou
+from unimed.metrics.conformal import ConformalBoxes
+from unimed.metrics.reliability import ProbabilityMap, brier, d_ece, ece, laece, sigma_coverage, sigma_scale
+from unimed.metrics.statistics import bootstrap
+from unimed.structures import Region
+
+FORMAT = "unimed-calibration"
+VERSION = 1
+OUTCOMES = ("hit_at_50", "iou")
+
+
+class CalibrationError(ValueError):
+    """A calibration file or a case row that cannot be used; file or row and field are named."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Case rows as arrays: one predicted box against one true box each, and what the model said of it.
+
+    predicted, truth: [N, 4] xyxy in pixels. sigma [N, 4] in pixels and confidence [N] are None where no row has them.
+    """
+
+    predicted: np.ndarray
+    truth: np.ndarray
+    sigma: np.ndarray | None
+    confidence: np.ndarray | None
+    classes: list[str]
+    groups: list[str]
+    places: np.ndarray | None
+    skipped: int
+
+    @classmethod
+    def read(cls, rows: Sequence[Mapping]) -> Cases:
+        """Take the fields of per-case rows; rows without a predicted or true box are counted in `skipped`.
+
+        Fields: predicted_box_xyxy_px, true_box_xyxy_px; optional box_std_px, confidence (all rows or none), target,
+        group (patient), image_size_hw.
+
+        Raises:
+            CalibrationError: no usable row, a field in some rows only, or a broken value (row and field are named).
+        """
+        kept = [
+            (number, row)
+            for number, row in enumerate(rows)
+            if row.get("predicted_box_xyxy_px") is not None and row.get("true_box_xyxy_px") is not None
+        ]
+        if not kept:
+            raise CalibrationError(
+                f"none of {len(rows)} rows has predicted_box_xyxy_px and true_box_xyxy_px:"
+                " write them with the evaluation of a task that has boxes"
+            )
+        predicted = _column(kept, "predicted_box_xyxy_px", 4)
+        truth = _column(kept, "true_box_xyxy_px", 4)
+        for name, boxes in (("predicted_box_xyxy_px", predicted), ("true_box_xyxy_px", truth)):
+            flat = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+            if flat.any():
+                raise CalibrationError(
+                    f"row {kept[int(flat.argmax())][0]}: {name} {boxes[flat][0].tolist()} has no area"
+                )
+        sigma = _column(kept, "box_std_px", 4)
+        if sigma is not None and not (sigma > 0).all():
+            raise CalibrationError(f"row {kept[int((sigma <= 0).any(1).argmax())][0]}: box_std_px must be positive")
+        confidence = _column(kept, "confidence", None)
+        if confidence is not None and not ((confidence >= 0) & (confidence <= 1)).all():
+            raise CalibrationError("confidence must lie in [0, 1]")
+        size = _column(kept, "image_size_hw", 2)
+        places = None
+        if size is not None:
+            centre, side = (predicted[:, :2] + predicted[:, 2:]) / 2, predicted[:, 2:] - predicted[:, :2]
+            places = np.clip(np.concatenate([centre, side], axis=1) / size[:, [1, 0, 1, 0]], 0, 1)
+        classes = [str(row.get("target", "")) for _, row in kept]
+        groups = [str(row.get("group") or row.get("case_id") or number) for number, row in kept]
+        return cls(predicted, truth, sigma, confidence, classes, groups, places, len(rows) - len(kept))
+
+    @property
+    def iou(self) -> np.ndarray:
+        return paired_iou(self.predicted, self.truth)
+
+    @property
+    def error(self) -> np.ndarray:
+        return self.predicted - self.truth
+
+
+def _column(kept, name, width):
+    have = [row.get(name) is not None for _, row in kept]
+    if not any(have):
+        return None
+    if not all(have):
+        raise CalibrationError(f"row {kept[have.index(False)][0]}: {name} is missing, but other rows have it")
+    try:
+        values = np.array([row[name] for _, row in kept], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise CalibrationError(f"{name} must be numbers of one shape in every row") from None
+    if values.shape != ((len(kept),) if width is None else (len(kept), width)):
+        raise CalibrationError(f"{name} must be {width or 'one'} number(s) per row, got shape {values.shape}")
+    bad = ~np.isfinite(values).reshape(len(kept), -1).all(1)
+    if bad.any():
+        raise CalibrationError(f"row {kept[int(bad.argmax())][0]}: {name} holds NaN or Inf")
+    return values
+
+
+def box_uncertainty(sigma: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """One number per box: mean spread of its sides over the root of its area, [N, 4] and [N, 4] to [N]; 0 is sure."""
+    side = np.sqrt(np.clip(boxes[:, 2:] - boxes[:, :2], 1e-9, None).prod(1))
+    return sigma.mean(1) / side
+
+
+def _signals(names, confidence, sigma, boxes):
+    """Features of the confidence map: the bare confidence, or logit and logarithms when there are several."""
+    if names == ("confidence",):
+        return confidence
+    columns = {
+        "confidence": lambda: np.log(np.clip(confidence, 1e-6, 1 - 1e-6) / np.clip(1 - confidence, 1e-6, 1)),
+        "uncertainty": lambda: np.log(np.clip(box_uncertainty(sigma, boxes), 1e-9, None)),
+        "area": lambda: np.log(np.clip(boxes[:, 2:] - boxes[:, :2], 1e-9, None).prod(1)),
+    }
+    return np.stack([columns[name]() for name in names], axis=1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns a model's own numbers into numbers that can be relied on.
+
+    boxes: margins of outer and inner boxes. confidence: map from `signals` to P(IoU >= 0.5), or to the expected IoU
+    where `outcome` is "iou". sigma: factor per box side. provenance: what it was learned from.
+    """
+
+    boxes: ConformalBoxes | None = None
+    confidence: ProbabilityMap | None = None
+    signals: tuple[str, ...] = ()
+    outcome: str = "hit_at_50"
+    sigma: tuple[float, ...] | None = None
+    provenance: dict = field(default_factory=dict)
+
+    @classmethod
+    def fit(
+        cls,
+        rows: Sequence[Mapping],
+        *,
+        alpha: float = 0.1,
+        scale: str = "pixel",
+        by: Sequence[str] = (),
+        kind: str = "platt",
+        outcome: str = "hit_at_50",
+        provenance: Mapping | None = None,
+    ) -> Calibration:
+        """Learn everything the rows allow (fields in `Cases.read`).
+
+        Args:
+            alpha: allowed share of true boxes outside the outer box.
+            scale, by: see `conformal.ConformalBoxes`.
+            kind: see `reliability.MAPS`. Without confidence in the rows "platt" learns from spread and area.
+            outcome: what the confidence is to mean: "hit_at_50" P(IoU >= 0.5), or "iou" the IoU itself.
+        """
+        if outcome not in OUTCOMES:
+            raise ValueError(f"outcome must be one of {OUTCOMES}, got {outcome!r}")
+        cases = Cases.read(rows)
+        factors = None if cases.sigma is None else sigma_scale(cases.error, cases.sigma)
+        spread = None if factors is None else cases.sigma * np.array(factors)
+        boxes = ConformalBoxes.fit(
+            cases.predicted,
+            cases.truth,
+            alpha=alpha,
+            scale=scale,
+            sigma=spread,
+            classes=cases.classes,
+            groups=cases.groups,
+            by=by,
+        )
+        names = () if cases.confidence is None else ("confidence",)
+        if kind == "platt" and cases.sigma is not None:
+            names += ("uncertainty", "area")
+        target = (cases.iou >= 0.5).astype(float) if outcome == "hit_at_50" else cases.iou
+        fitted = (
+            ProbabilityMap.fit(kind, _signals(names, cases.confidence, spread, cases.predicted), target)
+            if names
+            else None
+        )
+        about = {"boxes": len(cases.truth), "patients": len(set(cases.groups)), "rows_without_boxes": cases.skipped}
+        return cls(boxes, fitted, names, outcome, factors, about | dict(provenance or {}))
+
+    def apply_arrays(self, predicted, *, sigma=None, confidence=None, classes=None) -> dict[str, np.ndarray | None]:
+        """Calibrated confidence [N], sigma [N, 4], outer and inner boxes [N, 4] of boxes [N, 4]; None if unlearned.
+
+        Raises:
+            CalibrationError: the calibration needs spread or confidence and the model gave none.
+        """
+        if self.sigma is not None and sigma is not None:
+            sigma = np.asarray(sigma, dtype=np.float64) * np.array(self.sigma)
+        needs_sigma = "uncertainty" in self.signals or (self.boxes is not None and self.boxes.scale == "sigma")
+        if needs_sigma and sigma is None:
+            raise CalibrationError("this calibration was learned with box_std_px, and the region has none")
+        if "confidence" in self.signals and confidence is None:
+            raise CalibrationError("this calibration was learned with confidence, and the region has none")
+        calibrated = None
+        if self.confidence is not None:
+            calibrated = self.confidence(_signals(self.signals, confidence, sigma, predicted))
+        outer, inner = self.boxes.boxes(predicted, sigma=sigma, classes=classes) if self.boxes else (None, None)
+        return {"confidence": calibrated, "sigma": sigma, "outer": outer, "inner": inner}
+
+    def apply(
+        self, region: Region, *, label: str | None = None, image_size_hw: tuple[int, int] | None = None
+    ) -> Region:
+        """The region with calibrated confidence, box_std_px, outer and inner box; one without a box stays as it is.
+
+        Args:
+            label: its class where margins were learned by class; by default the phrase.
+            image_size_hw: clips the outer box to the image, which cannot lose any of the true box.
+
+        Raises:
+            CalibrationError: as in `apply_arrays`, or the region has an outer box already: only the model's own
+                numbers can be calibrated, and only once.
+        """
+        if region.box_xyxy_px is None:
+            return region
+        if region.box_outer_xyxy_px is not None:
+            raise CalibrationError(
+                f"region {region.phrase!r} is calibrated already; apply this to the model's own output"
+            )
+        result = self.apply_arrays(
+            np.array([region.box_xyxy_px], dtype=np.float64),
+            sigma=None if region.box_std_px is None else np.array([region.box_std_px], dtype=np.float64),
+            confidence=None if region.confidence is None else np.array([region.confidence]),
+            classes=[region.phrase if label is None else label],
+        )
+        changes: dict = {}
+        if result["confidence"] is not None:
+            changes["confidence"] = float(np.clip(result["confidence"][0], 0, 1))
+        if result["sigma"] is not None:
+            changes["box_std_px"] = tuple(float(v) for v in result["sigma"][0])
+        if result["outer"] is not None:
+            outer = result["outer"][0]
+            if image_size_hw is not None:
+                outer = np.clip(outer, 0, [image_size_hw[1], image_size_hw[0]] * 2)
+            changes["box_outer_xyxy_px"] = tuple(float(v) for v in outer)
+            inner = result["inner"][0]
+            changes["box_inner_xyxy_px"] = None if np.isnan(inner).any() else tuple(float(v) for v in inner)
+        return replace(region, **changes)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the calibration as JSON, whole or not at all."""
+        return write_report(path, {"format": FORMAT, "version": VERSION} | _finite(asdict(self)))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read a calibration file.
+
+        Raises:
+            CalibrationError: not JSON, another format or version, or fields that do not fit.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CalibrationError(f"{path}: not a JSON file ({error})") from None
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise CalibrationError(f"{path}: not a calibration file; make one with tools/calibrate.py")
+        if (version := content.pop("version", None)) != VERSION:
+            raise CalibrationError(f"{path}: version {version}, this program reads version {VERSION}")
+        try:
+            boxes, confidence, sigma = (content.pop(name) for name in ("boxes", "confidence", "sigma"))
+            if boxes is not None:
+                for side in ("outer", "inner"):
+                    boxes[side] = {k: math.inf if v is None else float(v) for k, v in boxes[side].items()}
+                boxes["by"], boxes["size_edges_px"] = tuple(boxes["by"]), tuple(boxes["size_edges_px"])
+                boxes = ConformalBoxes(**boxes)
+            confidence = None if confidence is None else ProbabilityMap(**confidence)
+            content["signals"] = tuple(content["signals"])
+            return cls(boxes=boxes, confidence=confidence, sigma=None if sigma is None else tuple(sigma), **content)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CalibrationError(f"{path}: field missing, unknown or of the wrong kind ({error})") from None
+
+    def evaluate(self, rows: Sequence[Mapping], *, resamples: int = 500, seed: int = 0) -> dict:
+        """Measure on rows that were not used to learn it, before and after where both exist.
+
+        Returns:
+            coverage: rows of `ConformalBoxes.coverage`. reliability: one row "as the model said" and one
+            "calibrated" with ece, la_ece, d_ece (with image sizes) and brier as `Interval`. sigma: shares within z
+            sigma, before and after. selective: numbers of `selective.selective_scores` with risk 1 - IoU.
+        """
+        cases = Cases.read(rows)
+        result = self.apply_arrays(
+            cases.predicted, sigma=cases.sigma, confidence=cases.confidence, classes=cases.classes
+        )
+        report: dict = {"boxes": len(cases.truth), "patients": len(set(cases.groups))}
+        if self.boxes is not None:
+            report["coverage"] = self.boxes.coverage(
+                cases.predicted, cases.truth, sigma=result["sigma"], classes=cases.classes
+            )
+        report["reliability"] = [
+            {"confidence": name} | _reliability(values, cases, resamples, seed)
+            for name, values in (("as the model said", cases.confidence), ("calibrated", result["confidence"]))
+            if values is not None
+        ]
+        if cases.sigma is not None:
+            report["sigma"] = [
+                {"spread": name} | sigma_coverage(cases.error, values)
+                for name, values in (("as the model said", cases.sigma), ("calibrated", result["sigma"]))
+            ]
+        if (doubt := uncertainty_of(result, cases)) is not None:
+            report["selective"] = selective.selective_scores(
+                doubt, 1 - cases.iou, groups=cases.groups, resamples=resamples, seed=seed
+            )
+        return report
+
+
+def uncertainty_of(result: Mapping, cases: Cases) -> np.ndarray | None:
+    """What cases are sorted by: 1 - calibrated confidence, else relative spread; None when the model said nothing."""
+    if result["confidence"] is not None:
+        return 1 - result["confidence"]
+    return None if cases.sigma is None else box_uncertainty(cases.sigma, cases.predicted)
+
+
+def _reliability(confidence, cases, resamples, seed):
+    hit = (cases.iou >= 0.5).astype(float)
+    measures = {
+        "ece": lambda i: ece(confidence[i], hit[i]),
+        "la_ece": lambda i: laece(confidence[i], cases.iou[i]),
+        "brier": lambda i: brier(confidence[i], hit[i]),
+    }
+    if cases.places is not None:
+        measures["d_ece"] = lambda i: d_ece(confidence[i], hit[i], cases.places[i])
+    options = {"groups": cases.groups, "resamples": resamples, "seed": seed, "centre": True}
+    return {name: bootstrap(measure, len(hit), **options) for name, measure in measures.items()}
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def case_row(
+    truth: Region, predicted: Region | None, *, case_id: str, patient_id: str = "", image_size_hw: Sequence[int]
+) -> dict:
+    """The per-case row that `Calibration.fit` and tools/calibrate.py read, from a true region and the answer to it.
+
+    Args:
+        truth: with a box or a 2D mask (its box is taken). predicted: None when nothing was pointed at.
+        patient_id: written as a hash, so that rows of one patient stay together and nobody can be named.
+        image_size_hw: height and width in pixels.
+    """
+    true_box, box = (_box_of(region) for region in (truth, predicted))
+    row = {
+        "kind": "box",
+        "case_id": case_id,
+        "group": hashlib.sha256((patient_id or case_id).encode()).hexdigest()[:16],
+        "target": truth.phrase,
+        "true_box_xyxy_px": true_box,
+        "predicted_box_xyxy_px": box,
+        "image_size_hw": [int(v) for v in image_size_hw],
+        "iou": float(paired_iou([box], [true_box])[0]) if box and true_box else 0.0,
+    }
+    if predicted is not None and predicted.confidence is not None:
+        row["confidence"] = float(predicted.confidence)
+    if predicted is not None and predicted.box_std_px is not None:
+        row["box_std_px"] = [float(v) for v in predicted.box_std_px]
+    return row
+
+
+def _box_of(region: Region | None) -> list[float] | None:
+    if region is None:
+        return None
+    if region.box_xyxy_px is not None:
+        return [float(v) for v in region.box_xyxy_px]
+    if region.mask is None or region.mask.ndim != 2 or not region.mask.any():
+        return None
+    rows, columns = np.nonzero(region.mask)
+    return [float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)]

@@ -1,0 +1,308 @@
+"""Text metrics in plain Python: BLEU, ROUGE-L, CIDEr-D, METEOR (exact stage), token F1, exact match, phrase F1.
+
+Corpus functions take one hypothesis and one list of references per sample. Texts go through `tokens` by default;
+`tokenise=str.split` scores the raw strings, as some published tables do. With the same tokens BLEU, ROUGE-L and
+CIDEr-D give the numbers of the COCO caption tools.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from unimed.metrics.boxes import as_boxes, iou_matrix
+
+_WORD = re.compile(r"\d+(?:[.,]\d+)+|\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-/.]\w+)*")
+Tokenise = Callable[[str], list[str]]
+
+# The commonest English words: METEOR lets them weigh a third of the others (0.25 against 0.75). Where its own list
+# differs in a word, a score moves in the second digit.
+_FUNCTION_WORDS = frozenset(
+    "a about after all also an and any are as at be been but by can could did do for from had has have he her him his"
+    " how i if in into is it its like may more most new no not now of on one or other our out over said she should"
+    " so some such than that the their them then there these they this time to two up was we were what when which who"
+    " will with would you your . , ; : ? ! ( ) ' - -- \"".split()
+)
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case words without punctuation, close to the Penn Treebank tokens of the COCO caption tools."""
+    return _WORD.findall(text.lower().replace("’", "'"))
+
+
+def _ngrams(words: Sequence[str], n: int) -> Counter:
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def _prepare(hypotheses: Sequence[str], references: Sequence, tokenise: Tokenise):
+    if len(hypotheses) != len(references):
+        raise ValueError(f"{len(hypotheses)} hypotheses cannot be compared with {len(references)} references")
+    lists = [[entry] if isinstance(entry, str) else list(entry) for entry in references]
+    for index, entry in enumerate(lists):
+        if not entry:
+            raise ValueError(f"references[{index}] is empty: every sample needs at least one reference text")
+    return [tokenise(text) for text in hypotheses], [[tokenise(text) for text in entry] for entry in lists]
+
+
+def bleu(
+    hypotheses: Sequence[str], references: Sequence, *, order: int = 4, tokenise: Tokenise = tokens
+) -> list[float]:
+    """Corpus BLEU-1..`order` (Papineni 2002): clipped counts summed over the corpus, closest reference length.
+
+    Returns:
+        `order` values in [0, 1]; all NaN without samples.
+    """
+    hypotheses, references = _prepare(hypotheses, references, tokenise)
+    if not hypotheses:
+        return [float("nan")] * order
+    parts = [_bleu_counts(h, r, order) for h, r in zip(hypotheses, references, strict=True)]
+    return _bleu_value(*(np.sum([part[i] for part in parts], axis=0) for i in range(4)))
+
+
+def sentence_bleu(hypothesis: str, references, *, order: int = 4, tokenise: Tokenise = tokens) -> list[float]:
+    """BLEU-1..`order` of one sample, the n-gram orders without a match at about 1e-9 instead of 0."""
+    (words,), (refs,) = _prepare([hypothesis], [references], tokenise)
+    return _bleu_value(*_bleu_counts(words, refs, order))
+
+
+def _bleu_counts(words, refs, order):
+    correct = np.zeros(order)
+    for n in range(1, order + 1):
+        allowed: Counter = Counter()
+        for ref in refs:
+            allowed |= _ngrams(ref, n)
+        correct[n - 1] = sum((_ngrams(words, n) & allowed).values())
+    guessed = np.array([max(0, len(words) - n + 1) for n in range(1, order + 1)], dtype=float)
+    return correct, guessed, len(words), min((abs(len(ref) - len(words)), len(ref)) for ref in refs)[1]
+
+
+def _bleu_value(correct, guessed, length, ref_length):
+    # The small constants keep empty texts from dividing by zero; they are those of the COCO tools.
+    precision = (np.asarray(correct) + 1e-15) / (np.asarray(guessed) + 1e-9)
+    values = np.cumprod(precision) ** (1 / np.arange(1, len(precision) + 1))
+    ratio = (length + 1e-15) / (ref_length + 1e-9)
+    return [float(v) for v in values * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)]
+
+
+def _lcs(first: Sequence[str], second: Sequence[str]) -> int:
+    row = [0] * (len(second) + 1)
+    for word in first:
+        diagonal = 0
+        for j, other in enumerate(second, 1):
+            diagonal, row[j] = row[j], diagonal + 1 if word == other else max(row[j], row[j - 1])
+    return row[-1]
+
+
+def rouge_l(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise = tokens) -> list[float]:
+    """ROUGE-L F per sample (Lin 2004) with beta 1.2, best precision and best recall over the references."""
+    hypotheses, references = _prepare(hypotheses, references, tokenise)
+    values = []
+    for words, refs in zip(hypotheses, references, strict=True):
+        common = [_lcs(words, ref) for ref in refs]
+        precision = max((c / len(words) for c in common), default=0.0) if words else 0.0
+        recall = max((c / len(ref) if ref else 0.0) for c, ref in zip(common, refs, strict=True))
+        denominator = recall + 1.44 * precision
+        values.append((1 + 1.44) * precision * recall / denominator if precision and recall else 0.0)
+    return values
+
+
+def cider_d(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise = tokens) -> list[float]:
+    """CIDEr-D per sample (Vedantam 2015), n = 1..4, sigma 6, scaled to 0..10.
+
+    The word weights come from the references given here: the value depends on the corpus and is comparable only on
+    the same test set.
+    """
+    hypotheses, references = _prepare(hypotheses, references, tokenise)
+    frequency: Counter = Counter()
+    for refs in references:
+        frequency.update({gram for ref in refs for n in range(1, 5) for gram in _ngrams(ref, n)})
+    log_total = math.log(max(1, len(references)))
+
+    def vector(words, n):
+        return {g: c * (log_total - math.log(max(1, frequency[g]))) for g, c in _ngrams(words, n).items()}
+
+    values = []
+    for words, refs in zip(hypotheses, references, strict=True):
+        scores = []
+        for ref in refs:
+            penalty = math.exp(-((max(0, len(words) - 1) - max(0, len(ref) - 1)) ** 2) / (2 * 6.0**2))
+            for n in range(1, 5):
+                mine, other = vector(words, n), vector(ref, n)
+                dot = sum(min(weight, other.get(g, 0.0)) * other.get(g, 0.0) for g, weight in mine.items())
+                norm = math.hypot(*mine.values()) * math.hypot(*other.values())
+                scores.append(penalty * (dot / norm if norm else dot))
+        values.append(10.0 * sum(scores) / len(scores))
+    return values
+
+
+def meteor_exact(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise | None = None) -> list[float]:
+    """METEOR 1.5 per sample (Denkowski 2014) with its exact stage only: no stems, synonyms or paraphrases.
+
+    It needs no Java and no word nets, and lies at or below the full METEOR; never mix the two in one table.
+    Punctuation counts as function words unless `tokenise` drops it.
+    """
+    hypotheses, references = _prepare(hypotheses, references, tokenise or _words_and_marks)
+    return [
+        max(_meteor_value(_meteor_counts(h, ref)) for ref in refs)
+        for h, refs in zip(hypotheses, references, strict=True)
+    ]
+
+
+def corpus_meteor_exact(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise | None = None) -> float:
+    """METEOR of a corpus, exact stage only: counts of all samples are added up first, as the COCO tools report it."""
+    hypotheses, references = _prepare(hypotheses, references, tokenise or _words_and_marks)
+    if not hypotheses:
+        return float("nan")
+    counts = [
+        max((_meteor_counts(h, ref) for ref in refs), key=_meteor_value)
+        for h, refs in zip(hypotheses, references, strict=True)
+    ]
+    return _meteor_value(tuple(sum(column) for column in zip(*counts, strict=True)))
+
+
+def _words_and_marks(text):
+    return re.findall(r"\w+(?:[-'/]\w+)*|[^\w\s]", text.lower())
+
+
+def _meteor_counts(words, ref):
+    """Weight of matches, of the hypothesis, of the reference; matched words, chunks."""
+
+    def weight(part):
+        return sum(0.25 if word in _FUNCTION_WORDS else 0.75 for word in part)
+
+    matched, chunks = _align(words, ref)
+    hits = weight([words[i] for i in matched])
+    # A sentence that is found whole, in one piece, is not punished for being one chunk.
+    chunks = 0 if chunks == 1 and len(matched) == len(words) == len(ref) else chunks
+    return hits, weight(words), weight(ref), len(matched), chunks
+
+
+def _meteor_value(counts):
+    hits, said, true, matched, chunks = counts
+    if not matched:
+        return 0.0
+    precision, recall = hits / said, hits / true
+    f_mean = precision * recall / (0.85 * precision + 0.15 * recall)
+    return f_mean * (1 - 0.6 * (chunks / matched) ** 0.2)
+
+
+def _align(words, ref, width: int = 40):
+    """Matched hypothesis positions and chunk count of a good one-to-one alignment: most words, then fewest chunks."""
+    places: dict[str, list[int]] = {}
+    for j, word in enumerate(ref):
+        places.setdefault(word, []).append(j)
+    # A state: (negative matches, chunks, last reference place or -2 after a gap, used places, hypothesis places).
+    states = [(0, 0, -2, frozenset(), ())]
+    for i, word in enumerate(words):
+        following = []
+        for matches, chunks, last, used, taken in states:
+            following.append((matches, chunks, -2, used, taken))
+            for j in places.get(word, ()):
+                if j not in used:
+                    following.append((matches - 1, chunks + (j != last + 1), j, used | {j}, (*taken, i)))
+        states = sorted(following, key=lambda state: state[:3])[:width]
+    best = min(states, key=lambda state: state[:2])
+    return best[4], best[1]
+
+
+def token_f1(hypothesis: str, reference: str, *, tokenise: Tokenise = tokens) -> float:
+    """F1 of the two bags of words, surplus copies counted (SQuAD); both empty: 1, one empty: 0."""
+    mine, other = Counter(tokenise(hypothesis)), Counter(tokenise(reference))
+    if not mine or not other:
+        return float(mine == other)
+    return 2 * sum((mine & other).values()) / (sum(mine.values()) + sum(other.values()))
+
+
+def normal_form(text: str, *, tokenise: Tokenise = tokens) -> str:
+    """A text as it is compared: tokens joined by one space, articles left out."""
+    return " ".join(word for word in tokenise(text) if word not in ("a", "an", "the"))
+
+
+def exact_match(hypothesis: str, reference: str) -> bool:
+    """Equal after `normal_form`: case, punctuation and articles do not matter, every other word does."""
+    return normal_form(hypothesis) == normal_form(reference)
+
+
+def open_answers(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
+    """Visual question answering with one reference each: mean exact match, token F1 and BLEU-1 over samples."""
+    if len(predicted) != len(truth):
+        raise ValueError(f"{len(predicted)} answers cannot be compared with {len(truth)} references")
+    if not truth:
+        return {"exact_match": float("nan"), "token_f1": float("nan"), "bleu_1_mean_over_samples": float("nan")}
+    pairs = list(zip(predicted, truth, strict=True))
+    return {
+        "exact_match": float(np.mean([exact_match(p, t) for p, t in pairs])),
+        "token_f1": float(np.mean([token_f1(p, t) for p, t in pairs])),
+        "bleu_1_mean_over_samples": float(np.mean([sentence_bleu(p, t, order=1)[0] for p, t in pairs])),
+    }
+
+
+def captions(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise = tokens) -> dict[str, float]:
+    """BLEU-1..4 and METEOR's exact stage (both of the corpus), ROUGE-L and CIDEr-D (means over samples) of reports."""
+
+    def mean(values):
+        return float(np.mean(values)) if values else float("nan")
+
+    result = {f"bleu_{n}": v for n, v in enumerate(bleu(hypotheses, references, tokenise=tokenise), 1)}
+    return result | {
+        "rouge_l": mean(rouge_l(hypotheses, references, tokenise=tokenise)),
+        "cider_d": mean(cider_d(hypotheses, references, tokenise=tokenise)),
+        "meteor_exact": corpus_meteor_exact(hypotheses, references, tokenise=tokenise),
+    }
+
+
+def phrase_counts(
+    predicted: Sequence[str],
+    truth: Sequence[str],
+    predicted_boxes=None,
+    true_boxes=None,
+    *,
+    iou: float = 0.5,
+    token_f1_at_least: float | None = None,
+) -> dict[str, int]:
+    """How many phrases of one report were found, each matched once.
+
+    Phrases match when they are the same in `normal_form`, or share enough words where `token_f1_at_least` is given.
+    With boxes (one xyxy box per phrase, [N, 4] and [M, 4]) a match also needs IoU >= `iou`: the IoU-gated phrase F1.
+
+    Returns:
+        tp, predicted and true counts; add them up over reports and call `phrase_f1`.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    likeness = np.zeros((len(predicted), len(truth)))
+    for i, phrase in enumerate(predicted):
+        for j, other in enumerate(truth):
+            share = token_f1(phrase, other) if token_f1_at_least is not None else float(exact_match(phrase, other))
+            likeness[i, j] = share if share >= (1.0 if token_f1_at_least is None else token_f1_at_least) else 0.0
+    if predicted_boxes is not None or true_boxes is not None:
+        first, second = _boxes(predicted_boxes, "predicted_boxes"), _boxes(true_boxes, "true_boxes")
+        if len(first) != len(predicted) or len(second) != len(truth):
+            raise ValueError(
+                f"one box per phrase: {len(predicted)} phrases with {len(first)} boxes, {len(truth)} with {len(second)}"
+            )
+        likeness *= iou_matrix(first, second) >= iou
+    rows, columns = linear_sum_assignment(-((likeness > 0) + likeness / (2 * max(1, *likeness.shape))))
+    return {
+        "tp": int((likeness[rows, columns] > 0).sum()),
+        "predicted": len(predicted),
+        "true": len(truth),
+    }
+
+
+def phrase_f1(counts: Sequence[dict[str, int]]) -> dict[str, float]:
+    """Micro precision, recall and F1 over reports from `phrase_counts`; NaN where nothing was said or nothing is."""
+    hits, predicted, true = (sum(row[key] for row in counts) for key in ("tp", "predicted", "true"))
+    return {
+        "phrase_precision_micro": hits / predicted if predicted else float("nan"),
+        "phrase_recall_micro": hits / true if true else float("nan"),
+        "phrase_f1_micro": 2 * hits / (predicted + true) if predicted + true else float("nan"),
+    }
+
+
+def _boxes(boxes, name):
+    return as_boxes([] if boxes is None else boxes, name)

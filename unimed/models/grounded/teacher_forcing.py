@@ -1,0 +1,61 @@
+"""Boxes of a given answer: the teacher-forced protocol in which uMedGround's numbers were published."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from unimed.io.images import read_image
+from unimed.io.result import Prediction
+from unimed.models.grounded.generation import Generated
+from unimed.structures import Region
+
+
+@torch.no_grad()
+def teacher_forced(model, images: Sequence, questions: Sequence[str], answers: Sequence[str]) -> list[Prediction]:
+    """Boxes where the TRUE answer holds [BOX]; its phrases are the truth's, so only boxes can be scored.
+
+    The model reads the answer it is asked for. Numbers of this protocol are not what a user gets from `predict`.
+
+    Args:
+        images: paths, PIL images or arrays; one image at a time is computed.
+        answers: with their markers, as in training.
+    """
+    was_training = model.training
+    model.eval()
+    predictions = []
+    try:
+        for image, question, answer in zip(images, questions, answers, strict=True):
+            begin = time.perf_counter()
+            source = read_image(image)
+            processor, size = model.processor, source.rgb.shape[:2]
+            conversation = (("user", question), ("assistant", answer))
+            ids, labels = processor.encode_example(conversation, processor.unit_count(*size))
+            pixels, _ = processor.pixels(source.rgb)
+            features = model.mask_head.encode(processor.mask_pixels(source.rgb)[None].to(model.device))
+            row = torch.tensor([ids], device=model.device)
+            output = model(
+                row,
+                pixel_values=None if pixels is None else pixels.to(model.device),
+                mask_features=features,
+                labels=torch.tensor([labels], device=model.device),
+                return_logits=False,
+            )
+            learnt = [i for i in labels if i != -100]
+            places = (row == model.config.box_token_id) & (torch.tensor([labels], device=row.device) != -100)
+            states = list(model.prompting_states(output.hidden, places))
+            said = Generated(learnt, states, [model.config.box_token_id] * len(states), [1.0] * len(states), True)
+            parsed = processor.parse(learnt)
+            boxes = model._boxes_of(said, features, size)
+            regions = [
+                Region(phrase or question[:200], box_xyxy_px=box, confidence=sure, box_std_px=std, phrase_span=span)
+                for (_, phrase, span), (box, std, sure) in zip(parsed.targets, boxes, strict=True)
+                if box[2] > box[0] and box[3] > box[1]
+            ]
+            spent = {"teacher_forced": time.perf_counter() - begin}
+            predictions.append(Prediction(parsed.text, tuple(regions), source.geometry, spent, model._reference()))
+    finally:
+        model.train(was_training)
+    return predictions
