@@ -5,9 +5,10 @@ With --backbone and --sam2: InternVL 2.5, LLaVA or Qwen2.5-VL and SAM 2, with an
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+
+from unimed.files import read_json_lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -51,8 +52,7 @@ def main() -> int:
         )
         return 1
     texts = []
-    for line in records.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for _, record in read_json_lines(records):
         texts.append(f"question: {record['question']} answer: {record['answer']}")
 
     from unimed.models.checkpoints.medsam_lite import load_into

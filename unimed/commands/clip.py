@@ -10,10 +10,11 @@ speed           ratios of padding and of the feature cache
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
+
+from unimed.files import read_json, read_lines
 
 
 def main(argv=None) -> int:
@@ -119,7 +120,7 @@ def zero_shot(args) -> int:
             scores |= zero_shot_intervals(similarity, targets, resamples=args.resamples)
         _write(args, {"zero-shot": [{"data": str(args.data), **scores}]})
         return 0
-    imported = json.loads(Path(args.prompts).read_text(encoding="utf-8")) if args.prompts else None
+    imported = read_json(args.prompts) if args.prompts else None
     root = Path(args.data)
     sets = chosen(args.sets)
     if args.sets is None:
@@ -246,7 +247,7 @@ def speed(args) -> int:
 
     model = unimed.load(args.model)
     if args.texts:
-        texts = Path(args.texts).read_text(encoding="utf-8").splitlines()
+        texts = read_lines(args.texts)
     else:
         texts = [t for one in catalogue().values() for group in one.own_prompts().values() for t in group][:64]
     seconds = {}

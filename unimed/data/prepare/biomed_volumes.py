@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.files import read_json
+
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".npz")
 
 
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from unimed.io.read import ReadError
 
     try:
-        names = json.loads(Path(args.names).read_text(encoding="utf-8"))
+        names = read_json(args.names)
         print(build(args.images, args.labels, names, args.out, args.split, args.site))
     except (OSError, ReadError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,6 @@ multi (caption) - dermamnist, organsmnist (cls). Every sample's `labels` hold `t
 from __future__ import annotations
 
 import csv
-import json
 import pickle
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from unimed.data.readers.uni_med_records import box_text
 from unimed.data.wordings.uni_med import fill
+from unimed.files import read_json, read_json_lines, read_lines
 from unimed.geometry import Geometry
 from unimed.io.read import ReadError, read
 from unimed.registry import DATASETS
@@ -63,10 +63,7 @@ def field(record, name: str, kind, where: str):
 def _json(path: Path, kind):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise FieldError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
+    value = read_json(path, error=FieldError)
     if not isinstance(value, kind):
         raise FieldError(f"{path}: holds {type(value).__name__}, expected {kind.__name__}")
     return value
@@ -172,12 +169,8 @@ class MedQADataset(UniMedDataset):
         path = self.root / "questions" / "US" / f"{self.split}.jsonl"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        for number, record in read_json_lines(path, error=FieldError):
             where = f"{path}: record {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise FieldError(f"{where}: not JSON ({error.msg})") from error
             yield field(record, "question", str, where), field(record, "answer", str, where)
 
     def __getitem__(self, index: int) -> Sample:
@@ -438,4 +431,4 @@ def _folders(root: Path, split: str) -> list[str]:
     path = root / f"{split}.txt"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it names the image folders of the split, one a line")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return read_lines(path)

@@ -8,7 +8,6 @@ ROOT/meta_train.json, VOLUME/SLICE              3D sets
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.data.wordings.unibiomed import word
+from unimed.files import read_json as read_json_file
 from unimed.geometry import Geometry
 from unimed.io.read import ReadError, read
 from unimed.io.region_box import paint_box
@@ -47,10 +47,7 @@ def read_json(path: Path):
         near = path.parent if path.parent.is_dir() else path.parent.parent
         found = ", ".join(sorted(p.name for p in near.iterdir())[:12]) if near.is_dir() else "nothing"
         raise FileNotFoundError(f"{path}: no such file; {near} holds {found or 'nothing'}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise TreeError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
+    return read_json_file(path, error=TreeError)
 
 
 def load_image(path: Path) -> np.ndarray:

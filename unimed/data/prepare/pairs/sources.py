@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import csv
 import gzip
-import json
 import random
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from unimed.files import read_json, read_json_lines
 
 Captioner = Callable[..., tuple[str, ...]]
 
@@ -111,8 +112,8 @@ def _captioned(*names: str, with_report: bool = False):
 
 def _openi(root: Path, captioner, published: bool) -> Iterator[Pair]:
     path, refined = _need(root, "filter_cap.json"), _find(root, "openai_refined_concepts.json")
-    entries = json.loads(path.read_text(encoding="utf-8"))["annotations"]
-    more = json.loads(refined.read_text(encoding="utf-8"))["refined_captions"] if refined else [[]] * len(entries)
+    entries = read_json(path, error=SourceError)["annotations"]
+    more = read_json(refined, error=SourceError)["refined_captions"] if refined else [[]] * len(entries)
     if len(more) != len(entries):
         raise SourceError(f"{refined}: {len(more)} refined captions for {len(entries)} images of {path.name}")
     for number, (entry, others) in enumerate(zip(entries, more, strict=True)):
@@ -125,9 +126,11 @@ def _plain(name: str, image: Callable[[dict, list[str]], str], caption: Callable
     def read(root: Path, captioner, published: bool) -> Iterator[Pair]:
         path = _need(root, name)
         if path.suffix in (".json", ".jsonl"):
-            text = path.read_text(encoding="utf-8")
-            entries = json.loads(text) if path.suffix == ".json" else [json.loads(x) for x in text.splitlines() if x]
-            rows = ((number, entry, []) for number, entry in enumerate(entries, 1))
+            if path.suffix == ".json":
+                entries = enumerate(read_json(path, error=SourceError), 1)
+            else:
+                entries = read_json_lines(path, error=SourceError)
+            rows = ((number, entry, []) for number, entry in entries)
         else:
             rows = _rows(path)
         for line, by_name, by_place in rows:
@@ -145,7 +148,7 @@ def _plain(name: str, image: Callable[[dict, list[str]], str], caption: Callable
 def _llava_instruct(root: Path, captioner, published: bool) -> Iterator[Pair]:
     """Figure captions and the first place in the text that mentions the figure; published: as separate samples."""
     path = _need(root, "llava_med_instruct_fig_captions.json")
-    table = json.loads(path.read_text(encoding="utf-8"))
+    table = read_json(path, error=SourceError)
     mentions = []
     for places in table["in_text_mention"]:
         tokens = places[0]["tokens"] if places else ""
