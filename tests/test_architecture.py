@@ -23,6 +23,8 @@ LEVELS = [
     ["unimed.models.grounded", "unimed.models.boltzformer", "unimed.models.clip", "unimed.models.uni_med"],
     ["unimed.models.heads"],
     ["unimed.models.backbones", "unimed.models.connectors", "unimed.models.lora", "unimed.models.shim"],
+    ["unimed.models.weights"],
+    ["unimed.models.foreign"],
     ["unimed.data"],
     ["unimed.metrics"],
     ["unimed.io"],
