@@ -175,13 +175,19 @@ def cache_folder(*names: str) -> Path:
 
 
 def resolve_inside(
-    root: str | Path, name: str | os.PathLike, *, roots: Sequence[str | Path] = (), error: type[Exception] = ValueError
+    root: str | Path,
+    name: str | os.PathLike,
+    *,
+    where: str = "",
+    roots: Sequence[str | Path] = (),
+    error: type[Exception] = ValueError,
 ) -> Path:
     """The path of a file that data name, inside the folder of the data with all links resolved.
 
     Args:
         root: folder that relative names start from.
         name: what a record, a table or a header says; it need not exist.
+        where: file and record that name it, for messages.
         roots: further folders that absolute names and links may lead to, because the user named them; so do those in
             `$UNIMED_DATA_ROOTS` (joined by ":").
         error: what is raised.
@@ -193,23 +199,24 @@ def resolve_inside(
         ValueError: the name is empty or absolute or has "..", or what it leads to lies outside.
     """
     text = os.fspath(name) if isinstance(name, str | os.PathLike) else ""
+    where = where and f"{where}: "
     if not text or "\0" in text:
-        raise error(f"{name!r} is not the name of a file in {root}")
+        raise error(f"{where}{name!r} is not the name of a file in {root}")
     named = [*roots, *(part for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part)]
     parts = text.replace("\\", "/").split("/")
     outside = os.path.isabs(text) or ".." in parts or text.startswith("\\") or re.match(r"[A-Za-z]:[\\/]", text)
     remedy = f"name files relative to it, or name their folder in {ROOTS_VARIABLE}"
     if outside and not named:
-        raise error(f"{text!r} does not stay inside the data folder {root}; {remedy}")
+        raise error(f"{where}{text!r} leads out of the data folder {root}; {remedy}")
     path = Path(root, text)
     allowed = named if outside else [root, *named]
     try:
         real = os.path.realpath(path)
         inside = any(_lies_in(real, os.path.realpath(place)) for place in allowed)
     except (OSError, ValueError) as problem:
-        raise error(f"{text[:200]!r} is not the name of a file in {root} ({problem})") from problem
+        raise error(f"{where}{text[:200]!r} is not the name of a file in {root} ({problem})") from problem
     if not inside:
-        raise error(f"{text!r} leads out of the data folder {root}; {remedy}")
+        raise error(f"{where}{text!r} leads out of the data folder {root}; {remedy}")
     return path
 
 

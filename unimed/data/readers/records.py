@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.files import read_json_lines
+from unimed.files import read_json_lines, resolve_inside
 from unimed.geometry import Geometry, reorient
 from unimed.io.read import ReadError, read
 from unimed.io.volume_slices import choose_slices
@@ -186,10 +186,9 @@ class RecordDataset:
         return array[chosen], Geometry.pixels(source_format=geometry.source_format), tuple(thinned)
 
     def _load(self, record: dict, name: str):
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise RecordError(f"{self.file}: record {record['id']} names {name}, which is outside of the data set")
+        path = resolve_inside(self.root, name, where=f"{self.file}: record {record['id']}", error=RecordError)
         try:
-            return read(self.root / name)
+            return read(path)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{self.file}: record {record['id']} names {name}, which is missing") from error
         except ReadError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from unimed.data.readers.umedground_records import GroundingDataError, GroundingRecord, from_xywh, patient_of
 from unimed.data.wordings.umedground import place_of
-from unimed.files import read_json, read_json_lines
+from unimed.files import read_json, read_json_lines, resolve_inside
 
 #: Side of the frame in which the MRG files give boxes, and of ChestX-ray8's images.
 MRG_SIDE, CHESTXRAY_SIDE = 640, 1024
@@ -156,7 +156,8 @@ def _report_of(image_path: str, reports: Path, where: str) -> str:
     study = next((index for index, part in enumerate(parts) if part.startswith("s") and part[1:].isdigit()), None)
     if study is None:
         raise GroundingDataError(f"{where}: no study (s followed by digits) in {image_path}")
-    file = reports / Path(*[part for part in parts[:study] if part != "files"]) / f"{parts[study]}.txt"
+    name = "/".join([*(part for part in parts[:study] if part not in ("files", "/")), f"{parts[study]}.txt"])
+    file = resolve_inside(reports, name, where=where, error=GroundingDataError)
     if not file.is_file():
         raise GroundingDataError(f"{where}: report {file} is missing; give MIMIC-CXR's `files` folder as `reports`")
     return " ".join(file.read_text(encoding="utf-8").split())

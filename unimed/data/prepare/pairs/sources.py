@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unimed.files import read_json, read_json_lines
+from unimed.files import read_json, read_json_lines, resolve_inside
 
 Captioner = Callable[..., tuple[str, ...]]
 
@@ -88,11 +88,9 @@ def _need(root: Path, *names: str) -> Path:
 
 
 def _inside(root: Path, name: str, where: str) -> Path:
-    """`root/name`; a name that leads out of the folder is refused."""
-    path = root / name.lstrip("/")
-    if ".." in Path(name).parts:
-        raise SourceError(f"{where}: {name!r} leads out of the folder")
-    return path
+    """`root/name`; a name that leads out of the folder is refused, also by a link."""
+    # Published tables write "/images/a.jpg" for a file of the folder.
+    return resolve_inside(root, str(name).lstrip("/"), where=where, error=SourceError)
 
 
 # -- files with captions, as published -------------------------------------------------------------------------------
@@ -180,8 +178,9 @@ def _retina(root: Path, captioner, published: bool) -> Iterator[Pair]:
             if not name:
                 raise SourceError(f"{where}: neither filename nor image is given")
             image = _inside(root, name, where)
-            if not image.is_file() and (root / path.stem / name).is_file():
-                image = root / path.stem / name
+            if not image.is_file():
+                below = _inside(root, f"{path.stem}/{name}", where)
+                image = below if below.is_file() else image
             labels = _list(row.get("categories") or "", where)
             if row.get("captions"):
                 sentences = _list(row.get("sentence_level_captions") or "", where)
@@ -238,10 +237,11 @@ def _nih_labels(root: Path, captioner, published: bool) -> Iterator[Pair]:
     """`Data_Entry_2017*.csv` of NIH ChestX-ray; images in `images/` or `images_001/images/` and so on."""
     path = _need(root, "Data_Entry_2017*.csv")
     folders = [p for p in (root / "images", *sorted(root.glob("images_*/images"))) if p.is_dir()]
-    places = {file.name: file for folder in folders for file in folder.iterdir()}
+    places = {file.name: str(file.relative_to(root)) for folder in folders for file in folder.iterdir()}
     for line, row, _ in _rows(path):
         labels = row["Finding Labels"].split("|")
-        file = places.get(row["Image Index"], _inside(root / "images", row["Image Index"], f"{path}:{line}"))
+        name = places.get(row["Image Index"], f"images/{row['Image Index']}")
+        file = _inside(root, name, f"{path}:{line}")
         yield Pair(file, captioner("chest x-ray", labels), ", ".join(labels))
 
 
@@ -251,6 +251,7 @@ def _radimagenet_labels(root: Path, captioner, published: bool) -> Iterator[Pair
     if not files:
         raise SourceError(f"{root}: no images MODALITY/ANATOMY/FINDING/*.png, and no annotation file")
     for file in files:
+        file = _inside(root, str(file.relative_to(root)), str(root))
         modality, place, finding = file.relative_to(root).parts[:3]
         words = {"modality": modality, "place": place.replace("_", " ")}
         label = f"{modality}, {words['place']}, {finding.replace('_', ' ')}"
@@ -269,7 +270,7 @@ def _mimic_labels(root: Path, captioner, published: bool) -> Iterator[Pair]:
         if row.get("ViewPosition") not in ("PA", "AP") or (subject, study) not in labels:
             continue
         folder = f"files/p{subject[:2]}/p{subject}/s{study}"
-        report = root / f"{folder}.txt"
+        report = _inside(root, f"{folder}.txt", f"{metadata}:{line}")
         found = labels[subject, study]
         yield Pair(
             _inside(root, f"{folder}/{row['dicom_id']}.jpg", f"{metadata}:{line}"),

@@ -158,7 +158,7 @@ def _read(source: Source, pair: Pair) -> tuple[bytes, str]:
     from PIL import Image
 
     path = pair.image
-    for folder in source.options.get("folders", ()):
+    for folder in source.options.get("folders", ()):  # of the catalog, not of the data
         if not path.is_file() and (path.parent / folder / path.name).is_file():
             path = path.parent / folder / path.name
     try:
