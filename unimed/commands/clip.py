@@ -11,12 +11,12 @@ speed           ratios of padding and of the feature cache
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 
 from unimed.commands.common import Parser, exit_code, guarded
+from unimed.files import read_json, read_lines
 
 
 def clip(arguments=None, prog: str | None = None) -> int:
@@ -119,7 +119,7 @@ def zero_shot(args) -> int:
             scores |= zero_shot_intervals(similarity, targets, resamples=args.resamples)
         _write(args, {"zero-shot": [{"data": str(args.data), **scores}]})
         return 0
-    imported = json.loads(Path(args.prompts).read_text(encoding="utf-8")) if args.prompts else None
+    imported = read_json(args.prompts) if args.prompts else None
     root = Path(args.data)
     sets = chosen(args.sets)
     if args.sets is None:
@@ -246,7 +246,7 @@ def speed(args) -> int:
 
     model = unimed.load(args.model)
     if args.texts:
-        texts = Path(args.texts).read_text(encoding="utf-8").splitlines()
+        texts = read_lines(args.texts)
     else:
         texts = [t for one in catalogue().values() for group in one.own_prompts().values() for t in group][:64]
     seconds = {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
 from unimed.data.wordings.umedground import question
+from unimed.files import read_json_lines
 from unimed.inference.runs import print_failures, run_cases
 from unimed.structures import Case
 
@@ -48,15 +48,12 @@ def read_cases(args) -> list[Case]:
             report = Path(report).read_text(encoding="utf-8")
         return [Case(args.image.stem, {"image": str(args.image), "report": " ".join(report.split())})]
     cases = []
-    for number, line in enumerate(args.cases.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row in read_json_lines(args.cases):
         try:
-            row = json.loads(line)
             image = Path(args.cases.parent, row["image"])
             name = str(row.get("id") or Path(row["image"]).with_suffix("")).replace("/", "_")
             cases.append(Case(name, {"image": str(image), "report": row["report"]}))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{args.cases}:{number}: a line holds image and report ({error!r})") from error
     return cases
 
