@@ -16,6 +16,7 @@ from unimed.io.result import Prediction
 from unimed.models.clip.building import build_towers
 from unimed.models.clip.configuration import ClipConfig
 from unimed.models.clip.processing import ClipProcessor
+from unimed.models.weights import WholeWeights
 
 logger = logging.getLogger("unimed.models.clip")
 #: Prompts of `zero_shot` where the caller gives none. Wording matters: give prompts for your labels if you can.
@@ -52,7 +53,7 @@ class ZeroShot:
         }
 
 
-class ClipModel(PreTrainedModel):
+class ClipModel(WholeWeights, PreTrainedModel):
     """A contrastive model: UniMed-CLIP, BiomedCLIP, SigLIP or any other open_clip model.
 
     `towers` is open_clip's module; its names (`visual.`, `text.`, `logit_scale`) are kept.

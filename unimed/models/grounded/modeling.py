@@ -21,6 +21,7 @@ from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection
 from unimed.models.heads.medsam_lite import MedSamLiteMaskHead
 from unimed.models.heads.sam import SamMaskHead
 from unimed.models.heads.sam2 import Sam2MaskHead
+from unimed.models.weights import WholeWeights
 
 MASK_HEADS = {"sam": SamMaskHead, "sam2_video": Sam2MaskHead, "medsam_lite": MedSamLiteMaskHead}
 
@@ -44,7 +45,7 @@ class GroundedOutput(ModelOutput):
     auxiliary_loss: torch.Tensor | None = None
 
 
-class GroundedMLLM(GroundedPredictor, PreTrainedModel):
+class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
     """Backbone, connector, and heads that read the hidden states of [SEG] and [BOX].
 
     Sources: Sa2VA (arXiv 2501.04001) and UniBiomed (arXiv 2504.21336) for [SEG] on SAM2; Uni-Med for the connector
