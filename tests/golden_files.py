@@ -105,8 +105,9 @@ class Sampled:
         largest: largest absolute value of the whole tensor.
     """
 
-    def __init__(self, shape, lead, values, norms, largest):
+    def __init__(self, shape, lead, values, norms, largest, back=None):
         self.shape, self.lead, self.values, self.norms, self.largest = torch.Size(shape), lead, values, norms, largest
+        self._back = back or (lambda tensor: tensor)  # from the shape asked for to the recorded one
 
     @staticmethod
     def positions(size, samples):
@@ -127,7 +128,23 @@ class Sampled:
             raise IndexError(f"a sample of {tuple(self.shape)} can be indexed along its first {self.lead} axes")
         return Sampled(self.shape[taken:], self.lead - taken, self.values[index], self.norms[index], self.largest)
 
+    def _seen_as(self, shape, back):
+        if self.lead:
+            raise IndexError("a sample with leading axes has one shape only")
+        return Sampled(shape, 0, self.values, self.norms, self.largest, lambda tensor: self._back(back(tensor)))
+
+    def transpose(self, first, second):
+        """The same values of the transposed tensor."""
+        shape = list(self.shape)
+        shape[first], shape[second] = shape[second], shape[first]
+        return self._seen_as(shape, lambda tensor: tensor.transpose(first, second))
+
+    def flatten(self, start=0):
+        """The same values with all axes from `start` on made one."""
+        shape = self.shape
+        return self._seen_as([*shape[:start], shape[start:].numel()], lambda tensor: tensor.reshape(shape))
+
     def pick(self, tensor):
         """(values, norms) of another tensor of this shape, as they are kept here."""
-        other = Sampled.of(tensor, self.lead, self.values.shape[-1])
+        other = Sampled.of(self._back(tensor), self.lead, self.values.shape[-1])
         return other.values, other.norms
