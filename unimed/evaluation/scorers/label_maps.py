@@ -120,8 +120,9 @@ def summarise(scores: VolumeScores, out: str | Path, *, command: str, empty: str
     out, parts, summary = (
         Path(out),
         [],
-        {"problems": scores.problems, "remarks": scores.remarks, "empty_policy": EMPTY_POLICIES[empty]},
+        {"problems": scores.problems, "remarks": scores.remarks},
     )
+    summary["empty_policy"] = EMPTY_POLICIES[empty]
     if scores.targets:
         metrics = [key for key in scores.targets[0] if key.startswith(("dice", "iou", "nsd"))]
         parts += ["## Targets", markdown_table(means_by(scores.targets, ("modality", "target"), metrics))]
