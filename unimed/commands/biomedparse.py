@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unimed.commands.common import Parser, exit_code, guarded
+from unimed.commands.volume_flags import add_volume_choices, volume_choices
 
 OVERLAPS_3D = ("nms", "argmax", "keep")
 OVERLAPS_2D = ("keep", "combine", "nms")
@@ -44,6 +45,7 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="grey values by percentiles"
     )
+    add_volume_choices(parser)
     parser.add_argument("--view", choices=("stored", "axial", "coronal", "sagittal"), help="how slices are cut")
     parser.add_argument("--overlap", default="nms", choices=OVERLAPS_3D, help="who gets a voxel (default: nms)")
     parser.add_argument("--instances", action="store_true", help="number single objects, also where the file says so")
@@ -73,7 +75,7 @@ def _parse_3d(args) -> int:
     settings = {
         key: getattr(args, key)
         for key in ("model", "prompts", "prompt_file", "modality", "site", "window", "percentiles", "view", "overlap",
-                    "instances", "threshold", "seed", "formats")
+                    "instances", "threshold", "seed", "formats", "series", "phase", "irregular")
     }  # fmt: skip
     model = load_parser(args)
     report = run_cases(cases, lambda batch: [_one_volume(model, args, out, c) for c in batch], out, settings=settings,
@@ -120,7 +122,7 @@ def _one_volume(model, args, out: Path, case) -> dict:
     path = case.inputs["path"]
     refuse_to_replace(path, out, case.name)
     asked = prompts_for(path, args.prompts, args.prompt_file)
-    array, geometry = read_volume(path)
+    array, geometry = read_volume(path, **volume_choices(args))
     if "dicom-seg" in args.formats and geometry.source_format != "dicom":
         raise ValueError(f"{path}: dicom-seg needs a DICOM series as source; choose other --formats")
     modality = args.modality or str(geometry.header.get("modality", "")) or modality_of(path.name)

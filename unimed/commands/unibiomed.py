@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded
+from unimed.commands.volume_flags import add_volume_choices, volume_choices
 
 #: Spellings of one flag; the first names the attribute.
 PREDICTIONS = ("--prediction_dir", "--prediction_dir_path", "--pred_dir", "--results_dir", "--save_dir")
@@ -180,6 +181,7 @@ def segment_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--volume", help="instead of a set: NIfTI, NRRD, NPZ, or a folder of DICOM slices")
     parser.add_argument("--text", help="the question about --volume")
     parser.add_argument("--site", default="", help="CT window for --volume: lung, liver, brain, ...")
+    add_volume_choices(parser)
     parser.add_argument("--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="of --volume")
     parser.add_argument(
         "--compat",
@@ -212,13 +214,17 @@ def _one_volume(args, out: Path) -> int:
         raise ValueError('--volume needs --text, for example --text "Please segment the spleen in abdomen CT."')
     from unimed.files import refuse_to_replace
     from unimed.inference.volume import predict_volume
+    from unimed.inference.volume_files import read_volume
 
     if not Path(args.volume).exists():
         raise FileNotFoundError(f"{args.volume}: no such file or folder")
     name = Path(args.volume).name.split(".")[0]
     refuse_to_replace(args.volume, out, name)
     options = dict(plane=args.plane, site=args.site, compat=args.compat, max_new_tokens=args.max_new_tokens)
-    prediction = predict_volume(_load(args), args.volume, args.text, **options)
+    array, geometry = read_volume(args.volume, **volume_choices(args))  # before a model is loaded for nothing
+    for step in geometry.steps:
+        print(f"{args.volume}: {step}")
+    prediction = predict_volume(_load(args), (array, geometry), args.text, **options)
     masks = [region.mask for region in prediction.regions if region.mask is not None]
     _print_answer(prediction, prediction.save(out, name, ["json"] + ["nifti"] * bool(masks)))
     return 0

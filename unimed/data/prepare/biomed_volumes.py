@@ -104,16 +104,19 @@ def _volumes(folder: Path) -> dict[str, Path]:
 def _write(name: str, image_path: Path, label_path: Path, wanted, root: Path, site: str) -> dict:
     from PIL import Image
 
-    from unimed.geometry import reorient
+    from unimed.geometry import GeometryError, align, reorient
     from unimed.io.read import read
     from unimed.io.windows import ct_to_uint8, percentiles_to_uint8
 
     image, geometry = read(image_path)
     truth, truth_geometry = read(label_path)
-    same = np.allclose(geometry.affine, truth_geometry.affine, atol=1e-2)
-    if image.ndim != 3 or truth.shape != image.shape or not same:
-        raise ValueError(f"{label_path}: {truth.shape} is not in the grid of {image_path} {image.shape}; resample it")
-    image, truth = reorient(image, geometry, "SPL")[0], reorient(truth, truth_geometry, "SPL")[0]
+    if image.ndim != 3:
+        raise ValueError(f"{image_path}: shape {image.shape} is no volume")
+    try:
+        truth, _ = align(truth, truth_geometry, geometry, image.shape)
+    except GeometryError as error:
+        raise ValueError(f"{label_path}: it is not in the grid of {image_path}: {error}") from error
+    image, truth = reorient(image, geometry, "SPL")[0], reorient(truth, geometry, "SPL")[0]
     if image.dtype != np.uint8:
         image = ct_to_uint8(image, site) if site else percentiles_to_uint8(image)
     (root / name).mkdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.files import read_json_lines, resolve_inside
-from unimed.geometry import Geometry, reorient
+from unimed.geometry import Geometry, GeometryError, align, reorient
 from unimed.io.read import ReadError, read
 from unimed.io.volume_slices import choose_slices
 from unimed.io.windows import percentiles_to_uint8
@@ -148,10 +148,11 @@ class RecordDataset:
         record = self.records[index]
         check_counts(record)
         array, geometry = self._load(record, record.get("image") or record["volume"])
+        grid = (array.shape, geometry)
         if "volume" in record:
             array, geometry = reorient(array, geometry, "SPL")
             array = np.ascontiguousarray(array)
-        regions = tuple(self._region(record, entry, array.shape) for entry in record.get("regions") or ())
+        regions = tuple(self._region(record, entry, array.shape, grid) for entry in record.get("regions") or ())
         if "volume" in record and self.eight_bit and array.dtype != np.uint8:
             array = percentiles_to_uint8(array)
         if "volume" in record and self.slices is not None:
@@ -194,12 +195,22 @@ class RecordDataset:
         except ReadError as error:
             raise RecordError(f"{self.file}: record {record['id']}: {error}") from error
 
-    def _region(self, record: dict, entry: dict, shape: tuple[int, ...]) -> Region:
+    def _aligned(self, record: dict, name: str, mask, geometry: Geometry, shape, grid: Geometry) -> np.ndarray:
+        """A mask at the same place in the patient as the volume, in "SPL"; another grid is refused."""
+        try:
+            mask = align(mask, geometry, grid, shape)[0]
+            return np.ascontiguousarray(reorient(mask, grid, "SPL")[0])
+        except GeometryError as error:
+            raise RecordError(
+                f"{self.file}: record {record['id']}: mask {name} is not in the grid of its volume: {error}"
+            ) from error
+
+    def _region(self, record: dict, entry: dict, shape: tuple[int, ...], grid) -> Region:
         mask, box, span = None, entry.get("box_xyxy_px"), entry.get("phrase_span")
         if entry.get("mask"):
             mask, geometry = self._load(record, entry["mask"])
             if "volume" in record:
-                mask, expected = np.ascontiguousarray(reorient(mask, geometry, "SPL")[0]), shape
+                mask, expected = self._aligned(record, entry["mask"], mask, geometry, *grid), shape
             else:
                 mask, expected = (mask if mask.ndim == 2 else mask[..., 0]), shape[:2]
             if mask.shape != expected:
