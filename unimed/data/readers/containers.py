@@ -83,9 +83,9 @@ class ShardDataset(_Contained):
 
     def _load(self, record: dict, name: str):
         shard, members = record["__members__"]
-        if name not in members:
+        if name.lower() not in members:
             raise FileNotFoundError(f"{shard}: record {record['id']} names {name}, which is not beside it")
-        return self._decode(record, name, _bytes_at(shard, *members[name]))
+        return self._decode(record, name, _bytes_at(shard, *members[name.lower()]))
 
 
 class _ShardRecords(Sequence):
@@ -96,9 +96,7 @@ class _ShardRecords(Sequence):
         for file in files:
             for key, members in _members(file).items():
                 if "json" not in members:
-                    raise RecordError(
-                        f"{file}: key {key} has no record {key}.json; keys end at the first dot of a name"
-                    )
+                    raise RecordError(f"{file}: key {key} has no record {key}.json; a key ends at the first dot")
                 self.places.append((file, key, members))
 
     def __len__(self) -> int:
