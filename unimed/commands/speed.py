@@ -90,7 +90,7 @@ def _reports(model, args) -> int:
     import numpy as np
 
     from unimed.io.images import read_image
-    from unimed.models.umedground.published_decoding import decode_without_cache
+    from unimed.models.grounded.uncached_decoding import decode_without_cache
 
     image = read_image(args.images[0])
     texts = [f"{report} Please divide this report into phrases and output bounding boxes." for report in REPORTS]
