@@ -6,6 +6,7 @@ from pathlib import Path
 
 from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
+from unimed.names import ResultNames, result_name
 
 #: Spellings of one flag; the first names the attribute.
 PREDICTIONS = ("--prediction_dir", "--prediction_dir_path", "--pred_dir", "--results_dir", "--save_dir")
@@ -145,12 +146,12 @@ def _one_image(args, out: Path) -> int:
     from unimed.io.answers import write_mask
     from unimed.io.images import read_image
 
-    name = Path(args.image).name.split(".")[0]
-    refuse_to_replace(args.image, out, name)
+    refuse_to_replace(args.image, out, result_name(args.image))
     image = read_image(args.image, args.site)  # a wrong path should not cost the loading of a model
     prediction = _load(args).predict(image, args.text, max_new_tokens=args.max_new_tokens)
     masks = [region.mask for region in prediction.regions if region.mask is not None]
     formats = ["json", "png"] + ["nifti"] * bool(masks and image.geometry.is_physical)
+    name = ResultNames(out)(args.image)
     written = prediction.save(out, name, formats, image=image.rgb)
     written += [write_mask(out / f"{name}-mask{number}.png", mask) for number, mask in enumerate(masks)]
     _print_answer(prediction, written)
@@ -218,14 +219,14 @@ def _one_volume(args, out: Path) -> int:
 
     if not Path(args.volume).exists():
         raise FileNotFoundError(f"{args.volume}: no such file or folder")
-    name = Path(args.volume).name.split(".")[0]
-    refuse_to_replace(args.volume, out, name)
+    refuse_to_replace(args.volume, out, result_name(args.volume))
     options = dict(plane=args.plane, site=args.site, compat=args.compat, max_new_tokens=args.max_new_tokens)
     array, geometry = read_volume(args.volume, **volume_choices(args))  # before a model is loaded for nothing
     for step in geometry.steps:
         print(f"{args.volume}: {step}")
     prediction = predict_volume(_load(args), (array, geometry), args.text, **options)
     masks = [region.mask for region in prediction.regions if region.mask is not None]
+    name = ResultNames(out)(args.volume)
     _print_answer(prediction, prediction.save(out, name, ["json"] + ["nifti"] * bool(masks)))
     return 0
 
