@@ -55,14 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _predict(args) -> int:
     from unimed.files import refuse_to_replace
-    from unimed.io.images import read_image
+    from unimed.io.images import load as load_image
     from unimed.models.auto import load
 
     names = [f"{Path(args.image).name.split('.')[0]}-{number}" for number in range(len(args.text))]
     for name in names:
         refuse_to_replace(args.image, args.out, name)
     # Read first: a wrong path should not cost the loading of a model.
-    image = read_image(args.image)
+    image = load_image(args.image)
     model = load(args.model, device=args.device)
     if hasattr(model, "zero_shot"):
         # A contrastive model compares: what was asked are the labels.

@@ -41,7 +41,7 @@ def read_cases(args) -> list[Case]:
 def run(args) -> int:
     """Ground every report; 0 where all were, 1 where some failed (they are named)."""
     from unimed.files import refuse_to_replace
-    from unimed.io.images import read_image
+    from unimed.io.images import load as load_image
     from unimed.models.auto import load
 
     cases = read_cases(args)
@@ -52,7 +52,7 @@ def run(args) -> int:
     model = load(args.model_path, device=args.device, calibration=args.calibration)
 
     def predict(batch):
-        sources = [read_image(case.inputs["image"]) for case in batch]
+        sources = [load_image(case.inputs["image"]) for case in batch]
         texts = [question(case.inputs["report"]) for case in batch]
         predictions = model.predict_batch(sources, texts, max_new_tokens=args.max_new_tokens)
         rows = []

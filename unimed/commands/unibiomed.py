@@ -153,11 +153,11 @@ def _one_image(args, out: Path) -> int:
         raise ValueError('--image needs --text, for example --text "Please segment the liver in abdomen CT."')
     from unimed.files import refuse_to_replace
     from unimed.io.answers import write_mask
-    from unimed.io.images import read_image
+    from unimed.io.images import load as load_image
 
     name = Path(args.image).name.split(".")[0]
     refuse_to_replace(args.image, out, name)
-    image = read_image(args.image, args.site)  # a wrong path should not cost the loading of a model
+    image = load_image(args.image, site=args.site)  # a wrong path should not cost the loading of a model
     prediction = _load(args).predict(image, args.text, max_new_tokens=args.max_new_tokens)
     masks = [region.mask for region in prediction.regions if region.mask is not None]
     formats = ["json", "png"] + ["nifti"] * bool(masks and image.geometry.is_physical)

@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from unimed.geometry import Geometry, GeometryError, lps_to_ras
+from unimed.io.errors import ReadError
+from unimed.io.raster import SUFFIXES as PICTURE_SUFFIXES
+from unimed.io.raster import decode, shown, steps_of
 
 #: Arrays larger than this are refused before memory is taken for them: a header may claim anything.
 MAX_VOXELS = 2**31
-
-
-class ReadError(ValueError):
-    """A file that cannot be read as an image; the message names the file and what to do."""
 
 
 def read(path: str | Path) -> tuple[np.ndarray, Geometry]:
     """Read an image or volume, the format told by the suffix; a folder is read as a DICOM series.
 
     Returns:
-        The array and its geometry. PNG, JPEG and TIFF give HxW or HxWx3 in uint8 or uint16; volumes give (I, J, K)
+        The array and its geometry. Pictures give HxW or HxWx3 as a viewer shows them, in the depth
+        of the file (`unimed.io.raster`); volumes give (I, J, K)
         in the order of the file, with the affine that says where each axis leads.
 
     Raises:
@@ -61,10 +61,11 @@ def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
         ReadError: as `read`; or neither a picture nor DICOM.
     """
     try:
-        # DICOM has its mark after a preamble of 128 bytes.
-        array, geometry = (_read_dicom if data[128:132] == b"DICM" else _read_picture)(io.BytesIO(data))
+        if data[128:132] != b"DICM":  # DICOM has its mark after a preamble of 128 bytes
+            return _read_picture(data, name)
+        array, geometry = _read_dicom(io.BytesIO(data))
     except ReadError as error:
-        raise ReadError(f"{name}: {error}") from error
+        raise (error if str(error).startswith(name) else ReadError(f"{name}: {error}")) from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
         raise ReadError(f"{name}: damaged or no picture ({_reason(error)})") from error
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -97,24 +98,13 @@ def _refuse_too_large(path: Path, shape: tuple[int, ...]) -> None:
         raise ReadError(f"{path}: the header claims {voxels} voxels {tuple(shape)}, more than the limit {MAX_VOXELS}")
 
 
-def _read_picture(path: Path) -> tuple[np.ndarray, Geometry]:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        _refuse_too_large(path, picture.size)
-        picture.load()
-        if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
-            array = np.asarray(picture)
-            if array.min() < 0 or array.max() > np.iinfo(np.uint16).max:
-                raise ReadError(f"{path}: integer values outside 0..65535 in a picture; save it as a volume")
-            array = array.astype(np.uint16)
-        elif picture.mode in ("F", "L"):
-            array = np.asarray(picture)
-        elif picture.mode in ("1", "LA"):
-            array = np.asarray(picture.convert("L"))
-        else:  # palette, RGBA and CMYK mean colours: transparency is dropped
-            array = np.asarray(picture.convert("RGB"))
-    return array.copy(), Geometry.pixels(source_format="picture")
+def _read_picture(source: Path | bytes, name: str = "") -> tuple[np.ndarray, Geometry]:
+    raster = decode(source, name=name or str(source))
+    array = shown(raster)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ReadError(f"{name or source}: {int((~np.isfinite(array)).sum())} pixels are NaN or Inf")
+    header = {"orientation": raster.orientation, "bits": raster.bits, "steps": steps_of(raster)}
+    return array, Geometry.pixels(source_format="picture", header=header)
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
@@ -192,10 +182,14 @@ def _refuse_false_header(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _pixels_of_dicom(path: Path, dataset) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
 
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     _refuse_too_large(path, (frames, int(dataset.Rows), int(dataset.Columns)))
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        colours = apply_color_lut(dataset.pixel_array, dataset)
+        # The entries of 16 bit hold 8 bit in their upper half, or fill all 16; both end in the same colour.
+        return (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours
     array = apply_modality_lut(dataset.pixel_array, dataset)
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
@@ -316,5 +310,5 @@ _READERS = (
     ((".nrrd", ".nhdr", ".mha"), _read_nrrd),
     ((".npz",), _read_npz),
     ((".dcm", ".dicom"), _read_dicom),
-    ((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"), _read_picture),
+    (PICTURE_SUFFIXES, _read_picture),
 )

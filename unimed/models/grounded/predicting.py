@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from unimed.io.images import ImageInput, read_image
+from unimed.io.images import Image
+from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
@@ -105,7 +106,7 @@ class GroundedPredictor:
         was_training = self.training
         self.eval()
         try:
-            inputs, slots = _unique(images, lambda image: None if image is None else read_image(image, site))
+            inputs, slots = _unique(images, lambda image: None if image is None else load_image(image, site=site))
             prompts, cells = [], []
             for text, slot, given in zip(texts, slots, regions, strict=True):
                 cells.append(self._cells_of(inputs[slot], given))
@@ -147,7 +148,7 @@ class GroundedPredictor:
             ValueError: no box, or a box that is not four finite numbers, has no area, or lies outside the image.
         """
         self.eval()
-        source = read_image(image, site)
+        source = load_image(image, site=site)
         height, width = source.rgb.shape[:2]
         phrases = list(phrases) or [f"box {index + 1}" for index in range(len(boxes_xyxy_px))]
         regions = [
@@ -183,8 +184,9 @@ class GroundedPredictor:
             for r, mask, iou in zip(regions, masks, quality, strict=True)
         ]
         return Prediction(
-            "", tuple(regions), source.geometry, {"masks": time.perf_counter() - begin}, self._reference()
-        )
+            "", tuple(regions), source.geometry, {"masks": time.perf_counter() - begin}, self._reference(),
+            image=source.source,
+        )  # fmt: skip
 
     @torch.no_grad()
     def predict_forward(
@@ -207,7 +209,7 @@ class GroundedPredictor:
         return predict_published(self, image, text, past_text, mask_prompts, video, max_new_tokens)
 
     # -- steps --------------------------------------------------------------------------------------------------
-    def _cells_of(self, source: ImageInput | None, regions) -> torch.Tensor | None:
+    def _cells_of(self, source: Image | None, regions) -> torch.Tensor | None:
         """Image tokens under the regions of a question, bool [N, rows, columns]; None without regions.
 
         Raises:
@@ -354,8 +356,14 @@ class GroundedPredictor:
             geometry = None if source is None else source.geometry
             predictions.append(
                 Prediction(
-                    answer.text, tuple(regions), geometry, timing, self._reference(), self.processor.raw_text(row.ids)
-                )
+                    answer.text,
+                    tuple(regions),
+                    geometry,
+                    timing,
+                    self._reference(),
+                    self.processor.raw_text(row.ids),
+                    None if source is None else source.source,
+                )  # fmt: skip
             )
         share = (time.perf_counter() - answered) / len(rows)
         for prediction in predictions:
