@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-
-class ReadError(ValueError):
-    """A file that cannot be read as an image; the message names the file and what to do."""
+from unimed.io.limits import ReadError
 
 
 class ImageError(ValueError):
@@ -17,3 +15,6 @@ class WindowError(ValueError):
 
 class MaskError(ValueError):
     """A mask or label image that cannot be used; the message names the file and the remedy."""
+
+
+__all__ = ["ImageError", "MaskError", "ReadError", "WindowError"]

@@ -16,6 +16,7 @@ import numpy as np
 from unimed.geometry import Geometry, axis_assignment, reorient
 from unimed.io import raster
 from unimed.io.errors import ImageError, ReadError, WindowError
+from unimed.io.limits import head_of, refuse_large_file, refuse_placeholder
 from unimed.io.read import read, read_bytes
 from unimed.io.slices import VIEWS
 from unimed.io.turns import INVERSE, turned_back
@@ -252,8 +253,13 @@ def _read(source, index, compat, name) -> tuple[np.ndarray, Geometry, str, list[
 
 
 def _picture(source, index, compat, name):
-    if isinstance(source, str) and Path(source).stat().st_size == 0:
-        raise ReadError(f"{name}: the file is empty")
+    if isinstance(source, str):
+        if Path(source).stat().st_size == 0:
+            raise ReadError(f"{name}: the file is empty")
+        refuse_large_file(Path(source))
+        refuse_placeholder(name, head_of(Path(source)))
+    elif isinstance(source, bytes):
+        refuse_placeholder(name, source[:512])
     decoded = raster.decode(source, page=index, compat=compat, name=name)
     header = {"orientation": decoded.orientation, "bits": decoded.bits}
     geometry = Geometry.pixels(source_format="picture", header=header)
@@ -284,7 +290,7 @@ def _finished(array, geometry, name, steps, index, compat, options, window=None)
         raise ImageError(f"{said}: the image has no pixels")
     if array.dtype.kind not in "iufb":
         raise ImageError(f"{said}: pixels must be numbers, got {array.dtype}")
-    orientation, place, steps = int(stored.header.get("orientation", 1)), None, list(steps)
+    orientation, place, steps = int(stored.header.get("orientation", 1)), None, [*steps, *stored.steps]
     if stored.source_format == "picture":
         plane = array
         shape = array.shape[:2][::-1] if orientation in (5, 6, 7, 8) else array.shape[:2]

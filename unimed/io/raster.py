@@ -16,14 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.io.errors import ReadError
+from unimed.io.limits import ReadError, refuse_too_large
 from unimed.io.turns import WORDS, turned
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".gif", ".bmp", ".jp2", ".j2k", ".jpx", ".j2c",
 )  # fmt: skip
-#: More pixels than this are refused before memory is taken for them: a small file may claim anything.
-MAX_PIXELS = 2**28
 _EXIF_ORIENTATION, _TIFF_SUBFILE, _TIFF_PHOTOMETRIC, _TIFF_BITS = 274, 254, 262, 258
 #: Kinds of TIFF pages that are no picture of their own: a smaller copy (1), a transparency mask (4).
 _NO_PAGE = 1 | 4
@@ -118,7 +116,7 @@ def _named(name: str, work, *arguments):
     except (ReadError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Image.DecompressionBombError as error:
-        raise ReadError(f"{name}: more pixels than the limit of {MAX_PIXELS}; cut it into tiles first") from error
+        raise ReadError(f"{name}: {error}; cut it into tiles first") from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
         said = " ".join(re.sub(r"<_io\.\w+[^>]*>", "the stored bytes", str(error)).split())
         raise ReadError(f"{name}: damaged or no picture ({type(error).__name__}: {said})") from error
@@ -129,10 +127,7 @@ def _from_pillow(picture, source, page, compat, name: str) -> Raster:
     steps, orientation, bits = [], 1, 8
     page, said = _page_of(picture, page, compat, name)
     steps += said
-    if picture.width * picture.height > MAX_PIXELS:
-        raise ReadError(
-            f"{name}: {picture.width} x {picture.height} pixels, more than the limit of {MAX_PIXELS}; cut it into tiles"
-        )
+    refuse_too_large(name, (picture.height, picture.width, len(picture.getbands())), 1)
     tags = getattr(picture, "tag_v2", {}) if form == "TIFF" else {}
     if tags:
         bits = max(tags.get(_TIFF_BITS, (1,)))
@@ -330,8 +325,7 @@ def _from_tifffile(data: bytes | None, path, page: int | None, compat, name: str
                 f"{name}: {len(pages)} pages; say which one with page= (0 to {len(pages) - 1}), or save it alone"
             )
         one = pages[_chosen(list(range(len(pages))), page, name)]
-        if int(np.prod(one.shape, dtype=np.int64)) > 4 * MAX_PIXELS:
-            raise ReadError(f"{name}: shape {one.shape}, more than the limit of {MAX_PIXELS} pixels; cut it into tiles")
+        refuse_too_large(name, one.shape, one.dtype.itemsize if one.dtype is not None else 1)
         values = one.asarray()
         photometric, planar = int(one.photometric), int(getattr(one, "planarconfig", 1) or 1)
         tag = one.tags.get(_EXIF_ORIENTATION)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.files import resolve_inside
+
 KINDS = ("name", "missing file", "mask", "unreadable", "duplicate", "patient leakage")
 
 
@@ -89,7 +91,7 @@ def check_images(folder: Path, patient_pattern: str | None = None):
         for path in sorted((folder / split).iterdir()):
             try:
                 name = parse_image_name(path.name)
-                source = load(path, modality=name.modality)
+                source = load(resolve_inside(folder, f"{split}/{path.name}", error=ReadError), modality=name.modality)
                 image = source.pixels
             except FileNameError as error:
                 report.problems.append((split, "name", str(error)))
@@ -115,6 +117,7 @@ def check_images(folder: Path, patient_pattern: str | None = None):
                 report.problems.append((split, "missing file", f"{path.name}: no image {name.stem}.png in {split}"))
                 continue
             try:
+                path = resolve_inside(folder, f"{split}_mask/{path.name}", error=ReadError)
                 problem, said = _mask_problem(path, row)
                 report.remarks += [f"{split}/{path.name}: {one}" for one in said]
             except (ReadError, MaskError) as error:

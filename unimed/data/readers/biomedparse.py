@@ -16,6 +16,7 @@ import numpy as np
 from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name
 from unimed.data.readers.unibiomed import TreeError, read_json
 from unimed.data.wordings.biomedparse_targets import lineage
+from unimed.files import resolve_inside
 from unimed.geometry import Geometry
 from unimed.io.errors import MaskError
 from unimed.io.images import Image
@@ -95,7 +96,7 @@ class BiomedParseDataset:
     def __getitem__(self, index: int) -> Sample:
         item = self.items[index]
         draw = random.Random(f"{self.seed}/{self.epoch}/{index}")
-        source = load_image(self.root / self.split / item["file"], modality=item["group"][0])
+        source = load_image(self._place(f"{self.split}/{item['file']}"), modality=item["group"][0])
         image = source.pixels
         if self.of_volumes and image.ndim == 3:
             image = np.ascontiguousarray(image[..., ::-1])  # stored as (next, previous, slice)
@@ -126,21 +127,24 @@ class BiomedParseDataset:
             label_origin="data set",
         )
 
+    def _place(self, name: str) -> Path:
+        return resolve_inside(self.root, name, where=str(self.file), error=TreeError)
+
     def _masks(self, item, image: Image) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        folder = self.root / f"{self.split}_mask"
         if not self.of_volumes:
             masks = {}
             for target, file in item["masks"].items():
+                path = self._place(f"{self.split}_mask/{file}")
                 try:
-                    mask, said = load_mask(folder / file, image=image, resize=self.resize_masks)
+                    mask, said = load_mask(path, image=image, resize=self.resize_masks)
                 except MaskError as error:
                     raise TreeError(str(error)) from error
-                self.remarks.extend(f"{folder / file}: {one}" for one in said if one != RESIZED)
+                self.remarks.extend(f"{path}: {one}" for one in said if one != RESIZED)
                 if mask.any():
                     masks[target] = mask
             return masks, None
         try:
-            labels, _ = load_labels(folder / item["mask"], shape=image.rgb.shape[:2])
+            labels, _ = load_labels(self._place(f"{self.split}_mask/{item['mask']}"), shape=image.rgb.shape[:2])
         except MaskError as error:
             raise TreeError(str(error)) from error
         if item["instances"]:

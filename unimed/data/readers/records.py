@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.geometry import Geometry, reorient
+from unimed.files import read_json_lines, resolve_inside
+from unimed.geometry import Geometry, GeometryError, align, reorient
 from unimed.io.errors import ImageError, MaskError, ReadError, WindowError
 from unimed.io.images import Image
 from unimed.io.images import load as load_image
@@ -43,13 +43,7 @@ def read_records(path: str | Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `tools/prepare_data.py sample` makes one, or see docs/data.md")
     records, ids = [], set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RecordError(f"{path}:{number}: not JSON ({error.msg})") from error
+    for number, record in read_json_lines(path, error=RecordError):
         check_record(record, f"{path}:{number}")
         if record["id"] in ids:
             raise RecordError(f"{path}:{number}: id {record['id']!r} is used twice")
@@ -172,7 +166,9 @@ class RecordDataset:
         else:
             image = self._image(record)
             array, geometry = image.pixels, image.geometry
-        regions = tuple(self._region(record, entry, array.shape, image) for entry in record.get("regions") or ())
+        regions = tuple(
+            self._region(record, entry, array.shape, geometry, image) for entry in record.get("regions") or ()
+        )
         if "volume" in record and self.eight_bit and array.dtype != np.uint8:
             try:
                 array = choose_window(array, stored, **self._known(record))(array)
@@ -215,9 +211,8 @@ class RecordDataset:
         return {"modality": modality, "site": known_site(record.get("site") or "", modality)}
 
     def _image(self, record: dict) -> Image:
-        return self._tried(
-            record, record["image"], lambda source, name: load_image(source, name=name, **self._known(record))
-        )
+        known = self._known(record)
+        return self._tried(record, record["image"], lambda source, name: load_image(source, name=name, **known))
 
     def _volume(self, record: dict, name: str) -> tuple[np.ndarray, Geometry]:
         return self._tried(record, name, lambda source, _: read(source))
@@ -233,16 +228,17 @@ class RecordDataset:
 
     def _source(self, record: dict, name: str) -> Path | bytes:
         """Where the bytes of a name are."""
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise RecordError(f"{self.file}: record {record['id']} names {name}, which is outside of the data set")
-        return self.root / name
+        return resolve_inside(self.root, name, where=f"{self.file}: record {record['id']}", error=RecordError)
 
-    def _volume_mask(self, record: dict, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _volume_mask(self, record: dict, name: str, shape: tuple[int, ...], target: Geometry) -> np.ndarray:
+        """At the same place in the patient as its image, whatever the order of its axes."""
         mask, geometry = self._volume(record, name)
-        mask = np.ascontiguousarray(reorient(whole_numbers(mask, name), geometry, "SPL")[0])
-        if mask.shape != shape:
-            raise RecordError(f"{self.file}: record {record['id']}: mask {name} is {mask.shape}, the image {shape}")
-        return mask > 0
+        try:
+            return np.ascontiguousarray(align(whole_numbers(mask, name), geometry, target, shape)[0]) > 0
+        except (GeometryError, MaskError) as error:
+            raise RecordError(
+                f"{self.file}: record {record['id']}: mask {name} is {mask.shape}, the image {shape}: {error}"
+            ) from error
 
     def _picture_mask(self, record: dict, name: str, label, image: Image) -> np.ndarray:
         mask, said = self._tried(
@@ -251,11 +247,13 @@ class RecordDataset:
         self.remarks.extend(f"record {record['id']}: mask {name}: {one}" for one in said)
         return mask
 
-    def _region(self, record: dict, entry: dict, shape: tuple[int, ...], image: Image | None) -> Region:
+    def _region(
+        self, record: dict, entry: dict, shape: tuple[int, ...], geometry: Geometry, image: Image | None
+    ) -> Region:
         mask, box, span = None, entry.get("box_xyxy_px"), entry.get("phrase_span")
         if entry.get("mask"):
             if image is None:
-                mask = self._volume_mask(record, entry["mask"], shape)
+                mask = self._volume_mask(record, entry["mask"], shape, geometry)
             else:
                 label = entry.get("mask_label")
                 mask = self._picture_mask(

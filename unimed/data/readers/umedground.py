@@ -16,6 +16,7 @@ from unimed.data.readers.umedground_records import (
     part_of,
 )
 from unimed.data.wordings import umedground as grounding_text
+from unimed.files import resolve_inside
 from unimed.io.errors import ImageError, ReadError
 from unimed.io.images import load as load_image
 from unimed.registry import DATASETS
@@ -185,15 +186,12 @@ class MedicalGroundingDataset:
         )
 
     def _image(self, record: GroundingRecord):
-        name = Path(record.image)
-        if name.is_absolute() or ".." in name.parts:
-            raise GroundingDataError(f"{self.file}: record {record.record_id}: {name} leads out of {self.images}")
+        name, where = Path(record.image), f"{self.file}: record {record.record_id}"
+        path = resolve_inside(self.images, name, where=where, error=GroundingDataError)
         try:
-            image = load_image(self.images / name, modality="X-ray")
+            image = load_image(path, modality="X-ray")
         except FileNotFoundError as error:
-            raise GroundingDataError(
-                f"{self.file}: record {record.record_id}: image {self.images / name} is missing"
-            ) from error
+            raise GroundingDataError(f"{where}: image {path} is missing") from error
         except (ReadError, ImageError) as error:
             raise GroundingDataError(f"{self.file}: record {record.record_id}: {error}") from error
         array = image.pixels

@@ -8,7 +8,6 @@ ROOT/meta_train.json, VOLUME/SLICE              3D sets
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import deque
@@ -18,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from unimed.data.wordings.unibiomed import word
+from unimed.files import read_json as read_json_file
+from unimed.files import resolve_inside
 from unimed.geometry import Geometry
 from unimed.io.errors import ImageError, MaskError, ReadError
 from unimed.io.images import Image, load_stack
@@ -51,10 +52,7 @@ def read_json(path: Path):
         near = path.parent if path.parent.is_dir() else path.parent.parent
         found = ", ".join(sorted(p.name for p in near.iterdir())[:12]) if near.is_dir() else "nothing"
         raise FileNotFoundError(f"{path}: no such file; {near} holds {found or 'nothing'}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise TreeError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
+    return read_json_file(path, error=TreeError)
 
 
 class _Tree:
@@ -138,10 +136,19 @@ class _Tree:
         question = self._word(pool.replace("region", "region1"))
         return self._sample(identifier, (image,), question, answer, (region,), "region", label)
 
-    def _image(self, path: Path) -> Image:
-        return load_image(path, compat=self.compat)
+    def _place(self, name: str, identifier) -> Path:
+        """A file that an annotation names, within the set.
 
-    def _any_mask(self, path: Path, image: Image) -> np.ndarray:
+        Raises:
+            TreeError: it lies outside.
+        """
+        return resolve_inside(self.root, name, where=f"{self.root}: {self.split} {identifier}", error=TreeError)
+
+    def _image(self, name: str, identifier) -> Image:
+        return load_image(self._place(name, identifier), compat=self.compat)
+
+    def _any_mask(self, name: str, identifier, image: Image) -> np.ndarray:
+        path = self._place(name, identifier)
         try:
             mask, said = load_mask(path, image=image, resize=self.resize_masks, compat=self.compat)
         except MaskError as error:
@@ -149,10 +156,10 @@ class _Tree:
         self.remarks.extend(f"{path}: {one}" for one in said if one != RESIZED)
         return mask
 
-    def _mask(self, path: Path, image: Image) -> np.ndarray:
-        mask = self._any_mask(path, image)
+    def _mask(self, name: str, identifier, image: Image) -> np.ndarray:
+        mask = self._any_mask(name, identifier, image)
         if not mask.any():
-            raise TreeError(f"{path}: mask is empty; remove the annotation or repair the mask")
+            raise TreeError(f"{self._place(name, identifier)}: mask is empty; remove the annotation or repair the mask")
         return mask
 
 
@@ -208,7 +215,7 @@ class BiomedDataset(_Tree):
             self.items.append((annotation.get("id", number), file_name, annotation))
 
     def read(self, identifier, file_name: str, annotation: dict) -> Sample:
-        source = self._image(self.root / self.split / file_name)
+        source = self._image(f"{self.split}/{file_name}", identifier)
         image = source.pixels
         sentences = annotation["sentences"]
         chosen = random.choice(sentences) if self.sentence == "random" else sentences[0]
@@ -217,7 +224,7 @@ class BiomedDataset(_Tree):
             phrase = phrase.rstrip(".")
         if self.kind == "disease" and NO_FINDINGS in phrase:
             return self._nothing_found(identifier, image, phrase)
-        mask = self._mask(self.root / f"{self.split}_mask" / annotation["mask_file"], source)
+        mask = self._mask(f"{self.split}_mask/{annotation['mask_file']}", identifier, source)
         if self.kind == "region":
             return self._region_sample(identifier, image, mask, "region", phrase, self.shown_by, phrase)
         if self.kind == "segmentation":
@@ -258,13 +265,13 @@ class MedTrinityDataset(_Tree):
             self.items.append((annotation.get("id", number), annotation))
 
     def read(self, identifier, annotation: dict) -> Sample:
-        path = self.root / annotation["file_name"]
+        path = self._place(annotation["file_name"], identifier)
         if not path.is_file():  # region sets keep their images in a folder per split
-            path = self.root / self.split / annotation["file_name"]
-        source = self._image(path)
+            path = self._place(f"{self.split}/{annotation['file_name']}", identifier)
+        source = load_image(path, compat=self.compat)
         image, caption = source.pixels, annotation["caption"]
         if self.masks:
-            mask = self._mask(self.root / f"{self.split}_mask" / annotation["mask_file"], source)
+            mask = self._mask(f"{self.split}_mask/{annotation['mask_file']}", identifier, source)
             return self._region_sample(identifier, image, mask, "region_caption", caption, self.shown_by)
         return self._sample(identifier, (image,), self._word("caption"), caption, (), "caption")
 
@@ -292,7 +299,7 @@ class RadGenomeDataset(_Tree):
             self.items.append((identifier, entry))
 
     def read(self, identifier, entry: dict) -> Sample:
-        source = self._image(self.root / entry["image_file"])
+        source = self._image(entry["image_file"], identifier)
         image = source.pixels
         phrase = str(entry["abnormality"]).lower().strip().rstrip(".") + "."
         if self.kind == "report":
@@ -303,7 +310,7 @@ class RadGenomeDataset(_Tree):
             region = Region(phrase, presence=0.0)
             answer = answer if self.compat == "reference" else phrase
         else:
-            mask = self._mask(self.root / entry["mask_file"], source)
+            mask = self._mask(entry["mask_file"], identifier, source)
             start = answer.index(phrase)
             region = Region(phrase, mask=mask, presence=1.0, phrase_span=(start, start + len(phrase)))
         label = str(entry["abnormality"]).lower()
@@ -349,17 +356,18 @@ class BiomedVolumeDataset(_Tree):
         if unknown := sorted(set(masks) - set(files)):
             raise TreeError(f"{self.root}: {volume}/{identifier} has a mask for {unknown[0]}, which is no slice of it")
         shows = [name in masks for name in files]
-        chosen = choose_slices(shows, self.slices, self.with_object, self.drawn)
+        chosen, where = choose_slices(shows, self.slices, self.with_object, self.drawn), f"{volume}/{identifier}"
         try:
             # All slices of a volume share a window, whichever of them are taken.
-            images = load_stack([self.root / volume / name for name in files], chosen=chosen, compat=self.compat)
+            paths = [self._place(f"{volume}/{name}", where) for name in files]
+            images = load_stack(paths, chosen=chosen, compat=self.compat)
         except ImageError as error:
             raise TreeError(str(error)) from error
         planes = []
         for index, image in zip(chosen, images, strict=True):
             plane = np.zeros(image.rgb.shape[:2], bool)
             if files[index] in masks:
-                plane = self._any_mask(self.root / masks[files[index]], image)
+                plane = self._any_mask(masks[files[index]], where, image)
             planes.append(plane)
         phrase = expression["exp"].strip()
         name = phrase.rstrip(".?")
