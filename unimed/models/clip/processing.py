@@ -10,27 +10,10 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from unimed.io.display import display
-from unimed.io.images import ImageError, read_image
-from unimed.io.read import read
+from unimed.io.images import load as load_image
 from unimed.models.clip.configuration import ClipConfig
 
 TOKENIZER_FOLDER = "tokenizer"
-
-
-def as_rgb(image, site: str = "") -> np.ndarray:
-    """Path, PIL image or array -> HxWx3 uint8, windowed and turned as `unimed.io.display` says.
-
-    Raises:
-        ImageError, ReadError: no image, or a volume.
-    """
-    if isinstance(image, (str, Path)):
-        array, geometry = read(image)
-        try:
-            image = display(array, geometry, site)
-        except ValueError as error:
-            raise ImageError(f"{image}: {error}") from error
-    return read_image(image, site).rgb
 
 
 class ClipProcessor:
@@ -87,8 +70,7 @@ class ClipProcessor:
     def image(self, image, site: str = "") -> torch.Tensor:
         """Path, PIL image or array -> [3, S, S] float32, normalised.
 
-        Values deeper than 8 bit are windowed first: by the CT window of `site` where one is given, else by the window
-        in a DICOM file, else by percentiles.
+        Values deeper than 8 bit are windowed first, see `unimed.io.windows.choose_window`.
 
         Raises:
             ImageError, ReadError: no image the model can read.
@@ -98,7 +80,7 @@ class ClipProcessor:
         if self.compat == "reference":
             picture = Image.open(image) if isinstance(image, (str, Path)) else image
             return self._evaluate(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture)
-        return self._evaluate(Image.fromarray(as_rgb(image, site)))
+        return self._evaluate(Image.fromarray(load_image(image, site=site).rgb))
 
     def images(self, images: Sequence, site: str = "") -> torch.Tensor:
         """[N, 3, S, S]; see `image`."""
@@ -115,7 +97,7 @@ class ClipProcessor:
 
         if self._crop is None or tuple(self._crop.scale) != tuple(scale):
             self._crop = RandomResizedCrop(self.size, scale=scale, interpolation=InterpolationMode.BICUBIC)
-        return pil_to_tensor(self._crop(Image.fromarray(as_rgb(image, site))))
+        return pil_to_tensor(self._crop(Image.fromarray(load_image(image, site=site).rgb)))
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 3, S, S] uint8 -> float, as `image` gives; floats are taken as normalised already."""
