@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
+from unimed.models import foreign
+
 ATTENTION_MODES = ("sample", "expectation", "masked")
 COMPATIBILITY = (None, "reference")
 CHANNELS = ("slices", "rgb")
@@ -91,7 +93,7 @@ class BoltzFormerConfig(PretrainedConfig):
         self.text_layers, self.text_heads, self.text_length = text_layers, text_heads, text_length
         self.image_size, self.channels = image_size, channels
         self.learned_upsampling, self.detach_existence = learned_upsampling, detach_existence
-        super().__init__(**kwargs)
+        super().__init__(**foreign.clean(kwargs))
 
     @classmethod
     def tiny(cls, **changes) -> BoltzFormerConfig:

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoProcessor, ProcessorMixin
 
 from unimed.chat import TEMPLATES, as_plain_text
+from unimed.models import foreign
 from unimed.models.grounded.framing import MASK_FITS, TILE_FITS, Frame, frame, normalised, one_tile, place
 from unimed.models.grounded.llava_text import PHRASE_STYLES, sentence_phrase, separate_ids
 from unimed.models.grounded.regions import PromptError, region_cells, region_masks, region_text, token_index
@@ -60,6 +61,12 @@ class GroundedProcessor(ProcessorMixin):
 
     attributes = ["tokenizer"]
     tokenizer_class = "AutoTokenizer"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """The processor of a folder or hub id, from its data files alone (see `unimed.models.foreign`)."""
+        kwargs.pop("trust_remote_code", None)
+        return foreign.processor(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     def __init__(
         self,
