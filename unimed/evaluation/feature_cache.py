@@ -21,7 +21,13 @@ def model_fingerprint(model) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     config = model.config
-    road = ("raw features", ROAD_VERSION, config.image_size, sorted(config.preprocess_cfg.items()), model.processor.compat)
+    road = (
+        "raw features",
+        ROAD_VERSION,
+        config.image_size,
+        sorted(config.preprocess_cfg.items()),
+        model.processor.compat,
+    )
     digest.update(repr(road).encode())
     return digest.hexdigest()[:24]
 
