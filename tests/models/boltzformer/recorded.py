@@ -1,6 +1,5 @@
 """Recorded numbers of BiomedParse, and the small models with the recorded weights."""
 
-import torch
 from closeness import MODEL, assert_close
 from golden_files import tensors
 

@@ -5,6 +5,7 @@ import torch
 from models.boltzformer.recorded import Recording, near, v1_model
 from torch.nn import functional as F
 
+
 @pytest.mark.parametrize(("case", "compat"), [("two", "reference"), ("one", "reference"), ("one", None)])
 def test_prompts_asked_together_and_alone(case, compat):
     recorded, model, record = Recording("v1_2d.npz"), v1_model(compat=compat), {}

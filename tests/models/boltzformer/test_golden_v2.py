@@ -3,6 +3,7 @@
 import torch
 from models.boltzformer.recorded import Recording, near, v2_model
 
+
 def compare(recorded, record, prefix, items, heads=4):
     """Assert that what `record` holds equals the recording; returns how many tensors were compared."""
     pairs = {f"backbone.res{k}": f"res{k}" for k in (2, 3, 4, 5)}

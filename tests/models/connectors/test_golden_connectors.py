@@ -86,7 +86,9 @@ def test_gradients(weights, recorded, case):
         else:
             norm = case["grad_norms"].get(moe, case["grad_norms"].get(dense))
             assert parameter.grad.norm().item() == pytest.approx(norm, rel=MODEL), name
-            element = next((f"{case['id']}.grad.{n}" for n in (moe, dense) if f"{case['id']}.grad.{n}" in recorded), None)
+            element = next(
+                (f"{case['id']}.grad.{n}" for n in (moe, dense) if f"{case['id']}.grad.{n}" in recorded), None
+            )
             if element is not None:
                 assert_close(parameter.grad, recorded[element], name, MODEL)
                 compared += 1

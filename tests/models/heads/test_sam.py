@@ -2,9 +2,7 @@
 
 import json
 import re
-import zlib
 
-import numpy as np
 import pytest
 import torch
 from closeness import LAYER, MODEL, assert_close

@@ -4,7 +4,6 @@ import torch
 from closeness import MODEL, assert_close
 from golden_files import recording, tensors
 from PIL import Image
-from safetensors.torch import load_file
 
 from unimed.models.checkpoints.sam2 import convert_state_dict, sam2_video_config
 from unimed.models.heads.mask import resize_mask_logits
@@ -56,7 +55,12 @@ def test_parity_with_the_sam2_package():
     head.sam.load_state_dict(convert_state_dict(tensors("unibiomed", "sam2_alone", "model.safetensors")))
     from torchvision.transforms.v2.functional import normalize, resize
 
-    image = torch.from_numpy(np.array(Image.open(recording("unibiomed", "sam2_alone", "image_200x150.png")).convert("RGB"))).permute(2, 0, 1) / 255
+    image = (
+        torch.from_numpy(
+            np.array(Image.open(recording("unibiomed", "sam2_alone", "image_200x150.png")).convert("RGB"))
+        ).permute(2, 0, 1)
+        / 255
+    )
     pixels = normalize(resize(image, [512, 512], antialias=True), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
     features = head.encode(pixels)
     embedding = features.embedding + head.sam.no_memory_embedding.reshape(1, -1, 1, 1)
