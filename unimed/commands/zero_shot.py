@@ -2,61 +2,59 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from unimed.commands.common import Parser, guarded
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demonstration; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description="Which of the labels fits each image: a table and bar plots. Research use only.",
-        epilog='python demo/demo_zeroshot.py --model_path M --images a.png folder/ --labels "brain MRI" "chest X-ray"',
+def zero_shot(arguments=None, prog: str | None = None) -> int:
+    """Compare labels with images."""
+    parser = Parser(
+        "Which of the labels fits each image: a table and bar plots. Research use only.",
+        epilog='unimed demo-zeroshot --model M --images a.png folder/ --labels "brain MRI" "chest X-ray"',
+        prog=prog,
     )
-    parser.add_argument("--model_path", required=True, help="folder, published checkpoint, or open_clip:NAME/WEIGHTS")
+    parser.flag("model", required=True, help="folder, published checkpoint, or open_clip:NAME/WEIGHTS")
     parser.add_argument("--images", nargs="+", required=True, help="files (also DICOM, 16 bit) and folders")
     parser.add_argument("--labels", nargs="+", required=True, help="at least two; one per argument, or parted by |")
     parser.add_argument("--templates", nargs="+", help="prompts with {} for the label")
-    parser.add_argument("--work-dir", default="zero_shot", help="where the results go (default: zero_shot)")
-    parser.add_argument("--site", default="", help="CT window of deep images, e.g. lung (default: file, percentiles)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.flag("out", default="zero_shot")
+    parser.flag("site")
+    parser.flag("device")
+    parser.flag("batch-size", default=16)
     parser.add_argument("--compat", choices=["reference"], help="probabilities as the published demonstration showed")
-    parser.add_argument("--restart", action="store_true", help="forget earlier results in the work folder")
-    args = parser.parse_args(argv)
+    parser.flag("restart")
+    return guarded(_zero_shot, parser.parse_args(arguments))
+
+
+def _zero_shot(args) -> int:
     labels = [part.strip() for label in args.labels for part in label.split("|") if part.strip()]
 
-    from unimed.inference.runs import FolderError, print_failures, run_cases
+    from unimed.inference.runs import print_failures, run_cases
     from unimed.models.auto import load
     from unimed.structures import Case
 
-    try:
-        paths = _files(args.images)
-        model = load(args.model_path, device=args.device)
-        model.classifier(labels, args.templates)  # a wrong label is told before any image is read
-        if len(labels) < 2 and not model.sigmoid:
-            raise ValueError(f"only one label was given ({labels[0]!r}); it would always win: give at least two")
+    paths = _files(args.images)
+    model = load(args.model, device=args.device)
+    model.classifier(labels, args.templates)  # a wrong label is told before any image is read
+    if len(labels) < 2 and not model.sigmoid:
+        raise ValueError(f"only one label was given ({labels[0]!r}); it would always win: give at least two")
 
-        def predict(batch: list[Case]) -> list[dict]:
-            files = [case.inputs["path"] for case in batch]
-            results = model.zero_shot(files, labels, args.templates, site=args.site, compat=args.compat)
-            for case, result in zip(batch, results, strict=True):
-                bars(case.inputs["path"], result, Path(args.work_dir) / "plots" / f"{case.name}.png", args.site)
-            return [result.to_dict() for result in results]
+    def predict(batch: list[Case]) -> list[dict]:
+        files = [case.inputs["path"] for case in batch]
+        results = model.zero_shot(files, labels, args.templates, site=args.site, compat=args.compat)
+        for case, result in zip(batch, results, strict=True):
+            bars(case.inputs["path"], result, Path(args.out) / "plots" / f"{case.name}.png", args.site)
+        return [result.to_dict() for result in results]
 
-        settings = {"model": str(args.model_path), "labels": labels, "templates": args.templates, "site": args.site,
-                    "compat": args.compat}  # fmt: skip
-        cases = [Case(name, {"path": path}) for name, path in _names(paths).items()]
-        report = run_cases(
-            cases, predict, args.work_dir, settings=settings, batch_size=args.batch_size, restart=args.restart
-        )
-    except (FolderError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(table(report.rows, labels, Path(args.work_dir)))
+    settings = {"model": str(args.model), "labels": labels, "templates": args.templates, "site": args.site,
+                "compat": args.compat}  # fmt: skip
+    cases = [Case(name, {"path": path}) for name, path in _names(paths).items()]
+    report = run_cases(cases, predict, args.out, settings=settings, batch_size=args.batch_size, restart=args.restart)
+    print(table(report.rows, labels, Path(args.out)))
     print_failures(report)
     return report.exit_code
 

@@ -85,8 +85,7 @@ def _training_samples(task, settings) -> dict:
 
 
 def _write(folder: Path, samples, predictions, metrics, settings, checkpoint) -> None:
-    lines = "".join(json.dumps(_case(s, p)) + "\n" for s, p in zip(samples, predictions, strict=True))
-    write_atomic(folder / "cases.jsonl", lambda temporary: temporary.write_text(lines))
+    write_cases(folder / "cases.jsonl", (_case(s, p) for s, p in zip(samples, predictions, strict=True)))
     if isinstance(metrics.get("cases"), list):
         write_cases(folder / "scores.jsonl", metrics["cases"])
     numbers = plain({name: value for name, value in metrics.items() if name != "cases"})

@@ -135,7 +135,7 @@ def test_a_path_outside_of_the_folder_is_refused(tmp_path):
     (tmp_path / "records").mkdir()
     record = dict(id="a", task="vqa", image="../secret.png", question="?", answer="!")
     (tmp_path / "records/train.jsonl").write_text(json.dumps(record))
-    with pytest.raises(RecordError, match="outside of the data set"):
+    with pytest.raises(RecordError, match="leads out of"):
         RecordDataset(tmp_path)[0]
 
 

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from unimed.chat import TEMPLATES
 from unimed.models.checkpoints import internvl, unibiomed
 from unimed.models.checkpoints.sam2 import check_names
-from unimed.models.grounded.frames import ask, frame_tokens
+from unimed.models.grounded.frames import ask
 from unimed.models.grounded.generation import generate
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import PromptError
@@ -129,24 +129,19 @@ SCENARIOS = {
 def test_states_logits_and_masks_of_every_scenario_are_the_reference(published, scenario):
     model, (image, text) = published, SCENARIOS[scenario]
     recorded = tensors("unibiomed", f"e2e_{scenario}_fp32.safetensors")
-    tokens, cells, units, size = None, None, 0, None
+    rgb = size = regions = None
     if image is not None:
         rgb = np.array(Image.open(recording("unibiomed", "inputs", image)).convert("RGB"))
         size = rgb.shape[:2]
-        units = model.processor.unit_count(*size)
         if scenario == "region":
-            cells = model.processor.region_cells(
-                np.load(recording("unibiomed", "inputs", "region_masks.npz"))["masks"], size
-            )
-        tokens = model.image_tokens(model.processor.tiles(rgb))[0].flatten(0, 1)
-        tokens = tokens[model.processor.token_index(units, cells)]
-    question = model.processor.question(text, units, literal=False, cells=cells)
-    ids = model.processor.prompt_ids(TEMPLATES["phi3_chat"].prompt([("user", question)]))
+            regions = [list(np.load(recording("unibiomed", "inputs", "region_masks.npz"))["masks"])]
+    inputs = model.processor(images=rgb, text=text, regions=regions, literal=False)
+    ids = inputs["input_ids"][0].tolist()
     assert ids == recorded["input_ids"].tolist()
-    row = model.answer([ids], tokens, max_new_tokens=64)[0]
+    row = model.generate(**inputs, max_new_tokens=64, return_dict_in_generate=True).rows[0]
     assert row.ids == recorded["generated_ids"].tolist(), "token ids are identical"
-    embeds = torch.cat([model.merge(torch.tensor([ids]), tokens), model.embed_tokens(torch.tensor([row.ids[:-1]]))], 1)
-    hidden = model.language_model(inputs_embeds=embeds).last_hidden_state[0]
+    shown = {name: inputs.get(name) for name in ("pixel_values", "layout")}
+    hidden = model(input_ids=torch.tensor([ids + row.ids[:-1]]), **shown).hidden[0]
     near(f"{scenario} last hidden", hidden, recorded["llm_last_hidden"])
     near(f"{scenario} logits", model.lm_head(hidden[len(ids) - 1 :]), recorded["logits_for_generated"])
     states = model.seg_states(row)
@@ -246,7 +241,7 @@ def test_a_mask_is_carried_through_the_frames(published):
     frames = [
         np.array(Image.open(recording("unibiomed", "inputs", f"video_{i}_96x80.png")).convert("RGB")) for i in range(8)
     ]
-    row = ask(model, frame_tokens(model, frames[:5]), "<image>Please segment the tumor.", 64, literal=False)
+    (row,) = ask(model, frames[:5], ["<image>Please segment the tumor."], 64, literal=False)
     assert row.ids == recorded["generated_ids"].tolist()
     prompts = model.seg_projection(model.seg_states(row))
     near("video seg_embed", prompts, recorded["seg_embed"])

@@ -75,6 +75,17 @@ def test_order_and_batches_change_nothing(model):
     assert float((model.encode_text(texts, batch_size=2) - alone).abs().max()) < 1e-6
 
 
+@torch.no_grad()
+def test_one_call_makes_what_forward_takes(model):
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    inputs = model.processor(images=image, text=["a chest x-ray", "liver"], return_tensors="pt", padding=True)
+    output = model(**inputs)
+    assert output["image_features"].shape[0] == 1 and output["text_features"].shape[0] == 2
+    torch.testing.assert_close(output["image_features"], model.image_features(model.processor.images([image])))
+    with pytest.raises(ValueError, match="images, text"):
+        model.processor()
+
+
 def test_retrieve(model):
     texts = ["heart", "lung", "liver tumor", "normal slide"]
     found = model.retrieve("lung", texts, k=2)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.files import read_json, resolve_inside
+
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".npz")
 
 
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from unimed.io.read import ReadError
 
     try:
-        names = json.loads(Path(args.names).read_text(encoding="utf-8"))
+        names = read_json(args.names)
         print(build(args.images, args.labels, names, args.out, args.split, args.site))
     except (OSError, ReadError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -92,7 +94,10 @@ def _volumes(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
         if (suffix or path.is_dir()) and not path.name.startswith("."):
-            found[path.name[: len(path.name) - len(suffix)]] = path
+            name = path.name[: len(path.name) - len(suffix)]
+            if name in found:
+                raise ValueError(f"{found[name]} and {path} have one name; which of them is the volume {name}?")
+            found[name] = resolve_inside(folder, path.name)
     return found
 
 

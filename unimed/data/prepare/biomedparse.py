@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.files import resolve_inside
+
 KINDS = ("name", "missing file", "mask", "unreadable", "duplicate", "patient leakage")
 
 
@@ -88,7 +90,7 @@ def check_images(folder: Path, patient_pattern: str | None = None):
         for path in sorted((folder / split).iterdir()):
             try:
                 name = parse_image_name(path.name)
-                image = read(path)[0]
+                image = read(resolve_inside(folder, f"{split}/{path.name}", error=ReadError))[0]
             except FileNameError as error:
                 report.problems.append((split, "name", str(error)))
                 continue
@@ -113,6 +115,7 @@ def check_images(folder: Path, patient_pattern: str | None = None):
                 report.problems.append((split, "missing file", f"{path.name}: no image {name.stem}.png in {split}"))
                 continue
             try:
+                path = resolve_inside(folder, f"{split}_mask/{path.name}", error=ReadError)
                 problem = _mask_problem(read(path)[0], row["size"])
             except ReadError as error:
                 report.problems.append((split, "unreadable", str(error)))

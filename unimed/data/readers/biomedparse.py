@@ -16,6 +16,7 @@ import numpy as np
 from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name
 from unimed.data.readers.unibiomed import TreeError, load_image, load_mask, read_json
 from unimed.data.wordings.biomedparse_targets import lineage
+from unimed.files import resolve_inside
 from unimed.geometry import Geometry
 from unimed.io.read import read
 from unimed.registry import DATASETS
@@ -90,7 +91,7 @@ class BiomedParseDataset:
     def __getitem__(self, index: int) -> Sample:
         item = self.items[index]
         draw = random.Random(f"{self.seed}/{self.epoch}/{index}")
-        image = load_image(self.root / self.split / item["file"])
+        image = load_image(self._place(f"{self.split}/{item['file']}"))
         if self.of_volumes and image.ndim == 3:
             image = np.ascontiguousarray(image[..., ::-1])  # stored as (next, previous, slice)
         masks, instances = self._masks(item, image.shape[:2])
@@ -120,18 +121,21 @@ class BiomedParseDataset:
             label_origin="data set",
         )
 
+    def _place(self, name: str) -> Path:
+        return resolve_inside(self.root, name, where=str(self.file), error=TreeError)
+
     def _masks(self, item, shape) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        folder = self.root / f"{self.split}_mask"
         if not self.of_volumes:
             masks = {}
             for target, file in item["masks"].items():
-                mask = load_mask(folder / file, shape, self.resize_masks)
+                mask = load_mask(self._place(f"{self.split}_mask/{file}"), shape, self.resize_masks)
                 if mask.any():
                     masks[target] = mask
             return masks, None
-        labels = read(folder / item["mask"])[0]
+        path = self._place(f"{self.split}_mask/{item['mask']}")
+        labels = read(path)[0]
         if labels.shape != shape:
-            raise TreeError(f"{folder / item['mask']}: label map is {labels.shape}, its slice {shape}")
+            raise TreeError(f"{path}: label map is {labels.shape}, its slice {shape}")
         if item["instances"]:
             mask = labels > 0
             return ({"1": mask} if mask.any() else {}), labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.files import read_json_lines, resolve_inside
 from unimed.geometry import Geometry, reorient
 from unimed.io.read import ReadError, read
 from unimed.io.volume_slices import choose_slices
@@ -38,13 +38,7 @@ def read_records(path: str | Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `tools/prepare_data.py sample` makes one, or see docs/data.md")
     records, ids = [], set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RecordError(f"{path}:{number}: not JSON ({error.msg})") from error
+    for number, record in read_json_lines(path, error=RecordError):
         check_record(record, f"{path}:{number}")
         if record["id"] in ids:
             raise RecordError(f"{path}:{number}: id {record['id']!r} is used twice")
@@ -192,10 +186,9 @@ class RecordDataset:
         return array[chosen], Geometry.pixels(source_format=geometry.source_format), tuple(thinned)
 
     def _load(self, record: dict, name: str):
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise RecordError(f"{self.file}: record {record['id']} names {name}, which is outside of the data set")
+        path = resolve_inside(self.root, name, where=f"{self.file}: record {record['id']}", error=RecordError)
         try:
-            return read(self.root / name)
+            return read(path)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{self.file}: record {record['id']} names {name}, which is missing") from error
         except ReadError as error:

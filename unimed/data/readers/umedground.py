@@ -18,6 +18,7 @@ from unimed.data.readers.umedground_records import (
     part_of,
 )
 from unimed.data.wordings import umedground as grounding_text
+from unimed.files import resolve_inside
 from unimed.io.read import ReadError, read
 from unimed.io.windows import percentiles_to_uint8
 from unimed.registry import DATASETS
@@ -187,15 +188,12 @@ class MedicalGroundingDataset:
         )
 
     def _image(self, record: GroundingRecord):
-        name = Path(record.image)
-        if name.is_absolute() or ".." in name.parts:
-            raise GroundingDataError(f"{self.file}: record {record.record_id}: {name} leads out of {self.images}")
+        name, where = Path(record.image), f"{self.file}: record {record.record_id}"
+        path = resolve_inside(self.images, name, where=where, error=GroundingDataError)
         try:
-            array, geometry = read(self.images / name)
+            array, geometry = read(path)
         except FileNotFoundError as error:
-            raise GroundingDataError(
-                f"{self.file}: record {record.record_id}: image {self.images / name} is missing"
-            ) from error
+            raise GroundingDataError(f"{where}: image {path} is missing") from error
         except ReadError as error:
             raise GroundingDataError(f"{self.file}: record {record.record_id}: {error}") from error
         if array.dtype != np.uint8:

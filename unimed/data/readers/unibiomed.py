@@ -8,7 +8,6 @@ ROOT/meta_train.json, VOLUME/SLICE              3D sets
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from unimed.data.wordings.unibiomed import word
+from unimed.files import read_json as read_json_file
+from unimed.files import resolve_inside
 from unimed.geometry import Geometry
 from unimed.io.read import ReadError, read
 from unimed.io.region_box import paint_box
@@ -47,10 +48,7 @@ def read_json(path: Path):
         near = path.parent if path.parent.is_dir() else path.parent.parent
         found = ", ".join(sorted(p.name for p in near.iterdir())[:12]) if near.is_dir() else "nothing"
         raise FileNotFoundError(f"{path}: no such file; {near} holds {found or 'nothing'}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise TreeError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
+    return read_json_file(path, error=TreeError)
 
 
 def load_image(path: Path) -> np.ndarray:
@@ -161,7 +159,16 @@ class _Tree:
         question = self._word(pool.replace("region", "region1"))
         return self._sample(identifier, (image,), question, answer, (region,), "region", label)
 
-    def _mask(self, path: Path, image: np.ndarray) -> np.ndarray:
+    def _place(self, name: str, identifier) -> Path:
+        """A file that an annotation names, within the set.
+
+        Raises:
+            TreeError: it lies outside.
+        """
+        return resolve_inside(self.root, name, where=f"{self.root}: {self.split} {identifier}", error=TreeError)
+
+    def _mask(self, name: str, identifier, image: np.ndarray) -> np.ndarray:
+        path = self._place(name, identifier)
         mask = load_mask(path, image.shape[:2], self.resize_masks)
         if not mask.any():
             raise TreeError(f"{path}: mask is empty; remove the annotation or repair the mask")
@@ -220,7 +227,7 @@ class BiomedDataset(_Tree):
             self.items.append((annotation.get("id", number), file_name, annotation))
 
     def read(self, identifier, file_name: str, annotation: dict) -> Sample:
-        image = load_image(self.root / self.split / file_name)
+        image = load_image(self._place(f"{self.split}/{file_name}", identifier))
         sentences = annotation["sentences"]
         chosen = random.choice(sentences) if self.sentence == "random" else sentences[0]
         phrase = str(chosen.get("raw") or chosen.get("sent")).lower().strip()
@@ -228,7 +235,7 @@ class BiomedDataset(_Tree):
             phrase = phrase.rstrip(".")
         if self.kind == "disease" and NO_FINDINGS in phrase:
             return self._nothing_found(identifier, image, phrase)
-        mask = self._mask(self.root / f"{self.split}_mask" / annotation["mask_file"], image)
+        mask = self._mask(f"{self.split}_mask/{annotation['mask_file']}", identifier, image)
         if self.kind == "region":
             return self._region_sample(identifier, image, mask, "region", phrase, self.shown_by, phrase)
         if self.kind == "segmentation":
@@ -269,12 +276,12 @@ class MedTrinityDataset(_Tree):
             self.items.append((annotation.get("id", number), annotation))
 
     def read(self, identifier, annotation: dict) -> Sample:
-        path = self.root / annotation["file_name"]
+        path = self._place(annotation["file_name"], identifier)
         if not path.is_file():  # region sets keep their images in a folder per split
-            path = self.root / self.split / annotation["file_name"]
+            path = self._place(f"{self.split}/{annotation['file_name']}", identifier)
         image, caption = load_image(path), annotation["caption"]
         if self.masks:
-            mask = self._mask(self.root / f"{self.split}_mask" / annotation["mask_file"], image)
+            mask = self._mask(f"{self.split}_mask/{annotation['mask_file']}", identifier, image)
             return self._region_sample(identifier, image, mask, "region_caption", caption, self.shown_by)
         return self._sample(identifier, (image,), self._word("caption"), caption, (), "caption")
 
@@ -302,7 +309,7 @@ class RadGenomeDataset(_Tree):
             self.items.append((identifier, entry))
 
     def read(self, identifier, entry: dict) -> Sample:
-        image = load_image(self.root / entry["image_file"])
+        image = load_image(self._place(entry["image_file"], identifier))
         phrase = str(entry["abnormality"]).lower().strip().rstrip(".") + "."
         if self.kind == "report":
             phrase = f"{phrase} {str(entry['report']).lower().strip()}"
@@ -312,7 +319,7 @@ class RadGenomeDataset(_Tree):
             region = Region(phrase, presence=0.0)
             answer = answer if self.compat == "reference" else phrase
         else:
-            mask = self._mask(self.root / entry["mask_file"], image)
+            mask = self._mask(entry["mask_file"], identifier, image)
             start = answer.index(phrase)
             region = Region(phrase, mask=mask, presence=1.0, phrase_span=(start, start + len(phrase)))
         label = str(entry["abnormality"]).lower()
@@ -360,15 +367,15 @@ class BiomedVolumeDataset(_Tree):
         images, planes = [], []
         shows = [name in masks for name in files]
         for index in choose_slices(shows, self.slices, self.with_object, self.drawn):
-            image = load_image(self.root / volume / files[index])
+            path = self._place(f"{volume}/{files[index]}", f"{volume}/{identifier}")
+            image = load_image(path)
             if images and image.shape != images[0].shape:
-                raise TreeError(
-                    f"{self.root / volume / files[index]}: slice is {image.shape}, the first {images[0].shape}"
-                )
+                raise TreeError(f"{path}: slice is {image.shape}, the first {images[0].shape}")
             images.append(image)
             plane = np.zeros(image.shape[:2], bool)
             if files[index] in masks:
-                plane = load_mask(self.root / masks[files[index]], image.shape[:2], self.resize_masks)
+                place = self._place(masks[files[index]], f"{volume}/{identifier}")
+                plane = load_mask(place, image.shape[:2], self.resize_masks)
             planes.append(plane)
         phrase = expression["exp"].strip()
         name = phrase.rstrip(".?")

@@ -202,7 +202,7 @@ def score_answers(
             continue
         row: dict = {"case": name, "truth": entry["text"], "said": None}
         try:
-            answer = read_answer(Path(predictions) / f"{name}.json")
+            answer = read_answer(evaluation_sets.within(predictions, f"{name}.json"))
         except FileNotFoundError:
             answer = None
         if masks is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import BatchFeature
 
 from unimed.io.display import display
 from unimed.io.images import ImageError, read_image
@@ -59,6 +60,28 @@ class ClipProcessor:
             fill_color=options.get("fill_color", 0),
         )
         self._source, self._tokenizer, self._crop = tokenizer, None, None
+
+    def __call__(self, images=None, text=None, *, site: str = "", return_tensors: str = "pt", padding="longest"):
+        """What `ClipModel.forward` takes: `pixel_values` [N, 3, S, S] and `input_ids` [M, L] (a `BatchFeature`).
+
+        Args:
+            images: an image or several: path, PIL image or array. text: a text or several. One of both may be missing.
+            site, padding: see `image` and `texts`; True is "longest".
+
+        Raises:
+            ValueError: neither images nor text. ImageError, ReadError: an image that cannot be read.
+        """
+        if images is None and text is None:
+            raise ValueError("give images, text, or both")
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is 'pt', got {return_tensors!r}")
+        batch = {}
+        if images is not None:
+            batch["pixel_values"] = self.images(images if isinstance(images, (list, tuple)) else [images], site)
+        if text is not None:
+            padding = "longest" if padding is True else padding
+            batch["input_ids"], _ = self.texts([text] if isinstance(text, str) else text, padding)
+        return BatchFeature(batch)
 
     # -- images -----------------------------------------------------------------------------------------------------
     def image(self, image, site: str = "") -> torch.Tensor:

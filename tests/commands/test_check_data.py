@@ -1,22 +1,12 @@
 """The command that checks a record folder: table, problems, exit code."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-PATH = Path(__file__).parents[2] / "tools" / "check_data.py"
-
-
-@pytest.fixture(scope="module")
-def tool():
-    specification = importlib.util.spec_from_file_location("check_data", PATH)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+from unimed.commands.prepare import check_data
 
 
 def record(name, split, patient, **changes):
@@ -47,9 +37,9 @@ def make(root, train, test):
         (root / "records" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, entries)))
 
 
-def test_sound_folder(tool, tmp_path, capsys):
+def test_sound_folder(tmp_path, capsys):
     make(tmp_path, [record("a", "train", "p1")], [record("b", "test", "p2")])
-    assert tool.main([str(tmp_path)]) == 0
+    assert check_data([str(tmp_path)]) == 0
     assert "| test | 1 | 0 | 0 | 0 | 0 | 0 | 0 |" in capsys.readouterr().out
 
 
@@ -64,41 +54,41 @@ def test_sound_folder(tool, tmp_path, capsys):
         (dict(answer="<p> a lesion </p> [SEG]."), "count mismatch"),  # the span no longer spells the phrase
     ],
 )
-def test_problems_are_named(tool, tmp_path, capsys, changes, kind):
+def test_problems_are_named(tmp_path, capsys, changes, kind):
     make(tmp_path, [record("a", "train", "p1")], [record("b", "test", "p2", **changes)])
-    assert tool.main([str(tmp_path)]) == 1
+    assert check_data([str(tmp_path)]) == 1
     assert f": {kind}: " in capsys.readouterr().out
 
 
-def test_declared_slide_is_a_remark(tool, tmp_path, capsys):
+def test_declared_slide_is_a_remark(tmp_path, capsys):
     shared = record("b", "test", "p1", note="same slide as training, another tile")
     make(tmp_path, [record("a", "train", "p1")], [shared])
-    assert tool.main([str(tmp_path)]) == 0
+    assert check_data([str(tmp_path)]) == 0
     assert "remark: 1 sources are in several splits" in capsys.readouterr().out
 
 
-def test_empty_and_misfitting_masks(tool, tmp_path, capsys):
+def test_empty_and_misfitting_masks(tmp_path, capsys):
     make(tmp_path, [record("a", "train", "p1"), record("c", "train", "p1")], [record("b", "test", "p2")])
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "masks/a.png")
     Image.fromarray(np.ones((4, 4), np.uint8)).save(tmp_path / "masks/c.png")
-    assert tool.main([str(tmp_path)]) == 1
+    assert check_data([str(tmp_path)]) == 1
     assert "| train | 2 | 0 | 2 |" in capsys.readouterr().out
 
 
-def test_unknown_folder(tool, tmp_path, capsys):
-    assert tool.main([str(tmp_path)]) == 1
+def test_unknown_folder(tmp_path, capsys):
+    assert check_data([str(tmp_path)]) == 1
     assert "neither records" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("pattern", "words"), [("([", "no regular expression"), ("abc", "needs one group")])
-def test_a_pattern_that_finds_no_patient_is_refused(tool, tmp_path, capsys, pattern, words):
+@pytest.mark.parametrize(("pattern", "words"), [("([", "not a regular expression"), ("abc", "needs one group")])
+def test_a_pattern_that_finds_no_patient_is_refused(tmp_path, capsys, pattern, words):
     with pytest.raises(SystemExit) as error:
-        tool.main([str(tmp_path), "--patient-pattern", pattern])
-    assert error.value.code == 2 and words in capsys.readouterr().err
+        check_data([str(tmp_path), "--patient-pattern", pattern])
+    assert error.value.code == 1 and words in capsys.readouterr().err
 
 
-def test_a_box_without_area_names_its_record(tool, tmp_path, capsys):
+def test_a_box_without_area_names_its_record(tmp_path, capsys):
     region = {"phrase": "a", "mask": None, "box_xyxy_px": [5, 1, 2, 4], "present": True, "phrase_span": None}
     make(tmp_path, [record("turned", "train", "p", answer="<p> a </p> [BOX].", regions=[region])], [])
-    assert tool.main([str(tmp_path)]) == 1
+    assert check_data([str(tmp_path)]) == 1
     assert "record turned: region 'a': box_xyxy_px" in capsys.readouterr().out

@@ -39,7 +39,7 @@ def test_a_yaml_becomes_a_config(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--from", "unibiomd", "a", "b"), "unknown layout 'unibiomd'; known are unibiomed"),
+        (("--from", "unibiomd", "a", "b"), "unknown layout 'unibiomd'; did you mean 'unibiomed'? known are unibiomed"),
         (("--from", "uni_med_yaml", "nothing.yaml", "b"), "nothing.yaml: no such file"),
         (("--from", "umedground", "nothing.bin", "b"), "nothing.bin: no such file"),
     ],
