@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import MODEL, assert_close
 from data.readers.test_shards import png
 from data.readers.test_zero_shot_sets import make_set
-from golden_files import large
+from golden_files import tensors
 from models.clip.recorded import FOLDER, converted
 from PIL import Image
 from safetensors.torch import load_file
@@ -39,25 +40,24 @@ def model(folder):
 def test_recorded_classifiers(model):
     """Weights from prompts, from templates with synonyms, from unequal counts, and z-scored over the classes."""
     recorded = json.loads((FOLDER / "zeroshot.json").read_text())["prompts"]
-    tensors = load_file(FOLDER / "zeroshot.safetensors")
+    kept = load_file(FOLDER / "zeroshot.safetensors")
     made = {
         "dict_prompts.weights": model.classifier(recorded["dict"]),
         "dict_prompts.weights_classnorm": model.classifier(recorded["dict"], class_norm=True),
         "template_labels.weights": model.classifier(recorded["labels_with_synonyms"], recorded["templates"]),
         "ragged.weights": model.classifier(recorded["ragged"]),
     }
-    worst = {name: float((weights - tensors[name]).abs().max()) for name, (_, weights) in made.items()}
-    print("largest differences:", worst)
-    assert max(worst.values()) < 1e-5
+    for name, (_, weights) in made.items():
+        assert_close(weights, kept[name], name, MODEL)
 
 
 def test_recorded_end_to_end(model):
-    tensors = load_file(large("unimed_clip", "zeroshot.safetensors"))
+    kept = tensors("unimed_clip", "zeroshot.safetensors")
     recorded = json.loads((FOLDER / "zeroshot.json").read_text())
     _, weights = model.classifier(recorded["prompts"]["dict"])
-    similarity = model.encode_image(tensors["e2e.images"]) @ weights.T
-    assert float((similarity - tensors["e2e.similarity"]).abs().max()) < 1e-5
-    hits = (similarity.argmax(1) == tensors["e2e.targets"]).float().mean()
+    similarity = model.encode_image(kept["e2e.images"]) @ weights.T
+    assert_close(similarity, kept["e2e.similarity"], "similarity", MODEL)
+    hits = (similarity.argmax(1) == kept["e2e.targets"]).float().mean()
     assert 100 * float(hits) == pytest.approx(recorded["e2e_accuracy_multiclass"], abs=1e-4)
     _, weights = model.classifier(recorded["prompts"]["dict"], class_norm=True)
     mean, std = model.class_statistics(recorded["prompts"]["dict"])
