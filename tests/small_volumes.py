@@ -37,9 +37,7 @@ def grid(spacing, angles=(0, 0, 0), origin=(0, 0, 0), shear=(0, 0)):
 
 def oblique_grids(count=60, seed=0):
     rng = np.random.default_rng(seed)
-    return [
-        grid(rng.uniform(0.3, 5, 3), rng.uniform(-3.1, 3.1, 3), rng.uniform(-300, 300, 3)) for _ in range(count)
-    ]
+    return [grid(rng.uniform(0.3, 5, 3), rng.uniform(-3.1, 3.1, 3), rng.uniform(-300, 300, 3)) for _ in range(count)]
 
 
 def upright_grids(shape):

@@ -198,9 +198,7 @@ def test_enhanced_objects_agree_with_the_series_of_the_same_slices(tmp_path):
         by_slice = [rescale[list(order).index(k)] for k in range(6)]
         save(
             tmp_path / str(number),
-            slices(
-                array, geometry, RescaleSlope=[s for s, _ in by_slice], RescaleIntercept=[i for _, i in by_slice]
-            ),
+            slices(array, geometry, RescaleSlope=[s for s, _ in by_slice], RescaleIntercept=[i for _, i in by_slice]),
         )
         one, first = read(tmp_path / "e.dcm")
         many, second = read(tmp_path / str(number))

@@ -50,7 +50,22 @@ def open_dicom(path: Path | io.BytesIO, pixels: bool = True):
         with open(path, "rb") as stream:
             stream.seek(begin)
             decompress(stream, "deflate", where)
-    return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    except pydicom.errors.InvalidDicomError:
+        if isinstance(path, io.BytesIO):
+            raise
+        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
+        if "SOPClassUID" not in dataset:
+            raise
+    # Old scanners wrote the data set alone, without the mark and the header that names its encoding.
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (
+            pydicom.uid.ImplicitVRLittleEndian if implicit else
+            pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        )  # fmt: skip
+    return dataset
 
 
 def read_dicom(

@@ -25,7 +25,7 @@ from unimed.io.dicom import (
     volume_of,
 )
 from unimed.io.dicom_phases import TAGS, choose_planes
-from unimed.io.limits import ReadError, head_of, refuse_placeholder
+from unimed.io.limits import ReadError, head_of
 from unimed.io.slice_stack import stack
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -125,23 +125,19 @@ def scan(folder: Path) -> tuple[list[Series], list[str]]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or path.name.lower() in BESIDE:
             continue
-        called = path.name.lower().endswith(SUFFIXES)
-        if not is_dicom(path):
-            start = head_of(path)
-            refuse_placeholder(path, start) if called else None
-            if called and not start:
-                raise ReadError(f"{path}: the file is empty")
-            if not called or not (header := _old_style(path)):
-                if called:
-                    raise ReadError(f"{path}: damaged or no DICOM file; it may be a slice: fetch it again or remove it")
-                continue
-        else:
-            try:
-                header = open_dicom(path, pixels=False)
-            except ReadError:
-                raise
-            except Exception as error:  # pydicom raises many kinds
-                raise ReadError(f"{path}: damaged DICOM file ({type(error).__name__}: {error})") from error
+        if not is_dicom(path) and not path.name.lower().endswith(SUFFIXES):
+            continue
+        if path.stat().st_size == 0:
+            raise ReadError(f"{path}: the file is empty")
+        try:
+            header = open_dicom(path, pixels=False)
+        except ReadError:
+            raise
+        except Exception as error:  # pydicom raises many kinds
+            raise ReadError(
+                f"{path}: damaged or no DICOM file ({type(error).__name__}); it may be a slice: fetch it again or "
+                "remove it"
+            ) from error
         if header.get("Modality") in NO_IMAGES or "SegmentSequence" in header or "Rows" not in header:
             aside[str(header.get("Modality", "") or "other")] += 1
             continue
@@ -153,17 +149,6 @@ def scan(folder: Path) -> tuple[list[Series], list[str]]:
         raise ReadError(f"{folder}: no DICOM image in this folder or below")
     ordered = sorted(series.values(), key=lambda s: (number_of(s.first, "SeriesNumber") or 0, s.uid))
     return ordered, [f"{count} {kind} file{'s' * (count > 1)} left aside" for kind, count in sorted(aside.items())]
-
-
-def _old_style(path: Path):
-    """A header without DICOM's mark, as old scanners write it, or None."""
-    import pydicom
-
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        return header if "SOPClassUID" in header and "Rows" in header else None
-    except Exception:  # anything may be in such a file
-        return None
 
 
 def choose_series(folder: Path, found: Sequence[Series], wanted: str | int | None) -> tuple[Series, list[str]]:
