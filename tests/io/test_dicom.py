@@ -202,3 +202,13 @@ def test_files_without_the_mark_are_read_where_they_are_called_so(tmp_path):
     source.save_as(tmp_path / "old.dcm", implicit_vr=True, little_endian=True)
     assert (tmp_path / "old.dcm").read_bytes()[128:132] != b"DICM"
     assert np.array_equal(read(tmp_path / "old.dcm")[0], plain) and np.array_equal(read(tmp_path)[0], plain)
+
+
+@pytest.mark.parametrize("name", ["JPEG2000.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPEG-lossy.dcm"])
+def test_a_frame_that_claims_another_size_than_its_header_is_not_decoded(tmp_path, name, monkeypatch):
+    made = pydicom.dcmread(get_testdata_file(name))
+    assert read(get_testdata_file(name))[0].size == made.Rows * made.Columns * made.SamplesPerPixel
+    made.Rows = made.Rows // 2
+    monkeypatch.setattr(pydicom.dataset.Dataset, "pixel_array", property(lambda self: 1 / 0))
+    with pytest.raises(ReadError, match="pixels, its header says"):
+        read(saved(tmp_path, made))

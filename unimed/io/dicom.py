@@ -229,9 +229,13 @@ def _refuse_short(dataset, where: str, shape: tuple[int, ...]) -> None:
         frames = 0
         for frame in generate_frames(data, number_of_frames=shape[0]):
             frames += 1
-            jpeg = "JPEG" in syntax.name
-            if jpeg and END_OF_IMAGE not in frame[-16:]:
+            if "JPEG" not in syntax.name:
+                continue
+            if END_OF_IMAGE not in frame[-16:]:
                 raise ReadError(f"{where}: frame {frames} is cut, it has no end; fetch the file again")
+            # A decoder takes memory for what the frame claims, whatever the header says.
+            if (claimed := _size_of_frame(frame)) not in (None, shape[1:3]):
+                raise ReadError(f"{where}: frame {frames} is {claimed} pixels, its header says {shape[1:3]}")
         if frames != shape[0]:
             raise ReadError(f"{where}: holds {frames} frames, its header promises {shape[0]}")
         return
@@ -243,6 +247,23 @@ def _refuse_short(dataset, where: str, shape: tuple[int, ...]) -> None:
         raise ReadError(f"{where}: the file is short: {len(data)} bytes of pixels, its header promises {expected}")
     if len(data) > expected + 1 and bytes(data[expected:]).strip(b"\0"):
         raise ReadError(f"{where}: {len(data) - expected} bytes more than its header promises; header or file is wrong")
+
+
+def _size_of_frame(frame: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream states for itself; None where they are not found."""
+    if frame[:4] == b"\xff\x4f\xff\x51":  # SIZ follows the start of every JPEG 2000 code stream
+        right, bottom, left, top = (int.from_bytes(frame[k : k + 4], "big") for k in (8, 12, 16, 20))
+        return bottom - top, right - left
+    place = 2
+    while frame[:2] == b"\xff\xd8" and place + 9 <= len(frame) and frame[place] == 0xFF:
+        marker, length = frame[place + 1], int.from_bytes(frame[place + 2 : place + 4], "big")
+        if marker == 0xFF:
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
+            return tuple(int.from_bytes(frame[k : k + 2], "big") for k in (place + 5, place + 7))
+        else:
+            place += 2 + length
+    return None
 
 
 def rescaled(array: np.ndarray, dataset) -> np.ndarray:

@@ -92,7 +92,8 @@ def _header(path: Path, data: bytes, nibabel):
     need = 540 if 540 in size else 348
     if len(data) < need:
         raise ReadError(f"{path}: the file is short: {len(data)} bytes, the header alone takes {need}")
-    header = kind.from_fileobj(io.BytesIO(data[:need] + b"\0" * 4))
+    # Unchecked, because nibabel repairs what it finds: here a wrong header is an error.
+    header = kind.from_fileobj(io.BytesIO(data[:need] + b"\0" * 4), check=False)
     extents = header["dim"][1 : 1 + int(header["dim"][0])]
     if not 1 <= int(header["dim"][0]) <= 7 or (extents < 1).any():
         raise ReadError(f"{path}: its header gives the extents {header['dim'].tolist()}, which make no array")
