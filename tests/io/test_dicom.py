@@ -154,9 +154,12 @@ def test_deflated_data_are_read_within_the_limit_and_to_their_end(tmp_path):
     assert path.stat().st_size < 5000 and read(path)[0].shape == (512, 512)
     with pytest.raises(ReadError, match="more than 100000 bytes once decompressed"):
         read(path, limits=Limits(decoded_bytes=100_000))
+    assert read_bytes(path.read_bytes(), "a.tar: 1")[0].shape == (512, 512)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ReadError, match="cut or damaged"):
         read(path)
+    with pytest.raises(ReadError, match="a.tar: 1: .*cut or damaged"):
+        read_bytes(path.read_bytes(), "a.tar: 1")
 
 
 def test_pixels_are_measured_before_they_are_decoded(tmp_path):

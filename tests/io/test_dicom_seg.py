@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_volumes
 
 from unimed.geometry import Geometry
 from unimed.io.dicom_seg import DicomSegError, write_dicom_seg
@@ -80,3 +81,21 @@ def test_faults_are_named_and_nothing_is_left(tmp_path, series):
     with pytest.raises(DicomSegError, match="is gone"):
         write_dicom_seg(out / "a.dcm", labels, geometry, {1: "x"})
     assert not out.exists()
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (0.4, 0.3)])
+def test_an_enhanced_object_in_any_order_and_a_tilted_series_get_their_labels_back(tmp_path, shift):
+    values = np.random.default_rng(0).integers(0, 99, (6, 5, 4)).astype(np.int16)
+    grid = small_volumes.grid((1, 1.5, 2), (0.1, 0.2, 0.3), (5, 6, 7), shift)
+    small_volumes.enhanced(values, grid, (3, 1, 0, 2)).save_as(tmp_path / "e.dcm", enforce_file_format=True)
+    small_volumes.save(tmp_path / "s", small_volumes.slices(values, grid))
+    for source in (tmp_path / "e.dcm", tmp_path / "s"):
+        array, geometry = read(source)
+        labels = (array > 50).astype(np.uint8)
+        seg = highdicom.seg.segread(write_dicom_seg(tmp_path / "out.dcm", labels, geometry, {1: "liver"}))
+        places = [f.PlanePositionSequence[0].ImagePositionPatient for f in seg.PerFrameFunctionalGroupsSequence]
+        for place, drawn in zip(places, seg.pixel_array, strict=True):
+            ras = np.array([-float(place[0]), -float(place[1]), float(place[2]), 1])
+            column, row, k, _ = np.linalg.solve(geometry.affine, ras)
+            assert abs(column) < 1e-4 and abs(row) < 1e-4 and abs(k - round(k)) < 1e-4
+            assert np.array_equal(drawn.T, labels[:, :, round(k)])

@@ -42,12 +42,10 @@ def open_dicom(path: Path | io.BytesIO, pixels: bool = True):
         refuse_placeholder(path, start)
     where = path if isinstance(path, Path) else "stored bytes"
     if DEFLATED in start:
-        # pydicom would inflate whatever is there: it is done here first, within the limit.
-        meta = pydicom.filereader.read_file_meta_info(path) if isinstance(path, Path) else None
-        begin = 144 + int(meta.FileMetaInformationGroupLength) if meta is not None else None
-        if begin is None:
-            raise ReadError(f"{where}: deflated DICOM is read from files only")
-        with open(path, "rb") as stream:
+        # pydicom would inflate whatever is there: it is done here first, within the limit. The first element of the
+        # file says how long the header is that precedes the deflated data.
+        begin = 144 + int.from_bytes(start[140:144], "little")
+        with open(path, "rb") if isinstance(path, Path) else io.BytesIO(path.getbuffer()) as stream:
             stream.seek(begin)
             decompress(stream, "deflate", where)
     try:
@@ -109,7 +107,7 @@ def volume_of(made: Stack, header: dict, note, files: list[str]) -> tuple[np.nda
     header = dict(header) | {"steps": (*header.get("steps", ()), *note, *made.steps)}
     if made.planes and files:
         header["files"] = tuple(files)
-        if len(files) == 1 and len(made.planes) > 1:
+        if all("frame" in plane.tags for plane in made.planes):
             header["frames"] = tuple(plane.tags.get("frame") for plane in made.planes)
     return made.array, Geometry(lps_to_ras(made.affine), source_format="dicom", header=header)
 

@@ -81,6 +81,8 @@ def write_dicom_seg(
     ]
     # Frames are slices of (rows, columns); segments stand in the last axis, so that they may overlap.
     pixels = np.stack([mask.transpose(2, 1, 0) for mask in drawn.values()], axis=-1).astype(np.uint8)
+    if frames := geometry.header.get("frames"):  # in the order in which the object of many frames holds them
+        pixels = pixels[np.argsort(frames)]
     segmentation = highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=pixels,
@@ -107,8 +109,10 @@ def _sources(path, array: np.ndarray, geometry: Geometry) -> list:
     files = geometry.header.get("files") if geometry is not None else None
     if geometry is None or geometry.source_format != "dicom" or not files:
         raise DicomSegError(f"{path}: DICOM SEG needs a DICOM series as source; write NIfTI or NPZ instead")
-    if array.ndim != 3 or array.shape[2] != len(files):
-        raise DicomSegError(f"{path}: labels {array.shape} do not fit a series of {len(files)} slices")
+    frames = geometry.header.get("frames")
+    count = len(files) if frames is None else len(frames)
+    if array.ndim != 3 or array.shape[2] != count:
+        raise DicomSegError(f"{path}: labels {array.shape} do not fit a series of {count} slices")
     sources = []
     for name in files:
         if not Path(name).is_file():
@@ -116,6 +120,8 @@ def _sources(path, array: np.ndarray, geometry: Geometry) -> list:
         sources.append(pydicom.dcmread(name, stop_before_pixels=True))
     if (sources[0].Columns, sources[0].Rows) != array.shape[:2]:
         raise DicomSegError(f"{path}: labels {array.shape[:2]}, slices {(sources[0].Columns, sources[0].Rows)}")
+    if frames is not None and sorted(frames) != list(range(int(sources[0].get("NumberOfFrames", 1)))):
+        raise DicomSegError(f"{path}: the source holds other frames beside this phase; write NIfTI or NPZ instead")
     for source in sources:
         # A header may state another slice distance than the positions have; the positions are right.
         source.SpacingBetweenSlices = f"{geometry.spacing[2]:.6g}"
