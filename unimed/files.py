@@ -39,7 +39,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 
 #: What the files of a result end in.
-RESULT_SUFFIXES = (".json", ".jsonl", ".png", ".nii.gz", ".npz", ".seg.dcm")
+RESULT_SUFFIXES = (".json", ".jsonl", ".png", ".nii.gz", ".nrrd", ".npz", ".seg.dcm")
 
 
 def refuse_to_replace(source: str | Path, folder: str | Path, name: str) -> None:

@@ -54,7 +54,7 @@ def other_at(k):
 def tilted(k, degrees):
     def change(made):
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-        made[k].ImageOrientationPatient = [ds(v) for v in (1, 0, 0, 0, c, s)]
+        made[k].ImageOrientationPatient = [ds(v) for v in (-1, 0, 0, 0, -c, -s)]
 
     return change
 
@@ -90,6 +90,7 @@ IRREGULAR = {
     "copy of the last": (copy_of(-1), "same place", True),
     "another at one place": (other_at(3), "same place", False),
     "tilted first": (tilted(0, 5), "tilted by 5.0 degrees", False),
+    "tilted a little": (tilted(4, 5.5), "tilted by 5.50 degrees|tilted by 5.5 degrees", False),
     "tilted last": (tilted(-1, 90), "tilted by 90.0 degrees", False),
     "turned in plane": (attribute(2, ImageOrientationPatient=[0, 1, 0, -1, 0, 0]), "turned within its plane", True),
     "other pixel spacing": (attribute(-1, PixelSpacing=[0.9, 0.9]), "pixel spacing", True),
@@ -98,6 +99,8 @@ IRREGULAR = {
     "first beside the line": (move(0, 3, axis=1), "beside the line", True),
     "inverted grey values": (attribute(4, PhotometricInterpretation="MONOCHROME1"), "inverted", False),
     "no pixel spacing": (without(-1, "PixelSpacing"), "no PixelSpacing", False),
+    "another frame of reference": (attribute(-1, FrameOfReferenceUID="1.2.3"), "another frame of reference", False),
+    "not rescaled": (without(2, "RescaleSlope"), "no RescaleSlope, which 8 of 9 slices have", False),
     "no place": (without(0, "ImagePositionPatient"), "its place is unknown", False),
     "no unit vectors": (attribute(3, ImageOrientationPatient=[2, 0, 0, 0, 2, 0]), "unit vectors", False),
     "negative spacing": (attribute(3, PixelSpacing=[-0.8, 0.8]), "positive", False),
@@ -107,7 +110,7 @@ IRREGULAR = {
 @pytest.mark.parametrize("name", IRREGULAR)
 def test_an_irregular_series_is_refused_with_file_and_numbers(tmp_path, name):
     change, message, can_be_resampled = IRREGULAR[name]
-    made = slices(ramp(), UPRIGHT)
+    made = slices(ramp(), UPRIGHT, RescaleSlope="1", RescaleIntercept="-1024")
     change(made)
     save(tmp_path, made)
     with pytest.raises(ReadError, match=message) as told:
@@ -172,13 +175,15 @@ def test_what_places_cannot_show_is_said(tmp_path):
     save(tmp_path, made)
     with pytest.warns(UserWarning) as told:
         _, geometry = read(tmp_path)
-    assert len(told) == 2
+    assert len(told) == 3
     steps = " ".join(geometry.steps)
     assert "states 1.25 mm" in steps and "counts 12 images, 9 are here" in steps and "begin at 4" in steps
 
 
 def test_every_second_slice_missing_is_not_silent(tmp_path):
     save(tmp_path, slices(ramp(), UPRIGHT)[::2])
+    with pytest.warns(UserWarning, match="not consecutive"):
+        read(tmp_path)
     assert "not consecutive" in " ".join(read(tmp_path)[1].steps)
 
 
@@ -349,3 +354,24 @@ def test_a_sound_series_gives_no_warning(tmp_path):
         warnings.simplefilter("error")
         _, geometry = read(tmp_path)
     assert geometry.steps == () and len(geometry.header["files"]) == DEEP and FRAME_OF_REFERENCE
+
+
+def test_a_tilt_within_half_a_degree_counts_where_it_moves_pixels(tmp_path):
+    big = np.zeros((200, 200, 4), np.int16)
+    for degrees, fine in ((0.01, True), (0.3, False)):
+        made = slices(big, UPRIGHT)
+        tilted(2, degrees)(made)
+        save(tmp_path / str(degrees), made)
+        if fine:
+            assert read(tmp_path / str(degrees))[0].shape == big.shape
+        else:
+            with pytest.raises(ReadError, match="tilted by 0.30 degrees"):
+                read(tmp_path / str(degrees))
+
+
+def test_folders_below_count_only_where_there_is_no_image_beside_them(tmp_path):
+    save(tmp_path, slices(ramp(), UPRIGHT))
+    other = slices(ramp((4, 4, 5)), grid((1, 1, 5)), SeriesInstanceUID="1.2.9")
+    save(tmp_path / "sub", other)
+    assert read(tmp_path)[0].shape == (6, 5, DEEP) and read(tmp_path / "sub")[0].shape == (4, 4, 5)
+    assert find_volumes(tmp_path) == [tmp_path, tmp_path / "sub"]

@@ -142,8 +142,18 @@ def _placed(path: Path, array: np.ndarray, header, shape, single: bool) -> tuple
                 "programs that read the qform first show another place"
             )
             forms["conflict"] = True
+    used_mm, pixdim_mm = np.array(geometry.spacing), np.abs(forms["pixdim"])
+    if used and not forms.get("conflict") and (np.abs(pixdim_mm - used_mm) > 0.01 * used_mm).any():
+        steps.append(
+            f"{used} used, spacing {used_mm.round(4).tolist()} mm; pixdim says {pixdim_mm.round(4).tolist()} mm: "
+            "programs that read it first (ITK) show another spacing"
+        )
+        forms["conflict"] = True
     if geometry.is_sheared:
-        steps.append(f"sheared grid (axes {np.degrees(np.arccos(geometry.shear)):.1f} degrees apart instead of 90)")
+        steps.append(
+            f"sheared grid (axes {np.degrees(np.arccos(geometry.shear)):.1f} degrees apart instead of 90); ITK "
+            "does not open it or puts it elsewhere"
+        )
     extra |= {"nifti": forms, "form_used": used, "steps": tuple(steps)}
     return array, Geometry(geometry.affine, "nifti", header=extra)
 
