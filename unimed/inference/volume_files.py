@@ -94,17 +94,6 @@ def prompts_for(path: str | Path, texts: Sequence[str] | None = None, table: str
     raise ReadError(f"{path}: say what to look for with --prompts or --prompt-file; this format holds no prompts")
 
 
-def name_of(path: Path, root: Path) -> str:
-    """A name for the results of a volume: its place below `root` without suffix, with `-` between folders."""
-    relative = path.relative_to(root) if path != root else Path(path.name)
-    stem = relative.name
-    for suffix in SUFFIXES:
-        if path.is_file() and stem.lower().endswith(suffix):
-            stem = stem[: -len(suffix)]
-            break
-    return "-".join((*relative.parts[:-1], stem))
-
-
 def _is_image(path: Path) -> bool:
     if not path.name.lower().endswith(".npz"):
         return True

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.files import read_json
 from unimed.io.limits import ReadError
 from unimed.io.npz import members, names_in, spacing_of
 
@@ -53,10 +54,7 @@ def read_prompts(path: str | Path) -> Prompts:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".json":
-        try:
-            return parse_prompts(json.loads(path.read_text(encoding="utf-8")), path)
-        except json.JSONDecodeError as error:
-            raise ReadError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
+        return parse_prompts(read_json(path, error=ReadError), path)
     try:
         with zipfile.ZipFile(path) as archive:
             if "text_prompts.npy" not in archive.namelist():

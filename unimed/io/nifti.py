@@ -150,9 +150,9 @@ def _placed(path: Path, array: np.ndarray, header, shape, single: bool) -> tuple
         )
         forms["conflict"] = True
     if geometry.is_sheared:
+        angle = np.degrees(np.arccos(geometry.shear))
         steps.append(
-            f"sheared grid (axes {np.degrees(np.arccos(geometry.shear)):.1f} degrees apart instead of 90); ITK "
-            "does not open it or puts it elsewhere"
+            f"sheared grid (axes {angle:.1f} degrees apart instead of 90); ITK does not open it or puts it elsewhere"
         )
     extra |= {"nifti": forms, "form_used": used, "steps": tuple(steps)}
     return array, Geometry(geometry.affine, "nifti", header=extra)

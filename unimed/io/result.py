@@ -12,6 +12,7 @@ import numpy as np
 
 from unimed.files import write_atomic
 from unimed.geometry import Geometry
+from unimed.io.images import ImageSource
 from unimed.io.overlay import draw_regions, write_overlay
 from unimed.io.rle import encode_mask
 from unimed.io.write import write_npz, write_volume
@@ -25,7 +26,7 @@ class Prediction:
     """What a model says of one image and where it points. Research use only.
 
     `timing_s` maps step names to seconds; `markup` is the answer with its markers (`<p>`, `[SEG]`, stop word), where
-    the model speaks in markers.
+    the model speaks in markers; `image` says where the image came from and what was done to it (`image.steps`).
     """
 
     text: str
@@ -34,6 +35,7 @@ class Prediction:
     timing_s: Mapping[str, float] = field(default_factory=dict)
     model_reference: str = ""
     markup: str = ""
+    image: ImageSource | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON; masks as COCO run lengths with their [height, width] counts."""
@@ -48,6 +50,7 @@ class Prediction:
             "regions": [plain(region) for region in self.regions],
             "timing_s": dict(self.timing_s),
             "model": self.model_reference,
+            **({} if self.image is None else {"image": self.image.to_dict()}),
             "notice": "research use only",
         }
 

@@ -218,3 +218,13 @@ def test_a_volume_mask_in_another_grid_is_named_by_the_checker(folder, geometry,
         RecordDataset(folder)[0]
     report = check(folder)
     assert [kind for _, kind, _ in report.problems] == ["mask"]
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_record_ends_at_a_line_feed_only(folder, sign, mark):
+    question = f"Is it{sign} there?"
+    lines = [json.dumps(record(id=name, question=question), ensure_ascii=False) for name in "ab"]
+    (folder / "records" / "train.jsonl").write_bytes((mark + "\r\n".join(lines)).encode())
+    samples = RecordDataset(folder, "train")
+    assert [sample.conversation[0][1] for sample in samples] == [question] * 2

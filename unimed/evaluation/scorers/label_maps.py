@@ -233,6 +233,8 @@ def _by_name(folder: Path, role: str | None) -> dict[str, Path]:
             if role is None and path.name.lower().endswith(".img.npz"):
                 continue  # the image of a challenge case, beside its NAME.gt.npz
             name = case_name(path)
+            if name in found and found[name].parent != path.parent:
+                raise ValueError(f"{found[name]} and {path} have one name; which of them is {name}?")
             if name not in found or path.suffix == ".npz":
                 found[name] = path
     if not found and role is None:
