@@ -214,7 +214,7 @@ def test_a_volume_mask_in_another_grid_is_named_by_the_checker(folder, geometry,
     mask = np.zeros(shape, np.uint8)
     mask[2:4, 2, 1] = 1
     volume_record(folder, geometry, mask)
-    with pytest.raises(RecordError, match="mask masks/v.nii.gz is not in the grid of its volume"):
+    with pytest.raises(RecordError, match="mask masks/v.nii.gz is .*(in the patient|voxels away)"):
         RecordDataset(folder)[0]
     report = check(folder)
     assert [kind for _, kind, _ in report.problems] == ["mask"]
@@ -228,3 +228,17 @@ def test_a_record_ends_at_a_line_feed_only(folder, sign, mark):
     (folder / "records" / "train.jsonl").write_bytes((mark + "\r\n".join(lines)).encode())
     samples = RecordDataset(folder, "train")
     assert [sample.conversation[0][1] for sample in samples] == [question] * 2
+
+
+def test_volume_and_mask_without_directions_stay_together(folder):
+    array = np.arange(125, dtype=np.int16).reshape(5, 5, 5)
+    head = "NDims = 3\nDimSize = 5 5 5\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (folder / "volumes").mkdir(exist_ok=True)
+    (folder / "volumes/v.mha").write_bytes(head.encode() + array.tobytes(order="F"))
+    (folder / "masks/v.mha").write_bytes(head.encode() + (array == 7).astype(np.int16).tobytes(order="F"))
+    region = {"phrase": "lesion", "mask": "masks/v.mha", "present": True}
+    entry = record(task="volume", volume="volumes/v.mha", regions=[region])
+    del entry["image"]
+    write(folder, entry)
+    sample = RecordDataset(folder)[0]
+    assert sample.images[0][sample.regions[0].mask].tolist() == [7]
