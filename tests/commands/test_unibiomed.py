@@ -124,7 +124,7 @@ def test_a_json_cannot_lead_out_of_the_folder(tree, tmp_path, speak, capsys):
     speak("[SEG]")
     arguments = ["--val_folder", str(tree / "Shapes"), "--val_json", str(tmp_path / "test.json")]
     assert demos.segment_2d([*arguments, "--work-dir", str(tmp_path / "out")]) == 1
-    assert "no path below" in capsys.readouterr().err and not (tmp_path / "evil.png").exists()
+    assert "leads out of" in capsys.readouterr().err and not (tmp_path / "evil.png").exists()
 
 
 def test_segmentation_of_volumes(tree, tmp_path, speak):

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,3 +65,25 @@ def test_a_result_does_not_take_the_place_of_its_source(tmp_path):
             refuse_to_replace(tmp_path / name, tmp_path / "." / "", "case")
     refuse_to_replace(tmp_path / "case.dcm", tmp_path, "case")
     refuse_to_replace(tmp_path / "case.png", tmp_path / "out", "case")
+
+
+def test_predictions_saved_in_a_loop_are_all_kept(tmp_path):
+    named = SimpleNamespace
+    sources = [named(name=f"/data/{name}") for name in ("1.2.840.1.dcm", "1.2.840.2.dcm", "a.png", "a.dcm", "A.png")]
+    for round_ in range(2):
+        for number, source in enumerate(sources):
+            one = Prediction(f"answer {number}")
+            object.__setattr__(one, "image", source)
+            one.save(tmp_path)
+    found = {p.name: json.loads(p.read_text())["text"] for p in tmp_path.glob("*.json")}
+    assert found == {"1.2.840.1.json": "answer 0", "1.2.840.2.json": "answer 1", "a.json": "answer 2",
+                     "a.dcm.json": "answer 3", "A.png.json": "answer 4"}  # fmt: skip
+    again = Prediction("another question")
+    object.__setattr__(again, "image", sources[2])
+    assert [p.name for p in again.save(tmp_path)] == ["a-2.json"]
+
+
+def test_predictions_without_a_file_are_all_kept(tmp_path):
+    for number in (1, 2, 3, 1):
+        Prediction("same text", (Region("a", mask=np.arange(12).reshape(3, 4) > number),)).save(tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 3 and (tmp_path / "prediction.json").is_file()
