@@ -62,7 +62,7 @@ def read_cases(args) -> list[Case]:
 def run(args) -> int:
     """Ground every report; 0 where all were, 1 where some failed (they are named)."""
     from unimed.files import refuse_to_replace
-    from unimed.io.images import read_image
+    from unimed.io.images import load as load_image
     from unimed.models.auto import load
 
     cases = read_cases(args)
@@ -73,13 +73,20 @@ def run(args) -> int:
     model = load(args.model, device=args.device, calibration=args.calibration)
 
     def predict(batch):
-        sources = [read_image(case.inputs["image"]) for case in batch]
+        sources = [load_image(case.inputs["image"]) for case in batch]
         texts = [question(case.inputs["report"]) for case in batch]
         predictions = model.predict_batch(sources, texts, max_new_tokens=args.max_new_tokens)
         rows = []
         for case, source, prediction in zip(batch, sources, predictions, strict=True):
             prediction.save(args.out, case.name, formats=("json", "png"), image=source.rgb)
-            rows.append({"image": case.inputs["image"], "text": prediction.text, "regions": _plain(prediction)})
+            rows.append(
+                {
+                    "image": case.inputs["image"],
+                    "steps": list(source.steps),
+                    "text": prediction.text,
+                    "regions": _plain(prediction),
+                }
+            )
         return rows
 
     settings = {
@@ -90,6 +97,8 @@ def run(args) -> int:
     report = run_cases(cases, predict, args.out, settings=settings, batch_size=args.batch_size, restart=args.restart)
     for row in report.rows:
         print(f"{row['case']}: {row['text']}")
+        if row.get("steps"):
+            print(f"  image: {'; '.join(row['steps'])}")
         for region in row["regions"]:
             print("  " + "  ".join(f"{key} {_shown(value)}" for key, value in region.items()))
     print(f"{len(report.rows)} of {len(cases)} reports in {args.out}; research use only")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
+from unimed.io import raster
 from unimed.names import ResultNames
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+SUFFIXES = (*raster.SUFFIXES, ".dcm", ".dicom")
 
 
 def zero_shot(arguments=None, prog: str | None = None) -> int:
@@ -97,13 +98,13 @@ def bars(image, result, path: Path, site: str = "", most: int = 12) -> Path:
     from matplotlib.figure import Figure
 
     from unimed.files import write_atomic
-    from unimed.models.clip.processing import as_rgb
+    from unimed.io.images import load as load_image
 
     ranked = result.ranked()[:most]
     figure = Figure(figsize=(9, max(2.6, 0.42 * len(ranked) + 1)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
-    left.imshow(as_rgb(image, site))
+    left.imshow(load_image(image, site=site).rgb)
     left.axis("off")
     names = [name if len(name) <= 40 else name[:38] + "..." for name, _ in ranked]
     values = [value for _, value in ranked]

@@ -22,13 +22,13 @@ from unimed.data.readers.tars import Member, ShardError, by_key, tar_members, tw
 from unimed.data.wordings.captions import parse_captions
 from unimed.files import cache_folder
 from unimed.geometry import Geometry
-from unimed.io.display import display
-from unimed.io.read import read_bytes
+from unimed.io.images import load as load_image
+from unimed.io.raster import SUFFIXES
 from unimed.io.write import write_npz
 from unimed.registry import DATASETS
 from unimed.structures import Sample
 
-IMAGES = ("jpg", "jpeg", "png", "tif", "tiff", "bmp", "dcm", "webp")
+IMAGES = (*(suffix[1:] for suffix in SUFFIXES), "dcm", "dicom")
 TEXTS = ("json", "txt")
 #: Columns of an index: where image and text begin and how long they are (-1: not there), and which kind the text is.
 COLUMNS = ("image", "image_size", "text", "text_size", "is_json")
@@ -204,10 +204,10 @@ class ImageTextShards:
             raise ShardError(f"{path}: the shard is gone or cannot be read ({error})") from error
         if len(data) < image_size or len(words) < text_size:
             raise ShardError(f"{where} ends early")
-        array, geometry = read_bytes(data, where)
+        image = load_image(data, name=where)
         return Sample(
-            images=(display(array, geometry),),
-            geometry=Geometry.pixels(source_format=geometry.source_format),
+            images=(image.pixels,),
+            geometry=Geometry.pixels(source_format=image.geometry.source_format),
             sample_id=f"{path.name}/{key}",
             labels=self._labels(words, bool(is_json), where),
             source=self.name or path.parent.name,
