@@ -200,6 +200,14 @@ def lock_owner(path: str | Path) -> dict | None:
     return None
 
 
+def living_owner(path: str | Path) -> dict | None:
+    """Who holds a lock; None where nobody does, or where its owner is dead on this machine."""
+    owner = lock_owner(path)
+    if owner is not None and owner.get("machine") == this_machine():
+        return owner if is_running(int(owner["process"]), str(owner.get("started", ""))) else None
+    return owner
+
+
 def describe_owner(owner: Mapping) -> str:
     """A line for people: what the owner of a lock does, its process and host, since when."""
     return (

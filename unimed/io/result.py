@@ -52,7 +52,7 @@ class Prediction:
             "text": self.text,
             "regions": [plain(region) for region in self.regions],
             "timing_s": dict(self.timing_s),
-            "model": self.model_reference,
+            "model": without_folders(self.model_reference),
             **({} if self.image is None else {"image": self.image.to_dict()}),
             "notice": "research use only",
         }
@@ -81,6 +81,11 @@ class Prediction:
             ValueError: unknown format, or "png" without `image`, or a label map without masks.
         """
         return save_prediction(self, folder, name, formats, image)
+
+
+def without_folders(reference: str) -> str:
+    """The name of a model without the folders it lies in, which tell of a user; ids of the hub stay as they are."""
+    return Path(reference).name if os.path.isabs(reference) or reference.startswith(("~", ".")) else reference
 
 
 #: (folder, image) -> {digest of a prediction: number among those saved by this process}.
