@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimed.commands.common import Parser, guarded
+from unimed.commands.common import Parser, guarded, say
 from unimed.data.wordings.umedground import question
 from unimed.files import read_json_lines
 from unimed.inference.runs import print_failures, run_cases
@@ -81,7 +81,7 @@ def run(args) -> int:
             prediction.save(args.out, case.name, formats=("json", "png"), image=source.rgb)
             rows.append(
                 {
-                    "image": case.inputs["image"],
+                    "image": Path(case.inputs["image"]).name,
                     "steps": list(source.steps),
                     "text": prediction.text,
                     "regions": _plain(prediction),
@@ -96,11 +96,11 @@ def run(args) -> int:
     }
     report = run_cases(cases, predict, args.out, settings=settings, batch_size=args.batch_size, restart=args.restart)
     for row in report.rows:
-        print(f"{row['case']}: {row['text']}")
+        say(f"{row['case']}: {row['text']}")
         if row.get("steps"):
             print(f"  image: {'; '.join(row['steps'])}")
         for region in row["regions"]:
-            print("  " + "  ".join(f"{key} {_shown(value)}" for key, value in region.items()))
+            say("  " + "  ".join(f"{key} {_shown(value)}" for key, value in region.items()))
     print(f"{len(report.rows)} of {len(cases)} reports in {args.out}; research use only")
     print_failures(report)
     return report.exit_code

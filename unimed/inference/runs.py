@@ -23,6 +23,7 @@ from typing import Any
 from unimed.evaluation.tables import write_cases
 from unimed.files import FolderLock, append_json_line, plain, read_json, read_json_lines, write_text
 from unimed.identity import content_digest, identity_of
+from unimed.markup import plain_line
 from unimed.names import same_on_disk, source_of
 from unimed.structures import Case
 
@@ -156,7 +157,7 @@ def case_content(case: Case) -> str:
 def print_failures(report: FolderReport, most: int = 20) -> None:
     """Name the failed cases on standard error."""
     for name, text in list(report.failed.items())[:most]:
-        print(f"failed: {name}: {text}", file=sys.stderr)
+        print(f"failed: {plain_line(name)}: {plain_line(text)}", file=sys.stderr)
     if len(report.failed) > most:
         print(f"failed: {len(report.failed) - most} more, see failed.jsonl", file=sys.stderr)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from unimed.files import write_atomic
 from unimed.geometry import Geometry
-from unimed.io.result import Prediction
+from unimed.io.result import Prediction, without_folders
 from unimed.io.write import write_npz, write_volume
 from unimed.structures import Region
 
@@ -87,7 +87,7 @@ class VolumeSegmentation:
             "view": self.view,
             "steps": list(self.geometry.steps),
             "seconds": round(self.seconds, 3),
-            "model": self.model_reference,
+            "model": without_folders(self.model_reference),
             "notice": "research use only",
         }
 
