@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.locks import FolderInUseError, FolderLock, is_running, this_machine  # noqa: F401
+from unimed.markup import without_surrogates
 from unimed.names import RESULT_SUFFIXES, ResultNames, result_name  # noqa: F401
 
 #: Variable with the folder of downloads, converted models and indices.
@@ -336,7 +337,8 @@ def write_json_lines(path: str | Path, rows: Iterable) -> Path:
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Text as UTF-8, whole or not at all."""
-    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    text = without_surrogates(text)  # half of a pair has no UTF-8
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_report(path: str | os.PathLike, report: Mapping) -> Path:
