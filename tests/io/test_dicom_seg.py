@@ -120,5 +120,5 @@ def test_only_what_the_table_says_is_carried(tmp_path, series, alphabet):
     assert seg.SpecificCharacterSet == "ISO_IR 192" and not seg.ReferringPhysicianName
     labels = ["肝臓 病変", "Läsion/links", "мозг[31m опухоль", "segment 4", "x" * 64]
     assert [part.SegmentLabel for part in seg.SegmentSequence] == labels
-    told = (Path(__file__).parents[2] / "docs" / "geometry.md").read_text(encoding="utf-8")
-    assert all(f"`{keyword}`" in told for keyword in CARRIED), "docs/geometry.md holds the table of what is carried"
+    told = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    assert all(f"`{keyword}`" in told for keyword in CARRIED), "docs/results.md holds the table of what is carried"

@@ -13,7 +13,7 @@ from unimed.markup import for_dicom
 from unimed.version import __version__
 
 NOTICE = "research use only"
-#: What a segmentation says of patient and study, so that an archive files it with its images (docs/geometry.md).
+#: What a segmentation says of patient and study, so that an archive files it with its images (docs/results.md).
 CARRIED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
            "StudyID", "AccessionNumber", "PatientIdentityRemoved", "DeidentificationMethod",
            "LongitudinalTemporalInformationModified")  # fmt: skip
