@@ -8,7 +8,7 @@ from unimed.commands.common import Parser, guarded, say
 from unimed.data.wordings.umedground import question
 from unimed.files import read_json_lines
 from unimed.inference.runs import print_failures, run_cases
-from unimed.names import ResultNames
+from unimed.names import ResultNames, without_suffix
 from unimed.structures import Case
 
 _DESCRIPTION = """Ground the phrases of reports.
@@ -52,7 +52,8 @@ def read_cases(args) -> list[Case]:
     for number, row in read_json_lines(args.cases):
         try:
             image = Path(args.cases.parent, row["image"])
-            name = ResultNames(args.out, args.cases.parent)(image, called=str(row.get("id") or ""))
+            called = str(row.get("id") or without_suffix(row["image"]).replace("/", "_"))
+            name = ResultNames(args.out)(image, called=called)
             cases.append(Case(name, {"image": str(image), "report": row["report"]}))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{args.cases}:{number}: a line holds image and report ({error!r})") from error

@@ -157,7 +157,9 @@ def verify(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}/metadata.json cannot be read: {type(error).__name__} {error}") from error
     if not (type(version) is int and type(step) is int and all(Path(name).name == name for name, _, _ in expected)):
-        raise CheckpointError(f"{path}/metadata.json is damaged: format, step and names of files are not what is written")
+        raise CheckpointError(
+            f"{path}/metadata.json is damaged: format, step and names of files are not what is written"
+        )
     if version > FORMAT:
         raise CheckpointError(f"{path} has format {version}, this version reads up to {FORMAT}; update unimed")
     for name, size, sha256 in expected:
