@@ -68,7 +68,7 @@ def _card(settings, checkpoint, task=None) -> str:
         "",
         "**Research use only.** Not a medical device; no output may be used for a diagnosis.",
         "",
-        f"Trained for {settings['max_steps']} steps with `{settings.filename}`.",
+        f"Trained for {settings['max_steps']} steps with `{Path(settings.filename or 'a config').name}`.",
         "",
         "```python",
         "import unimed",
