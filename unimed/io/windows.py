@@ -159,6 +159,11 @@ def looks_like_ct(array: np.ndarray) -> bool:
     return -5000 <= low <= -900 and 100 <= high <= 40000
 
 
+def to_uint8(array: np.ndarray, geometry: Geometry | None = None, **options) -> np.ndarray:
+    """Grey values of a picture or of a whole volume as 0..255; options as of `choose_window`."""
+    return choose_window(array, geometry, **options)(array)
+
+
 def check_site(site: str, windows: Mapping | None = None) -> None:
     """Refuse a site that a caller typed and no table knows, whether or not it will be needed.
 
