@@ -191,8 +191,9 @@ def sample_problems(sample: Sample, collate: Callable[[list[Sample]], object] | 
         try:
             collate([sample])
         except Exception as error:  # what ends here would be a broken sample in training
-            found.append(f"{error}" if sample.sample_id in str(error) else f"{type(error).__name__}: {error}")
-    return [one if sample.sample_id in one else f"{sample.sample_id}: {one}" for one in found]
+            said = str(error).removeprefix(f"sample {sample.sample_id}: ")
+            found.append(said if said != str(error) else f"{type(error).__name__}: {error}")
+    return [f"{sample.sample_id}: {one}" for one in found]
 
 
 def take_remarks(dataset) -> list[str]:
