@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from unimed.commands.common import Parser, exit_code, guarded
+from unimed.commands.volume_flags import add_volume_choices, volume_choices
+from unimed.names import ResultNames
 
 OVERLAPS_3D = ("nms", "argmax", "keep")
 OVERLAPS_2D = ("keep", "combine", "nms")
@@ -44,6 +46,7 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="grey values by percentiles"
     )
+    add_volume_choices(parser)
     parser.add_argument("--view", choices=("stored", "axial", "coronal", "sagittal"), help="how slices are cut")
     parser.add_argument("--overlap", default="nms", choices=OVERLAPS_3D, help="who gets a voxel (default: nms)")
     parser.add_argument("--instances", action="store_true", help="number single objects, also where the file says so")
@@ -56,7 +59,7 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
 
 def _parse_3d(args) -> int:
     from unimed.inference.runs import print_failures, run_cases
-    from unimed.inference.volume_files import find_volumes, name_of, prompts_for
+    from unimed.inference.volume_files import find_volumes, prompts_for
     from unimed.io.volume_result import FORMATS
     from unimed.structures import Case
 
@@ -69,11 +72,12 @@ def _parse_3d(args) -> int:
     if len(paths) == 1:
         prompts_for(paths[0], args.prompts, args.prompt_file)  # missing prompts should not cost the loading of a model
     root = source if source.is_dir() else source.parent
-    cases = [Case(name_of(path, root), {"path": path}) for path in paths]
+    names = ResultNames(out, root).all(paths)
+    cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     settings = {
         key: getattr(args, key)
         for key in ("model", "prompts", "prompt_file", "modality", "site", "window", "percentiles", "view", "overlap",
-                    "instances", "threshold", "seed", "formats")
+                    "instances", "threshold", "seed", "formats", "series", "phase", "irregular")
     }  # fmt: skip
     model = load_parser(args)
     report = run_cases(cases, lambda batch: [_one_volume(model, args, out, c) for c in batch], out, settings=settings,
@@ -119,7 +123,7 @@ def _one_volume(model, args, out: Path, case) -> dict:
     path = case.inputs["path"]
     refuse_to_replace(path, out, case.name)
     asked = prompts_for(path, args.prompts, args.prompt_file)
-    array, geometry = read_volume(path)
+    array, geometry = read_volume(path, **volume_choices(args))
     if "dicom-seg" in args.formats and geometry.source_format != "dicom":
         raise ValueError(f"{path}: dicom-seg needs a DICOM series as source; choose other --formats")
     modality = args.modality or str(geometry.header.get("modality", "")) or modality_of(path.name)
@@ -168,7 +172,8 @@ def _parse_2d(args) -> int:
         raise FileNotFoundError(f"{source}: no picture in it; known are {', '.join(suffixes)}")
     if not args.prompts and not args.recognise:
         raise ValueError("say what to look for with --prompts, or --recognise to look for everything known")
-    cases = [Case(path.name.removesuffix(".gz").rsplit(".", 1)[0], {"path": path}) for path in paths]
+    names = ResultNames(out).all(paths)
+    cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     keys = ("model", "prompts", "recognise", "modality", "site", "threshold", "p_value", "overlap", "seed")
     model = load_parser(args)
     report = run_cases(cases, lambda batch: [_one_picture(model, args, out, case) for case in batch], out,

@@ -8,6 +8,7 @@ from unimed.commands.common import Parser, guarded
 from unimed.data.wordings.umedground import question
 from unimed.files import read_json_lines
 from unimed.inference.runs import print_failures, run_cases
+from unimed.names import ResultNames
 from unimed.structures import Case
 
 _DESCRIPTION = """Ground the phrases of reports.
@@ -46,12 +47,12 @@ def read_cases(args) -> list[Case]:
         report = args.report
         if report.endswith(".txt") and Path(report).is_file():
             report = Path(report).read_text(encoding="utf-8")
-        return [Case(args.image.stem, {"image": str(args.image), "report": " ".join(report.split())})]
+        return [Case(ResultNames(args.out)(args.image), {"image": str(args.image), "report": " ".join(report.split())})]
     cases = []
     for number, row in read_json_lines(args.cases):
         try:
             image = Path(args.cases.parent, row["image"])
-            name = str(row.get("id") or Path(row["image"]).with_suffix("")).replace("/", "_")
+            name = ResultNames(args.out, args.cases.parent)(image, called=str(row.get("id") or ""))
             cases.append(Case(name, {"image": str(image), "report": row["report"]}))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{args.cases}:{number}: a line holds image and report ({error!r})") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
 from unimed.io import raster
+from unimed.names import ResultNames
 
 SUFFIXES = (*raster.SUFFIXES, ".dcm", ".dicom")
 
@@ -53,7 +54,8 @@ def _zero_shot(args) -> int:
 
     settings = {"model": str(args.model), "labels": labels, "templates": args.templates, "site": args.site,
                 "compat": args.compat}  # fmt: skip
-    cases = [Case(name, {"path": path}) for name, path in _names(paths).items()]
+    names = ResultNames(args.out).all(paths)
+    cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     report = run_cases(cases, predict, args.out, settings=settings, batch_size=args.batch_size, restart=args.restart)
     print(table(report.rows, labels, Path(args.out)))
     print_failures(report)
@@ -71,19 +73,7 @@ def _files(places: Sequence[str]) -> list[str]:
             raise FileNotFoundError(f"{place}: no such file or folder")
     if not files:
         raise FileNotFoundError(f"no image in {', '.join(map(str, places))}; known suffixes are {', '.join(SUFFIXES)}")
-    return [str(path) for path in files]
-
-
-def _names(paths: Sequence[str]) -> dict[str, str]:
-    """Name of each case: that of the file, with as much of its folders as makes it unique."""
-    names: dict[str, str] = {}
-    for path in paths:
-        parts = Path(path).resolve().with_suffix("").parts
-        depth = 1
-        while (name := "-".join(parts[-depth:])) in names and depth < len(parts):
-            depth += 1
-        names[name if name not in names else f"{name}{Path(path).suffix}"] = path
-    return names
+    return list(dict.fromkeys(str(path) for path in files))
 
 
 def table(rows: Sequence[dict], labels: Sequence[str], work_dir: Path) -> str:

@@ -15,7 +15,7 @@ from unimed.geometry import Geometry
 from unimed.io.images import ImageSource
 from unimed.io.overlay import draw_regions, write_overlay
 from unimed.io.rle import encode_mask
-from unimed.io.write import write_nifti, write_npz
+from unimed.io.write import write_npz, write_volume
 from unimed.structures import Region
 
 FORMATS = ("json", "png", "nifti", "npz", "dicom-seg")
@@ -103,7 +103,7 @@ def save_prediction(prediction: Prediction, folder, name: str, formats: Sequence
             # An image is a volume of one slice.
             labels = labels[..., None] if labels.ndim == 2 else labels
             geometry = prediction.geometry or Geometry.pixels()
-            written.append(write_nifti(folder / f"{name}.nii.gz", labels, geometry))
+            written.append(write_volume(folder / f"{name}.nii.gz", labels, geometry))
         elif form == "dicom-seg":
             written.append(_write_dicom_seg(folder / f"{name}.seg.dcm", prediction))
         else:

@@ -111,19 +111,22 @@ def _volumes(folder: Path) -> dict[str, Path]:
 def _write(name: str, image_path: Path, label_path: Path, wanted, root: Path, site: str, modality: str) -> dict:
     from PIL import Image
 
-    from unimed.geometry import reorient
+    from unimed.geometry import GeometryError, align, reorient
     from unimed.io.masks import whole_numbers
     from unimed.io.read import read
     from unimed.io.windows import choose_window
 
     image, geometry = read(image_path)
     truth, truth_geometry = read(label_path)
-    same = np.allclose(geometry.affine, truth_geometry.affine, atol=1e-2)
-    if image.ndim != 3 or truth.shape != image.shape or not same:
-        raise ValueError(f"{label_path}: {truth.shape} is not in the grid of {image_path} {image.shape}; resample it")
+    if image.ndim != 3:
+        raise ValueError(f"{image_path}: shape {image.shape} is no volume")
+    try:
+        truth, _ = align(truth, truth_geometry, geometry, image.shape)
+    except GeometryError as error:
+        raise ValueError(f"{label_path}: it is not in the grid of {image_path}: {error}") from error
     image = choose_window(image, geometry, site=site, modality=modality)(image)
     truth = whole_numbers(truth, str(label_path))
-    image, truth = reorient(image, geometry, "SPL")[0], reorient(truth, truth_geometry, "SPL")[0]
+    image, truth = reorient(image, geometry, "SPL")[0], reorient(truth, geometry, "SPL")[0]
     (root / name).mkdir()
     (root / f"{name}_mask").mkdir()
     slices = [f"{name}-s{index:04d}.png" for index in range(len(image))]

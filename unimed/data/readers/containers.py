@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import glob
 import json
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.data.readers.records import TASKS, RecordDataset, RecordError, check_record
 from unimed.data.readers.shards import IMAGES, expand_shards
+from unimed.data.readers.tars import ShardError, by_key, tar_members
 from unimed.io.errors import ImageError, MaskError, ReadError
 from unimed.io.read import read, read_bytes
 from unimed.registry import DATASETS
@@ -91,9 +91,9 @@ class ShardDataset(_Contained):
 
     def _source(self, record: dict, name: str) -> bytes:
         shard, members = record["__members__"]
-        if name not in members:
+        if name.lower() not in members:
             raise FileNotFoundError(f"{shard}: record {record['id']} names {name}, which is not beside it")
-        return _bytes_at(shard, *members[name])
+        return _bytes_at(shard, *members[name.lower()])
 
 
 class _ShardRecords(Sequence):
@@ -104,7 +104,7 @@ class _ShardRecords(Sequence):
         for file in files:
             for key, members in _members(file).items():
                 if "json" not in members:
-                    raise RecordError(f"{file}: key {key} has no record {key}.json")
+                    raise RecordError(f"{file}: key {key} has no record {key}.json; a key ends at the first dot")
                 self.places.append((file, key, members))
 
     def __len__(self) -> int:
@@ -122,25 +122,14 @@ class _ShardRecords(Sequence):
 
 def _members(file: str) -> dict[str, dict[str, tuple[int, int]]]:
     """{key: {rest of the name: (offset, size)}} in the order of the shard."""
-    keys: dict[str, dict] = {}
     try:
-        with tarfile.open(file, mode="r:") as archive:
-            for member in archive:
-                if not member.isreg():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                first, _, rest = name.partition(".")
-                keys.setdefault(f"{folder}/{first}" if folder else first, {})[rest] = (member.offset_data, member.size)
-            end = max((offset + size for m in keys.values() for offset, size in m.values()), default=0)
-    except FileNotFoundError:
-        raise
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise RecordError(
-            f"{file}: not an uncompressed tar file, or cut off ({error}); unpack .tar.gz to .tar first"
-        ) from error
-    if Path(file).stat().st_size < end:
-        raise RecordError(f"{file}: cut off, {Path(file).stat().st_size} of at least {end} bytes; fetch it again")
-    return keys
+        members, problem = tar_members(file)
+        keys = by_key(file, members)
+    except ShardError as error:
+        raise RecordError(f"{error}; unpack .tar.gz to .tar first") from error
+    if problem:
+        raise RecordError(f"{file}: cut off ({problem}); fetch it again")
+    return {key: {rest: member[1:] for rest, member in parts.items()} for key, parts in keys.items()}
 
 
 def _bytes_at(file: str, offset: int, size: int) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
+from unimed.models import foreign
+
 ATTENTION_MODES = ("sample", "expectation", "masked")
 COMPATIBILITY = (None, "reference")
 CHANNELS = ("slices", "rgb")
@@ -115,7 +117,7 @@ class BoltzFormerConfig(PretrainedConfig):
         self.learned_upsampling, self.detach_existence = learned_upsampling, detach_existence
         table = self.published_windows if ct_windows is None else ct_windows
         self.ct_windows = {site: list(window) for site, window in table.items()}
-        super().__init__(**kwargs)
+        super().__init__(**foreign.clean(kwargs))
 
     @classmethod
     def tiny(cls, **changes) -> BoltzFormerConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from transformers import BatchFeature
 
 from unimed.io.images import load as load_image
+from unimed.models import foreign
 from unimed.models.clip.configuration import ClipConfig
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -120,21 +120,13 @@ class ClipProcessor:
         return self._tokenizer
 
     def _open_tokenizer(self):
-        import open_clip
-        from open_clip.tokenizer import HFTokenizer
-
         text = self.config.model_cfg["text_cfg"]
-        name = self._source or text.get("hf_tokenizer_name") or text.get("hf_model_name")
-        if not name:
-            return open_clip.get_tokenizer(self.config.tokenizer or "ViT-B-16", context_length=self.context_length)
         try:
-            return HFTokenizer(
-                str(name),
-                context_length=self.context_length,
-                tokenizer_mode=text.get("tokenizer_mode"),
-                **(text.get("tokenizer_kwargs") or {}),
-            )
+            return foreign.open_clip_tokenizer(text, self._source, self.context_length, self.config.tokenizer)
+        except foreign.ForeignError:
+            raise
         except (OSError, ValueError) as error:
+            name = self._source or text.get("hf_tokenizer_name") or text.get("hf_model_name")
             raise OSError(
                 f"the tokenizer {name} is neither a folder here nor on the hub; give the folder of the text encoder "
                 "(vocab.txt or tokenizer.json with its config), or put it as text_encoder/ beside the checkpoint"
@@ -196,11 +188,7 @@ class ClipProcessor:
     @classmethod
     def from_pretrained(cls, folder: str | Path, compat: str | None = None) -> ClipProcessor:
         """The processor of a folder written by `ClipModel.save_pretrained`, or of a hub id."""
-        folder = Path(folder)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            folder = Path(snapshot_download(str(folder), allow_patterns=["config.json", f"{TOKENIZER_FOLDER}/*"]))
-        config = ClipConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        folder = foreign.folder_of(folder)
+        config = ClipConfig.from_dict(foreign.read_json(folder / "config.json"))
         inner = folder / TOKENIZER_FOLDER
         return cls(config, inner if inner.is_dir() else None, compat)
