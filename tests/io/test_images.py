@@ -7,6 +7,7 @@ import pydicom
 import pytest
 from image_files import COLUMNS, RAMP, ROWS, dicom
 from PIL import Image
+from pydicom.dataset import Dataset
 
 from unimed.geometry import ALL_ORIENTATIONS, Geometry, reorient
 from unimed.io.errors import ImageError
@@ -53,6 +54,22 @@ def test_windows_and_where_they_come_from(tmp_path):
     assert "CT window soft tissue" in str(unknown.steps) and "site is not known" in str(unknown.steps)
     with pytest.raises(ImageError, match="b.dcm: no CT window for site 'knee'"):
         load(tmp_path / "b.dcm", site="knee")
+
+
+def test_the_table_of_a_file(tmp_path):
+    """A VOI LUT maps rescaled values; what lies outside takes the nearest entry; MONOCHROME1 is inverted after it."""
+    from pydicom.pixels import apply_voi
+
+    item = Dataset()
+    entries = (np.linspace(0, 1, 1000) ** 2 * 4095).astype(np.uint16)
+    item.LUTDescriptor, item.LUTData = [1000, 500, 12], entries.tobytes()
+    path = dicom(tmp_path / "v.dcm", VOILUTSequence=[item], WindowCenter="9", WindowWidth="3")
+    image = load(path)
+    expected = apply_voi(RAMP.copy(), pydicom.dcmread(path)) / 4095 * 255
+    assert np.abs(image.pixels - expected).max() <= 0.51 and image.steps == ("table of the file (VOI LUT)",)
+    turned = load(dicom(tmp_path / "w.dcm", VOILUTSequence=[item], PhotometricInterpretation="MONOCHROME1"))
+    assert np.array_equal(turned.pixels, 255 - image.pixels)
+    assert load(path, window=(2000, 1000)).window.table is None
 
 
 def test_palette_dicom(tmp_path):
