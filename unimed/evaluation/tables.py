@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.evaluation.cases import renamed
 from unimed.files import plain, write_text
 from unimed.metrics.statistics import Interval, bootstrap_mean
 
@@ -109,13 +110,13 @@ def write_cases(path: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
 
 
 def read_cases(path: str | os.PathLike) -> list[dict]:
-    """Rows of a per-case file.
+    """Rows of a per-case file, columns of older files under their names of today (`cases.ALIASES`).
 
     Raises:
         ValueError: a line is no JSON object; file and line are named.
     """
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -124,5 +125,5 @@ def read_cases(path: str | os.PathLike) -> list[dict]:
             raise ValueError(f"{path}:{number}: not JSON ({error.msg}); expected one object per line") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-        rows.append(row)
+        rows.append(renamed(row))
     return rows
