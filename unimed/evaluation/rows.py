@@ -5,6 +5,7 @@ Values of a row are those of the registered metrics of its kind, so that a new m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,22 +82,20 @@ def box_rows(sample: Sample, prediction: Prediction) -> list[dict]:
     """One row per true phrase: matched IoU, where a missed, a superfluous and a wrongly named box cost."""
     located = [region for region in prediction.regions if region.box_xyxy_px is not None]
     phrases, left = match_phrases(sample.regions, located, question_of(sample))
+    further = Counter(normal_form(charged_to(region, sample.regions)) for region in left)
     if not phrases and left:
-        phrases = [(left[0].phrase, [], [])]
-    for region in left:
-        charged = charged_to(region, sample.regions)
-        next((found for phrase, _, found in phrases if phrase == charged), phrases[0][2]).append(region)
-    return [
-        sample_row(
-            sample,
-            "box",
-            phrase,
-            **score_phrase(boxes_of(found), boxes_of(true)),
-            predicted_boxes_xyxy_px=boxes_of(found),
-            true_boxes_xyxy_px=boxes_of(true),
-        )
-        for phrase, true, found in phrases
-    ]
+        phrases, further = [(left[0].phrase, [], [])], Counter({normal_form(left[0].phrase): len(left)})
+    rows = []
+    for phrase, true, found in phrases:
+        row = score_phrase(boxes_of(found), boxes_of(true))
+        if additional := further[normal_form(phrase)]:
+            # Boxes under another name meet nothing, wherever they lie.
+            most = max(row["predicted_boxes"], row["true_boxes"])
+            row["predicted_boxes"] += additional
+            row["miou"] *= most / max(row["predicted_boxes"], row["true_boxes"])
+        boxes = {"predicted_boxes_xyxy_px": boxes_of(found), "true_boxes_xyxy_px": boxes_of(true)}
+        rows.append(sample_row(sample, "box", phrase, **row, **boxes))
+    return rows
 
 
 def boxes_of(regions: Sequence[Region]) -> list[tuple]:

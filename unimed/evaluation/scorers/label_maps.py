@@ -81,16 +81,14 @@ def score_folder(
     """
     if empty not in EMPTY_POLICIES:
         raise ValueError(f"unknown policy {empty!r}; known are {', '.join(EMPTY_POLICIES)}")
-    found = _by_name(Path(truths), None)
-    results = _by_name(Path(predictions), "result")
+    pairs = label_pairs(predictions, truths)
     table = read_prompts(prompts) if prompts else None
     scores = VolumeScores()
-    for name, path in found.items():
+    for name, (path, result) in pairs.items():
         if only and not name.startswith(only):
             continue
         try:
             truth, spacing = _labels(path)
-            result = results.get(name)
             predicted, existence = np.zeros(truth.shape, np.int32), None
             if result is None:
                 scores.problems.append(f"{name}: no result in {predictions}; scored as empty")
@@ -109,6 +107,16 @@ def score_folder(
         else:
             _score_targets(scores, name, modality, predicted, truth, asked, existence, empty, compat, **options)
     return scores
+
+
+def label_pairs(predictions: str | Path, truths: str | Path) -> dict[str, tuple[Path, Path | None]]:
+    """Case name -> (file of the truth, file of the result or None), for every truth.
+
+    Raises:
+        FileNotFoundError: a folder is missing or holds no truth.
+    """
+    results = _by_name(Path(predictions), "result")
+    return {name: (path, results.get(name)) for name, path in _by_name(Path(truths), None).items()}
 
 
 def summarise(scores: VolumeScores, out: str | Path, *, command: str, empty: str, compat: str | None = None) -> str:

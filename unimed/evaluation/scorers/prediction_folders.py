@@ -183,11 +183,11 @@ def _mask_scores(rows, remarks, missing: int, items: dict, group: str = "case") 
 
 
 def score_answers(
-    kind: str,
     predictions: Path,
     json_file: Path,
     masks: Path | None = None,
     *,
+    kind: str,
     java: bool | None = None,
     spice: bool = False,
     only: set[str] | None = None,
