@@ -28,18 +28,21 @@ def main(argv=None) -> int:
     parser.add_argument("--no-surfaces", action="store_true", help="leave NSD out, which needs MONAI")
     args = parser.parse_args(argv)
 
-    from unimed.evaluation.scorers.label_maps import score_folder, summarise
+    from unimed.evaluation.benchmarks import benchmark
+    from unimed.evaluation.cases import project
+    from unimed.evaluation.scorers.label_maps import summarise
     from unimed.evaluation.tables import this_command
 
+    out = Path(args.out) if args.out else Path(args.results) / "scores"
     try:
-        scores = score_folder(
-            args.results, args.truths, prompts=args.prompts, tolerances_mm=args.tolerances_mm, thresholds=args.iou,
-            empty=args.empty, compat=args.compat, surfaces=not args.no_surfaces,
-        )  # fmt: skip
+        with project(out):
+            scores = benchmark("biomedparse/volumes").score(
+                args.results, args.truths, prompts=args.prompts, tolerances_mm=args.tolerances_mm, thresholds=args.iou,
+                empty=args.empty, compat=args.compat, surfaces=not args.no_surfaces,
+            )  # fmt: skip
     except (FileNotFoundError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    out = Path(args.out) if args.out else Path(args.results) / "scores"
     print(summarise(scores, out, command=this_command(), empty=args.empty, compat=args.compat))
     return 1 if scores.problems else 0
 

@@ -85,13 +85,15 @@ def _all_done(args) -> bool:
 
 def _finish(args, report, score, state: Path) -> int:
     """Print what happened and the scores; the exit code is not zero where a case failed."""
+    from unimed.evaluation.cases import project
     from unimed.evaluation.tables import this_command
     from unimed.inference.runs import print_failures
 
     print(f"{len(report.rows)} answered, {report.skipped} of them before, {len(report.failed)} failed")
     print_failures(report)
     if _all_done(args) and score is not None:
-        scores = score()
+        with project(state):
+            scores = score()
         print(scores.write(state, this_command()))
     return report.exit_code
 
@@ -334,6 +336,7 @@ def metrics(kind: str, arguments=None) -> int:
 
 def _metrics(kind: str, args) -> int:
     from unimed.evaluation.benchmarks import benchmark
+    from unimed.evaluation.cases import project
     from unimed.evaluation.scorers import prediction_folders as set_scores
     from unimed.evaluation.tables import this_command
     from unimed.files import write_text
@@ -346,13 +349,15 @@ def _metrics(kind: str, args) -> int:
         masks = Path(args.mask_dir) if args.mask_dir else _mask_folder(path)
         if not masks.is_dir():
             raise FileNotFoundError(f"{masks}: no such folder; name the folder of the true masks with --mask_dir")
-    scores = benchmark(f"unibiomed/{kind}").score(
-        predictions, path, masks, java=False if args.no_java else None, spice=args.spice
-    )
+    scored = predictions.with_name(f"{predictions.name}_scores")
+    with project(scored):
+        scores = benchmark(f"unibiomed/{kind}").score(
+            predictions, path, masks, java=False if args.no_java else None, spice=args.spice
+        )
     text = set_scores.published_text(scores.published)
     write_text(predictions.with_name(f"{predictions.name}.txt"), text)
     if kind == "region":
         set_scores.write_region_results(predictions, scores)
     print(text)
-    print(scores.write(predictions.with_name(f"{predictions.name}_scores"), this_command()))
+    print(scores.write(scored, this_command()))
     return 1 if scores.summary["cases_without_prediction"] else 0

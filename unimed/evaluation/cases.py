@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import hashlib
 import hmac
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from unimed.structures import Sample
@@ -36,12 +37,15 @@ ALIASES = {
     "said": "predicted",
     "existence": "presence",
     "probability": "presence",
+    "painted_on_absent": "predicted_on_absent",
+    "painted_where_absent": "predicted_on_absent",
 }
 SALT_FILE = ".patient_salt"
 SALT_VARIABLE = "UNIMED_PATIENT_SALT"
 #: Rows of one process belong together even where no project was named; nobody can link them to another file.
-_salt: contextvars.ContextVar[bytes] = contextvars.ContextVar("salt")
 _of_this_process = secrets.token_bytes(16)
+#: Gives the salt when the first patient is hashed: a project whose scoring fails leaves no file behind.
+_salt: contextvars.ContextVar[Callable[[], bytes]] = contextvars.ContextVar("salt")
 
 
 def case_row(
@@ -92,23 +96,23 @@ def sample_row(sample: Sample, kind: str, target: str = "", **values) -> dict:
 
 def renamed(row: Mapping) -> dict:
     """A row of any age under the names of today; a name that is there already wins over its former one."""
-    result = {ALIASES.get(name, name): value for name, value in row.items() if name not in ALIASES}
+    today = {name: ALIASES.get(name, name.replace("doubt_", "uncertainty_", 1)) for name in row}
+    result = {name: value for name, value in row.items() if today[name] == name}
     for name, value in row.items():
-        if name in ALIASES:
-            result.setdefault(ALIASES[name], value)
+        result.setdefault(today[name], value)
     return result
 
 
 def patient_group(patient: str) -> str:
     """16 hex digits that stand for a patient within a project: a keyed hash, which cannot be undone by trying ids."""
-    salt = os.environ.get(SALT_VARIABLE, "").encode() or _salt.get(_of_this_process)
+    salt = os.environ.get(SALT_VARIABLE, "").encode() or _salt.get(lambda: _of_this_process)()
     return hmac.new(salt, str(patient).encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def project(folder: str | Path):
     """Patients are hashed with the salt of the project that `folder` belongs to; see `project_salt`."""
-    token = _salt.set(project_salt(folder))
+    token = _salt.set(functools.cache(lambda: project_salt(folder)))
     try:
         yield
     finally:

@@ -316,9 +316,9 @@ class Calibration:
                 {"spread": name} | sigma_coverage(cases.error, values)
                 for name, values in (("as the model said", cases.sigma), ("calibrated", result["sigma"]))
             ]
-        if (doubt := uncertainty_of(result, cases)) is not None:
+        if (uncertainty := uncertainty_of(result, cases)) is not None:
             report["selective"] = selective.selective_scores(
-                doubt, 1 - cases.iou, groups=cases.groups, resamples=resamples, seed=seed
+                uncertainty, 1 - cases.iou, groups=cases.groups, resamples=resamples, seed=seed
             )
         return report
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unimed.evaluation.cases import sample_row
-from unimed.evaluation.matching import SAME_PHRASE, match_phrases
+from unimed.evaluation.matching import SAME_PHRASE, match_phrases, match_regions
 from unimed.evaluation.published.umedground import ALIASES
 from unimed.evaluation.rows import boxes_of, located_rows
 from unimed.evaluation.tables import means_by
@@ -66,7 +66,9 @@ def score_reports(
         )  # fmt: skip
         if names or others:
             # Nothing to be seen and nothing predicted is right, but there are no words to compare.
-            predicted.append(". ".join(dict.fromkeys(names)))
+            # In the order of the truth: a report may name its findings in any.
+            ordered = [pair.predicted.phrase for pair in match_regions(located, pointed) if pair.predicted is not None]
+            predicted.append(". ".join(dict.fromkeys(ordered)))
             truth.append(". ".join(dict.fromkeys(others)))
     if train:
         _add_mean_boxes(cases, train)
