@@ -14,6 +14,13 @@ def load(path, **options):
     return run(path, **options)
 
 
+def read(path, **options):
+    """An image or volume as (array, Geometry); see `unimed.io.read.read` for formats and options."""
+    from unimed.io.read import read as run
+
+    return run(path, **options)
+
+
 def evaluate(predictions, samples, **options):
     """Rows of scores, one schema for masks, boxes, presence, answers and texts; see `unimed.evaluation.evaluating`."""
     from unimed.evaluation.evaluating import evaluate as run
@@ -32,4 +39,4 @@ def __getattr__(name: str):
 
 register_when_needed()
 
-__all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "evaluate", "load", "metrics"]
+__all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "evaluate", "load", "metrics", "read"]

@@ -1,36 +1,62 @@
-"""Files and folders that appear whole or not at all, and what their names may be."""
+"""Files and folders that appear whole or not at all, one writer per folder, and paths that stay inside their folder."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from unimed.locks import FolderInUseError, FolderLock, is_running, this_machine  # noqa: F401
+from unimed.names import RESULT_SUFFIXES, ResultNames, result_name  # noqa: F401
+
+#: Variable with the folder of downloads, converted models and indices.
+CACHE_VARIABLE = "UNIMED_CACHE"
+#: Variable with further folders (joined by ":") that files named in data may lie in.
+ROOTS_VARIABLE = "UNIMED_DATA_ROOTS"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Atomic files and folders
+# ---------------------------------------------------------------------------------------------------------------------
+
+#: Unfinished files and folders: this, the place and number of the process that writes them, and chance.
+_UNFINISHED = re.compile(r"\.unfinished-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(-.*|\..*)?", re.DOTALL)
+#: Unfinished files of other machines are left-overs once nobody has touched them for so long.
+_LEFT_OVER_S = 24 * 3600
+_cleaned: set[tuple[str, int]] = set()
+
 
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
     """Call `write` with a temporary path in the folder of `path`, then rename it to `path` in one step.
 
-    The temporary name keeps the suffix, because several libraries choose the format by it. If `write` raises,
-    the temporary file is removed and what was at `path` before is still there.
+    The temporary name keeps the suffix, because several libraries choose the format by it. If `write` raises, the
+    temporary file is removed and what was at `path` before is still there. The file has the permissions of any new
+    file (umask), whatever `write` did to them. What killed processes left in the folder is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix="".join(path.suffixes[-2:]))
+    remove_left_overs(path.parent)
+    temporary = path.parent / _unfinished_name(
+        "".join(path.suffixes[-2:]) if len(path.name) < 100 else path.suffix[:20]
+    )
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = os.fstat(handle).st_mode & 0o777
     os.close(handle)
-    temporary = Path(name)
     try:
         write(temporary)
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
-        share(temporary)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -38,47 +64,274 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-#: What the files of a result end in.
-RESULT_SUFFIXES = (".json", ".jsonl", ".png", ".nii.gz", ".npz", ".seg.dcm")
-
-
-def refuse_to_replace(source: str | Path, folder: str | Path, name: str) -> None:
-    """Stop before a result called `name` in `folder` takes the place of the file it is made from.
-
-    Raises:
-        ValueError: `source` lies in `folder` and bears the name of a file that would be written.
-    """
-    source = Path(source)
-    if source.parent.resolve() == Path(folder).resolve() and source.name in [name + end for end in RESULT_SUFFIXES]:
-        raise ValueError(f"{source}: a result in {folder} would replace this file; choose another output folder")
-
-
-def share(path: Path) -> None:
-    """Give a file the permissions any new file gets: mkstemp and safetensors write files that only the owner reads."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
-
-
 @contextmanager
-def atomic_folder(destination: Path):
+def atomic_folder(destination: str | Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `destination` if nothing is raised, and is removed otherwise.
 
+    Folders and files get the permissions of any new ones (umask): several libraries write files only their owner reads.
+
+    Args:
+        replace: put it in the place of a folder that is there; that one is removed after the new one stands.
+
     Raises:
-        FileExistsError: `destination` holds something already.
+        FileExistsError: `destination` holds something already and `replace` is False.
     """
     destination = Path(destination)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise FileExistsError(f"{destination} is already there; choose another name or remove it")
+    if not replace:
+        _refuse_content(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    remove_left_overs(destination.parent)
+    temporary = destination.parent / _unfinished_name(f"-{destination.name}"[:80])
+    temporary.mkdir()
+    mode = temporary.stat().st_mode & 0o777
     try:
         yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(destination)
+        for folder, _, names in os.walk(temporary):
+            os.chmod(folder, mode)
+            for name in names:
+                if not os.path.islink(file := os.path.join(folder, name)):
+                    os.chmod(file, mode & 0o666)
+        if replace and destination.exists():
+            previous = destination.parent / _unfinished_name(f"-previous-{destination.name}"[:80])
+            os.replace(destination, previous)
+            os.replace(temporary, destination)
+            shutil.rmtree(previous, ignore_errors=True)
+            return
+        try:
+            os.replace(temporary, destination)
+        except OSError:
+            _refuse_content(destination)  # another process was quicker
+            raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _refuse_content(destination: Path) -> None:
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise FileExistsError(f"{destination} is already there; choose another name or remove it")
+
+
+def _unfinished_name(end: str) -> str:
+    return f".unfinished-{this_machine()}-{os.getpid()}-{secrets.token_hex(4)}{end}"
+
+
+def remove_left_overs(folder: str | Path) -> list[Path]:
+    """Remove what killed processes left unfinished in a folder; each process looks once per folder.
+
+    A file or folder is a left-over where the process that wrote it no longer runs on this machine, or where it is of
+    another machine and was not touched for a day.
+
+    Returns:
+        what was removed.
+    """
+    folder = Path(folder)
+    key = (str(folder.absolute()), os.getpid())
+    if key in _cleaned:
+        return []
+    _cleaned.add(key)
+    removed = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _UNFINISHED.fullmatch(entry.name)
+            if found is None:
+                continue
+            with contextlib.suppress(OSError):
+                if found[1] == this_machine():
+                    left = not is_running(int(found[2]))
+                else:
+                    left = time.time() - entry.stat(follow_symlinks=False).st_mtime > _LEFT_OVER_S
+                if left:
+                    removed.append(Path(entry.path))
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        os.unlink(entry.path)
+    return removed
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions any new file gets: safetensors and tempfile write files that only the owner reads."""
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as stream:
+        for line in stream:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)  # no other way to ask; files of other threads are at worst too private for a moment
+    os.umask(mask)
+    return mask
+
+
+def cache_folder(*names: str) -> Path:
+    """`$UNIMED_CACHE`, else `~/.cache/unimed`; `names` are folders below it. Nothing is made."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "unimed").joinpath(*names)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Paths that stay inside their folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def resolve_inside(
+    root: str | Path,
+    name: str | os.PathLike,
+    *,
+    where: str = "",
+    roots: Sequence[str | Path] = (),
+    error: type[Exception] = ValueError,
+) -> Path:
+    """The path of a file that data name, inside the folder of the data with all links resolved.
+
+    Args:
+        root: folder that relative names start from.
+        name: what a record, a table or a header says; it need not exist.
+        where: file and record that name it, for messages.
+        roots: further folders that absolute names and links may lead to, because the user named them; so do those in
+            `$UNIMED_DATA_ROOTS` (joined by ":").
+        error: what is raised.
+
+    Returns:
+        `root / name` as it was written (links are looked through, not replaced).
+
+    Raises:
+        ValueError: the name is empty or absolute or has "..", or what it leads to lies outside.
+    """
+    text = os.fspath(name) if isinstance(name, str | os.PathLike) else ""
+    where = where and f"{where}: "
+    if not text or "\0" in text:
+        raise error(f"{where}{name!r} is not the name of a file in {root}")
+    named = [*roots, *(part for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part)]
+    parts = text.replace("\\", "/").split("/")
+    outside = os.path.isabs(text) or ".." in parts or text.startswith("\\") or re.match(r"[A-Za-z]:[\\/]", text)
+    remedy = f"name files relative to it, or name their folder in {ROOTS_VARIABLE}"
+    if outside and not named:
+        raise error(f"{where}{text!r} leads out of the data folder {root}; {remedy}")
+    path = Path(root, text)
+    allowed = named if outside else [root, *named]
+    try:
+        real = os.path.realpath(path)
+        inside = any(_lies_in(real, os.path.realpath(place)) for place in allowed)
+    except (OSError, ValueError) as problem:
+        raise error(f"{where}{text[:200]!r} is not the name of a file in {root} ({problem})") from problem
+    if not inside:
+        raise error(f"{where}{text!r} leads out of the data folder {root}; {remedy}")
+    return path
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lines of JSON, text, reports
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_json_lines(
+    path: str | Path, *, error: type[Exception] = ValueError, torn_end: bool = False
+) -> Iterator[tuple[int, dict]]:
+    """(line number from 1, object) of every line of a JSON lines file that is not blank.
+
+    A line ends at a line feed and nowhere else, so that texts may hold U+2028, U+2029 and U+0085; a byte order mark at
+    the start is no part of it.
+
+    Args:
+        error: what is raised.
+        torn_end: leave out a last line without line feed that is not whole, as a killed process leaves it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line is not UTF-8 or not a JSON object; file and line are named.
+    """
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if number == 1 and line.startswith(b"\xef\xbb\xbf"):
+                line = line[3:]
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as problem:
+                if torn_end and not line.endswith(b"\n"):
+                    return
+                said = problem.msg if isinstance(problem, json.JSONDecodeError) else str(problem)
+                raise error(f"{path}:{number}: not JSON ({said})") from None
+            if not isinstance(value, dict):
+                raise error(f"{path}:{number}: expected one JSON object per line, got {type(value).__name__}")
+            yield number, value
+
+
+def read_json(path: str | Path, *, error: type[Exception] = ValueError):
+    """The content of a JSON file; a byte order mark is no part of it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8 or not JSON; the file is named (`error`).
+    """
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path}: not JSON ({problem})") from None
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file that are not blank; they end at line feeds, and a byte order mark is left out."""
+    text = Path(path).read_bytes().decode("utf-8-sig")
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def json_line(value) -> str:
+    """An object as one line of JSON with its line feed; NaN becomes null."""
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8; as an escape it is read back as it was
+        text = json.dumps(plain(value), allow_nan=False)
+    return text + "\n"
+
+
+def append_json_line(path: str | Path, row) -> None:
+    """Add one object to a file of JSON lines, on disk when this returns.
+
+    What a killed process left of a last line is cut off first, so that the new one stands on its own.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if size:
+            stream.seek(size - 1)
+            if stream.read(1) != b"\n":
+                _end_line(stream, size)
+        stream.write(json_line(row).encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _end_line(stream, size: int) -> None:
+    """Finish the last line of a file where it is whole, else cut it off."""
+    stream.seek(0)
+    start = stream.read().rfind(b"\n") + 1
+    stream.seek(start)
+    try:
+        json.loads(stream.read())
+        stream.seek(size)
+        stream.write(b"\n")
+    except ValueError:
+        stream.truncate(start)
+
+
+def write_json_lines(path: str | Path, rows: Iterable) -> Path:
+    """One object per line as UTF-8, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as stream:
+            stream.writelines(json_line(row) for row in rows)
+
+    return write_atomic(path, write)
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
@@ -104,3 +357,14 @@ def plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def refuse_to_replace(source: str | Path, folder: str | Path, name: str) -> None:
+    """Stop before a result called `name` in `folder` takes the place of the file it is made from.
+
+    Raises:
+        ValueError: `source` lies in `folder` and bears the name of a file that would be written.
+    """
+    source = Path(source)
+    if source.parent.resolve() == Path(folder).resolve() and source.name in [name + end for end in RESULT_SUFFIXES]:
+        raise ValueError(f"{source}: a result in {folder} would replace this file; choose another output folder")

@@ -95,7 +95,7 @@ def test_a_broken_image_is_named_and_costs_the_exit_code(tree, tmp_path, speak, 
     (copy / "test" / "ptest1_1.png").write_bytes(b"\x89PNG broken")
     (copy / "test" / "ptest2_1.png").unlink()
     speak("[SEG]")
-    assert demos.segment_2d(["--val_folder", str(copy), "--work-dir", str(tmp_path / "out")]) == 1
+    assert demos.segment_2d(["--val_folder", str(copy), "--work-dir", str(tmp_path / "out")]) == 2
     output = capsys.readouterr()
     assert "2 answered, 0 of them before, 2 failed" in output.out
     assert "ptest1_1.png: damaged" in output.err and "ptest2_1.png: no such file" in output.err
@@ -168,7 +168,7 @@ def test_answers_and_their_metrics(tree, tmp_path, speak, demo, markup, data, me
     if demo == "disease":
         assert "Mean Dice (mDice) across all images: 1.000" in published
     files[0].unlink()
-    assert demos.metrics(metric, ["--prediction_dir", str(out), *truth]) == 1
+    assert demos.metrics(metric, ["--prediction_dir", str(out), *truth]) == 2
 
 
 def test_several_questions_about_one_image(tree, tmp_path, speak):

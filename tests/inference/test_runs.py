@@ -31,7 +31,7 @@ def test_a_broken_case_costs_only_itself_and_is_tried_again(tmp_path):
         return squares(batch)
 
     report = run(tmp_path, fragile, batch_size=3)
-    assert report.failed == {"case-4": "OSError: truncated file"} and report.exit_code == 1
+    assert report.failed == {"case-4": "OSError: truncated file"} and report.exit_code == 2
     assert len(report.rows) == 6
     assert json.loads((tmp_path / "failed.jsonl").read_text())["case"] == "case-4"
     again = run(tmp_path)

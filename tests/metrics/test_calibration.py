@@ -1,7 +1,6 @@
 """Coverage, calibration and selective prediction on synthetic truth, against netcal, and against recorded formulas."""
 
 import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unimed.commands.calibrate import calibrate
 from unimed.metrics import reliability, selective
 from unimed.metrics.calibration import Calibration, CalibrationError, Cases
 from unimed.metrics.conformal import ConformalBoxes, conformal_quantile, control_risk, mask_margin, mask_threshold
@@ -278,7 +278,7 @@ def test_calibration_file_round_trip_and_regions(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "not a JSON file"),
+        ("{", "not JSON"),
         ("{}", "not a calibration file"),
         ('{"format": "unimed-calibration", "version": 9}', "version 9"),
         ('{"format": "unimed-calibration", "version": 1, "boxes": null}', "field missing"),
@@ -330,8 +330,5 @@ def test_command_line(tmp_path, capsys):
     }  # fmt: skip
     assert Calibration.load(tmp_path / "c.json").provenance["patients"] == 100
     cases.write_text("{}\n")
-    spec = importlib.util.spec_from_file_location("calibrate", ROOT / "tools" / "calibrate.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.main([str(cases), "--test", str(cases)]) == 2
-    assert "calibrate: none of 1 rows" in capsys.readouterr().err
+    assert calibrate([str(cases), "--test", str(cases)]) == 1
+    assert "error: none of 1 rows" in capsys.readouterr().err

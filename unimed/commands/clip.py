@@ -1,4 +1,4 @@
-"""Evaluate and average contrastive models: `python tools/clip.py VERB --help`. Research use only.
+"""Evaluate and average contrastive models: `unimed clip VERB --help`. Research use only.
 
 zero-shot       the 21 sets of UniMed-CLIP, or a folder per class of your own
 retrieval       recall@k between images and captions of shards
@@ -9,20 +9,24 @@ average         weights between two models (WiSE-FT), or its curve over a folder
 speed           ratios of padding and of the feature cache
 """
 
-import argparse
-import json
+from __future__ import annotations
+
 import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
+from unimed.commands.common import Parser, exit_code, guarded
+from unimed.files import read_json, read_lines
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+def clip(arguments=None, prog: str | None = None) -> int:
+    """Run a verb of contrastive models."""
+    parser = Parser(__doc__, prog=prog)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
     def verb(name, run, *arguments):
-        one = verbs.add_parser(name)
+        one = verbs.add_parser(name, description=name)
         for words, options in arguments:
             one.add_argument(*words, **options)
         one.set_defaults(run=run)
@@ -61,15 +65,11 @@ def main(argv=None) -> int:
          argument("second", help="the same; its images are looked for in the first"),
          argument("--bits", type=int, default=2, help="of 64 that may differ (default: 2)"))  # fmt: skip
     verb("average", average, argument("start"), argument("tuned"), argument("destination"),
-         argument("--alpha", type=float, default=0.5, help="share of the tuned weights (default: 0.5)"),
+         argument("--alpha", type=float, default=0.5, help="fraction of the tuned weights (default: 0.5)"),
          argument("--curve", help="a folder per class: accuracy for alpha 0 to 1 instead"), templates)  # fmt: skip
     verb("speed", speed, model, argument("images", help="folder of images"), argument("--texts", help="a text a line"))
-    args = parser.parse_args(argv)
-    try:
-        return args.run(args)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    args = parser.parse_args(arguments)
+    return guarded(args.run, args)
 
 
 def _open(args):
@@ -121,7 +121,7 @@ def zero_shot(args) -> int:
             scores |= zero_shot_intervals(similarity, targets, resamples=args.resamples)
         _write(args, {"zero-shot": [{"data": str(args.data), **scores}]})
         return 0
-    imported = json.loads(Path(args.prompts).read_text(encoding="utf-8")) if args.prompts else None
+    imported = read_json(args.prompts) if args.prompts else None
     root = Path(args.data)
     sets = chosen(args.sets)
     if args.sets is None:
@@ -146,7 +146,7 @@ def zero_shot(args) -> int:
         _write(args, {"sets": rows, "means": average_rows(rows, catalogue())}, notes, cases)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
-    return 1 if failed or not rows else 0
+    return exit_code(len(rows), len(failed)) if rows else 1
 
 
 def retrieval(args) -> int:
@@ -250,7 +250,7 @@ def speed(args) -> int:
 
     model = unimed.load(args.model)
     if args.texts:
-        texts = Path(args.texts).read_text(encoding="utf-8").splitlines()
+        texts = read_lines(args.texts)
     else:
         texts = [t for one in catalogue().values() for group in one.own_prompts().values() for t in group][:64]
     seconds = {}
@@ -275,7 +275,3 @@ def speed(args) -> int:
          "largest difference": "0"},
     ]})  # fmt: skip
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.io.images import ROAD_VERSION
 from unimed.io.write import write_npz
 
 
 def model_fingerprint(model) -> str:
-    """Hash of all weights and of the preprocessing; another model or another size never meets its features."""
+    """Hash of weights, preprocessing and the reading of images; another model or size never meets its features."""
     import torch
 
     digest = hashlib.sha256()
@@ -20,8 +21,14 @@ def model_fingerprint(model) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     config = model.config
-    digest.update(repr((config.image_size, sorted(config.preprocess_cfg.items()), model.processor.compat)).encode())
-    digest.update(b"raw features")  # earlier caches held unit vectors
+    road = (
+        "raw features",
+        ROAD_VERSION,
+        config.image_size,
+        sorted(config.preprocess_cfg.items()),
+        model.processor.compat,
+    )
+    digest.update(repr(road).encode())
     return digest.hexdigest()[:24]
 
 

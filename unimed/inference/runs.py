@@ -37,8 +37,10 @@ class FolderReport:
 
     @property
     def exit_code(self) -> int:
-        """0 where every case was finished, else 1."""
-        return 1 if self.failed else 0
+        """0 where every case was finished, 2 where some were, 1 where none was."""
+        if not self.failed:
+            return 0
+        return 2 if self.rows else 1
 
 
 def run_cases(

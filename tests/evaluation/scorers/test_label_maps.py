@@ -1,12 +1,12 @@
 """Scores of result folders, and the tool that prints them."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from unimed.commands.biomedparse import score_volumes
 from unimed.evaluation.scorers.label_maps import case_name, score_folder
 from unimed.geometry import Geometry
 from unimed.io.write import write_nifti, write_npz
@@ -96,17 +96,13 @@ def test_instances(folders):
 
 
 def test_the_tool(folders, capsys):
-    path = Path(__file__).parents[3] / "tools" / "score_volumes.py"
-    specification = importlib.util.spec_from_file_location("score_volumes", path)
-    tool = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(tool)
-    assert tool.main([str(folders / "said"), str(folders / "truth"), "--no-surfaces"]) == 1
+    assert score_volumes([str(folders / "said"), str(folders / "truth"), "--no-surfaces"]) == 2
     out = capsys.readouterr().out
     assert "| CT       | spleen" in out and "left out of every mean" in out and "no result in" in out
     report = json.loads((folders / "said" / "scores" / "scores.json").read_text())
     assert report["counts"] == {"predicted_on_absent": 1, "missed": 3, "both_empty": 1, "pairs": 6}
     assert len((folders / "said" / "scores" / "cases.jsonl").read_text().splitlines()) == 8
-    assert tool.main([str(folders / "said"), str(folders / "gone")]) == 1
+    assert score_volumes([str(folders / "said"), str(folders / "gone")]) == 1
     assert "no such folder" in capsys.readouterr().err
 
 

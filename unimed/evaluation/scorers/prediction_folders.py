@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from unimed.data.readers import unibiomed_tests as evaluation_sets
-from unimed.data.readers.unibiomed import NO_FINDINGS, load_mask
+from unimed.data.readers.unibiomed import NO_FINDINGS
 from unimed.evaluation.cases import case_row
 from unimed.evaluation.matching import matched_dice
 from unimed.evaluation.published import unibiomed
 from unimed.evaluation.tables import markdown_table, means_by, write_cases
 from unimed.files import write_report, write_text
 from unimed.io.answers import read_answer
+from unimed.io.masks import load_mask
 from unimed.io.read import read
 from unimed.metrics.coco_captions import caption_scores
 from unimed.metrics.registered import metrics_of
@@ -73,14 +74,14 @@ def score_segmentation(cases: Sequence[Case], out: Path, compat: str | None = No
         if not path.is_file():
             missing += 1
             continue
-        predicted = _mask_of(path)
-        truth = _mask_of(case.inputs["truth"])
+        predicted = load_mask(path)[0]
+        truth = load_mask(case.inputs["truth"], compat=compat)[0]
         if truth.shape != predicted.shape:
             resized += 1
             if compat == "reference":
                 truth = _bilinear(case.inputs["truth"], predicted.shape)
             else:
-                truth = load_mask(case.inputs["truth"], predicted.shape, resize=True)
+                truth = load_mask(case.inputs["truth"], shape=predicted.shape, resize=True)[0]
         rows.append(_mask_row(case.name, case.name, case.inputs["phrase"], predicted, truth))
     if resized:
         remarks.append(f"{resized} masks of the truth have another size than their image and were resized")
@@ -104,15 +105,17 @@ def score_volumes(cases: Sequence[Case], out: Path, compat: str | None = None) -
         if not all((folder / name).is_file() for name in names):
             missing += 1
             continue
-        predicted = np.stack([_mask_of(folder / name) for name in names])
+        predicted = np.stack([load_mask(folder / name)[0] for name in names])
         truth = []
         for name, plane in zip(names, predicted, strict=True):
             path = case.inputs["truth"].get(name)
-            mask = _mask_of(path) if path else np.zeros_like(plane)
+            mask = load_mask(path, compat=compat)[0] if path else np.zeros_like(plane)
             if mask.shape != plane.shape:
                 resized.add(case.name)
-                reference = compat == "reference"
-                mask = _bilinear(path, plane.shape) if reference else load_mask(path, plane.shape, resize=True)
+                if compat == "reference":
+                    mask = _bilinear(path, plane.shape)
+                else:
+                    mask = load_mask(path, shape=plane.shape, resize=True)[0]
             truth.append(mask)
         truth = np.stack(truth)
         row = _mask_row(case.name, case.inputs["volume"], case.inputs["phrase"], predicted, truth)
@@ -213,12 +216,12 @@ def score_answers(
         row = case_row(name, "text" if kind in ("grg", "medtrinity") else "answer", task=kind)
         row |= {"predicted": None, "truth": entry["text"]}
         try:
-            answer = read_answer(Path(predictions) / f"{name}.json")
+            answer = read_answer(evaluation_sets.within(predictions, f"{name}.json"))
         except FileNotFoundError:
             answer = None
         if masks is not None:
             found = answer["pred_masks"] if answer else []
-            real = [_mask_of(evaluation_sets.within(masks, file)) for file in entry["mask_files"] if file]
+            real = [load_mask(evaluation_sets.within(masks, file))[0] for file in entry["mask_files"] if file]
             # An entry without findings has no mask file: nothing is there.
             real += [np.zeros_like(found[0])] * sum(not file for file in entry["mask_files"]) if found else []
             found = [m for m in found if all(m.shape == r.shape for r in real)] if real else found
@@ -334,11 +337,6 @@ def _text(kind: str, entry: Mapping) -> str | None:
     if kind == "region":
         return evaluation_sets.region_truth(entry)
     return entry.get("caption")
-
-
-def _mask_of(path: Path) -> np.ndarray:
-    mask = read(path)[0]
-    return (mask if mask.ndim == 2 else mask[..., 0]) > 0
 
 
 def _bilinear(path: Path, shape: tuple[int, int]) -> np.ndarray:

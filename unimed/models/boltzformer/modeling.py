@@ -18,6 +18,7 @@ from unimed.models.boltzformer.predicting import PicturePredictor
 from unimed.models.boltzformer.prompting import PromptEncoder, PromptFeatures
 from unimed.models.boltzformer.sampling import CountedDraws, item_key
 from unimed.models.boltzformer.upsampling import OutputUpsampler
+from unimed.models.weights import WholeWeights
 
 #: Mean and standard deviation of ImageNet in 0..255, red, green, blue. For grey slices their averages are taken.
 RGB_MEAN, RGB_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -42,7 +43,7 @@ class SliceOutput:
     edge_logits: torch.Tensor | None = None
 
 
-class BoltzFormerModel(PicturePredictor, PromptEncoder, ImageEncoder, PreTrainedModel):
+class BoltzFormerModel(PicturePredictor, PromptEncoder, ImageEncoder, WholeWeights, PreTrainedModel):
     """Text-prompted segmentation of 2D images or slices (BiomedParse v2).
 
     Pixel values are 0..255, three channels; mean and standard deviation are buffers of the checkpoint. A model for

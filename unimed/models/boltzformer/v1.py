@@ -28,6 +28,7 @@ from unimed.models.boltzformer.layers import (
 from unimed.models.boltzformer.modeling import RGB_MEAN, RGB_STD, SliceOutput
 from unimed.models.boltzformer.predicting import PicturePredictor
 from unimed.models.boltzformer.prompting import PromptEncoder, PromptFeatures
+from unimed.models.weights import WholeWeights
 
 #: The text similarity is never scaled by more than this.
 MAX_SCALE = 100.0
@@ -104,7 +105,7 @@ class MaskedAttentionDecoder(nn.Module):
         return draw_masks(self.mask_embed(self.decoder_norm(queries)), mask_features, layout)
 
 
-class BiomedParseV1Model(PicturePredictor, PromptEncoder, ImageEncoder, PreTrainedModel):
+class BiomedParseV1Model(PicturePredictor, PromptEncoder, ImageEncoder, WholeWeights, PreTrainedModel):
     """Text-prompted segmentation of 2D pictures (BiomedParse v1, Nature Methods 2024).
 
     It has no existence score; `unimed.metrics.recognition.presence_p_value` judges its masks afterwards.

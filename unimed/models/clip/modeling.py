@@ -16,6 +16,7 @@ from unimed.io.result import Prediction
 from unimed.models.clip.building import build_towers
 from unimed.models.clip.configuration import ClipConfig
 from unimed.models.clip.processing import ClipProcessor
+from unimed.models.weights import WholeWeights
 
 logger = logging.getLogger("unimed.models.clip")
 #: Prompts of `zero_shot` where the caller gives none. Wording matters: give prompts for your labels if you can.
@@ -52,7 +53,7 @@ class ZeroShot:
         }
 
 
-class ClipModel(PreTrainedModel):
+class ClipModel(WholeWeights, PreTrainedModel):
     """A contrastive model: UniMed-CLIP, BiomedCLIP, SigLIP or any other open_clip model.
 
     `towers` is open_clip's module; its names (`visual.`, `text.`, `logit_scale`) are kept.
@@ -105,18 +106,20 @@ class ClipModel(PreTrainedModel):
         return getattr(self.towers, "logit_bias", None) is not None
 
     # -- forward ----------------------------------------------------------------------------------------------------
-    def forward(self, images: torch.Tensor, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor | None = None, input_ids: torch.Tensor | None = None, pixel_values=None
+    ) -> dict[str, torch.Tensor]:
         """Normalised features of both towers.
 
         Args:
-            images: [N, 3, S, S], uint8 or normalised floats.
+            images: [N, 3, S, S], uint8 or normalised floats; `pixel_values` is the name the processor gives them.
             input_ids: [M, L].
 
         Returns:
             `image_features` [N, D], `text_features` [M, D], `logit_scale` (not its logarithm), `logit_bias` or None.
         """
         return {
-            "image_features": self.image_features(images),
+            "image_features": self.image_features(pixel_values if images is None else images),
             "text_features": self.text_features(input_ids),
             "logit_scale": self.towers.logit_scale.exp(),
             "logit_bias": getattr(self.towers, "logit_bias", None),

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from unimed.geometry import Geometry
-from unimed.io.images import read_image
+from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.connectors import build_connector
 from unimed.models.connectors.modeling import ConnectorOutput
@@ -21,6 +21,7 @@ from unimed.models.lora import add_lora
 from unimed.models.uni_med.configuration import UniMedConfig
 from unimed.models.uni_med.processing import VISUAL_TOKEN, WRAPPED_IMAGE, UniMedProcessor
 from unimed.models.uni_med.vision import EvaEncoder, Float32LayerNorm
+from unimed.models.weights import WholeWeights
 from unimed.structures import Region
 
 
@@ -36,7 +37,7 @@ class UniMedOutput(ModelOutput):
     auxiliary_loss: torch.Tensor | None = None
 
 
-class UniMedModel(PreTrainedModel):
+class UniMedModel(WholeWeights, PreTrainedModel):
     """EVA-ViT, `ln_vision`, connector and language model (arXiv 2409.17508). A batch may mix tasks."""
 
     config_class = UniMedConfig
@@ -63,6 +64,8 @@ class UniMedModel(PreTrainedModel):
             self.language_model.requires_grad_(False)
         if self.config.sft_type == "lora":
             add_lora(self.language_model.model, self.config.lora)
+        #: Names of the parameters of the language model that learn: adapters, and what `lora` trains whole.
+        self.learning = {name for name, p in self.language_model.named_parameters() if p.requires_grad}
         if self.config.freeze_vision:
             self.visual_encoder.requires_grad_(False).eval()
             self.ln_vision.requires_grad_(False)
@@ -79,9 +82,8 @@ class UniMedModel(PreTrainedModel):
         """As transformers does; frozen parts stay frozen (loading forgets it)."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.config.sft_type != "full":
-            for name, parameter in model.language_model.named_parameters():
-                parameter.requires_grad_("lora_" in name and model.config.sft_type == "lora")
+        for name, parameter in model.language_model.named_parameters():
+            parameter.requires_grad_(name in model.learning)
         if model.config.freeze_vision:
             model.visual_encoder.requires_grad_(False)
             model.ln_vision.requires_grad_(False)
@@ -243,7 +245,7 @@ class UniMedModel(PreTrainedModel):
             part = slice(start, start + batch_size)
             for image, text, name in zip(images[part], texts[part], given[part], strict=True):
                 several = image if isinstance(image, (list, tuple)) else [] if image is None else [image]
-                sources = [read_image(one) for one in several]
+                sources = [load_image(one) for one in several]
                 name, text = _task_of(name, text, len(sources))
                 instruction = self.processor.instruction(name, text, len(sources))
                 prompts.append(self.processor.prompt(instruction, len(sources), predicting=True))
@@ -264,7 +266,8 @@ class UniMedModel(PreTrainedModel):
             boxes = self.processor.boxes(text, width, height)
             regions = tuple(Region(phrase=question, box_xyxy_px=box) for box in boxes)
         geometry = sources[0].geometry if sources else Geometry.pixels()
-        return Prediction(text, regions, geometry, {"predict": spent}, str(self.config._name_or_path))
+        return Prediction(text, regions, geometry, {"predict": spent}, str(self.config._name_or_path),
+                          image=sources[0].source if sources else None)  # fmt: skip
 
 
 def _task_of(task: str | None, text: str, images: int) -> tuple[str, str]:
