@@ -17,6 +17,7 @@ from unimed.engine.config import load_config
 from unimed.engine.strategy import Strategy, start_processes, world
 from unimed.engine.stream import build_datasets
 from unimed.engine.training import run_folder
+from unimed.evaluation.cases import project
 from unimed.evaluation.tables import markdown_table, write_cases
 from unimed.files import plain, write_atomic
 from unimed.registry import TASKS
@@ -70,7 +71,8 @@ def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None
         dist.all_gather_object(parts, predictions)
         predictions = {number: prediction for part in parts for number, prediction in part.items()}
     ordered = [predictions[number] for number in range(len(samples))]
-    metrics = task.score(samples, ordered, **_training_samples(task, settings))
+    with project(folder):
+        metrics = task.score(samples, ordered, **_training_samples(task, settings))
     if rank == 0:
         _write(folder, samples, ordered, metrics, settings, checkpoint)
     return metrics
