@@ -8,12 +8,12 @@ import time
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
 
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
 from unimed.registry import COLLATORS, DATASETS, HOOKS, TASKS
 from unimed.structures import Sample
+from unimed.tasks.base import Task
 
 
 @DATASETS.register_module(force=True)
@@ -84,7 +84,7 @@ class TinyCollator:
 
 
 @TASKS.register_module(force=True)
-class TinyTask(BaseModel):
+class TinyTask(Task):
     def __init__(self, width=16, dropout=0.2, rate=None):
         super().__init__()
         self.rate = rate
@@ -101,11 +101,11 @@ class TinyTask(BaseModel):
     def shard_modules(self):
         return [self.body]
 
-    def normalisers(self, batch):
+    def normalizers(self, batch):
         return {"samples": len(batch["y"]), "extras": int(batch["extra"].sum())}
 
     def forward(self, batch):
-        shares = batch.get("normalisers") or self.normalisers(batch)
+        shares = batch.get("normalizers") or self.normalizers(batch)
         hidden = self.body(batch["x"])
         fit = (self.head(hidden)[:, 0] - batch["y"]).square().sum() / max(shares["samples"], 1e-9)
         losses = {"loss_fit": fit}
@@ -116,18 +116,18 @@ class TinyTask(BaseModel):
             loss = loss + 0.5 * losses["loss_extra"]
         return {"loss": loss, **losses}
 
-    def validate(self, samples):
-        x = torch.from_numpy(np.concatenate([s.images[0] for s in samples]))
+    def validate(self, samples, predictions=None):
         y = torch.tensor([s.labels["y"] for s in samples])
+        found = torch.tensor([float(p.text) for p in predictions or self.predict_samples(samples)])
         rate = {} if self.rate is None else {"grounding_rate": self.rate}
-        return rate | {"error": (self.head(self.body(x))[:, 0] - y).abs().mean().item()}
+        return rate | {"error": (found - y).abs().mean().item()}
 
     @torch.no_grad()
     def predict_samples(self, samples):
         x = torch.from_numpy(np.concatenate([s.images[0] for s in samples]))
         return [Prediction(text=f"{value:.6f}") for value in self.head(self.body(x))[:, 0].tolist()]
 
-    def score(self, samples, predictions):
+    def score(self, samples, predictions, train=()):
         errors = [abs(float(p.text) - s.labels["y"]) for s, p in zip(samples, predictions, strict=True)]
         return {"mean_error": sum(errors) / len(errors), "cases": len(errors)}
 
