@@ -1,4 +1,4 @@
-"""UniBiomed as published: 93 sets in one mixture, LoRA on the language model, SAM 2 decoder tuned, vision encoder frozen.
+"""UniBiomed as published: 93 sets in one mixture, LoRA on the language model, SAM 2 decoder tuned.
 
 Each file beside this one names a backbone. Put the parts into `pretrained/` (pretrained/README.md) and the sets below
 `data/Biomed` (docs/unibiomed.md); `python tools/check_data.py data/Biomed` finds what is wrong before training does.

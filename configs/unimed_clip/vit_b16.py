@@ -1,4 +1,4 @@
-"""UniMed-CLIP ViT-B/16 as published: MetaCLIP 400M image tower, BiomedBERT base, 10 epochs of 5.3 M pairs, 2048 at a time.
+"""UniMed-CLIP ViT-B/16 as published: MetaCLIP 400M and BiomedBERT base, 10 epochs of 5.3 M pairs, 2048 at a time.
 
 2048 pairs are 8 processes of 256 here; towers run over 128 at a time, so that a GPU of 40 GB holds it.
 """

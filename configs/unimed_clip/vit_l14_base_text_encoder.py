@@ -1,4 +1,4 @@
-"""UniMed-CLIP ViT-L/14 at 336 pixels with BiomedBERT base: MetaCLIP's image tower of 224 pixels, its positions resized."""
+"""UniMed-CLIP ViT-L/14 at 336 pixels with BiomedBERT base: MetaCLIP's tower of 224 pixels, its positions resized."""
 
 _base_ = ["./vit_b16.py"]
 

@@ -11,6 +11,7 @@ from unimed.geometry import Geometry
 from unimed.io.result import Prediction
 from unimed.registry import TASKS
 from unimed.structures import Region, Sample
+from unimed.tasks.grounding import INPUTS
 
 
 def sample(index=0, task="referring", answer="<p> nuclei </p> [SEG].", regions=None, **labels):
@@ -247,7 +248,7 @@ def test_packed_rows_give_the_loss_of_padded_ones():
     padded = GroundedCollator(grounding.processor)(samples)
     packed = GroundedCollator(grounding.processor, pack=80)(samples)
     assert len(packed["input_ids"]) < len(padded["input_ids"])
-    assert (packed["sequence_of_token"] >= 0).sum() == padded["attention_mask"].sum()
+    assert (packed["layout"].sample_of_token >= 0).sum() == padded["attention_mask"].sum()
     grounding.eval()
     first, second = grounding(padded), grounding(packed)
     for name in first:
@@ -255,15 +256,12 @@ def test_packed_rows_give_the_loss_of_padded_ones():
     assert largest_difference(gradients(grounding, [padded]), gradients(grounding, [packed])) < 5e-6
     hidden = {}
     for kind, batch in (("padded", padded), ("packed", packed)):
-        output = grounding.model(
-            **{k: batch.get(k) for k in ("input_ids", "attention_mask", "mask_pixel_values", "position_ids")},
-            sequence_of_token=batch.get("sequence_of_token"),
-        )
+        output = grounding.model(**{name: batch[name] for name in INPUTS if name in batch})
         for place, sample_id in enumerate(batch["sample_ids"]):
             if kind == "padded":
                 states = output.hidden[place][batch["attention_mask"][place] > 0]
             else:
-                states = output.hidden[batch["sequence_of_token"] == place]
+                states = output.hidden[batch["layout"].sample_of_token == place]
             hidden.setdefault(sample_id, []).append(states)
     assert all((a - b).abs().max() < 1e-5 for a, b in hidden.values())
 

@@ -256,7 +256,7 @@ def test_cache_and_no_cache_give_the_same_boxes():
     cached = model.predict(image, "square", max_new_tokens=3)
     speak(model)
     anew = model.predict(image, "square", max_new_tokens=3, use_cache=False)
-    from unimed.models.umedground.published_decoding import decode_without_cache
+    from unimed.models.grounded.uncached_decoding import decode_without_cache
 
     speak(model)
     _, published = decode_without_cache(model, image, "square", 3)

@@ -208,9 +208,9 @@ class EngineLoop(BaseLoop):
 
 
 def _tokens(batch: Mapping) -> int:
-    sequences = batch.get("sequence_of_token")
-    if torch.is_tensor(sequences):
-        return int((sequences >= 0).sum())
+    packed = getattr(batch.get("layout"), "sample_of_token", None)
+    if packed is not None:
+        return int((packed >= 0).sum())
     mask = batch.get("attention_mask")
     if torch.is_tensor(mask) and mask.ndim == 2:
         return int(mask.sum())

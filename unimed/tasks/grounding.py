@@ -33,10 +33,8 @@ ROUTED_AS = {
 #: What each term is a mean of; the connector's own loss is averaged over ranks.
 COUNTED = {"text": "tokens", "dice": "masks", "bce": "masks", "presence": "regions", "box": "boxes"}
 
-#: What a batch may say about its images besides the pixels of the mask head (see `GroundedMLLM.forward`).
-IMAGE_INPUTS = (
-    "pixel_values image_grid_thw image_token_index images_per_row image_of_row read_images seg_of_mask image_of_mask"
-).split()
+#: What of a batch the model reads; the rest are targets and names.
+INPUTS = ("input_ids attention_mask labels pixel_values image_grid_thw mask_pixel_values layout position_ids").split()
 
 #: Types of `model` dicts that do not name theirs (see `unimed.models.building.described`).
 UNTYPED = (
@@ -104,15 +102,7 @@ class GroundingTask(Task):
     def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
         """`{"loss", "text", "dice", "bce", "presence", "box", ...}` of one batch (see `GroundedCollator`)."""
         output = self.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=batch["labels"],
-            **{name: batch[name] for name in IMAGE_INPUTS if name in batch},
-            mask_pixel_values=batch["mask_pixel_values"],
-            position_ids=batch.get("position_ids"),
-            task=self._routing(batch),
-            sequence_of_token=batch.get("sequence_of_token"),
-            return_logits=False,
+            **{name: batch[name] for name in INPUTS if name in batch}, task=self._routing(batch), return_logits=False
         )
         # A rank without masks or boxes still touches every head, so that the gradients of all ranks have one shape.
         losses = {"text": output.loss}
@@ -125,9 +115,8 @@ class GroundingTask(Task):
         if output.masks is not None:
             # Without a head that says so, an empty mask is the only way to say that a thing is not there.
             present = (batch["presence"] > 0.5) | (self.model.presence_head is None)
-            if "seg_of_mask" in batch:
-                # Frames of a volume that do not show the thing count: their target is empty.
-                present = present[batch["seg_of_mask"]]
+            # Frames of a volume that do not show the thing count: their target is empty.
+            present = _per_mask(present, batch)
             losses |= mask_losses(output.masks.logits[present], batch["masks"][present], self.mask_points)
             if output.presence_logits is not None:
                 losses["presence"] = F.binary_cross_entropy_with_logits(
@@ -147,13 +136,11 @@ class GroundingTask(Task):
         return losses
 
     def _routing(self, batch: dict) -> torch.Tensor | None:
-        """Task ids of the pictures, where the connector routes by task."""
+        """Task ids of the samples, where the connector routes by task."""
         connector = self.model.connector
         if connector is None or not connector.needs_task:
             return None
         ids = connector.task_ids([_known(name, connector.config.tasks) for name in batch["tasks"]])
-        if not self.model.reads_mask_encoder:
-            ids = ids.repeat_interleave(torch.tensor(batch["pictures_per_sample"]))
         return ids.to(self.model.device)
 
     def normalizers(self, batch: dict) -> dict[str, int]:
@@ -161,7 +148,7 @@ class GroundingTask(Task):
         present = batch["presence"] > 0.5
         return {
             "tokens": int((batch["labels"][:, 1:] != -100).sum()),
-            "masks": int((present[batch["seg_of_mask"]] if "seg_of_mask" in batch else present).sum()),
+            "masks": int(_per_mask(present, batch).sum()),
             "regions": len(batch["presence"]),
             "boxes": len(batch["boxes_xyxy"]),
         }
@@ -221,6 +208,12 @@ class GroundingTask(Task):
         """Metrics, tables and per-case rows; baselines beside them where the training samples are given."""
         blind = self.predict_samples(_answerable(samples), blank=True) if train else None
         return score_grounding(samples, predictions, train, blind)
+
+
+def _per_mask(of_seg: torch.Tensor, batch: dict) -> torch.Tensor:
+    """Values of the [SEG] of a batch for its masks: a [SEG] that speaks of several frames has one mask in each."""
+    index = batch["layout"].seg_of_mask
+    return of_seg if index is None else of_seg[index.to(of_seg.device)]
 
 
 def _check_names(model, prefixes: Sequence[str]) -> None:

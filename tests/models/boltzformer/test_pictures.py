@@ -108,3 +108,15 @@ def test_sharpened_masks_equal_the_recording(picture, tmp_path):
     assert output.mask_logits.shape == (2, 3, 32, 32) and output.edge_logits.shape == (2, 3, 16, 16)
     model.save_pretrained(tmp_path)
     assert unimed.load(tmp_path, device="cpu").predict(picture, "liver").regions[0].mask.shape == (50, 71)
+
+
+def test_one_call_makes_what_forward_takes(model):
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    inputs = model.processor(images=[image, image[:30]], text=["liver[SEP]spleen", "tumor"], return_tensors="pt")
+    assert inputs["num_prompts"].tolist() == [2, 1]
+    output = model(**inputs, seed=0)
+    assert output.masks.shape[0] == 3
+    shared = model.processor(images=[image, image], text="liver")
+    assert shared["num_prompts"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="2 texts for 3 images"):
+        model.processor(images=[image] * 3, text=["a", "b"])

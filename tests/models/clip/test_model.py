@@ -75,6 +75,17 @@ def test_order_and_batches_change_nothing(model):
     assert float((model.encode_text(texts, batch_size=2) - alone).abs().max()) < 1e-6
 
 
+@torch.no_grad()
+def test_one_call_makes_what_forward_takes(model):
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    inputs = model.processor(images=image, text=["a chest x-ray", "liver"], return_tensors="pt", padding=True)
+    output = model(**inputs)
+    assert output["image_features"].shape[0] == 1 and output["text_features"].shape[0] == 2
+    torch.testing.assert_close(output["image_features"], model.image_features(model.processor.images([image])))
+    with pytest.raises(ValueError, match="images, text"):
+        model.processor()
+
+
 def test_retrieve(model):
     texts = ["heart", "lung", "liver tumor", "normal slide"]
     found = model.retrieve("lung", texts, k=2)
@@ -187,7 +198,8 @@ def test_from_the_hub(tmp_path, monkeypatch, folder):
     source = tmp_path / "snapshot"
     shutil.copytree(folder / "tokenizer", source)
     described = json.loads((FOLDER / "model" / "open_clip_config.json").read_text())
-    described["model_cfg"]["text_cfg"]["hf_model_name"] = str(FOLDER / "model" / "text_encoder")
+    described["model_cfg"]["text_cfg"]["hf_model_name"] = "owner/text"
+    shutil.copy(FOLDER / "model" / "text_encoder" / "config.json", source)
     (source / "open_clip_config.json").write_text(json.dumps(described))
     state = load_file(folder / "model.safetensors")
     save_file({n.removeprefix("towers."): t for n, t in state.items()}, source / "open_clip_model.safetensors")

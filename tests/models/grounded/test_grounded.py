@@ -59,20 +59,13 @@ def test_batched_padded_and_shuffled_is_the_same_as_one_by_one():
     together = model.predict_batch([images[i] for i in order], [texts[i] for i in order], max_new_tokens=16)
     for i, prediction in zip(order, together, strict=True):
         assert prediction.text == model.predict(images[i], texts[i], max_new_tokens=16).text
-    prompts = [model.processor.encode_prompt([("user", text)], 1) for text in texts]
-    sources = [tuple_image(image) for image in images]
-    rows, _ = model._decode_rows(sources, list(range(8)), prompts, 6, 0.0, None, True)
+    rows, _ = model._decode(model.processor(images=images, text=texts), max_new_tokens=6)
     for index in range(8):
-        alone, _ = model._decode_rows(sources, [index], [prompts[index]], 6, 0.0, None, False)
+        one = model.processor(images=images[index], text=texts[index])
+        alone, _ = model._decode(one, max_new_tokens=6, use_cache=False)
         assert alone[0].ids == rows[index].ids, "with and without cache, alone and together"
         for ours, theirs in zip(alone[0].states, rows[index].states, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-4)
-
-
-def tuple_image(image):
-    from unimed.io.images import read_image
-
-    return read_image(image)
 
 
 def test_states_of_special_tokens_are_kept_even_for_the_last_token():

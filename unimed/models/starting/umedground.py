@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
+from unimed.files import read_json_lines
+from unimed.models import foreign
 from unimed.models.checkpoints import lisa, llava_v1, sam
 from unimed.models.checkpoints.reading import CheckpointError, read_state_dict
 from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.starting.grounded_small import train_tokenizer
+from unimed.models.weights import fill
 from unimed.tokens import BOX_TOKEN, IMAGE_PLACEHOLDER, PHRASE_END, PHRASE_START
 
+#: Parts that no published file holds: they start untrained.
+UNTRAINED = ("seg_projection.", "box_head.", "language_box_head.")
 #: Kinds of box head whose hypotheses are tokens of the decoder.
 _BY_TOKEN = ("mhp", "umhp", "uncertain", "rwta", "laplace_mixture")
 
@@ -59,13 +63,11 @@ def build_from_parts(
     Raises:
         CheckpointError: CLIP or another part is missing.
     """
-    from transformers import AutoTokenizer
-
     merged, clip_config = read_state_dict(llava), None
     if clip is not None:
         clip_config = llava_v1.read_config(Path(clip)).get("vision_config")
         merged |= llava_v1.clip_state_dict(Path(clip))
-    tokenizer = AutoTokenizer.from_pretrained(llava)
+    tokenizer = foreign.tokenizer(llava)
     added = [BOX_TOKEN, "<im_start>", "<im_end>", IMAGE_PLACEHOLDER]
     added += [PHRASE_START, PHRASE_END] if style == "tags" else []
     tokenizer.add_tokens(added, special_tokens=True)
@@ -101,10 +103,7 @@ def build_from_parts(
     for name, tensor in sam.convert_state_dict(official).items():
         if not name.startswith(sam.MASK_PARTS):
             weights[f"mask_head.sam.{name}"] = tensor.float()
-    missing, left = model.load_state_dict(weights, strict=False)
-    missing = [n for n in missing if not n.startswith(("seg_projection.", "box_head.", "language_box_head."))]
-    if missing or left:
-        raise CheckpointError(f"{llava}, {sam_weights}: missing {missing[:5]}, left over {left[:5]}")
+    fill(model, weights, f"{llava}, {sam_weights}", UNTRAINED)
     model.processor = lisa.grounded_processor(
         tokenizer,
         config,
@@ -122,10 +121,8 @@ def texts_of(path: str | Path) -> list[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of records; `tools/prepare_data.py sample` makes the sample set")
     texts = ["Please divide this report into phrases and output bounding boxes. is not visible. key detection find"]
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            record = json.loads(line)
-            texts.append(f"question: {record.get('question', '')} answer: {record.get('answer', '')}")
+    for _, record in read_json_lines(path):
+        texts.append(f"question: {record.get('question', '')} answer: {record.get('answer', '')}")
     return texts
 
 
