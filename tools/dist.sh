@@ -35,8 +35,6 @@ fi
 if [ "$count" = 1 ] && [ "$nnodes" = 1 ]; then
     exec "$python" "$root/tools/$verb.py" "$config" "$@"
 fi
-# One thread per rank unless the user says otherwise: ranks on one machine share its cores.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 several=()
 if [ "$nnodes" != 1 ] || [ -n "${PORT:-}" ]; then
     # Without a port given, ranks of one machine meet at a free one, so that two runs do not disturb each other.

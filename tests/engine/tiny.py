@@ -68,6 +68,48 @@ class TinyDying(TinyPoints):
         return super().__getitem__(index)
 
 
+@DATASETS.register_module(force=True)
+class TinyHanging(TinyPoints):
+    """Its fourth point never comes, as often as `times`; a file counts, one letter each."""
+
+    def __init__(self, folder, times):
+        super().__init__(size=8)
+        self.hangs, self.times = os.path.join(folder, "hangs"), times
+
+    def __getitem__(self, index):
+        with open(self.hangs, "a+") as stream:
+            stream.seek(0)
+            if index == 3 and len(stream.read()) < self.times:
+                stream.write("x")
+                stream.flush()
+                time.sleep(3600)
+        return super().__getitem__(index)
+
+
+@DATASETS.register_module(force=True)
+class TinySignal(TinyPoints):
+    """Sends this process a signal when it is built, or when the sample `index` is read."""
+
+    def __init__(self, number, index=None, size=23):
+        super().__init__(size=size)
+        self.number, self.index = number, index
+        if index is None:
+            os.kill(os.getpid(), number)
+
+    def __getitem__(self, index):
+        if index == self.index:
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(index)
+
+
+@DATASETS.register_module(force=True)
+class TinyMissing:
+    """Data whose split is not there."""
+
+    def __init__(self):
+        raise FileNotFoundError("data/tiny has no split 'val'")
+
+
 @COLLATORS.register_module(force=True)
 class TinyCollator:
     def __init__(self, processor=None):

@@ -63,12 +63,13 @@ def report(error: BaseException) -> int:
     torchrun, it is printed here. UNIMED_DEBUG=1 prints the traceback as well; so
     does a mistake of this package whose traceback could be written nowhere.
     """
-    kept = _is_plain(error) or hasattr(error, "traceback_file")
+    lowered = f"{type(error).__name__} {error}".lower()
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    other_rank = several and isinstance(error, RuntimeError) and any(words in lowered for words in _OTHER_RANK)
+    kept = _is_plain(error) or other_rank or hasattr(error, "traceback_file")
     if os.environ.get("UNIMED_DEBUG") or not kept:
         traceback.print_exception(error)
-    lowered = f"{type(error).__name__} {error}".lower()
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    tell(one_line(error), ranks > 1 and isinstance(error, RuntimeError) and any(w in lowered for w in _OTHER_RANK))
+    tell(one_line(error), other_rank)
     return 1
 
 

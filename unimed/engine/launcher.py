@@ -34,7 +34,7 @@ class Ranks:
         processes: how many.
         nodes, node_rank: number of machines, and which one this is.
         master_addr, master_port: where rank 0 listens; None takes a free port of this machine.
-        stop_timeout_s: see `STOP_TIMEOUT_S`.
+        stop_timeout_s, grace_s: see `STOP_TIMEOUT_S` and `GRACE_S`.
     """
 
     def __init__(
@@ -46,8 +46,10 @@ class Ranks:
         master_addr: str = "127.0.0.1",
         master_port: int | None = None,
         stop_timeout_s: float = STOP_TIMEOUT_S,
+        grace_s: float = GRACE_S,
     ):
-        self.command, self.count, self.stop_timeout_s = command, processes, stop_timeout_s
+        self.command, self.count = command, processes
+        self.stop_timeout_s, self.grace_s = stop_timeout_s, grace_s
         self.first = node_rank * processes
         self.common = {
             "WORLD_SIZE": str(nodes * processes),
@@ -56,6 +58,9 @@ class Ranks:
             "MASTER_PORT": str(master_port or _free_port()),
             "UNIMED_LAUNCHER_PID": str(os.getpid()),
         }
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            # One thread per rank unless the user says otherwise: ranks on one machine share its cores.
+            self.common[name] = os.environ.get(name, "1")
         self.asked_to_stop = ""
         self._deadline: float | None = None
         self._killed: set[int] = set()
@@ -107,7 +112,7 @@ class Ranks:
             for number, process in enumerate(self.processes):
                 if process.poll() is not None and number not in seen:
                     seen.add(number)
-                    self._limit(self.stop_timeout_s if process.returncode in (0, PREEMPTED) else GRACE_S)
+                    self._limit(self.stop_timeout_s if process.returncode in (0, PREEMPTED) else self.grace_s)
             if self._deadline is not None and time.monotonic() > self._deadline:
                 self._killed |= {n for n, p in enumerate(self.processes) if p.poll() is None}
                 self._kill()
@@ -182,16 +187,20 @@ def main(arguments: list[str] | None = None) -> int:
         "--stop-timeout", type=float, default=STOP_TIMEOUT_S, metavar="SECONDS",
         help=f"time for ranks to save when they are asked to stop (default: {STOP_TIMEOUT_S:g})",
     )  # fmt: skip
+    parser.add_argument(
+        "--grace", type=float, default=GRACE_S, metavar="SECONDS",
+        help=f"time for the other ranks when one has failed (default: {GRACE_S:g})",
+    )  # fmt: skip
     parser.add_argument("script", help="what every rank runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     args = parser.parse_args(arguments)
     if args.nodes > 1 and args.master_port is None:
         parser.error("several machines need --master-port")
     command = [sys.executable, args.script, *args.arguments]
-    ranks = Ranks(
-        command, args.processes, args.nodes, args.node_rank, args.master_addr, args.master_port, args.stop_timeout
-    )
-    return ranks.run()
+    return Ranks(
+        command, args.processes, args.nodes, args.node_rank, args.master_addr, args.master_port,
+        args.stop_timeout, args.grace,
+    ).run()  # fmt: skip
 
 
 if __name__ == "__main__":

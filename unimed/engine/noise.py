@@ -17,11 +17,16 @@ _WARNINGS = (
 )
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """DeepSpeed says which accelerator it found whenever it is imported, which mmengine does."""
+    return not str(record.msg).startswith("Setting accelerator to")
+
+
 def quiet() -> None:
     """Filter them, and on all ranks but the first also our own warnings, which the first one prints as well."""
     for message, category in _WARNINGS:
         warnings.filterwarnings("ignore", message, category)
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger("unimed").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore")
