@@ -70,10 +70,24 @@ def test_a_checkpoint_is_there_before_validation_fails(tiny, tmp_path, monkeypat
     monkeypatch.setattr(task, "validate", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(tiny.config(), tmp_path)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()][-1] == "step_00000006"
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000005", "step_00000006"]
     assert "ZeroDivisionError" in (tmp_path / "error.txt").read_text()
     monkeypatch.undo()
     assert train(tiny.config(), tmp_path, resume="auto")["step"] == 24
+
+
+def test_the_checkpoint_for_its_time_does_not_count_among_those_that_are_kept(tiny, tmp_path):
+    for background in (False, True):
+        settings = tiny.config(max_steps=7, validate_interval=2, checkpoint=dict(interval=3, keep=1))
+        settings["checkpoint"]["background"] = background
+        train(settings, tmp_path / str(background), cfg_options={"hooks": [dict(type="StopAt", step=6)]})
+        names = [path.name for path in (tmp_path / str(background) / "checkpoints").iterdir()]
+        assert names == ["step_00000006"]
+        settings = tiny.config(max_steps=5, validate_interval=2, checkpoint=dict(interval=3, keep=2))
+        train(settings, tmp_path / f"{background}-2")
+        names = sorted(path.name for path in (tmp_path / f"{background}-2" / "checkpoints").iterdir())
+        assert names == ["step_00000003", "step_00000005"]
 
 
 def test_it_does_not_change_the_training(tiny, tmp_path):

@@ -74,15 +74,18 @@ class EngineLoop(BaseLoop):
         saved = None
         while self._iter < self.max_iters and not self.stop_training:
             self.run_step()
-            validates = validate_every and (self._iter % validate_every == 0 or self._iter == self.max_iters)
+            due = validate_every and (self._iter % validate_every == 0 or self._iter == self.max_iters)
+            validates = bool(due) and runner.validation is not None
             saves = (every and self._iter % every == 0) or self._iter == self.max_iters
-            # Saved first: whatever becomes of the validation, the steps are not lost.
             if (validates or saves) and not self.stop_training:
-                runner.save_checkpoint(wait=self._iter == self.max_iters)
+                # Saved first: whatever becomes of the validation, the steps are not lost.
+                runner.save_checkpoint(wait=self._iter == self.max_iters, prune=bool(saves))
                 saved = self._iter
             if validates and not self.stop_training:
                 if runner.validate() is None:
                     self._stop()
+                elif not saves:
+                    runner.discard_checkpoint()
                 runner.model.train()
         # The end, and a stop that was asked for, leave a checkpoint behind.
         if saved != self._iter:

@@ -101,10 +101,11 @@ class EngineRunner(Runner):
                 for name, parameter in self.strategy.local_parameters().items():
                     self._average[name].lerp_(parameter, 1 - self.settings["ema"])
 
-    def save_checkpoint(self, *args, wait: bool = True, **kwargs) -> None:
+    def save_checkpoint(self, *args, wait: bool = True, prune: bool = True, **kwargs) -> None:
         """Write the checkpoint of this step; all ranks call it, the first writes.
 
-        Without `wait` and with `checkpoint.background` training goes on while it is written.
+        Without `wait` and with `checkpoint.background` training goes on while it is written. Without `prune` it stands
+        beside those that `checkpoint.keep` keeps, for `discard_checkpoint`.
         """
         self.watchdog.beat(f"saving after step {self.train_loop.iter}", waiting=world()[0] > 0)
         weights = self.strategy.weights(self.settings["checkpoint"]["weights"])
@@ -129,13 +130,19 @@ class EngineRunner(Runner):
                 # On the CPU these tables are the live tensors, which the next step changes.
                 tables = {name: {k: v.clone() for k, v in table.items()} for name, table in tables.items()}
             try:
-                self.writer.write(checkpoints.Checkpoint(self.train_loop.iter, tables, state), wait)
+                self.writer.write(checkpoints.Checkpoint(self.train_loop.iter, tables, state), wait, prune)
             except checkpoints.CheckpointError as error:
                 problem = [str(error)]
         if world()[1] > 1:
             dist.broadcast_object_list(problem)
         if problem[0]:
             raise checkpoints.CheckpointError(problem[0])
+
+    def discard_checkpoint(self) -> None:
+        """Delete the checkpoint of this step, which was needed for the time of a validation only."""
+        if world()[0] == 0:
+            self.writer.wait()
+            checkpoints.discard(self.folder / "checkpoints" / f"step_{self.train_loop.iter:08d}")
 
     def finish_saving(self) -> None:
         """Until a checkpoint that is written in the background is on the disk.
