@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from unimed.markup import plain_line, plain_text
 
@@ -115,46 +114,3 @@ def exit_code(finished: int, failed: int) -> int:
     if not failed:
         return DONE
     return PARTLY if finished else NOTHING
-
-
-def parse_options(entries: Sequence[str]) -> dict[str, object]:
-    """`KEY=VALUE` entries of `--cfg-options` as values: numbers, true/false, none, lists `a,b` or `[a,b]`, text.
-
-    Raises:
-        ValueError: an entry without `=`.
-    """
-    options = {}
-    for entry in entries:
-        key, separator, value = entry.partition("=")
-        if not separator or not key:
-            raise ValueError(f"--cfg-options takes KEY=VALUE, got {entry!r}")
-        options[key] = _value(value.strip())
-    return options
-
-
-_WORDS: Mapping[str, object] = {"true": True, "false": False, "none": None, "null": None}
-
-
-def _value(text: str):
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
-    for opening, closing, kind in (("[", "]", list), ("(", ")", tuple)):
-        if text.startswith(opening) and text.endswith(closing):
-            return kind(_value(part) for part in _split(text[1:-1]))
-    parts = _split(text)
-    return [_value(part) for part in parts] if len(parts) > 1 else text
-
-
-def _split(text: str) -> list[str]:
-    """Parts between commas that are in no bracket."""
-    parts, depth, start = [], 0, 0
-    for place, sign in enumerate(text):
-        depth += (sign in "[(") - (sign in "])")
-        if sign == "," and depth == 0:
-            parts.append(text[start:place].strip())
-            start = place + 1
-    return [part for part in (*parts, text[start:].strip()) if part]

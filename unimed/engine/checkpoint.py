@@ -105,24 +105,28 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
-    def write(self, checkpoint: Checkpoint, wait: bool = False) -> None:
+    def write(self, checkpoint: Checkpoint, wait: bool = False, prune: bool = True) -> None:
         """Save; with `background` and without `wait` the tensors must not change any more (give copies).
+
+        Args:
+            prune: delete those beyond the newest `keep` afterwards.
 
         Raises:
             CheckpointError: this save failed, or the one before did in the background.
         """
         self.wait()
+        keep = self.keep if prune else 0
         if not self.background:
-            save(self.root, checkpoint, self.keep)
+            save(self.root, checkpoint, keep)
             return
-        self._thread = threading.Thread(target=self._save, args=(checkpoint,), name="checkpoint")
+        self._thread = threading.Thread(target=self._save, args=(checkpoint, keep), name="checkpoint")
         self._thread.start()
         if wait:
             self.wait()
 
-    def _save(self, checkpoint: Checkpoint) -> None:
+    def _save(self, checkpoint: Checkpoint, keep: int) -> None:
         try:
-            save(self.root, checkpoint, self.keep)
+            save(self.root, checkpoint, keep)
         except CheckpointError as error:
             self._error = error
 
@@ -138,6 +142,14 @@ class Writer:
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+
+def discard(path: str | Path) -> None:
+    """Delete one checkpoint; killed in the middle, it is a leftover and not a damaged checkpoint."""
+    path = Path(path)
+    aside = path.with_name(f".writing-{path.name}-{os.getpid()}")
+    os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def verify(path: str | Path) -> dict[str, Any]:
