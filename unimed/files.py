@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.locks import FolderInUseError, FolderLock, is_running, this_machine  # noqa: F401
+from unimed.names import RESULT_SUFFIXES, ResultNames, result_name  # noqa: F401
 
 #: Variable with the folder of downloads, converted models and indices.
 CACHE_VARIABLE = "UNIMED_CACHE"
@@ -356,10 +357,6 @@ def plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
-#: What the files of a result end in.
-RESULT_SUFFIXES = (".json", ".jsonl", ".png", ".nii.gz", ".npz", ".seg.dcm")
 
 
 def refuse_to_replace(source: str | Path, folder: str | Path, name: str) -> None:

@@ -185,8 +185,8 @@ def align(
 ) -> tuple[np.ndarray, bool]:
     """A label map in the grid of another image: every label at the same place in the patient.
 
-    Axes stored in another order or direction are turned back, which changes no voxel. Where one of the two grids is
-    not known (`is_physical` False), arrays of the same shape are taken to be in the same grid.
+    Axes stored in another order or direction are turned back, which changes no voxel. Where the place of one of the two
+    is not known (`is_physical` False, or directions assumed), arrays of the same shape are taken to be in one grid.
 
     Args:
         array: (I, J, K) in the grid of `geometry`.
@@ -201,9 +201,11 @@ def align(
         GeometryError: other grids and no `resample`, or grids that do not overlap; the message says how far off.
     """
     shape = tuple(shape[:3])
-    if not (geometry.is_physical and target.is_physical):
-        if array.shape[:3] != shape:
-            raise GeometryError(f"shape {array.shape} does not fit {shape}")
+    physical = geometry.is_physical and target.is_physical
+    known = physical and not any(grid.header.get("orientation_assumed") for grid in (geometry, target))
+    if not physical and array.shape[:3] != shape:
+        raise GeometryError(f"shape {array.shape} does not fit {shape}")
+    if not physical:
         return array, False
     # Where voxel (i, j, k) of `target` lies among the voxels of `array`.
     there = np.linalg.inv(geometry.affine) @ target.affine
@@ -211,6 +213,8 @@ def align(
     if source is not None:
         order, flips = source
         return np.flip(np.transpose(array, (*order, *range(3, array.ndim))), flips), False
+    if not known and array.shape[:3] == shape and np.allclose(geometry.spacing, target.spacing, rtol=0.01):
+        return array, False
     if not resample:
         if array.shape[:3] == shape:
             away = grid_distance(target, geometry, shape)

@@ -151,7 +151,7 @@ def test_few_slices(depth):
         (dict(array=np.zeros((4, 5, 6), complex)), ValueError, "must be numbers"),
         (dict(slice_batch=0), ValueError, "slice_batch"),
         (dict(threshold=1.5), ValueError, "threshold"),
-        (dict(site="knee"), ValueError, "unknown site 'knee'"),
+        (dict(site="knee"), ValueError, "no CT window for site 'knee'"),
         (dict(view="up"), ValueError, "unknown view"),
     ],
 )

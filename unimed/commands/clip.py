@@ -45,7 +45,7 @@ def clip(arguments=None, prog: str | None = None) -> int:
         argument("--sets", nargs="+", help="ids of sets (default: those whose folder is there)"),
         argument("--prompts", help="file of import-prompts, or your own {set: {class: prompts}}"),
         argument("--labels", action="store_true", help="DATA is your own: a folder per class, named like the label"),
-        argument("--class-norm", action="store_true", help="z-score text weights over the classes"),
+        argument("--class-norm", action="store_true", help="z-score text and image features over the classes"),
         argument("--compat", choices=["reference"], help="repeat the published evaluation's quirks"),
     )  # fmt: skip
     verb("retrieval", retrieval, model, out, cache, site, resamples,
@@ -112,8 +112,7 @@ def zero_shot(args) -> int:
     if args.labels:
         paths, targets, names = _classes(args.data)
         cache = _open(args)
-        _, weights = cache.model.classifier(names, args.templates, args.class_norm)
-        similarity = cache.encode(paths) @ weights.numpy().T
+        _, similarity = cache.similarity(paths, names, args.templates, args.class_norm)
         scores = zero_shot_scores(similarity, targets)
         if args.resamples:
             scores |= zero_shot_intervals(similarity, targets, resamples=args.resamples)

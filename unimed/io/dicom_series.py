@@ -96,6 +96,20 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def kind_of_dicom(path: Path) -> str:
+    """ "slice", "frames" (cine, enhanced object or dose grid), "other" (segmentation, report, ...).
+
+    Files that cannot be read as DICOM count as slices: reading them, or their folder, says what is wrong.
+    """
+    try:
+        header = open_dicom(path, pixels=False)
+    except Exception:  # pydicom raises many kinds
+        return "slice"
+    if header.get("Modality") in NO_IMAGES or "SegmentSequence" in header or "Rows" not in header:
+        return "other"
+    return "frames" if _is_multi_frame(header) else "slice"
+
+
 def scan(folder: Path) -> tuple[list[Series], list[str]]:
     """The image series below a folder, in the order of their numbers, and what was left aside, in words.
 

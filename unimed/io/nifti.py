@@ -176,7 +176,7 @@ def choose_phase(path, array: np.ndarray, several: bool, phase) -> tuple[np.ndar
     count = array.shape[3]
     if phase is None:
         raise ReadError(
-            f"{path}: {count} phases {array.shape}, not one volume; "
+            f"{path}: 4D data {array.shape}, {count} phases and not one volume; "
             f'choose one with phase=0 to phase={count - 1} (--phase), or take phase="all"'
         )
     if not str(phase).isdigit() or int(phase) >= count:

@@ -25,10 +25,11 @@ from unimed.io.limits import (
     limited,
     refuse_large_file,
     refuse_placeholder,
-    refuse_too_large,
 )
 from unimed.io.nifti import read_mgh, read_nifti
 from unimed.io.npz import read_npz
+from unimed.io.raster import SUFFIXES as PICTURE_SUFFIXES
+from unimed.io.raster import decode, shown, steps_of
 
 #: Suffixes of volumes; `read` also takes pictures, DICOM files of any name, and folders of DICOM files.
 VOLUME_SUFFIXES = (
@@ -53,16 +54,16 @@ def read(
         series: of a folder with several DICOM series: UID, number or description. The error without it lists them.
         phase: of data with several phases: its number, or for DICOM also its value. "all" keeps all phases of a NIfTI,
             NRRD or MetaImage file as a fourth axis.
-        frame: of a DICOM cine: one frame instead of all.
+        frame: of a DICOM cine: one frame instead of all; of a TIFF of several pages: the page, which it needs.
         irregular: of DICOM slices that are not one complete, evenly spaced, aligned stack: "refuse" them, or "resample"
             them to one, which `geometry.steps` says.
         detached: whether a header may name a data file in its own folder; False for files from elsewhere (uploads).
         limits: instead of those of the environment, see `unimed.io.limits`.
 
     Returns:
-        The array and its geometry. PNG, JPEG and TIFF give HxW or HxWx3 in uint8 or uint16; volumes give (I, J, K)
-        in the order of the file, with the affine that says where each axis leads. `geometry.header["color"]` names the
-        last axis of color volumes.
+        The array and its geometry. Pictures give HxW or HxWx3 as a viewer shows them, in the depth of the file
+        (`unimed.io.raster`); volumes give (I, J, K) in the order of the file, with the affine that says where each axis
+        leads. `geometry.header["color"]` names the last axis of color volumes.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -85,12 +86,14 @@ def _read(path: Path, series, phase, frame, irregular: str, detached: bool) -> t
         raise ReadError(f"{path}: series= chooses within a folder of DICOM files, this is one file")
     if reader is read_dicom:
         options |= {"frame": frame, "irregular": irregular}
+    elif reader is _read_picture:
+        options = {"page": frame}
     elif frame is not None:
         raise ReadError(f"{path}: frame= chooses a frame of a DICOM cine; this is none")
     if reader in (read_nrrd, read_meta_image):
         options |= {"detached": detached}
     if reader in (_read_picture, read_npz):
-        options = {}
+        options.pop("phase", None)
         if phase not in (None, 0, "0", "all"):
             raise ReadError(f"{path}: there are no phases in this format")
     if not detached and path.name.lower().endswith((".hdr", ".img")):
@@ -145,7 +148,8 @@ def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
     try:
         refuse_placeholder(name, data[:512])
         # DICOM has its mark after a preamble of 128 bytes.
-        array, geometry = (read_dicom if data[128:132] == b"DICM" else _read_picture)(io.BytesIO(data))
+        dicom = data[128:132] == b"DICM"
+        array, geometry = read_dicom(io.BytesIO(data)) if dicom else _read_picture(data, name)
         return _checked(name, array), geometry
     except ReadError as error:
         raise error if name in str(error) else ReadError(f"{name}: {error}") from error
@@ -173,24 +177,10 @@ def _reader_of(path: Path) -> Callable[..., tuple[np.ndarray, Geometry]]:
     raise ReadError(f"{path}: unknown suffix; known are {known}, DICOM files of any name, and folders of them")
 
 
-def _read_picture(path: Path) -> tuple[np.ndarray, Geometry]:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        refuse_too_large(path, picture.size)
-        picture.load()
-        if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
-            array = np.asarray(picture)
-            if array.min() < 0 or array.max() > np.iinfo(np.uint16).max:
-                raise ReadError(f"{path}: integer values outside 0..65535 in a picture; save it as a volume")
-            array = array.astype(np.uint16)
-        elif picture.mode in ("F", "L"):
-            array = np.asarray(picture)
-        elif picture.mode in ("1", "LA"):
-            array = np.asarray(picture.convert("L"))
-        else:  # palette, RGBA and CMYK mean colours: transparency is dropped
-            array = np.asarray(picture.convert("RGB"))
-    return array.copy(), Geometry.pixels(source_format="picture")
+def _read_picture(source: Path | bytes, name: str = "", page: int | None = None) -> tuple[np.ndarray, Geometry]:
+    raster = decode(source, name=name or str(source), page=page)
+    header = {"orientation": raster.orientation, "bits": raster.bits, "steps": steps_of(raster)}
+    return shown(raster), Geometry.pixels(source_format="picture", header=header)
 
 
 _READERS = (
@@ -200,5 +190,5 @@ _READERS = (
     ((".mgz", ".mgh"), read_mgh),
     ((".npz",), read_npz),
     ((".dcm", ".dicom", ".ima"), read_dicom),
-    ((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"), _read_picture),
+    (PICTURE_SUFFIXES, _read_picture),
 )

@@ -147,7 +147,7 @@ def _refuse_other_directions(planes: Sequence[Plane], reference: Plane) -> None:
         if abs(plane.normal @ reference.normal) < SAME_DIRECTION:
             angle = np.degrees(np.arccos(min(1.0, abs(float(plane.normal @ reference.normal)))))
             raise ReadError(
-                f"{plane.name}: the slice is tilted by {angle:.1f} degrees against {_short(reference.name)} and others; "
+                f"{plane.name}: the slice is tilted by {angle:.1f} degrees against {_short(reference.name)}; "
                 "slices of different orientation are no volume, move it out of the folder"
             )
 

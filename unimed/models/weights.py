@@ -84,8 +84,23 @@ def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], source, untrain
     tied = _same_memory(wanted)
     missing = {name for name in wanted.keys() - tensors.keys() if not tied.get(name, set()) & tensors.keys()}
     refuse_unless_whole(source, missing, tensors.keys() - wanted.keys(), _other_shapes(wanted, tensors))
-    module.load_state_dict(dict(tensors), strict=False, assign=any(tensor.is_meta for tensor in own.values()))
+    empty = any(tensor.is_meta for tensor in own.values())
+    module.load_state_dict(dict(tensors), strict=False, assign=empty)
+    if empty and isinstance(module, PreTrainedModel):
+        _compute_buffers(module)
     refuse_empty(module, source)
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Numbers for the buffers that no file holds (places, frequencies) of a model that was built without memory."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor._is_hf_initialized = not tensor.is_meta
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            if (buffer := module._buffers[name]) is not None and buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+                module._is_hf_initialized = False
+    model.initialize_weights()
 
 
 def _other_shapes(wanted, given) -> list[str]:
@@ -149,9 +164,10 @@ def build_whole(kind, config, tensors: Mapping[str, torch.Tensor], source, dtype
         WeightsError: see `load_whole`.
     """
     options = {} if dtype is None else {"dtype": dtype}
-    return load_whole(
-        kind.from_pretrained, None, called=source, config=config, state_dict=dict(tensors), **options
-    ).eval()
+    options |= {"config": config, "state_dict": dict(tensors), "called": source}
+    # Ours do the same inside.
+    ours = issubclass(kind, WholeWeights)
+    return (kind.from_pretrained(None, **options) if ours else load_whole(kind.from_pretrained, None, **options)).eval()
 
 
 def save_whole(model: PreTrainedModel, folder, save=None, **options) -> None:
@@ -219,7 +235,10 @@ class WholeWeights:
         info_too = kwargs.pop("output_loading_info", False)
         # Who trusts the folder's own code has come here through it already; no part of the model runs more of it.
         kwargs["trust_remote_code"] = False
+        # `called`, the name of the source in messages, goes through.
         model = load_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        if pretrained_model_name_or_path is None:
+            model.config._name_or_path = ""  # transformers writes "None", which would be looked for on the hub
         if info_too:
             return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
         return model

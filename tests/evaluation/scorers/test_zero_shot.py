@@ -21,6 +21,7 @@ from unimed.evaluation.feature_cache import FeatureCache, model_fingerprint
 from unimed.evaluation.scorers import zero_shot
 from unimed.models.clip import ClipModel
 from unimed.models.clip.averaging import average_folders, interpolate
+from unimed.models.clip.modeling import TEMPLATES, class_normalise
 
 ROOT = Path(__file__).parents[3]
 PICTURES = FOLDER / "pictures"
@@ -58,6 +59,28 @@ def test_recorded_end_to_end(model):
     assert_close(similarity, kept["e2e.similarity"], "similarity", MODEL)
     hits = (similarity.argmax(1) == kept["e2e.targets"]).float().mean()
     assert 100 * float(hits) == pytest.approx(recorded["e2e_accuracy_multiclass"], abs=1e-4)
+    _, weights = model.classifier(recorded["prompts"]["dict"], class_norm=True)
+    mean, std = model.class_statistics(recorded["prompts"]["dict"])
+    assert float((mean - tensors["dict_prompts.classnorm_mean"]).abs().max()) < 1e-5
+    assert float((std - tensors["dict_prompts.classnorm_std"]).abs().max()) < 1e-5
+    images = class_normalise(model.encode_image(tensors["e2e.images"], normalize=False), mean, std)
+    hits = ((images @ weights.T).argmax(1) == tensors["e2e.targets"]).float().mean()
+    assert 100 * float(hits) == pytest.approx(recorded["e2e_accuracy_multiclass_classnorm"], abs=1e-4)
+
+
+def test_class_norm_is_one_computation_in_every_place(model, tmp_path):
+    """The raw image features are shifted and scaled by the classes' statistics before they are compared."""
+    paths, labels = [PICTURES / "rgb.png", PICTURES / "gray_L.png"], ["lung", "heart", "liver"]
+    _, similarity = FeatureCache(model, tmp_path).similarity(paths, labels, class_norm=True)
+    names, weights = model.classifier(labels, class_norm=True)
+    text = torch.stack([model.encode_text([t.format(label) for t in TEMPLATES]).mean(0) for label in labels])
+    shifted = (model.encode_image(paths, normalize=False) - text.mean(0)) / text.std(0)
+    expected = torch.nn.functional.normalize(shifted, dim=-1) @ weights.T
+    assert np.abs(similarity - expected.numpy()).max() < 1e-5
+    for row, one in zip(expected, model.zero_shot(paths, labels, class_norm=True), strict=True):
+        assert one.similarities == pytest.approx(row.tolist(), abs=1e-5) and one.label == names[int(row.argmax())]
+    plain = FeatureCache(model, None).similarity(paths, labels)[1]
+    assert np.abs(plain - similarity).max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["acl_mri", "rsna_pneumonia", "BACH"])

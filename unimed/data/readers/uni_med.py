@@ -18,7 +18,8 @@ from unimed.data.readers.uni_med_records import box_text
 from unimed.data.wordings.uni_med import fill
 from unimed.files import read_json, read_json_lines, read_lines, resolve_inside
 from unimed.geometry import Geometry
-from unimed.io.read import ReadError, read
+from unimed.io.errors import ImageError, ReadError
+from unimed.io.images import load as load_image
 from unimed.registry import DATASETS
 from unimed.structures import Region, Sample
 
@@ -145,10 +146,10 @@ class UniMedDataset:
 
     def image(self, path: Path):
         try:
-            array, geometry = read(path)
-        except (FileNotFoundError, ReadError) as error:
+            image = load_image(path)
+        except (FileNotFoundError, ReadError, ImageError) as error:
             raise FieldError(f"{self.benchmark}: image {path}: {error}") from error
-        return (array[..., :3] if array.ndim == 3 else array), geometry
+        return image.pixels, image.geometry
 
     def cut_question(self, text: str) -> str:
         # The published code counts the task's tag as a word of text-only questions.

@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 
 from unimed.files import resolve_inside, write_atomic
+from unimed.io.raster import SUFFIXES
 
 CATALOGUE = Path(__file__).parent.parent / "manifests" / "zero_shot_sets.json"
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
+IMAGES = (*SUFFIXES, ".dcm", ".dicom")
 
 
 class ZeroShotSetError(ValueError):
