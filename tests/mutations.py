@@ -57,6 +57,13 @@ def arguments(tests: Sequence[str]) -> list[str]:
     return [*(f"tests/{word}" for word in words), *options]
 
 
+def together(mutations: Sequence[Mutation]) -> list[list[str]]:
+    """All tests of the mutations in few calls of pytest: those without options at once."""
+    plain = [m.tests for m in mutations if "-k" not in m.tests]
+    calls = [arguments(list(dict.fromkeys(word for words in plain for word in words)))] if plain else []
+    return calls + [arguments(words) for words in dict.fromkeys(m.tests for m in mutations if "-k" in m.tests)]
+
+
 def run_tests(folder: Path, words: Sequence[str]) -> int:
     """Exit code of pytest in a child that begins with nothing of the package imported; -1 where it was stopped."""
     child = os.fork()
@@ -120,7 +127,7 @@ def run(mutations: Sequence[Mutation], show=print) -> tuple[list[str], list[str]
     """(names that survived, what went wrong).
 
     Raises:
-        MutationError: see `planted`.
+        MutationError: see `planted`; or the tests are red before a fault was planted.
     """
     for mutation in mutations:
         planted(mutation)
@@ -130,11 +137,10 @@ def run(mutations: Sequence[Mutation], show=print) -> tuple[list[str], list[str]
     with tempfile.TemporaryDirectory(prefix="mutations-") as place:
         folder = Path(place)
         copy_tree(folder)
-        for words in dict.fromkeys(m.tests for m in mutations):
-            if code := run_tests(folder, arguments(words)):
-                wrong.append(f"without any fault {' '.join(words)} ends with exit code {code}")
-        if wrong:
-            return survived, wrong
+        for words in together(mutations):
+            if code := run_tests(folder, words):
+                raise MutationError(f"without any fault the tests are not green (exit code {code}): {' '.join(words)}")
+        show("the tests are green without a fault", flush=True)
         for number, mutation in enumerate(mutations, start=1):
             target = folder / "unimed" / mutation.file
             whole = target.read_text()
