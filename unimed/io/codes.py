@@ -12,6 +12,7 @@ import csv
 import functools
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ _SIDE_WORDS = {"left": "left", "right": "right", "bilateral": "bilateral", "both
 #: Structures whose own code says the side; the word then belongs to the name.
 _SIDED = re.compile(
     r"\b(left|right)(?= (?:(?:heart )?(?:atrium|atrial cavity|ventricle|ventricular)|middle lung lobe))"
-    r"|(?<=atrium )(left|right)\b|(?<=heart ventricle )(left|right)\b"
+    r"|(?<=atrium )(left|right)\b|(?<=heart ventricle )(left|right)\b|(?<=lung middle lobe )right\b"
 )
 #: Adjectives of organs, as reports use them.
 _ADJECTIVES = {
@@ -152,6 +153,43 @@ def code_phrase(phrase: str) -> Coding:
     if region is None:
         return Coding(phrase, category, structure.code, modifier)
     return Coding(phrase, category, structure.code, None, region.code, modifier)
+
+
+def explain(phrase: str) -> list[tuple[str, str]]:
+    """(word or words, what they became) of a phrase, in its order; words that are in no code say so.
+
+    Raises:
+        ValueError: an empty phrase.
+    """
+    coding = code_phrase(phrase)
+    parts = (("type", coding.type), ("type modifier", coding.type_modifier), ("region", coding.region),
+             ("region modifier", coding.region_modifier))  # fmt: skip
+    parts = [(role, code) for role, code in parts if code is not None]
+    words, told, place = _normal(phrase).split(), [], 0
+    while place < len(words):
+        length, meaning = next(
+            ((n, m) for n in range(len(words) - place, 0, -1) if (m := _meaning(words[place : place + n], parts))), (1, "")
+        )
+        if not meaning:
+            meaning = "says nothing more" if not _left_over(words[place]) else f"in no code, kept in {_keeper(coding)}"
+        told.append((" ".join(words[place : place + length]), meaning))
+        place += length
+    return told
+
+
+def _keeper(coding: Coding) -> str:
+    return "the private code" if coding.source == "private" else "the label"
+
+
+def _meaning(words: list[str], parts: Sequence[tuple[str, Code]]) -> str:
+    """What of a coding some words stand for, "" for nothing."""
+    for role, code in parts:
+        if len(words) == 1 and SIDES.get(_SIDE_WORDS.get(words[0], "")) == code:
+            return f"{role} {code}"
+        entry, rest = _take(" ".join(words), tuple(CATEGORIES))
+        if entry is not None and not rest and entry.code == code:
+            return f"{role} {code}"
+    return ""
 
 
 def _left_over(words: str) -> str:
