@@ -2,8 +2,8 @@
 
 The table beside this module names common organs, vessels, bones, tissues and findings by their SNOMED CT identifiers,
 as the DICOM standard's dictionary (pydicom) and public label tables list them. A phrase is read as side, finding and
-structure: an organ takes its side on the type, a finding has the organ as region and the side on the region (DICOM PS3.3
-C.8.20.4). What is not in the table becomes a private code that keeps the words, and says so.
+structure: an organ takes its side on the type, a finding has the organ as region and the side on the region (DICOM
+PS3.3 C.8.20.4). What is not in the table becomes a private code that keeps the words, and says so.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ def explain(phrase: str) -> list[tuple[str, str]]:
     words, told, place = _normal(phrase).split(), [], 0
     while place < len(words):
         length, meaning = next(
-            ((n, m) for n in range(len(words) - place, 0, -1) if (m := _meaning(words[place : place + n], parts))), (1, "")
+            ((n, m) for n in range(len(words) - place, 0, -1) if (m := _meaning(words[place : place + n], parts))),
+            (1, ""),
         )
         if not meaning:
             meaning = "says nothing more" if not _left_over(words[place]) else f"in no code, kept in {_keeper(coding)}"

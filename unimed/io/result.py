@@ -14,6 +14,7 @@ import numpy as np
 
 from unimed.files import FolderLock, write_atomic
 from unimed.geometry import Geometry
+from unimed.io.clinical import CLINICAL_FORMATS, save_clinical
 from unimed.io.images import ImageSource
 from unimed.io.overlay import draw_regions, write_overlay
 from unimed.io.rle import encode_mask
@@ -21,7 +22,7 @@ from unimed.io.write import write_npz, write_volume
 from unimed.names import ResultNames, source_of
 from unimed.structures import Region
 
-FORMATS = ("json", "png", "nifti", "npz", "dicom-seg")
+FORMATS = ("json", "png", "nifti", "npz", *CLINICAL_FORMATS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,9 @@ class Prediction:
 
         return Image.fromarray(draw_regions(image, self.regions))
 
-    def save(self, folder, name: str | None = None, formats=("json",), image: np.ndarray | None = None) -> list:
+    def save(
+        self, folder, name: str | None = None, formats=("json",), image: np.ndarray | None = None, **options
+    ) -> list:
         """Write the prediction; each file appears whole or not at all.
 
         Args:
@@ -73,6 +76,7 @@ class Prediction:
             formats: of "json", "png" (overlay; needs `image`), "nifti" and "npz" (one label map, label k is region k),
                 "dicom-seg" (beside the DICOM series that the geometry comes from; overlaps are kept).
             image: HxW or HxWx3 uint8, what the overlay is drawn on.
+            options: of the clinical formats (docs/clinic.md), e.g. `deidentified=True`.
 
         Returns:
             the paths written.
@@ -80,7 +84,7 @@ class Prediction:
         Raises:
             ValueError: unknown format, or "png" without `image`, or a label map without masks.
         """
-        return save_prediction(self, folder, name, formats, image)
+        return save_prediction(self, folder, name, formats, image, **options)
 
 
 def without_folders(reference: str) -> str:
@@ -109,7 +113,9 @@ def default_name(prediction: Prediction, folder) -> str:
     return ResultNames(folder)(source or digest.digest(), variant, "" if source else "prediction")
 
 
-def save_prediction(prediction: Prediction, folder, name: str | None, formats: Sequence[str], image=None) -> list[Path]:
+def save_prediction(
+    prediction: Prediction, folder, name: str | None, formats: Sequence[str], image=None, **options
+) -> list[Path]:
     """See `Prediction.save`."""
     unknown = [form for form in formats if form not in FORMATS]
     if unknown:
@@ -118,14 +124,14 @@ def save_prediction(prediction: Prediction, folder, name: str | None, formats: S
         raise ValueError("format 'png' draws over the image; give image=")
     if name is not None and Path(name).name != name:
         raise ValueError(f"name {name!r} must be a plain file name")
-    if {"nifti", "npz", "dicom-seg"} & set(formats):
+    if {"nifti", "npz"} & set(formats):
         label_map(prediction)  # what cannot be written must stop before half of the formats are
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if name is None:
         # Processes that name and write in one folder take turns, so that none takes the name of another's result.
         with FolderLock(folder, "saving", file=".saving.lock", wait_s=60):
-            return save_prediction(prediction, folder, default_name(prediction, folder), formats, image)
+            return save_prediction(prediction, folder, default_name(prediction, folder), formats, image, **options)
     source = source_of(folder, name)
     written = []
     for form in formats:
@@ -141,22 +147,11 @@ def save_prediction(prediction: Prediction, folder, name: str | None, formats: S
             labels = labels[..., None] if labels.ndim == 2 else labels
             geometry = prediction.geometry or Geometry.pixels()
             written.append(write_volume(folder / f"{name}.nii.gz", labels, geometry))
-        elif form == "dicom-seg":
-            written.append(_write_dicom_seg(folder / f"{name}.seg.dcm", prediction))
+        elif form in CLINICAL_FORMATS:
+            written += [p for p in save_clinical(form, prediction, folder, name, image, **options) if p not in written]
         else:
             written.append(write_npz(folder / f"{name}.npz", {"labels": label_map(prediction)}))
     return written
-
-
-def _write_dicom_seg(path: Path, prediction: Prediction) -> Path:
-    from unimed.io.dicom_seg import write_dicom_seg
-
-    drawn = {k: region for k, region in enumerate(prediction.regions, 1) if region.mask is not None}
-    names = {k: region.phrase for k, region in drawn.items()}
-    masks = [region.mask for region in drawn.values()]
-    labels = label_map(prediction)
-    algorithm = Path(prediction.model_reference).name or "unimed"
-    return write_dicom_seg(path, labels, prediction.geometry, names, algorithm=algorithm, masks=masks)
 
 
 def label_map(prediction: Prediction) -> np.ndarray:

@@ -105,7 +105,7 @@ def save_volume(result: VolumeSegmentation, folder, name: str, formats: Sequence
         open as NIfTI, becomes `NAME.nrrd`.
     npz: `NAME.npz` with `segs` as the challenge wants it (labels, or numbers of instances), `existence`,
         `text_prompts` as JSON text, and `masks` where overlaps were kept.
-    dicom-seg: `NAME.seg.dcm` for a DICOM series in which something was found.
+    dicom-seg: `NAME.seg.dcm` for a DICOM series; where nothing was found, its segments are empty and say so.
     json: `NAME.json`, what was asked, found and how.
 
     Raises:
@@ -132,21 +132,9 @@ def save_volume(result: VolumeSegmentation, folder, name: str, formats: Sequence
                 arrays["masks"] = np.stack(list(result.masks.values()))
             written.append(write_npz(folder / f"{name}.npz", arrays))
         elif form == "dicom-seg":
-            if not result.labels.any() and not any(mask.any() for mask in result.masks.values()):
-                continue  # the standard knows no empty segmentation; the JSON says that nothing was found
-            from unimed.io.dicom_seg import write_dicom_seg
+            from unimed.io.dicom_seg import as_dicom_seg
 
-            masks = list(result.masks.values()) or None
-            written.append(
-                write_dicom_seg(
-                    folder / f"{name}.seg.dcm",
-                    result.labels,
-                    result.geometry,
-                    result.prompts,
-                    algorithm=Path(result.model_reference).name or "unimed",
-                    masks=masks,
-                )
-            )
+            written += [write(folder / f"{name}{end}") for end, write in as_dicom_seg(result.prediction()).items()]
         else:
             values = result.summary() | ({"source_id": source} if (source := source_of(folder, name)) else {})
             written.append(write_text(folder / f"{name}.json", json.dumps(values, indent=1, ensure_ascii=False)))
