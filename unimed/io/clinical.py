@@ -10,6 +10,13 @@ from pathlib import Path
 CLINICAL_FORMATS = {
     "dicom-seg": ("dicom_seg", "as_dicom_seg"),
     "dicom-sr": ("dicom_sr", "as_dicom_sr"),
+    "fhir": ("fhir", "as_fhir"),
+    "rtstruct": ("rtstruct", "as_rtstruct"),
+    "seg-nrrd": ("seg_nrrd", "as_seg_nrrd"),
+    "labels": ("seg_nrrd", "as_label_table"),
+    "coco": ("annotations", "as_coco"),
+    "labelme": ("annotations", "as_labelme"),
+    "label-studio": ("annotations", "as_label_studio"),
 }
 
 
