@@ -10,6 +10,8 @@ from pathlib import Path
 CLINICAL_FORMATS = {
     "dicom-seg": ("dicom_seg", "as_dicom_seg"),
     "dicom-sr": ("dicom_sr", "as_dicom_sr"),
+    "parametric-map": ("dicom_pictures", "as_parametric_map"),
+    "secondary-capture": ("dicom_pictures", "as_secondary_capture"),
     "fhir": ("fhir", "as_fhir"),
     "rtstruct": ("rtstruct", "as_rtstruct"),
     "seg-nrrd": ("seg_nrrd", "as_seg_nrrd"),
