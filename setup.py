@@ -40,5 +40,5 @@ setup(
     install_requires=requirements("requirements.txt"),
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["unimed = unimed.commands.cli:main"]},
-    package_data={"unimed": ["data/manifests/*.json", "io/tables/*.csv"]},
+    package_data={"unimed": ["data/manifests/*.json", "io/tables/*.csv", "io/pages/*"]},
 )

@@ -12,6 +12,7 @@ CLINICAL_FORMATS = {
     "dicom-sr": ("dicom_sr", "as_dicom_sr"),
     "parametric-map": ("dicom_pictures", "as_parametric_map"),
     "secondary-capture": ("dicom_pictures", "as_secondary_capture"),
+    "html": ("html_report", "as_html_report"),
     "fhir": ("fhir", "as_fhir"),
     "rtstruct": ("rtstruct", "as_rtstruct"),
     "seg-nrrd": ("seg_nrrd", "as_seg_nrrd"),

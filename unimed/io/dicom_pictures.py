@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from unimed.io.dicom_source import DicomSegError, equipment, object_uids, source
 from unimed.io.findings import NOTICE, findings_of
 from unimed.io.overlay import draw_regions
 from unimed.io.views import grey_values, key_slices, upright
+from unimed.structures import Region
 
 QUANTITIES = ("probability", "uncertainty")
 
@@ -128,46 +128,59 @@ def as_secondary_capture(prediction, image=None, *, deidentified: bool = False, 
     return files
 
 
-def pictures(prediction, image=None) -> list[np.ndarray]:
-    """HxWx3 uint8 pictures of the slices that show the findings best, drawn over the image; the first slice without."""
+def pictures(prediction, image=None, least_width: int = 320) -> list[np.ndarray]:
+    """HxWx3 uint8 pictures of the slices that show the findings best, drawn over the image; small ones are enlarged."""
     found = findings_of(prediction)
     grey = grey_values(prediction, image)
     if grey is None:
         return []
-    flat = grey.ndim == 2 or (grey.ndim == 3 and image is not None and grey.shape[2] == 3)
-    if flat:
-        drawn = draw_regions(grey, [finding.region for finding in found])
-        return [_captioned(drawn)]
-    volume, _ = upright(grey, prediction.geometry)
-    slices = key_slices(found, prediction.geometry) or [volume.shape[2] // 2]
+    if grey.ndim == 2 or (grey.shape[2] == 3 and all(_is_flat(finding) for finding in found)):
+        shown = [finding for finding in found if finding.is_drawn or finding.region.box_xyxy_px is not None]
+        return [_drawn(grey, [f.region for f in shown], [f.color for f in shown], least_width)]
+    volume, geometry = upright(grey, prediction.geometry)
+    # Pixels of slices need not be square; pictures have square ones.
+    stretch = geometry.spacing[1] / geometry.spacing[0]
     made = []
-    for k in slices:
-        regions = []
+    for k in key_slices(found, prediction.geometry) or [volume.shape[2] // 2]:
+        regions, colors = [], []
         for finding in found:
-            if finding.is_drawn:
-                mask = upright(finding.region.mask, prediction.geometry)[0][:, :, k].T
-                regions.append(_flat_region(finding, np.ascontiguousarray(mask)))
-        made.append(_captioned(draw_regions(np.ascontiguousarray(volume[:, :, k].T), regions)))
+            if finding.is_drawn and (mask := upright(finding.region.mask, prediction.geometry)[0][:, :, k]).any():
+                region = Region(finding.label, np.ascontiguousarray(mask.T), presence=finding.region.presence)
+                regions.append(region)
+                colors.append(finding.color)
+        made.append(_drawn(np.ascontiguousarray(volume[:, :, k].T), regions, colors, least_width, stretch))
     return made
 
 
-def _flat_region(finding, mask):
-    return SimpleNamespace(
-        phrase=finding.label, mask=mask, box_xyxy_px=None, box_std_px=None, box_outer_xyxy_px=None,
-        box_inner_xyxy_px=None, presence=finding.region.presence,
-    )  # fmt: skip
+def _is_flat(finding) -> bool:
+    return finding.region.mask is None or finding.region.mask.ndim == 2
 
 
-def _captioned(picture: np.ndarray) -> np.ndarray:
-    """A picture with the notice below it, at least wide enough to read it."""
+def _drawn(grey: np.ndarray, regions, colors, least_width: int, stretch: float = 1.0) -> np.ndarray:
+    """A picture with regions and, below it, the notice."""
     from PIL import Image, ImageDraw
 
-    height, width = picture.shape[:2]
-    factor = max(1, -(-160 // width))
-    canvas = Image.new("RGB", (width * factor, height * factor + 14))
-    canvas.paste(Image.fromarray(picture).resize((width * factor, height * factor), Image.Resampling.NEAREST), (0, 0))
-    ImageDraw.Draw(canvas).text((3, height * factor + 1), f"unimed, {NOTICE}", fill=(255, 255, 255))
+    height, width = grey.shape[:2]
+    factor = max(1, -(-least_width // width))
+    size = (width * factor, max(1, round(height * factor * stretch)))
+    if size != (width, height):
+        grey = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
+        regions = [_resized(region, size, factor, stretch) for region in regions]
+    canvas = Image.new("RGB", (size[0], size[1] + 14))
+    canvas.paste(Image.fromarray(draw_regions(grey, regions, 0.35, colors)), (0, 0))
+    ImageDraw.Draw(canvas).text((3, size[1] + 1), f"unimed, {NOTICE}", fill=(255, 255, 255))
     return np.ascontiguousarray(canvas)
+
+
+def _resized(region: Region, size: tuple[int, int], factor: float, stretch: float) -> Region:
+    from PIL import Image
+
+    mask, scale = region.mask, np.array([factor, factor * stretch] * 2)
+    if mask is not None:
+        mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST), bool)
+    names = ("box_xyxy_px", "box_std_px", "box_outer_xyxy_px", "box_inner_xyxy_px")
+    boxes = {n: tuple((np.array(getattr(region, n)) * scale).tolist()) for n in names if getattr(region, n) is not None}
+    return Region(region.phrase, mask, presence=region.presence, confidence=region.confidence, **boxes)
 
 
 def _uids(prediction, source, kind: str, series: str, content: bytes) -> dict[str, str]:

@@ -17,7 +17,9 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114
 NOTICE = "research use only"
 
 
-def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 0.45) -> np.ndarray:
+def draw_regions(
+    image: np.ndarray, regions: Sequence[Region], opacity: float = 0.45, colors: Sequence | None = None
+) -> np.ndarray:
     """Masks as tints with a hard edge, boxes as frames, phrases as captions.
 
     A box with a standard deviation is drawn in a band of one standard deviation to each side; outer and inner boxes of
@@ -27,6 +29,7 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
         image: HxW or HxWx3, uint8.
         regions: 2D regions in the pixels of `image`.
         opacity: of the tint, 0 to 1.
+        colors: RGB of each region, 0 to 255; by default they take turns.
 
     Returns:
         HxWx3, uint8; `image` itself is not changed.
@@ -38,8 +41,9 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
 
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"image must be uint8 HxW or HxWx3, got {image.dtype} {image.shape}; window it first")
+    colors = _cycle(COLOURS, len(regions)) if colors is None else [tuple(color) for color in colors]
     canvas = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
-    for region, colour in zip(regions, _cycle(COLOURS, len(regions)), strict=True):
+    for region, colour in zip(regions, colors, strict=True):
         if region.mask is None:
             continue
         if region.mask.shape != canvas.shape[:2]:
@@ -50,7 +54,7 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
         inside = canvas[region.mask].astype(np.float32)
         canvas[region.mask] = np.rint((1 - opacity) * inside + opacity * tint).astype(np.uint8)
         canvas[_edge(region.mask)] = colour
-    for region, colour in zip(regions, _cycle(COLOURS, len(regions)), strict=True):
+    for region, colour in zip(regions, colors, strict=True):
         if region.box_xyxy_px is not None and region.box_std_px is not None:
             band = _band(region.box_xyxy_px, region.box_std_px, canvas.shape[:2])
             canvas[band] = np.rint(0.65 * canvas[band] + 0.35 * np.array(colour)).astype(np.uint8)
@@ -58,7 +62,7 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
     draw = ImageDraw.Draw(picture)
     letter_px = max(11, canvas.shape[0] // 45)
     font = ImageFont.load_default(size=letter_px)
-    for line, (region, colour) in enumerate(zip(regions, _cycle(COLOURS, len(regions)), strict=True)):
+    for line, (region, colour) in enumerate(zip(regions, colors, strict=True)):
         if region.box_xyxy_px is not None:
             x1, y1, x2, y2 = region.box_xyxy_px
             draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=max(1, min(canvas.shape[:2]) // 200))
