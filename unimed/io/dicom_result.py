@@ -60,6 +60,19 @@ def read_segmentation(path: str | Path, geometry: Geometry | None = None) -> tup
     return regions, geometry
 
 
+def tracking_of(path: str | Path) -> list[tuple[str, str]]:
+    """(identifier, UID) of each segment of a SEG, in their order; empty where the file tracks nothing.
+
+    Raises:
+        ReadError: no segmentation.
+    """
+    dataset = open_dicom(Path(path), pixels=False)
+    if "SegmentSequence" not in dataset:
+        raise ReadError(f"{path}: no DICOM segmentation (kind {dataset.get('Modality') or 'unknown'})")
+    found = [(str(s.get("TrackingID", "")), str(s.get("TrackingUID", ""))) for s in dataset.SegmentSequence]
+    return found if all(uid for _, uid in found) else []
+
+
 def read_report(path: str | Path, geometry: Geometry | None = None) -> Prediction:
     """A TID 1500 report as a prediction: text, phrases, boxes, presence; masks from the SEG in the same folder.
 
