@@ -30,6 +30,7 @@ LOCATIONS = {
     "dataset": ("unimed.data.readers", "unimed.data"),
     "collator": ("unimed.data.collate", "unimed.data.readers"),
     "hook": ("unimed.engine",),
+    "dialect": ("unimed.models.dialects",),
 }
 #: Modules that failed to import while a room was searched, with the reason, for the error message.
 _unavailable: dict[str, str] = {}
@@ -186,4 +187,5 @@ def _build_func(config, registry=None, default_args=None, **defaults):
 TASKS = Registry("task", build_func=_build_func, scope="unimed")
 DATASETS = Registry("dataset", build_func=_build_func, scope="unimed")
 COLLATORS = Registry("collator", build_func=_build_func, scope="unimed")
+DIALECTS = Registry("dialect", build_func=_build_func, scope="unimed")
 HOOKS = Registry("hook", build_func=_build_func, scope="unimed")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from unimed.data.collate.uni_med import TaskNameError, UniMedCollator
-from unimed.data.readers.uni_med_records import box_text
+from unimed.data.collate.uni_med import UniMedCollator
 from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
-from unimed.structures import Region, Sample
+from unimed.models.dialects.boxes import PERCENT
+from unimed.structures import Region, Sample, TaskNameError
 from unimed.tasks.multi_task import MultiTask
 
 TEXTS = ["where is the liver?", "liver", "is it normal? yes no", "a chest radiograph with clear lungs", "aspirin"] * 4
@@ -146,3 +146,8 @@ def test_parts_with_shared_counts_are_the_joined_batch(reduction):
     whole = gradients([collate(MIXED)])
     split = gradients([batch | {"normalisers": shared} for batch in parts])
     assert max((whole[n] - split[n]).abs().max().item() for n in whole) < 5e-6
+
+
+def box_text(box, width, height):
+    fractions = tuple(value / side for value, side in zip(box, (width, height) * 2, strict=True))
+    return PERCENT.write("", [fractions], (height, width))

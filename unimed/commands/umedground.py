@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
-from unimed.data.wordings.umedground import question
 from unimed.inference.runs import print_failures, run_cases
+from unimed.models.dialects.umedground import question
 from unimed.structures import Case
 
 _DESCRIPTION = """Ground the phrases of reports.

@@ -200,12 +200,16 @@ class KeyedDatasets:
     Returns of `[key]`: (sample, tuple of BrokenSample): the first readable sample from `key.index` on, or where the
     data set's own `alternative(index, attempt)` says.
 
+    Args:
+        write: Sample -> Sample, called with the sample's own seed (the dialect of a model, which draws wordings).
+
     Raises:
         DataError: `attempts` neighbours in a row are broken.
     """
 
-    def __init__(self, datasets: Sequence[Any], names: Sequence[str], seed: int = 0, attempts: int = 10):
+    def __init__(self, datasets: Sequence[Any], names: Sequence[str], seed: int = 0, attempts: int = 10, write=None):
         self.datasets, self.names, self.seed, self.attempts = list(datasets), list(names), seed, attempts
+        self.write = write
 
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self.datasets)
@@ -219,7 +223,8 @@ class KeyedDatasets:
                 dataset.set_epoch(key.epoch)
             with seeded(self.seed, 4, key.dataset, index, key.epoch):
                 try:
-                    return dataset[index], tuple(broken)
+                    sample = dataset[index]
+                    return sample if self.write is None else self.write(sample), tuple(broken)
                 except Exception as error:  # whatever a reader raises, one record must not end a run of days
                     broken.append(BrokenSample(self.names[key.dataset], index, f"{type(error).__name__}: {error}"))
         listed = "\n  ".join(str(b) for b in broken)

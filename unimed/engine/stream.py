@@ -78,7 +78,7 @@ class Stream:
             length_of=length_of,
             **options,
         )
-        self.dataset = _WithKey(KeyedDatasets(datasets, names, seed))
+        self.dataset = _WithKey(KeyedDatasets(datasets, names, seed, write=getattr(collator, "write", None)))
         self.collate, self.rank, self.num_workers = Collate(collator, seed), rank, num_workers
         self.names, self.deaths = names, deaths
         self.state = {"window": 0, "used": 0}

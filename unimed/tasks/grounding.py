@@ -9,6 +9,7 @@ import torch
 from mmengine.model import BaseModel
 from torch.nn import functional as F
 
+from unimed.data.canonical import is_volume
 from unimed.evaluation.scorers.grounding import score_grounding
 from unimed.io.result import Prediction
 from unimed.losses.box import box_loss
@@ -18,17 +19,10 @@ from unimed.models.grounded import GroundedMLLM
 from unimed.models.heads.mask import FeatureCache
 from unimed.models.lora import add_lora, merge_lora
 from unimed.registry import TASKS
-from unimed.structures import Sample
+from unimed.structures import Sample, Task
 
 #: Weights of the summed loss; mask weights are those of UniBiomed.
 LOSS_WEIGHTS = {"text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0}
-#: Tasks of records under the names of Uni-Med's connector, where a connector does not list them itself.
-ROUTED_AS = {
-    "classification": "cls",
-    "report": "caption",
-    "region": "identify",
-    **dict.fromkeys(("referring", "box", "absent", "volume"), "refer"),
-}
 #: What each term is a mean of; the connector's own loss is averaged over ranks.
 COUNTED = {"text": "tokens", "dice": "masks", "bce": "masks", "presence": "regions", "box": "boxes"}
 
@@ -186,10 +180,11 @@ class GroundingTask(BaseModel):
         Args:
             blank: black images instead of the real ones, for the language-only baseline.
         """
+        samples = [self.processor.write(sample) for sample in samples]
         connector = self.model.connector
         if connector is None or not connector.needs_task:
             return self._predict(samples, blank)
-        names = [_known(str(s.labels.get("task", "")), connector.config.tasks) for s in samples]
+        names = [_known(s.task, connector.config.tasks) for s in samples]
         predictions = {}
         for task in dict.fromkeys(names):
             places = [place for place, name in enumerate(names) if name == task]
@@ -205,12 +200,12 @@ class GroundingTask(BaseModel):
             image = sample.images[0]
             key = sample.sample_id if blank else id(image)
             kept[key] = np.zeros_like(image) if blank else image
-            if sample.labels.get("task") == "volume" and image.ndim == 3:
+            if is_volume(sample):
                 predictions[index] = self.model.predict_frames(list(kept[key]), sample.conversation[0][1], **options)
             else:
                 flat.append(index)
                 images.append(kept[key])
-        given = [samples[i].regions if samples[i].labels.get("task") == "region" else None for i in flat]
+        given = [samples[i].written.given for i in flat]
         texts = [samples[i].conversation[0][1] for i in flat]
         answers = self.model.predict_batch(images, texts, given, batch_size=self.batch_size, **options)
         predictions |= dict(zip(flat, answers, strict=True))
@@ -270,10 +265,10 @@ def _check_names(model, beginnings: Sequence[str]) -> None:
             raise ValueError(f"no parameter of the model begins with {beginning!r}")
 
 
-def _known(task: str, tasks: Sequence[str]) -> str:
+def _known(task: Task, tasks: Sequence[str]) -> str:
     """The connector's name of a task: its own, or Uni-Med's for it."""
-    return task if task in tasks else ROUTED_AS.get(task, task)
+    return task.value if task.value in tasks else task.short
 
 
 def _answerable(samples: Sequence[Sample]) -> list[Sample]:
-    return [sample for sample in samples if sample.labels.get("task") in ("vqa", "classification")]
+    return [sample for sample in samples if sample.task in (Task.VQA, Task.CLASSIFICATION)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from mmengine.model import BaseModel
 
-from unimed.evaluation.scorers.multi_task import score_benchmarks, task_name
+from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.io.result import Prediction
 from unimed.models.connectors import RoutingStatistics
 from unimed.models.lora import merge_lora
@@ -129,9 +129,10 @@ class MultiTask(BaseModel):
 
     def predict_samples(self, samples: Sequence[Sample]) -> list[Prediction]:
         """What the model answers to the first question of each sample."""
+        samples = [self.processor.dialect.write(sample) for sample in samples]
         images = [list(sample.images) for sample in samples]
         texts = [sample.conversation[0][1] for sample in samples]
-        names = [task_name(s) for s in samples]
+        names = [s.task.short for s in samples]
         return self.model.predict_batch(
             images, texts, names, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
         )

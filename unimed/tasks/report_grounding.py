@@ -105,6 +105,7 @@ class ReportGrounding(GroundingTask):
         """Answers by the protocol of the task; free running never shows the model the answer."""
         if self.protocol == "free":
             return super().predict_samples(samples, blank)
+        samples = [self.processor.write(sample) for sample in samples]
         images = [np.zeros_like(s.images[0]) if blank else s.images[0] for s in samples]
         questions = [s.conversation[0][1] for s in samples]
         return teacher_forced(self.model, images, questions, [s.conversation[1][1] for s in samples])

@@ -10,8 +10,15 @@ from PIL import Image
 
 from unimed.data.readers import uni_med
 from unimed.data.readers.uni_med import FieldError
-from unimed.data.wordings.uni_med import POOLS, TemplateError, fill, read_pools
+from unimed.models.dialects import build_dialect
+from unimed.models.dialects.pools import TemplateError
+from unimed.models.dialects.uni_med import POOLS, read_pools
 from unimed.registry import DATASETS
+from unimed.structures import Intent
+
+
+def fill(pool, subject="", training=True, path=None):
+    return build_dialect("uni_med").wording(pool, subject, Intent(pool, drawn=training, pools=path))
 
 
 def write_json(path, value):
@@ -83,6 +90,9 @@ def test_all_twelve(root):
         dataset = DATASETS.build(config | {"template": 0})
         sample = dataset[len(dataset) - 1]
         assert sample.labels["benchmark"] == name
+        if sample.labels["task"] == "refer":
+            assert sample.conversation[1][1] == "[BOX]"
+        sample = build_dialect("uni_med").write(sample)
         answers[name] = (sample.labels["task"], len(sample.images), sample.conversation[1][1])
     long = " ".join(f"w{i}" for i in range(80))
     assert answers == {

@@ -10,7 +10,7 @@ from models.uni_med.recorded import processor
 from safetensors.torch import load_file
 
 from unimed.data.readers.uni_med import PUBLISHED_WORDS, clean
-from unimed.data.readers.uni_med_records import box_text
+from unimed.models.dialects.boxes import PERCENT
 from unimed.models.uni_med.processing import VISUAL_TOKEN, PromptError, UniMedProcessor
 
 QUESTION = "<Img><ImageHere></Img> [vqa] is it normal in size or not normal in size and where is it? "
@@ -104,3 +104,8 @@ def test_recorded_pictures_texts_and_boxes():
         x, y, w, h = entry["bbox_xywh"]
         width, height = entry["image_size_wh"]
         assert box_text((x, y, x + w, y + h), width, height) == entry["text"]
+
+
+def box_text(box, width, height):
+    fractions = tuple(value / side for value, side in zip(box, (width, height) * 2, strict=True))
+    return PERCENT.write("", [fractions], (height, width))

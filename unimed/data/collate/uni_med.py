@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 
 from unimed.registry import COLLATORS
 from unimed.structures import Sample
-
-#: Names other data sets give to the tasks of Uni-Med.
-TASK_NAMES = {"classification": "cls", "report": "caption", "box": "refer", "region": "identify"}
-TASKS = ("qa", "vqa", "refer", "identify", "caption", "cls")
-
-
-class TaskNameError(ValueError):
-    """A sample whose task is none of Uni-Med's."""
-
-
-def task_of(sample: Sample, names: Mapping[str, str] = TASK_NAMES) -> str:
-    """The Uni-Med task of a sample, by `labels["task"]`.
-
-    Raises:
-        TaskNameError: it has none, or one Uni-Med does not know.
-    """
-    given = str(sample.labels.get("task", ""))
-    task = names.get(given, given)
-    if task not in TASKS:
-        raise TaskNameError(
-            f"sample {sample.sample_id}: task {given!r} is not known; choose one of: {', '.join((*TASKS, *names))}"
-        )
-    return task
 
 
 @COLLATORS.register_module()
@@ -40,21 +15,24 @@ class UniMedCollator:
 
     Args:
         processor: a `UniMedProcessor`.
-        task_names: changes to `TASK_NAMES`.
 
     Returns of a call: input_ids, attention_mask, labels [B, L]; `pixel_values` [I, 3, S, S] where there are images;
     `image_task`, the task of each image; `task`, that of each sample; `sample_ids`.
     """
 
-    def __init__(self, processor=None, task_names: Mapping[str, str] | None = None):
+    def __init__(self, processor=None):
         self.processor = processor
-        self.task_names = TASK_NAMES | dict(task_names or {})
+
+    def write(self, sample: Sample) -> Sample:
+        """The sample in the words of Uni-Med; wordings are drawn by the global `random`."""
+        return self.processor.dialect.write(sample)
 
     def __call__(self, samples: list[Sample]) -> dict:
         examples, pixels, image_tasks, tasks = [], [], [], []
         for sample in samples:
-            task = task_of(sample, self.task_names)
-            questions = [text for role, text in sample.conversation if role == "user"]
+            sample = self.write(sample)
+            task = sample.task.short
+            questions = [text.removeprefix(f"[{task}] ") for role, text in sample.conversation if role == "user"]
             answers = [text for role, text in sample.conversation if role == "assistant"]
             first = self.processor.instruction(task, questions[0], len(sample.images))
             if len(questions) == 1:

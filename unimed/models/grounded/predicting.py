@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import ModelOutput
 
+from unimed.data.canonical import box_of_mask
 from unimed.io.images import read_image
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
@@ -372,13 +373,13 @@ class GroundedPredictor:
             example = assembly.examples[number]
             source = assembly.sources[example.images[0]] if example.images else None
             mine = features.get(image) if example.images else None
-            answer = self.processor.parse(row.ids)
+            answer = self.processor.parse(row.ids, None if source is None else source.rgb.shape[:2])
             regions = []
             if source is not None:
                 size = source.rgb.shape[:2]
                 logits, iou, presence = self._masks_of(row, mine, size)
                 boxes = self._boxes_of(row, mine, size)
-                regions = _regions(answer, text, logits, iou, presence, boxes, threshold)
+                regions = _regions(answer, text, size, logits, iou, presence, boxes, threshold)
                 if self.calibration is not None:
                     # Learnt from boxes that a [BOX] gave; a box around a mask has another law.
                     regions = [self.calibration.apply(r, image_size_hw=size) if r.mask is None else r for r in regions]
@@ -429,10 +430,15 @@ class GroundedPredictor:
         return self.config._name_or_path or type(self).__name__
 
 
-def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Region]:
+def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> list[Region]:
     regions, seg, box = [], 0, 0
     for target in answer.targets:
         phrase, span = target.phrase or asked_phrase(text), target.span
+        if target.box_fraction is not None:
+            height, width = size
+            box = tuple(v * side for v, side in zip(target.box_fraction, (width, height) * 2, strict=True))
+            regions.append(Region(phrase, box_xyxy_px=box, phrase_span=span))
+            continue
         if target.token == SEG_TOKEN:
             if seg >= len(logits):
                 continue
@@ -442,7 +448,7 @@ def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Regi
                 mask = np.zeros_like(mask)
             regions.append(
                 Region(phrase, mask=mask, presence=there, confidence=_unit(float(iou[seg])), phrase_span=span,
-                       box_xyxy_px=_box_around(mask))
+                       box_xyxy_px=box_of_mask(mask))
             )  # fmt: skip
             seg += 1
         elif box < len(boxes):
@@ -466,13 +472,6 @@ def _window_around(box, zoom: float, width: int, height: int) -> tuple[int, int,
         window.append((start, start + length))
     (left, right), (top, bottom) = window
     return left, top, right, bottom
-
-
-def _box_around(mask: np.ndarray):
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return None
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def _unit(value: float) -> float:

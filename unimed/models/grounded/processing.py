@@ -12,12 +12,14 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from unimed.chat import TEMPLATES, as_plain_text
-from unimed.models.grounded.answers import ParsedAnswer, Target, parse_pieces, pieces_of_text
+from unimed.models.dialects import Dialect, build_dialect
+from unimed.models.grounded.answers import ParsedAnswer, Target, parse_pieces, pieces_of_text, split_boxes
 from unimed.models.grounded.assembly import Assembly, conversations_of
 from unimed.models.grounded.framing import MASK_FITS, TILE_FITS, Frame, frame, normalised, one_tile, place
 from unimed.models.grounded.llava_text import PHRASE_STYLES, separate_ids
 from unimed.models.grounded.regions import PromptError, region_cells, region_masks, region_text, token_index
 from unimed.models.grounded.tiling import best_grid, tile
+from unimed.structures import Sample
 from unimed.tokens import BOX_TOKEN, IMAGE_PLACEHOLDER, SEG_TOKEN
 
 
@@ -45,6 +47,8 @@ class GroundedProcessor(ProcessorMixin):
         phrase_style: "tags", phrases stand between <p> and </p>; "sentence", a phrase is what was said since the last
             target, without the endings of uMedGround ("It is [BOX].").
         box_token: what counts as [BOX]; a piece of text for models trained without the token.
+        dialect: name of a dialect, or its name and arguments ({"type": "uni_med", ...}): how training samples are
+            worded, and how boxes are written in the text of an answer; see `unimed.models.dialects`.
     """
 
     attributes = ["tokenizer"]
@@ -78,8 +82,12 @@ class GroundedProcessor(ProcessorMixin):
         separate_tokens: bool = False,
         phrase_style: str = "tags",
         box_token: str = BOX_TOKEN,
+        dialect: str | dict | Dialect | None = None,
         **kwargs,
     ):
+        if dialect is None and phrase_style == "sentence":
+            dialect = {"type": "umedground", "style": "published"}
+        self.dialect = build_dialect(dialect)
         for name, value, choices in (
             ("tile_fit", tile_fit, TILE_FITS),
             ("mask_fit", mask_fit, MASK_FITS),
@@ -166,6 +174,22 @@ class GroundedProcessor(ProcessorMixin):
         for image, conversation, given in zip(images, conversations, regions, strict=True):
             assembly.add(image, conversation, given)
         return BatchFeature(assembly.batch(mask_images=mask_images))
+
+    def to_dict(self, *args, **kwargs) -> dict:
+        """As transformers does; the dialect by its name and arguments."""
+        return super().to_dict(*args, **kwargs) | {"dialect": self.dialect.to_dict()}
+
+    def write(self, sample: Sample) -> Sample:
+        """A sample of any data set in the words of this model's dialect."""
+        return self.dialect.write(sample, self.read_size)
+
+    def read_size(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in pixels at which the vision encoder reads an image of `size_hw`."""
+        if self.native_pixels is None:
+            return size_hw
+        step = self.patch_size * self.merge_size
+        rows, columns = self.token_grid(*size_hw)
+        return rows * step, columns * step
 
     def assembly(self, **options) -> Assembly:
         """An empty `Assembly`, for callers that add questions one by one and take several batches out of it."""
@@ -362,19 +386,20 @@ class GroundedProcessor(ProcessorMixin):
         """Text of an answer with all its markers, as UniBiomed returns it."""
         return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
 
-    def parse(self, answer: str | Sequence[int] | torch.Tensor) -> ParsedAnswer:
-        """Text without markers, and what each [SEG] and [BOX] points at.
+    def parse(self, answer: str | Sequence[int] | torch.Tensor, size_hw: tuple[int, int] | None = None) -> ParsedAnswer:
+        """Text without markers, and what each [SEG], [BOX] and written box points at.
 
         Of ids a target counts only where its token was said: the same letters spelled in pieces are plain text. Of text
         every marker counts.
 
         Args:
             answer: ids of one answer (without its question), or its text.
+            size_hw: of the image in pixels; needed where the dialect writes boxes in pixels.
         """
         stop, end = TEMPLATES[self.template].stop, self.tokenizer.eos_token
         if isinstance(answer, str):
             spelled = {SEG_TOKEN: SEG_TOKEN, BOX_TOKEN: BOX_TOKEN}
-            return parse_pieces(pieces_of_text(answer, spelled, (stop, end)), self.phrase_style)
+            return self._parsed(pieces_of_text(answer, spelled, (stop, end)), size_hw)
         marks, pieces, chunk = self._marks(), [], []
 
         def take() -> str:
@@ -388,7 +413,14 @@ class GroundedProcessor(ProcessorMixin):
                 pieces += [take(), Target(marks[token])]
             else:
                 chunk.append(token)
-        return parse_pieces([*pieces, take()], self.phrase_style)
+        return self._parsed([*pieces, take()], size_hw)
+
+    def _parsed(self, pieces, size_hw) -> ParsedAnswer:
+        boxes = self.dialect.boxes
+        if boxes is not None and (size_hw is not None or boxes.scale is not None):
+            read = (1, 1) if size_hw is None else self.read_size(size_hw)
+            pieces = [part for piece in pieces for part in split_boxes(piece, boxes, read)]
+        return parse_pieces(pieces, self.phrase_style)
 
     def _marks(self) -> dict[int, str]:
         """Ids of the tokens that point at something, as far as the tokenizer has them."""

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from unimed.files import write_atomic
+from unimed.models.dialects import build_dialect
 
 #: Stands in `input_ids` where one visual token goes. No id of the language model is used, so no text can forge it.
 VISUAL_TOKEN = -200
@@ -85,6 +86,7 @@ class UniMedProcessor:
         if compat not in (None, "reference"):
             raise PromptError(f"compat {compat!r} is not known; choose 'reference' or leave it out")
         self._model, self.compat = model_file, compat
+        self.dialect = build_dialect("uni_med")
         self.options = PromptOptions(**options)
         self.pieces = SentencePieceProcessor(model_proto=model_file)
         self.bos_id, self.eos_id = self.pieces.bos_id(), self.pieces.eos_id()
