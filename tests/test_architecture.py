@@ -23,14 +23,14 @@ LEVELS = [
     ["unimed.models.grounded", "unimed.models.boltzformer", "unimed.models.clip", "unimed.models.uni_med"],
     ["unimed.models.heads", "unimed.models.dialects"],
     ["unimed.models.backbones", "unimed.models.connectors", "unimed.models.lora", "unimed.models.shim"],
-    ["unimed.models.weights"],
     ["unimed.models.foreign"],
+    ["unimed.models.weights"],
     ["unimed.data"],
     ["unimed.metrics"],
     ["unimed.io"],
     ["unimed.structures", "unimed.chat"],
     ["unimed.geometry", "unimed.files", "unimed.tokens", "unimed.registry", "unimed.version"],
-    ["unimed.locks"],
+    ["unimed.locks", "unimed.names"],
 ]
 FORMAT_LIBRARIES = {"pydicom", "nibabel", "SimpleITK", "highdicom"}
 MODEL_LIBRARIES = {"transformers", "peft", "open_clip", "timm"}

@@ -14,6 +14,13 @@ def load(path, **options):
     return run(path, **options)
 
 
+def read(path, **options):
+    """An image or volume as (array, Geometry); see `unimed.io.read.read` for formats and options."""
+    from unimed.io.read import read as run
+
+    return run(path, **options)
+
+
 register_when_needed()
 
-__all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "load"]
+__all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "load", "read"]

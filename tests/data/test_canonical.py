@@ -9,7 +9,10 @@ MASK = np.zeros((20, 30), bool)
 MASK[5:10, 6:12] = True
 
 
-def sample(regions=(), images=(np.zeros((20, 30), np.uint8),), **labels):
+IMAGE = np.zeros((20, 30), np.uint8)
+
+
+def sample(regions=(), images=(IMAGE,), **labels):
     return Sample(images, Geometry.pixels(), "a", regions=regions, labels=labels)
 
 

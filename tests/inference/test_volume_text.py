@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from golden_files import large
+from golden_files import tensors
 
 from unimed.geometry import ALL_ORIENTATIONS, Geometry, reorient
 from unimed.inference.volume_files import find_volumes, name_of, prompts_for, read_volume
@@ -32,8 +32,8 @@ def phantom(shape=(64, 64, 10)):
 
 
 def test_the_recorded_chain_from_volume_to_labels():
-    recorded = np.load(large("biomedparse", "v2_e2e_3d.npz"))
-    numbers = {name: torch.from_numpy(recorded[name]) for name in ("pred_gmasks", "object_existence")}
+    numbers = tensors("biomedparse", "v2_e2e_3d.npz")
+    recorded = {name: numbers[name].numpy() for name in ("ids", "volume", "resized", "final")}
     seen = []
 
     class Recorded:
@@ -151,7 +151,7 @@ def test_few_slices(depth):
         (dict(array=np.zeros((4, 5, 6), complex)), ValueError, "must be numbers"),
         (dict(slice_batch=0), ValueError, "slice_batch"),
         (dict(threshold=1.5), ValueError, "threshold"),
-        (dict(site="knee"), ValueError, "unknown site 'knee'"),
+        (dict(site="knee"), ValueError, "no CT window for site 'knee'"),
         (dict(view="up"), ValueError, "unknown view"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every option of peft's `LoraConfig`: the same logits before merging, after it, and after export and load; or refused."""
+"""Every option of peft's `LoraConfig`: equal logits before merging, after it, and after export and load; or refused."""
 
 import dataclasses
 

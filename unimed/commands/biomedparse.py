@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from unimed.commands.common import Parser, exit_code, guarded
+from unimed.commands.volume_flags import add_volume_choices, volume_choices
+from unimed.names import ResultNames
 
 OVERLAPS_3D = ("nms", "argmax", "keep")
 OVERLAPS_2D = ("keep", "combine", "nms")
@@ -44,6 +46,7 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="grey values by percentiles"
     )
+    add_volume_choices(parser)
     parser.add_argument("--view", choices=("stored", "axial", "coronal", "sagittal"), help="how slices are cut")
     parser.add_argument("--overlap", default="nms", choices=OVERLAPS_3D, help="who gets a voxel (default: nms)")
     parser.add_argument("--instances", action="store_true", help="number single objects, also where the file says so")
@@ -56,7 +59,7 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
 
 def _parse_3d(args) -> int:
     from unimed.inference.runs import print_failures, run_cases
-    from unimed.inference.volume_files import find_volumes, name_of, prompts_for
+    from unimed.inference.volume_files import find_volumes, prompts_for
     from unimed.io.volume_result import FORMATS
     from unimed.structures import Case
 
@@ -69,11 +72,12 @@ def _parse_3d(args) -> int:
     if len(paths) == 1:
         prompts_for(paths[0], args.prompts, args.prompt_file)  # missing prompts should not cost the loading of a model
     root = source if source.is_dir() else source.parent
-    cases = [Case(name_of(path, root), {"path": path}) for path in paths]
+    names = ResultNames(out, root).all(paths)
+    cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     settings = {
         key: getattr(args, key)
         for key in ("model", "prompts", "prompt_file", "modality", "site", "window", "percentiles", "view", "overlap",
-                    "instances", "threshold", "seed", "formats")
+                    "instances", "threshold", "seed", "formats", "series", "phase", "irregular")
     }  # fmt: skip
     model = load_parser(args)
     report = run_cases(cases, lambda batch: [_one_volume(model, args, out, c) for c in batch], out, settings=settings,
@@ -112,7 +116,6 @@ def load_parser(args):
 
 def _one_volume(model, args, out: Path, case) -> dict:
     from unimed.files import refuse_to_replace
-    from unimed.inference.intensity import choose_intensity
     from unimed.inference.volume_files import prompts_for, read_volume
     from unimed.inference.volume_text import segment_volume
     from unimed.io.windows import modality_of
@@ -120,16 +123,13 @@ def _one_volume(model, args, out: Path, case) -> dict:
     path = case.inputs["path"]
     refuse_to_replace(path, out, case.name)
     asked = prompts_for(path, args.prompts, args.prompt_file)
-    array, geometry = read_volume(path)
+    array, geometry = read_volume(path, **volume_choices(args))
     if "dicom-seg" in args.formats and geometry.source_format != "dicom":
         raise ValueError(f"{path}: dicom-seg needs a DICOM series as source; choose other --formats")
     modality = args.modality or str(geometry.header.get("modality", "")) or modality_of(path.name)
-    mapping = choose_intensity(
-        array, geometry, modality=modality, site=args.site, prompts=tuple(asked.first().values()),
-        window=args.window, percentiles=args.percentiles,
-    )  # fmt: skip
     result = segment_volume(
-        model, array, geometry, asked.first(), view=args.view, intensity=mapping, threshold=args.threshold,
+        model, array, geometry, asked.first(), view=args.view, modality=modality, site=args.site, window=args.window,
+        percentiles=args.percentiles, threshold=args.threshold,
         overlap=args.overlap, instances=args.instances or asked.instances, slice_batch=args.slice_batch, seed=args.seed,
     )  # fmt: skip
     files = result.save(out, case.name, args.formats)
@@ -160,24 +160,27 @@ def parse_2d(arguments=None, prog: str | None = None) -> int:
 
 def _parse_2d(args) -> int:
     from unimed.inference.runs import print_failures, run_cases
+    from unimed.io.raster import SUFFIXES
     from unimed.structures import Case
 
     source, out = Path(args.source), Path(args.out)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    suffixes = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".nii", ".nii.gz", ".nrrd")
+    suffixes = (*SUFFIXES, ".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha")
     paths = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.name.lower().endswith(suffixes))
     if not paths:
         raise FileNotFoundError(f"{source}: no picture in it; known are {', '.join(suffixes)}")
     if not args.prompts and not args.recognise:
         raise ValueError("say what to look for with --prompts, or --recognise to look for everything known")
-    cases = [Case(path.name.removesuffix(".gz").rsplit(".", 1)[0], {"path": path}) for path in paths]
+    names = ResultNames(out).all(paths)
+    cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     keys = ("model", "prompts", "recognise", "modality", "site", "threshold", "p_value", "overlap", "seed")
     model = load_parser(args)
     report = run_cases(cases, lambda batch: [_one_picture(model, args, out, case) for case in batch], out,
                        settings={key: getattr(args, key) for key in keys}, restart=args.restart)  # fmt: skip
     for row in report.rows:
-        print(f"{row['case']}: " + (", ".join(f"{t['target']} ({t['pixels']})" for t in row["found"]) or "nothing"))
+        found = ", ".join(f"{t['target']} ({t['pixels']})" for t in row["found"]) or "nothing"
+        print("; ".join([f"{row['case']}: {found}", *row.get("steps", ())]))
     counts = f"{len(report.rows)} pictures, {report.skipped} of them before, {len(report.failed)} failed"
     print(f"{counts}, results in {out}. Research use only.")
     print_failures(report)
@@ -191,8 +194,9 @@ def _one_picture(model, args, out: Path, case) -> dict:
     from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name
     from unimed.data.wordings.biomedparse_targets import TargetError, image_type
     from unimed.files import refuse_to_replace, write_atomic
-    from unimed.inference.pictures import read_picture
     from unimed.inference.recognition import P_VALUE, as_prediction, hierarchy, recognise, segment_image
+    from unimed.io.images import load as load_image
+    from unimed.io.windows import known_site
 
     path, modality, site = case.inputs["path"], args.modality, args.site
     refuse_to_replace(path, out, case.name)
@@ -201,7 +205,10 @@ def _one_picture(model, args, out: Path, case) -> dict:
         modality, site = modality or name.modality, site or name.site
     except FileNameError:
         pass
-    image, geometry = read_picture(path, modality, site)
+    windows = model.config.ct_windows
+    chooses = args.site or known_site(site, modality, windows)  # a file name may give a site that has no window
+    source = load_image(path, modality=modality, site=chooses, windows=windows)
+    image, geometry = source.pixels, source.geometry
     begin = time.perf_counter()
     if args.recognise:
         p_value = P_VALUE if args.p_value is None else args.p_value
@@ -213,9 +220,13 @@ def _one_picture(model, args, out: Path, case) -> dict:
             kind = ""
         found = segment_image(model, image, args.prompts, kind=kind, threshold=args.threshold, p_value=args.p_value,
                               overlap=args.overlap, seed=args.seed)  # fmt: skip
-    prediction = as_prediction(found, geometry, time.perf_counter() - begin, args.model)
+    prediction = as_prediction(found, geometry, time.perf_counter() - begin, args.model, source.source)
     files = prediction.save(out, case.name, ("json", "png"), image=image)
-    row = {"found": [one.to_dict() for one in found], "files": [file.name for file in files]}
+    row = {
+        "found": [one.to_dict() for one in found],
+        "steps": list(source.steps),
+        "files": [file.name for file in files],
+    }
     if args.recognise:
         row["hierarchy"] = hierarchy(found)
         text = json.dumps(row, indent=1, ensure_ascii=False)

@@ -11,12 +11,12 @@ speed           ratios of padding and of the feature cache
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 
 from unimed.commands.common import Parser, exit_code, guarded
+from unimed.files import read_json, read_lines
 
 
 def clip(arguments=None, prog: str | None = None) -> int:
@@ -45,7 +45,7 @@ def clip(arguments=None, prog: str | None = None) -> int:
         argument("--sets", nargs="+", help="ids of sets (default: those whose folder is there)"),
         argument("--prompts", help="file of import-prompts, or your own {set: {class: prompts}}"),
         argument("--labels", action="store_true", help="DATA is your own: a folder per class, named like the label"),
-        argument("--class-norm", action="store_true", help="z-score text weights over the classes"),
+        argument("--class-norm", action="store_true", help="z-score text and image features over the classes"),
         argument("--compat", choices=["reference"], help="repeat the published evaluation's quirks"),
     )  # fmt: skip
     verb("retrieval", retrieval, model, out, cache, site, resamples,
@@ -112,14 +112,13 @@ def zero_shot(args) -> int:
     if args.labels:
         paths, targets, names = _classes(args.data)
         cache = _open(args)
-        _, weights = cache.model.classifier(names, args.templates, args.class_norm)
-        similarity = cache.encode(paths) @ weights.numpy().T
+        _, similarity = cache.similarity(paths, names, args.templates, args.class_norm)
         scores = zero_shot_scores(similarity, targets)
         if args.resamples:
             scores |= zero_shot_intervals(similarity, targets, resamples=args.resamples)
         _write(args, {"zero-shot": [{"data": str(args.data), **scores}]})
         return 0
-    imported = json.loads(Path(args.prompts).read_text(encoding="utf-8")) if args.prompts else None
+    imported = read_json(args.prompts) if args.prompts else None
     root = Path(args.data)
     sets = chosen(args.sets)
     if args.sets is None:
@@ -246,7 +245,7 @@ def speed(args) -> int:
 
     model = unimed.load(args.model)
     if args.texts:
-        texts = Path(args.texts).read_text(encoding="utf-8").splitlines()
+        texts = read_lines(args.texts)
     else:
         texts = [t for one in catalogue().values() for group in one.own_prompts().values() for t in group][:64]
     seconds = {}

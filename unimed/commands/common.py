@@ -31,6 +31,11 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "restart": (("--restart",), {"action": "store_true", "help": "forget what an earlier run finished"}),
     "site": (("--site",), {"default": "", "help": "body site, for the CT window: abdomen, lung, brain, bone, ..."}),
     "modality": (("--modality",), {"default": "", "help": "CT, MR, US, ... (default: as the file says)"}),
+    "window": (
+        ("--window",),
+        {"nargs": 2, "type": float, "metavar": ("LEVEL", "WIDTH"), "help": "of grey values, before file and site"},
+    ),
+    "page": (("--page", "--frame"), {"type": int, "help": "of a TIFF of several pages, a cine, an animation; from 0"}),
     "seed": (("--seed",), {"type": int, "default": 0}),
 }
 
@@ -90,6 +95,12 @@ def one_line(error: BaseException) -> str:
     """An error as one line: its text without line ends, or the name of its class where it has none."""
     said = " ".join(str(error).split())
     return said or type(error).__name__
+
+
+def print_steps(source) -> None:
+    """What was done to an image before a model saw it: the window and where it came from, turns, pages."""
+    if source is not None and source.steps:
+        print(f"image: {'; '.join(source.steps)}")
 
 
 def exit_code(finished: int, failed: int) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
+from unimed.files import read_json_lines
 
 _DESCRIPTION = """Start a grounded model.
 
@@ -53,8 +53,7 @@ def _new_model(args) -> int:
     if not records.is_file():
         raise FileNotFoundError(f"{records} is not there; make it with `unimed prepare sample`, or see docs/data.md")
     texts = []
-    for line in records.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for _, record in read_json_lines(records):
         texts.append(f"question: {record['question']} answer: {record['answer']}")
 
     from unimed.models.checkpoints.medsam_lite import load_into

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from unimed.commands.common import DONE, Parser, guarded
+from unimed.commands.common import DONE, Parser, guarded, print_steps
+from unimed.names import ResultNames, result_name
 
 
 def predict(arguments=None, prog: str | None = None) -> int:
@@ -15,30 +14,32 @@ def predict(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("text", nargs="+", help="questions; the labels for a contrastive model")
     parser.flag("out", default="predictions")
     parser.flag("device")
-    parser.flag("site")
+    for name in ("site", "modality", "window", "page"):
+        parser.flag(name)
     parser.flag("max-new-tokens", default=256)
     return guarded(_predict, parser.parse_args(arguments))
 
 
 def _predict(args) -> int:
     from unimed.files import refuse_to_replace
-    from unimed.io.images import read_image
+    from unimed.io.images import load as load_image
     from unimed.models.auto import load
 
-    names = [f"{Path(args.image).name.split('.')[0]}-{number}" for number in range(len(args.text))]
-    for name in names:
-        refuse_to_replace(args.image, args.out, name)
+    for number in range(len(args.text)):
+        refuse_to_replace(args.image, args.out, f"{result_name(args.image)}-{number}")
     # Read first: a wrong path should not cost the loading of a model.
-    image = read_image(args.image, args.site)
+    image = load_image(args.image, site=args.site, modality=args.modality, window=args.window, page=args.page)
+    print_steps(image.source)
     model = load(args.model, device=args.device)
     if hasattr(model, "zero_shot"):
         # A contrastive model compares: what was asked are the labels.
-        for label, probability in model.zero_shot(args.image, args.text).ranked():
+        for label, probability in model.zero_shot(image, args.text).ranked():
             print(f"{probability:.3f}  {label}")
         return DONE
     predictions = model.predict(image, args.text, max_new_tokens=args.max_new_tokens)
-    for name, prediction in zip(names, predictions, strict=True):
+    for number, prediction in enumerate(predictions):
         print(prediction.text)
+        name = ResultNames(args.out)(args.image, str(number))
         for path in prediction.save(args.out, name, ("json", "png"), image=image.rgb):
             print(f"  {path}")
     return DONE

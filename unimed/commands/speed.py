@@ -63,9 +63,9 @@ def _speed(args) -> int:
     else:
         images = [args.images[i % len(args.images)] for i in range(8)]
         # Eight different objects: the same path given twice would be encoded once.
-        from unimed.io.images import read_image
+        from unimed.io.images import load as load_image
 
-        arrays = [read_image(image).rgb.copy() for image in images]
+        arrays = [load_image(image).rgb.copy() for image in images]
         texts = [PHRASES[i % len(PHRASES)] for i in range(8)]
         together = lambda: model.predict_batch(arrays, texts, **options)  # noqa: E731
         apart = lambda: [model.predict(a, t, **options) for a, t in zip(arrays, texts, strict=True)]  # noqa: E731
@@ -89,10 +89,10 @@ def _speed(args) -> int:
 def _reports(model, args) -> int:
     import numpy as np
 
-    from unimed.io.images import read_image
+    from unimed.io.images import load as load_image
     from unimed.models.grounded.uncached_decoding import decode_without_cache
 
-    image = read_image(args.images[0])
+    image = load_image(args.images[0])
     texts = [f"{report} Please divide this report into phrases and output bounding boxes." for report in REPORTS]
     ratios, same, boxes = [], True, 0
     for _ in range(args.repeat + 1):

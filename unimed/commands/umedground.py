@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
+from unimed.files import read_json_lines
 from unimed.inference.runs import print_failures, run_cases
 from unimed.models.dialects.umedground import question
+from unimed.names import ResultNames
 from unimed.structures import Case
 
 _DESCRIPTION = """Ground the phrases of reports.
@@ -46,17 +47,14 @@ def read_cases(args) -> list[Case]:
         report = args.report
         if report.endswith(".txt") and Path(report).is_file():
             report = Path(report).read_text(encoding="utf-8")
-        return [Case(args.image.stem, {"image": str(args.image), "report": " ".join(report.split())})]
+        return [Case(ResultNames(args.out)(args.image), {"image": str(args.image), "report": " ".join(report.split())})]
     cases = []
-    for number, line in enumerate(args.cases.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row in read_json_lines(args.cases):
         try:
-            row = json.loads(line)
             image = Path(args.cases.parent, row["image"])
-            name = str(row.get("id") or Path(row["image"]).with_suffix("")).replace("/", "_")
+            name = ResultNames(args.out, args.cases.parent)(image, called=str(row.get("id") or ""))
             cases.append(Case(name, {"image": str(image), "report": row["report"]}))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{args.cases}:{number}: a line holds image and report ({error!r})") from error
     return cases
 
@@ -64,7 +62,7 @@ def read_cases(args) -> list[Case]:
 def run(args) -> int:
     """Ground every report; 0 where all were, 1 where some failed (they are named)."""
     from unimed.files import refuse_to_replace
-    from unimed.io.images import read_image
+    from unimed.io.images import load as load_image
     from unimed.models.auto import load
 
     cases = read_cases(args)
@@ -75,13 +73,20 @@ def run(args) -> int:
     model = load(args.model, device=args.device, calibration=args.calibration)
 
     def predict(batch):
-        sources = [read_image(case.inputs["image"]) for case in batch]
+        sources = [load_image(case.inputs["image"]) for case in batch]
         texts = [question(case.inputs["report"]) for case in batch]
         predictions = model.predict_batch(sources, texts, max_new_tokens=args.max_new_tokens)
         rows = []
         for case, source, prediction in zip(batch, sources, predictions, strict=True):
             prediction.save(args.out, case.name, formats=("json", "png"), image=source.rgb)
-            rows.append({"image": case.inputs["image"], "text": prediction.text, "regions": _plain(prediction)})
+            rows.append(
+                {
+                    "image": case.inputs["image"],
+                    "steps": list(source.steps),
+                    "text": prediction.text,
+                    "regions": _plain(prediction),
+                }
+            )
         return rows
 
     settings = {
@@ -92,6 +97,8 @@ def run(args) -> int:
     report = run_cases(cases, predict, args.out, settings=settings, batch_size=args.batch_size, restart=args.restart)
     for row in report.rows:
         print(f"{row['case']}: {row['text']}")
+        if row.get("steps"):
+            print(f"  image: {'; '.join(row['steps'])}")
         for region in row["regions"]:
             print("  " + "  ".join(f"{key} {_shown(value)}" for key, value in region.items()))
     print(f"{len(report.rows)} of {len(cases)} reports in {args.out}; research use only")

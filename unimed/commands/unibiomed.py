@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded
+from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded, print_steps
+from unimed.commands.volume_flags import add_volume_choices, volume_choices
+from unimed.names import ResultNames, result_name
 
 #: Spellings of one flag; the first names the attribute.
 PREDICTIONS = ("--prediction_dir", "--prediction_dir_path", "--pred_dir", "--results_dir", "--save_dir")
@@ -96,7 +98,8 @@ def segment_2d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--val_json", default="test.json", help="its test file (default: test.json)")
     parser.add_argument("--image", help="instead of a set: PNG, JPEG, TIFF, DICOM, or a slice as NIfTI or NRRD")
     parser.add_argument("--text", help="the question about --image")
-    parser.add_argument("--site", default="", help="CT window for --image: lung, liver, brain, ...")
+    for name in ("site", "modality", "window", "page"):
+        parser.flag(name)
     parser.add_argument("--compat", choices=("reference",), help="score as UniBiomed does, see docs/unibiomed.md")
     _common(parser, "work_dirs/seg2D")
     return guarded(_segment_2d, parser.parse_args(arguments))
@@ -142,14 +145,15 @@ def _one_image(args, out: Path) -> int:
         raise ValueError('--image needs --text, for example --text "Please segment the liver in abdomen CT."')
     from unimed.files import refuse_to_replace
     from unimed.io.answers import write_mask
-    from unimed.io.images import read_image
+    from unimed.io.images import load as load_image
 
-    name = Path(args.image).name.split(".")[0]
-    refuse_to_replace(args.image, out, name)
-    image = read_image(args.image, args.site)  # a wrong path should not cost the loading of a model
+    refuse_to_replace(args.image, out, result_name(args.image))
+    how = dict(site=args.site, modality=args.modality, window=args.window, page=args.page)
+    image = load_image(args.image, **how)  # a wrong path should not cost the loading of a model
     prediction = _load(args).predict(image, args.text, max_new_tokens=args.max_new_tokens)
     masks = [region.mask for region in prediction.regions if region.mask is not None]
     formats = ["json", "png"] + ["nifti"] * bool(masks and image.geometry.is_physical)
+    name = ResultNames(out)(args.image)
     written = prediction.save(out, name, formats, image=image.rgb)
     written += [write_mask(out / f"{name}-mask{number}.png", mask) for number, mask in enumerate(masks)]
     _print_answer(prediction, written)
@@ -157,6 +161,7 @@ def _one_image(args, out: Path) -> int:
 
 
 def _print_answer(prediction, written) -> None:
+    print_steps(prediction.image)
     print(prediction.text)
     for region in prediction.regions:
         presence = "" if region.presence is None else f", presence {region.presence:.2f}"
@@ -179,7 +184,9 @@ def segment_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--val_json", default="meta_test.json", help="its test file (default: meta_test.json)")
     parser.add_argument("--volume", help="instead of a set: NIfTI, NRRD, NPZ, or a folder of DICOM slices")
     parser.add_argument("--text", help="the question about --volume")
-    parser.add_argument("--site", default="", help="CT window for --volume: lung, liver, brain, ...")
+    add_volume_choices(parser)
+    for name in ("site", "modality", "window"):
+        parser.flag(name)
     parser.add_argument("--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="of --volume")
     parser.add_argument(
         "--compat",
@@ -212,14 +219,19 @@ def _one_volume(args, out: Path) -> int:
         raise ValueError('--volume needs --text, for example --text "Please segment the spleen in abdomen CT."')
     from unimed.files import refuse_to_replace
     from unimed.inference.volume import predict_volume
+    from unimed.inference.volume_files import read_volume
 
     if not Path(args.volume).exists():
         raise FileNotFoundError(f"{args.volume}: no such file or folder")
-    name = Path(args.volume).name.split(".")[0]
-    refuse_to_replace(args.volume, out, name)
-    options = dict(plane=args.plane, site=args.site, compat=args.compat, max_new_tokens=args.max_new_tokens)
-    prediction = predict_volume(_load(args), args.volume, args.text, **options)
+    refuse_to_replace(args.volume, out, result_name(args.volume))
+    options = dict(plane=args.plane, site=args.site, modality=args.modality, window=args.window, compat=args.compat,
+                   max_new_tokens=args.max_new_tokens)  # fmt: skip
+    array, geometry = read_volume(args.volume, **volume_choices(args))  # before a model is loaded for nothing
+    for step in geometry.steps:
+        print(f"{args.volume}: {step}")
+    prediction = predict_volume(_load(args), (array, geometry), args.text, **options)
     masks = [region.mask for region in prediction.regions if region.mask is not None]
+    name = ResultNames(out)(args.volume)
     _print_answer(prediction, prediction.save(out, name, ["json"] + ["nifti"] * bool(masks)))
     return 0
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
+from unimed.io import raster
+from unimed.names import ResultNames
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+SUFFIXES = (*raster.SUFFIXES, ".dcm", ".dicom")
 
 
 def zero_shot(arguments=None, prog: str | None = None) -> int:
@@ -52,7 +54,8 @@ def _zero_shot(args) -> int:
 
     settings = {"model": str(args.model), "labels": labels, "templates": args.templates, "site": args.site,
                 "compat": args.compat}  # fmt: skip
-    cases = [Case(name, {"path": path}) for name, path in _names(paths).items()]
+    names = ResultNames(args.out).all(paths)
+    cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     report = run_cases(cases, predict, args.out, settings=settings, batch_size=args.batch_size, restart=args.restart)
     print(table(report.rows, labels, Path(args.out)))
     print_failures(report)
@@ -70,19 +73,7 @@ def _files(places: Sequence[str]) -> list[str]:
             raise FileNotFoundError(f"{place}: no such file or folder")
     if not files:
         raise FileNotFoundError(f"no image in {', '.join(map(str, places))}; known suffixes are {', '.join(SUFFIXES)}")
-    return [str(path) for path in files]
-
-
-def _names(paths: Sequence[str]) -> dict[str, str]:
-    """Name of each case: that of the file, with as much of its folders as makes it unique."""
-    names: dict[str, str] = {}
-    for path in paths:
-        parts = Path(path).resolve().with_suffix("").parts
-        depth = 1
-        while (name := "-".join(parts[-depth:])) in names and depth < len(parts):
-            depth += 1
-        names[name if name not in names else f"{name}{Path(path).suffix}"] = path
-    return names
+    return list(dict.fromkeys(str(path) for path in files))
 
 
 def table(rows: Sequence[dict], labels: Sequence[str], work_dir: Path) -> str:
@@ -107,13 +98,13 @@ def bars(image, result, path: Path, site: str = "", most: int = 12) -> Path:
     from matplotlib.figure import Figure
 
     from unimed.files import write_atomic
-    from unimed.models.clip.processing import as_rgb
+    from unimed.io.images import load as load_image
 
     ranked = result.ranked()[:most]
     figure = Figure(figsize=(9, max(2.6, 0.42 * len(ranked) + 1)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
-    left.imshow(as_rgb(image, site))
+    left.imshow(load_image(image, site=site).rgb)
     left.axis("off")
     names = [name if len(name) <= 40 else name[:38] + "..." for name, _ in ranked]
     values = [value for _, value in ranked]

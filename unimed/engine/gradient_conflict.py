@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from mmengine.hooks import Hook
 from unimed.data.mixture import seeded
 from unimed.engine.strategy import world
 from unimed.engine.stream import build_datasets, to_device
-from unimed.files import write_atomic
+from unimed.files import append_json_line, write_atomic
 from unimed.metrics.gradient_conflict import (
     conflict_share,
     direction_similarity,
@@ -50,8 +49,7 @@ class RoutingHook(Hook):
         summary = runner.model.task_summary()
         self._last |= summary
         if world()[0] == 0:
-            with open(Path(runner.work_dir) / "routing.jsonl", "a") as file:
-                file.write(json.dumps({"step": batch_idx + 1, **summary}) + "\n")
+            append_json_line(Path(runner.work_dir) / "routing.jsonl", {"step": batch_idx + 1, **summary})
 
     def after_train(self, runner) -> None:
         cells = {tuple(k.split("/")[1:]): v for k, v in self._last.items() if k.startswith("routing/")}
@@ -188,8 +186,7 @@ class TugOfWarHook(Hook):
                 "parameters": self._statistics(module, group),
             }
         self._last = record
-        with open(Path(runner.work_dir) / "tug_of_war.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_json_line(Path(runner.work_dir) / "tug_of_war.jsonl", record)
 
     def _statistics(self, module: str, group) -> dict[str, float]:
         flat = torch.cat([p.detach().float().flatten().cpu() for p in group.values()])

@@ -13,6 +13,7 @@ from mmengine.registry import VISBACKENDS
 from mmengine.visualization.vis_backend import BaseVisBackend
 
 from unimed.engine.strategy import world
+from unimed.files import read_json_lines, write_text
 
 #: Clears the rest of a terminal's line.
 CLEAR = "\x1b[K"
@@ -73,18 +74,12 @@ class Reporter:
         """Keep the records up to `step`; later ones belong to steps that are done again."""
         if not self.path.is_file():
             return
-        for line in self.path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # a line that was cut off by a kill
+        for _, record in read_json_lines(self.path, torn_end=True):
             if record.get("step", 0) <= step:
                 self.records.append(record)
         if self.main:
-            from unimed.files import write_atomic
-
             text = "".join(json.dumps(record) + "\n" for record in self.records)
-            write_atomic(self.path, lambda temporary: temporary.write_text(text))
+            write_text(self.path, text)
 
     def step(self, step, record, waited, spent, samples, tokens) -> None:
         """Note one step; `waited` and `spent` in seconds, samples and tokens of all ranks."""

@@ -85,8 +85,7 @@ def _training_samples(task, settings) -> dict:
 
 
 def _write(folder: Path, samples, predictions, metrics, settings, checkpoint) -> None:
-    lines = "".join(json.dumps(_case(s, p)) + "\n" for s, p in zip(samples, predictions, strict=True))
-    write_atomic(folder / "cases.jsonl", lambda temporary: temporary.write_text(lines))
+    write_cases(folder / "cases.jsonl", (_case(s, p) for s, p in zip(samples, predictions, strict=True)))
     if isinstance(metrics.get("cases"), list):
         write_cases(folder / "scores.jsonl", metrics["cases"])
     numbers = plain({name: value for name, value in metrics.items() if name != "cases"})
@@ -143,8 +142,8 @@ def overlay_sheet(samples, predictions, count: int, width: int = 320) -> np.ndar
 
     Everything is scaled to `width` before it is drawn, so that captions are of one size. uint8 HxWx3.
     """
+    from unimed.io.images import load
     from unimed.io.overlay import draw_regions, scale_to_width
-    from unimed.io.windows import percentiles_to_uint8
 
     eligible = []
     for sample, prediction in zip(samples, predictions, strict=True):
@@ -155,7 +154,7 @@ def overlay_sheet(samples, predictions, count: int, width: int = 320) -> np.ndar
     columns = []
     for place in np.unique(np.linspace(0, len(eligible) - 1, min(count, len(eligible))).round().astype(int)):
         image, truth, predicted = eligible[place]
-        image = image if image.dtype == np.uint8 else percentiles_to_uint8(image)
+        image = load(image).pixels
         columns.append([draw_regions(*scale_to_width(image, regions, width)) for regions in (truth, predicted)])
     if not columns:
         return None

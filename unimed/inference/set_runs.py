@@ -14,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.data.readers.unibiomed import TreeError, load_image, load_mask
+from unimed.data.readers.unibiomed import TreeError
 from unimed.data.readers.unibiomed_tests import within
 from unimed.inference.runs import FolderError, FolderReport, run_cases
 from unimed.io.answers import write_answer, write_mask
+from unimed.io.images import load as load_image
+from unimed.io.images import load_stack
+from unimed.io.masks import load_mask
 from unimed.io.overlay import scale_to_width, write_overlay
 from unimed.io.region_box import paint_box
 from unimed.structures import Case, Region
@@ -131,12 +134,10 @@ def _shifted(region: Region, columns: int) -> Region:
 
 def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: Mapping, launcher="none"):
     """Answer `segmentation_cases`; the first mask of each goes to OUT/<split>/<mask_file> as 0 and 255."""
-    from unimed.io.images import read_image
-
     shown = _shown(cases, run.overlays)
 
     def predict(batch: list[Case]) -> list[dict]:
-        images = [read_image(str(case.inputs["image"])) for case in batch]
+        images = [load_image(str(case.inputs["image"])) for case in batch]
         texts = [case.inputs["text"] for case in batch]
         answers = model.predict_batch(images, texts, batch_size=len(batch), max_new_tokens=run.max_new_tokens)
         rows = []
@@ -145,7 +146,7 @@ def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: 
             write_mask(within(out, case.inputs["out"]), mask)
             if case.name in shown:
                 truth = case.inputs["truth"]
-                truth = load_mask(truth, image.rgb.shape[:2], resize=True) if truth.is_file() else None
+                truth = load_mask(truth, image=image, resize=True)[0] if truth.is_file() else None
                 _picture(
                     within(run.pictures, f"{case.name.removesuffix('.png')}.png"), image.rgb, answer.regions, truth
                 )
@@ -171,12 +172,10 @@ def answer_images(
         form: how captions are cut, see `answers.FORMS`.
         masks_to: folder of the first mask of each answer under the name of its image; None leaves masks out.
     """
-    from unimed.io.images import read_image
-
     shown = _shown(cases, run.overlays)
 
     def predict(batch: list[Case]) -> list[dict]:
-        images = [read_image(str(case.inputs["image"])) for case in batch]
+        images = [load_image(str(case.inputs["image"])) for case in batch]
         answers = _ask(model, batch, images, run.max_new_tokens)
         rows = []
         for case, image, answer in zip(batch, images, answers, strict=True):
@@ -200,7 +199,7 @@ def _ask(model, batch: list[Case], images: list, max_new_tokens: int) -> list:
         return model.predict_batch(images, texts, batch_size=len(batch), max_new_tokens=max_new_tokens)
     regions = []
     for case, image in zip(batch, images, strict=True):
-        mask = load_mask(case.inputs["region"], image.rgb.shape[:2], resize=True)
+        mask = load_mask(case.inputs["region"], image=image, resize=True)[0]
         if not mask.any():
             raise TreeError(f"{case.inputs['region']}: mask is empty; there is no region to ask about")
         regions.append(mask)
@@ -231,7 +230,8 @@ def segment_volumes(
     def predict(batch: list[Case]) -> list[dict]:
         (case,) = batch
         slices = case.inputs["slices"]
-        pictures = [load_image(path) for path in slices]
+        images = load_stack(slices, compat=compat)
+        pictures = [image.pixels for image in images]
         answer = model.predict_frames(pictures, case.inputs["text"], compat=compat, max_new_tokens=run.max_new_tokens)
         mask = _first_mask(answer, (len(pictures), *pictures[0].shape[:2]))
         for path, plane in zip(slices, mask, strict=True):
@@ -239,7 +239,8 @@ def segment_volumes(
         if case.name in shown:
             largest = int(mask.sum(axis=(1, 2)).argmax()) if mask.any() else len(mask) // 2
             shape, truth = pictures[largest].shape[:2], case.inputs["truth"].get(slices[largest].name)
-            truth = load_mask(truth, shape, resize=True) if truth and truth.is_file() else np.zeros(shape, dtype=bool)
+            known = truth is not None and truth.is_file()
+            truth = load_mask(truth, image=images[largest], resize=True)[0] if known else np.zeros(shape, dtype=bool)
             region = Region(case.inputs["phrase"], mask=mask[largest])
             _picture(within(run.pictures, f"{case.name.removesuffix('.png')}.png"), pictures[largest], [region], truth)
         return [_row(case, answer) | {"mask_voxels": int(mask.sum()), "slices": len(slices)}]

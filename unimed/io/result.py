@@ -12,9 +12,10 @@ import numpy as np
 
 from unimed.files import write_atomic
 from unimed.geometry import Geometry
+from unimed.io.images import ImageSource
 from unimed.io.overlay import draw_regions, write_overlay
 from unimed.io.rle import encode_mask
-from unimed.io.write import write_nifti, write_npz
+from unimed.io.write import write_npz, write_volume
 from unimed.structures import Region
 
 FORMATS = ("json", "png", "nifti", "npz", "dicom-seg")
@@ -25,7 +26,7 @@ class Prediction:
     """What a model says of one image and where it points. Research use only.
 
     `timing_s` maps step names to seconds; `markup` is the answer with its markers (`<p>`, `[SEG]`, stop word), where
-    the model speaks in markers.
+    the model speaks in markers; `image` says where the image came from and what was done to it (`image.steps`).
     """
 
     text: str
@@ -34,6 +35,7 @@ class Prediction:
     timing_s: Mapping[str, float] = field(default_factory=dict)
     model_reference: str = ""
     markup: str = ""
+    image: ImageSource | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON; masks as COCO run lengths with their [height, width] counts."""
@@ -48,6 +50,7 @@ class Prediction:
             "regions": [plain(region) for region in self.regions],
             "timing_s": dict(self.timing_s),
             "model": self.model_reference,
+            **({} if self.image is None else {"image": self.image.to_dict()}),
             "notice": "research use only",
         }
 
@@ -100,7 +103,7 @@ def save_prediction(prediction: Prediction, folder, name: str, formats: Sequence
             # An image is a volume of one slice.
             labels = labels[..., None] if labels.ndim == 2 else labels
             geometry = prediction.geometry or Geometry.pixels()
-            written.append(write_nifti(folder / f"{name}.nii.gz", labels, geometry))
+            written.append(write_volume(folder / f"{name}.nii.gz", labels, geometry))
         elif form == "dicom-seg":
             written.append(_write_dicom_seg(folder / f"{name}.seg.dcm", prediction))
         else:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from unimed.metrics.masks import nan_mean
+from unimed.metrics.matching import assign
 
 THRESHOLDS = (0.1, 0.3, 0.5)
 
@@ -102,9 +102,7 @@ def match(predicted, truth) -> list[tuple[int, int, float]]:
 
     predicted is [N, 4], truth [M, 4] (Hungarian assignment of scipy).
     """
-    overlap = iou_matrix(predicted, truth)
-    rows, columns = linear_sum_assignment(-overlap)
-    return [(int(i), int(j), float(overlap[i, j])) for i, j in zip(rows, columns, strict=True) if overlap[i, j] > 0]
+    return assign(iou_matrix(predicted, truth), most_pairs=False)
 
 
 def score_phrase(predicted, truth, thresholds: Sequence[float] = THRESHOLDS) -> dict:

@@ -9,7 +9,6 @@ region = Calibration.load("calibration.json").apply(region)
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.files import write_report
+from unimed.files import read_json, write_report
 from unimed.metrics import selective
 from unimed.metrics.boxes import paired_iou
 from unimed.metrics.conformal import ConformalBoxes
@@ -269,10 +268,7 @@ class Calibration:
         Raises:
             CalibrationError: not JSON, another format or version, or fields that do not fit.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CalibrationError(f"{path}: not a JSON file ({error})") from None
+        content = read_json(path, error=CalibrationError)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise CalibrationError(f"{path}: not a calibration file; make one with tools/calibrate.py")
         if (version := content.pop("version", None)) != VERSION:

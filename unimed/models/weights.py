@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,8 +22,27 @@ from unimed.files import share
 MOST = 8
 
 
+#: Attention that is code of the installed libraries; "owner/kernel" would be fetched from a hub and run.
+ATTENTION = (None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+
+
 class WeightsError(ValueError):
     """Weights that are not those of the model: tensors missing, left over, of another shape, or without numbers."""
+
+
+def check_attention(value) -> None:
+    """Raises:
+    ValueError: not one of `ATTENTION`.
+    """
+    if not known_attention(value):
+        choices = ", ".join(filter(None, ATTENTION))
+        raise ValueError(f"attn_implementation={value!r} is not supported; choose one of: {choices}")
+
+
+def known_attention(value) -> bool:
+    """Whether a setting, or those of several parts, are among `ATTENTION`."""
+    names = value.values() if isinstance(value, Mapping) else [value]
+    return all(name is None or (isinstance(name, str) and name in ATTENTION) for name in names)
 
 
 def refuse_unless_whole(
@@ -64,8 +84,23 @@ def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], source, untrain
     tied = _same_memory(wanted)
     missing = {name for name in wanted.keys() - tensors.keys() if not tied.get(name, set()) & tensors.keys()}
     refuse_unless_whole(source, missing, tensors.keys() - wanted.keys(), _other_shapes(wanted, tensors))
-    module.load_state_dict(dict(tensors), strict=False, assign=any(tensor.is_meta for tensor in own.values()))
+    empty = any(tensor.is_meta for tensor in own.values())
+    module.load_state_dict(dict(tensors), strict=False, assign=empty)
+    if empty and isinstance(module, PreTrainedModel):
+        _compute_buffers(module)
     refuse_empty(module, source)
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Numbers for the buffers that no file holds (places, frequencies) of a model that was built without memory."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor._is_hf_initialized = not tensor.is_meta
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            if (buffer := module._buffers[name]) is not None and buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+                module._is_hf_initialized = False
+    model.initialize_weights()
 
 
 def _other_shapes(wanted, given) -> list[str]:
@@ -96,8 +131,72 @@ def refuse_empty(module: nn.Module, source) -> None:
     refuse_unless_whole(source, [name for name, tensor in tensors if tensor.is_meta], remedy="They hold no numbers")
 
 
+def load_whole(load, source, *args, called=None, **options):
+    """Call a `from_pretrained` and make sure that nothing was made up.
+
+    Args:
+        load: bound `from_pretrained`.
+        source, args, options: its arguments.
+        called: name of the source in messages.
+
+    Raises:
+        WeightsError: a tensor is missing, left over or of another shape, or the file cannot be read as plain tensors.
+    """
+    called = called or source or getattr(options.get("config"), "_name_or_path", "") or "the given tensors"
+    with _one_line(called), _quiet():
+        model, info = load(source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    shapes = [
+        f"{one[0]}: {tuple(one[1])} instead of {tuple(one[2])}" if isinstance(one, tuple) else str(one)
+        for one in info["mismatched_keys"]
+    ]
+    refuse_unless_whole(called, info["missing_keys"], info["unexpected_keys"], shapes)
+    refuse_empty(model, called)
+    return model
+
+
+def build_whole(kind, config, tensors: Mapping[str, torch.Tensor], source, dtype=None):
+    """A model of `kind` (ours or transformers') that holds `tensors` under its own names, in evaluation mode.
+
+    Args:
+        dtype: of the weights; that of torch's default where it is None.
+
+    Raises:
+        WeightsError: see `load_whole`.
+    """
+    options = {} if dtype is None else {"dtype": dtype}
+    options |= {"config": config, "state_dict": dict(tensors), "called": source}
+    # Ours do the same inside.
+    ours = issubclass(kind, WholeWeights)
+    return (kind.from_pretrained(None, **options) if ours else load_whole(kind.from_pretrained, None, **options)).eval()
+
+
+def save_whole(model: PreTrainedModel, folder, save=None, **options) -> None:
+    """Call `save_pretrained`; every tensor is in the file afterwards, and files follow the umask.
+
+    Tensors that share memory without being tied are written each: transformers would leave all but one of them out.
+
+    Raises:
+        WeightsError: a tensor of the model is not in what was written.
+    """
+    state = dict(options.pop("state_dict", None) or model.state_dict())
+    tied = set(model.all_tied_weights_keys)
+    for name, others in _same_memory(state).items():
+        if name not in tied and any(other < name and other not in tied for other in others):
+            state[name] = state[name].clone()
+    wanted = {name: tensor.numel() for name, tensor in state.items() if name not in tied}
+    with _quiet():
+        (save or model.save_pretrained)(folder, state_dict=state, **options)
+    written = {name: math.prod(shape) for name, shape in written_shapes(folder).items()}
+    for file in Path(folder).iterdir():
+        if file.is_file():
+            share(file)
+    if written and sum(written.values()) != sum(wanted.values()):
+        # transformers may write under older names and undo on loading; numbers must not get lost on the way.
+        refuse_unless_whole(folder, wanted.keys() - written.keys(), remedy="They were not written; please report this")
+
+
 class WholeWeights:
-    """Mixin of every `PreTrainedModel` here, before it among the bases: loads and saves all of its tensors, or raises."""
+    """Mixin of every `PreTrainedModel` here, before it among the bases: it loads and saves all tensors, or raises."""
 
     def post_init(self):
         """As transformers does; weights that are tied anywhere below are known at the top, which loads them."""
@@ -120,58 +219,33 @@ class WholeWeights:
         Raises:
             WeightsError: a tensor is missing, left over or of another shape (each is named), the file cannot be read
                 as plain tensors, or the folder holds an adapter that was not merged.
-            ValueError: `ignore_mismatched_sizes`, which would draw numbers.
+            ValueError: `ignore_mismatched_sizes`, which would draw numbers; an attention that is not installed.
         """
         if kwargs.pop("ignore_mismatched_sizes", False):
             raise ValueError("ignore_mismatched_sizes would put random numbers in place of weights; leave it out")
-        source = pretrained_model_name_or_path or getattr(kwargs.get("config"), "_name_or_path", "") or cls.__name__
-        path = Path(str(source))
-        if (path / "adapter_config.json").is_file():
+        check_attention(kwargs.get("attn_implementation"))
+        path = Path(str(pretrained_model_name_or_path or ""))
+        if pretrained_model_name_or_path and (path / "adapter_config.json").is_file():
             raise WeightsError(
                 f"{path}: adapter_config.json is there, an adapter of peft that was not merged; merge it "
                 "(peft's merge_and_unload, then save_pretrained) and load that folder"
             )
-        wants_info = kwargs.pop("output_loading_info", False)
-        # No part runs code of a folder; `AutoModel.from_pretrained(..., trust_remote_code=True)` has come here already.
+        if pretrained_model_name_or_path and path.is_dir():
+            index_files(path)  # refuses names that lead out of the folder
+        info_too = kwargs.pop("output_loading_info", False)
+        # Who trusts the folder's own code has come here through it already; no part of the model runs more of it.
         kwargs["trust_remote_code"] = False
-        with _one_line(source), _quiet():
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
-        shapes = [
-            f"{one[0]}: {tuple(one[1])} instead of {tuple(one[2])}" if isinstance(one, tuple) else str(one)
-            for one in info["mismatched_keys"]
-        ]
-        refuse_unless_whole(source, info["missing_keys"], info["unexpected_keys"], shapes)
-        refuse_empty(model, source)
-        return (model, info) if wants_info else model
+        # `called`, the name of the source in messages, goes through.
+        model = load_whole(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        if pretrained_model_name_or_path is None:
+            model.config._name_or_path = ""  # transformers writes "None", which would be looked for on the hub
+        if info_too:
+            return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As transformers does. Tensors that share memory without being tied are written each; files follow the umask.
-
-        Raises:
-            WeightsError: a tensor of the model is not in what was written.
-        """
-        state = dict(kwargs.pop("state_dict", None) or self.state_dict())
-        tied = set(self.all_tied_weights_keys)
-        for name, others in _same_memory(state).items():
-            if name not in tied and any(other in state and other < name and other not in tied for other in others):
-                # safetensors refuses two names for one memory, and transformers would leave one of them out.
-                state[name] = state[name].clone()
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        with _quiet():
-            super().save_pretrained(save_directory, *args, state_dict=state, **kwargs)
-        folder = Path(save_directory)
-        for file in folder.iterdir():
-            if file.is_file():
-                share(file)
-        written = written_shapes(folder)
-        if written and not hasattr(self, "hf_quantizer"):
-            names = set(shapes) - tied
-            renamed = names - set(written)
-            # transformers may write under older names; as many as went out must then have come in.
-            if len(renamed) > len(set(written) - set(shapes)):
-                refuse_unless_whole(folder, renamed, remedy="They were not written; please report this")
+        """As transformers does, every tensor; see `save_whole`."""
+        save_whole(self, save_directory, super().save_pretrained, **kwargs)
 
 
 def written_shapes(folder) -> dict[str, tuple[int, ...]]:
@@ -223,8 +297,8 @@ def _cause(error: Exception) -> str:
     reason = str(error).splitlines()[0].split(". ")[0][:200] if str(error) else type(error).__name__
     reason = reason.replace("weights_only", "plain")
     return (
-        f"the weights cannot be read as plain tensors ({reason}). The file is damaged or holds Python objects, which are "
-        "never executed here; download it again"
+        f"the weights cannot be read as plain tensors ({reason}). The file is damaged or holds Python objects, which "
+        "are never executed here; download it again"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from unimed.evaluation.robustness import disturb, settings
 from unimed.evaluation.scorers.reports import box_cases, disturbed_scores, pair_phrases, score_reports
+from unimed.files import read_json_lines
 from unimed.io.result import Prediction
 from unimed.losses import box_published
 from unimed.metrics.calibration import Calibration
@@ -175,14 +176,11 @@ def _rows_of(batch, box_token_id: int) -> torch.Tensor:
 
 def _texts_of(path: str) -> list[str]:
     """Questions and answers of a file of records, and the words of report grounding."""
-    import json
     from pathlib import Path
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of records; `tools/prepare_data.py sample` makes the sample set")
     texts = ["Please divide this report into phrases and output bounding boxes. is not visible. key detection find"]
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            record = json.loads(line)
-            texts.append(f"question: {record.get('question', '')} answer: {record.get('answer', '')}")
+    for _, record in read_json_lines(path):
+        texts.append(f"question: {record.get('question', '')} answer: {record.get('answer', '')}")
     return texts

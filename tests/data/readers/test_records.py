@@ -165,3 +165,13 @@ def test_some_slices_of_a_volume_for_training(folder):
     whole = RecordDataset(folder, eight_bit=True)[0]
     assert whole.images[0].shape == (20, 5, 4) and whole.images[0].dtype == np.uint8 and whole.geometry.is_physical
     assert RecordDataset(folder)[0].images[0].dtype == np.int16
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_record_ends_at_a_line_feed_only(folder, sign, mark):
+    question = f"Is it{sign} there?"
+    lines = [json.dumps(record(id=name, question=question), ensure_ascii=False) for name in "ab"]
+    (folder / "records" / "train.jsonl").write_bytes((mark + "\r\n".join(lines)).encode())
+    samples = RecordDataset(folder, "train")
+    assert [sample.conversation[0][1] for sample in samples] == [question] * 2

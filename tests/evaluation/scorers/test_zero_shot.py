@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import MODEL, assert_close
 from data.readers.test_shards import png
 from data.readers.test_zero_shot_sets import make_set
-from golden_files import large
+from golden_files import tensors
 from models.clip.recorded import FOLDER, converted
 from PIL import Image
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from unimed.evaluation.feature_cache import FeatureCache, model_fingerprint
 from unimed.evaluation.scorers import zero_shot
 from unimed.models.clip import ClipModel
 from unimed.models.clip.averaging import average_folders, interpolate
+from unimed.models.clip.modeling import TEMPLATES, class_normalise
 
 ROOT = Path(__file__).parents[3]
 PICTURES = FOLDER / "pictures"
@@ -38,26 +40,47 @@ def model(folder):
 def test_recorded_classifiers(model):
     """Weights from prompts, from templates with synonyms, from unequal counts, and z-scored over the classes."""
     recorded = json.loads((FOLDER / "zeroshot.json").read_text())["prompts"]
-    tensors = load_file(FOLDER / "zeroshot.safetensors")
+    kept = load_file(FOLDER / "zeroshot.safetensors")
     made = {
         "dict_prompts.weights": model.classifier(recorded["dict"]),
         "dict_prompts.weights_classnorm": model.classifier(recorded["dict"], class_norm=True),
         "template_labels.weights": model.classifier(recorded["labels_with_synonyms"], recorded["templates"]),
         "ragged.weights": model.classifier(recorded["ragged"]),
     }
-    worst = {name: float((weights - tensors[name]).abs().max()) for name, (_, weights) in made.items()}
-    print("largest differences:", worst)
-    assert max(worst.values()) < 1e-5
+    for name, (_, weights) in made.items():
+        assert_close(weights, kept[name], name, MODEL)
 
 
 def test_recorded_end_to_end(model):
-    tensors = load_file(large("unimed_clip", "zeroshot.safetensors"))
+    kept = tensors("unimed_clip", "zeroshot.safetensors")
     recorded = json.loads((FOLDER / "zeroshot.json").read_text())
     _, weights = model.classifier(recorded["prompts"]["dict"])
-    similarity = model.encode_image(tensors["e2e.images"]) @ weights.T
-    assert float((similarity - tensors["e2e.similarity"]).abs().max()) < 1e-5
-    hits = (similarity.argmax(1) == tensors["e2e.targets"]).float().mean()
+    similarity = model.encode_image(kept["e2e.images"]) @ weights.T
+    assert_close(similarity, kept["e2e.similarity"], "similarity", MODEL)
+    hits = (similarity.argmax(1) == kept["e2e.targets"]).float().mean()
     assert 100 * float(hits) == pytest.approx(recorded["e2e_accuracy_multiclass"], abs=1e-4)
+    _, weights = model.classifier(recorded["prompts"]["dict"], class_norm=True)
+    mean, std = model.class_statistics(recorded["prompts"]["dict"])
+    assert float((mean - tensors["dict_prompts.classnorm_mean"]).abs().max()) < 1e-5
+    assert float((std - tensors["dict_prompts.classnorm_std"]).abs().max()) < 1e-5
+    images = class_normalise(model.encode_image(tensors["e2e.images"], normalize=False), mean, std)
+    hits = ((images @ weights.T).argmax(1) == tensors["e2e.targets"]).float().mean()
+    assert 100 * float(hits) == pytest.approx(recorded["e2e_accuracy_multiclass_classnorm"], abs=1e-4)
+
+
+def test_class_norm_is_one_computation_in_every_place(model, tmp_path):
+    """The raw image features are shifted and scaled by the classes' statistics before they are compared."""
+    paths, labels = [PICTURES / "rgb.png", PICTURES / "gray_L.png"], ["lung", "heart", "liver"]
+    _, similarity = FeatureCache(model, tmp_path).similarity(paths, labels, class_norm=True)
+    names, weights = model.classifier(labels, class_norm=True)
+    text = torch.stack([model.encode_text([t.format(label) for t in TEMPLATES]).mean(0) for label in labels])
+    shifted = (model.encode_image(paths, normalize=False) - text.mean(0)) / text.std(0)
+    expected = torch.nn.functional.normalize(shifted, dim=-1) @ weights.T
+    assert np.abs(similarity - expected.numpy()).max() < 1e-5
+    for row, one in zip(expected, model.zero_shot(paths, labels, class_norm=True), strict=True):
+        assert one.similarities == pytest.approx(row.tolist(), abs=1e-5) and one.label == names[int(row.argmax())]
+    plain = FeatureCache(model, None).similarity(paths, labels)[1]
+    assert np.abs(plain - similarity).max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["acl_mri", "rsna_pneumonia", "BACH"])

@@ -11,7 +11,8 @@ import unimed
 from unimed.models.boltzformer import BiomedParseV1Config, BiomedParseV1Model, BoltzFormerConfig, BoltzFormerModel
 from unimed.models.boltzformer.tokenizing import train_tokenizer
 from unimed.models.checkpoints import biomedparse
-from unimed.models.checkpoints.reading import CheckpointError
+from unimed.models.checkpoints.reading import CheckpointError, check_names
+from unimed.models.weights import WeightsError, fill
 
 SHAPES = json.loads((SMALL / "biomedparse" / "state_dict_shapes.json").read_text())
 
@@ -31,7 +32,8 @@ def test_every_published_name_and_shape_has_its_place(version, entries, dropped)
     assert len(left_out) == dropped + len(extra)
     changes = {"channels": "slices"} if version == 2 else {}  # values cannot be read from the meta device
     model = biomedparse.skeleton(plain, **changes)
-    report = biomedparse.load_into(model, {f"model.{name}": tensor for name, tensor in state.items()})
+    translated, _, _ = biomedparse.translate({f"model.{name}": tensor for name, tensor in state.items()})
+    report = check_names(model, translated, "biomedparse", "")
     assert report.missing == report.unexpected == []
     expected = BoltzFormerConfig() if version == 2 else BiomedParseV1Config()
     assert model.config.to_dict() == expected.to_dict()
@@ -45,7 +47,7 @@ def test_a_missing_or_foreign_or_misshapen_tensor_is_named():
         with pytest.raises(CheckpointError, match=word):
             biomedparse.load_into(biomedparse.skeleton(changed, channels="slices"), changed)
     changed = state | {name: torch.empty(2, device="meta")}
-    with pytest.raises(CheckpointError, match=r"decoder.classifier.bias is \(2,\) instead of \(1,\)"):
+    with pytest.raises(CheckpointError, match=r"decoder.classifier.bias: \(2,\) instead of \(1,\)"):
         biomedparse.load_into(biomedparse.skeleton(changed, channels="slices"), changed)
 
 
@@ -122,3 +124,17 @@ class Touch:
 
     def __reduce__(self):
         return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_skeleton_that_is_filled_computes_what_no_file_holds(version):
+    kind, settings = ((BiomedParseV1Model, BiomedParseV1Config), (BoltzFormerModel, BoltzFormerConfig))[version - 1]
+    model = kind(settings.tiny(image_size=64)).eval()
+    with torch.device("meta"):
+        skeleton = kind(model.config)
+    fill(skeleton, model.state_dict(), "memory")
+    ours = dict(model.named_buffers())
+    assert any("position_ids" in name for name in ours)
+    assert all(torch.equal(buffer, ours[name]) for name, buffer in skeleton.named_buffers())
+    with pytest.raises(WeightsError, match="decoder"):
+        fill(kind(model.config), {n: t for n, t in model.state_dict().items() if not n.startswith("decoder.")}, "x")

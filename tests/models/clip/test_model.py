@@ -198,7 +198,8 @@ def test_from_the_hub(tmp_path, monkeypatch, folder):
     source = tmp_path / "snapshot"
     shutil.copytree(folder / "tokenizer", source)
     described = json.loads((FOLDER / "model" / "open_clip_config.json").read_text())
-    described["model_cfg"]["text_cfg"]["hf_model_name"] = str(FOLDER / "model" / "text_encoder")
+    described["model_cfg"]["text_cfg"]["hf_model_name"] = "owner/text"
+    shutil.copy(FOLDER / "model" / "text_encoder" / "config.json", source)
     (source / "open_clip_config.json").write_text(json.dumps(described))
     state = load_file(folder / "model.safetensors")
     save_file({n.removeprefix("towers."): t for n, t in state.items()}, source / "open_clip_model.safetensors")

@@ -13,7 +13,9 @@ from unimed.data.wordings.biomedparse_targets import named_in
 from unimed.evaluation.published.cvpr25 import score_instances, score_semantic
 from unimed.evaluation.tables import markdown_table, means_by, write_cases
 from unimed.files import write_report, write_text
+from unimed.geometry import Geometry, GeometryError, align
 from unimed.io.challenge import Prompts, ReadError, read_labels, read_prompts
+from unimed.io.npz import members, names_in
 from unimed.io.read import read
 from unimed.io.slices import choose_axis
 from unimed.io.windows import modality_of
@@ -22,20 +24,22 @@ from unimed.metrics.masks import EMPTY_POLICIES, dice, iou
 from unimed.metrics.presence import presence_scores
 from unimed.metrics.surfaces import nsd
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".npz")
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".npz")
 #: Parts of names that tell image, truth and result of one case apart.
 ROLES = (".img", ".gt", ".seg")
 
 
 @dataclass
 class VolumeScores:
-    """Rows per (volume, target), per instance volume and per challenge volume, and what went wrong."""
+    """Rows per (volume, target), per instance volume and per challenge volume, what went wrong, and what was done
+    to results in another grid."""
 
     targets: list[dict] = field(default_factory=list)
     instances: list[dict] = field(default_factory=list)
     challenge: list[dict] = field(default_factory=list)
     presence: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def case_name(path: Path) -> str:
@@ -88,16 +92,17 @@ def score_folder(
         if only and not name.startswith(only):
             continue
         try:
-            truth, spacing = _labels(path)
+            truth, spacing, grid = _labels(path)
             result = results.get(name)
             predicted, existence = np.zeros(truth.shape, np.int32), None
             if result is None:
                 scores.problems.append(f"{name}: no result in {predictions}; scored as empty")
             else:
-                predicted, existence = _labels(result)[0], _existence(result)
+                predicted, existence = _labels(result)[0::2], _existence(result)
+                predicted, resampled = _in_grid_of_truth(result, *predicted, truth, grid)
+                if resampled:
+                    scores.remarks.append(f"{name}: the result has another grid; compared by nearest labels")
             asked = table or _prompts(path, result, truth)
-            if predicted.shape != truth.shape:
-                raise ReadError(f"{result}: shape {predicted.shape}, the truth has {truth.shape}")
         except (ReadError, FileNotFoundError) as error:
             scores.problems.append(f"{name}: {error}")
             continue
@@ -112,7 +117,12 @@ def score_folder(
 
 def summarise(scores: VolumeScores, out: str | Path, *, command: str, empty: str, compat: str | None = None) -> str:
     """Write `cases.jsonl`, `scores.json` and `scores.md`; returns the text of the last."""
-    out, parts, summary = Path(out), [], {"problems": scores.problems, "empty_policy": EMPTY_POLICIES[empty]}
+    out, parts, summary = (
+        Path(out),
+        [],
+        {"problems": scores.problems, "remarks": scores.remarks},
+    )
+    summary["empty_policy"] = EMPTY_POLICIES[empty]
     if scores.targets:
         metrics = [key for key in scores.targets[0] if key.startswith(("dice", "iou", "nsd"))]
         parts += ["## Targets", markdown_table(means_by(scores.targets, ("modality", "target"), metrics))]
@@ -152,6 +162,7 @@ def summarise(scores: VolumeScores, out: str | Path, *, command: str, empty: str
         parts += [f"## Challenge scoring ({rule})", markdown_table(table)]
         summary["challenge"] = {"rule": rule, "rows": table}
     parts += [f"problem: {problem}" for problem in scores.problems]
+    parts += [f"remark: {remark}" for remark in scores.remarks]
     text = "\n".join([*parts, f"\n`{command}`", "Research use only.\n"])
     write_cases(out / "cases.jsonl", [*scores.targets, *scores.instances, *scores.challenge])
     write_report(out / "scores.json", summary)
@@ -222,6 +233,8 @@ def _by_name(folder: Path, role: str | None) -> dict[str, Path]:
             if role is None and path.name.lower().endswith(".img.npz"):
                 continue  # the image of a challenge case, beside its NAME.gt.npz
             name = case_name(path)
+            if name in found and found[name].parent != path.parent:
+                raise ValueError(f"{found[name]} and {path} have one name; which of them is {name}?")
             if name not in found or path.suffix == ".npz":
                 found[name] = path
     if not found and role is None:
@@ -229,15 +242,31 @@ def _by_name(folder: Path, role: str | None) -> dict[str, Path]:
     return found
 
 
-def _labels(path: Path) -> tuple[np.ndarray, tuple[float, ...] | None]:
+def _in_grid_of_truth(path: Path, labels: np.ndarray, grid: Geometry | None, truth: np.ndarray, target):
+    """(labels at the same places in the patient as the truth, whether they were resampled).
+
+    Formats that carry no directions (NPZ) are compared voxel by voxel, which needs the same shape.
+    """
+    if grid is None or target is None:
+        if labels.shape != truth.shape:
+            raise ReadError(f"{path}: shape {labels.shape}, the truth has {truth.shape}")
+        return labels, False
+    try:
+        return align(labels, grid, target, truth.shape, resample=True)
+    except GeometryError as error:
+        raise ReadError(f"{path}: not in the grid of the truth: {error}") from error
+
+
+def _labels(path: Path) -> tuple[np.ndarray, tuple[float, ...] | None, Geometry | None]:
+    """Labels, spacing in mm along their axes, and the grid where the format carries one."""
     if path.suffix == ".npz":
-        return read_labels(path)
+        return *read_labels(path), None
     array, geometry = read(path)
     if array.dtype.kind not in "iub":
         if array.dtype.kind != "f" or (array != np.rint(array)).any():
             raise ReadError(f"{path}: a label map holds whole numbers, found {array.dtype}")
         array = array.astype(np.int32)
-    return array, geometry.spacing if geometry.is_physical else None
+    return array, geometry.spacing if geometry.is_physical else None, geometry
 
 
 def _prompts(truth: Path, result: Path | None, labels: np.ndarray) -> Prompts:
@@ -245,9 +274,7 @@ def _prompts(truth: Path, result: Path | None, labels: np.ndarray) -> Prompts:
         if path is None:
             continue
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                held = "text_prompts" in archive.files
-            if held:
+            if "text_prompts" in names_in(path):
                 return read_prompts(path)
         beside = path.with_name(f"{path.name[: -len(_suffix(path))]}.json")
         if beside.is_file():
@@ -260,10 +287,9 @@ def _prompts(truth: Path, result: Path | None, labels: np.ndarray) -> Prompts:
 def _existence(path: Path) -> dict[int, np.ndarray] | None:
     """Label -> existence per slice (or of the whole volume, as one number)."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            if "existence" not in archive.files:
-                return None
-            existence = archive["existence"]
+        existence = members(path, ("existence",)).get("existence")
+        if existence is None:
+            return None
         return dict(zip(read_prompts(path).first(), existence, strict=True))
     beside = path.with_name(f"{path.name[: -len(_suffix(path))]}.json")
     if not beside.is_file():

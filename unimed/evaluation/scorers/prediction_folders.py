@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from unimed.data.readers import unibiomed_tests as evaluation_sets
-from unimed.data.readers.unibiomed import NO_FINDINGS, load_mask
+from unimed.data.readers.unibiomed import NO_FINDINGS
 from unimed.evaluation.published import unibiomed
 from unimed.evaluation.tables import markdown_table, means_by, write_cases
 from unimed.files import write_report, write_text
 from unimed.io.answers import read_answer
+from unimed.io.masks import load_mask
 from unimed.io.read import read
 from unimed.metrics.coco_captions import caption_scores
 from unimed.metrics.masks import dice, iou
@@ -71,14 +72,14 @@ def score_segmentation(cases: Sequence[Case], out: Path, compat: str | None = No
         if not path.is_file():
             missing += 1
             continue
-        predicted = _mask_of(path)
-        truth = _mask_of(case.inputs["truth"])
+        predicted = load_mask(path)[0]
+        truth = load_mask(case.inputs["truth"], compat=compat)[0]
         if truth.shape != predicted.shape:
             resized += 1
             if compat == "reference":
                 truth = _bilinear(case.inputs["truth"], predicted.shape)
             else:
-                truth = load_mask(case.inputs["truth"], predicted.shape, resize=True)
+                truth = load_mask(case.inputs["truth"], shape=predicted.shape, resize=True)[0]
         rows.append({"case": case.name, **_overlap(case.inputs["phrase"], predicted, truth)})
     if resized:
         remarks.append(f"{resized} masks of the truth have another size than their image and were resized")
@@ -101,11 +102,11 @@ def score_volumes(cases: Sequence[Case], out: Path, compat: str | None = None) -
         if not all((folder / name).is_file() for name in names):
             missing += 1
             continue
-        predicted = np.stack([_mask_of(folder / name) for name in names])
+        predicted = np.stack([load_mask(folder / name)[0] for name in names])
         truth = []
         for name, plane in zip(names, predicted, strict=True):
             path = case.inputs["truth"].get(name)
-            truth.append(load_mask(path, plane.shape, resize=True) if path else np.zeros_like(plane))
+            truth.append(load_mask(path, shape=plane.shape, resize=True)[0] if path else np.zeros_like(plane))
         truth = np.stack(truth)
         row = {"case": case.name, "volume": case.inputs["volume"]} | _overlap(case.inputs["phrase"], predicted, truth)
         rows.append(row | _distances(predicted, truth, remarks))
@@ -202,12 +203,12 @@ def score_answers(
             continue
         row: dict = {"case": name, "truth": entry["text"], "said": None}
         try:
-            answer = read_answer(Path(predictions) / f"{name}.json")
+            answer = read_answer(evaluation_sets.within(predictions, f"{name}.json"))
         except FileNotFoundError:
             answer = None
         if masks is not None:
             found = answer["pred_masks"] if answer else []
-            real = [_mask_of(evaluation_sets.within(masks, file)) for file in entry["mask_files"] if file]
+            real = [load_mask(evaluation_sets.within(masks, file))[0] for file in entry["mask_files"] if file]
             # An entry without findings has no mask file: nothing is there.
             real += [np.zeros_like(found[0])] * sum(not file for file in entry["mask_files"]) if found else []
             found = [m for m in found if all(m.shape == r.shape for r in real)] if real else found
@@ -329,11 +330,6 @@ def _strict_dice(found: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> flo
     table = np.array([[dice(f, r) for r in real] for f in found]).reshape(len(found), len(real))
     pairs = linear_sum_assignment(-table)
     return float(table[pairs].sum() / max(len(found), len(real)))
-
-
-def _mask_of(path: Path) -> np.ndarray:
-    mask = read(path)[0]
-    return (mask if mask.ndim == 2 else mask[..., 0]) > 0
 
 
 def _bilinear(path: Path, shape: tuple[int, int]) -> np.ndarray:

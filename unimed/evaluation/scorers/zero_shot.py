@@ -51,8 +51,7 @@ def evaluate_set(
     """
     paths, targets = read_set(one, root)
     prompts, origin = prompts_for(one, imported, compat)
-    names, weights = cache.model.classifier(prompts, class_norm=class_norm)
-    similarity = cache.encode(paths) @ weights.numpy().T
+    names, similarity = cache.similarity(paths, prompts, class_norm=class_norm)
     scores = zero_shot_scores(similarity, targets)
     intervals = zero_shot_intervals(similarity, targets, resamples=resamples) if resamples else {}
     row = {

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from unimed.models import foreign
+
 
 def read_language_model(path: str | Path):
     """Model in float32 and tokenizer.
@@ -15,8 +17,9 @@ def read_language_model(path: str | Path):
 
     Raises:
         FileNotFoundError: nothing is there.
+        WeightsError, ForeignError: weights that are not whole, or a folder that needs code of its own.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     path = Path(path)
     if not path.exists():
@@ -26,5 +29,5 @@ def read_language_model(path: str | Path):
         path = path.parent
     else:
         options = {}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options)
-    return model, AutoTokenizer.from_pretrained(path, **options)
+    model = foreign.model(AutoModelForCausalLM, path, dtype=torch.float32, **options)
+    return model, foreign.tokenizer(path, **options)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BatchFeature
 
-from unimed.io.images import read_image
+from unimed.io.images import load as load_image
 from unimed.models.boltzformer.postprocessing import enlarge_bilinear, upsample
 from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts, tokenize
 
@@ -51,7 +51,7 @@ class ParseProcessor:
             prompts.append(check_prompts([part.strip() for part in parts]))
         return BatchFeature(
             {
-                "pixel_values": torch.stack([self.image(read_image(image, site).rgb) for image in images]),
+                "pixel_values": torch.stack([self.image(load_image(image, site=site).rgb) for image in images]),
                 **self.prompts([prompt for group in prompts for prompt in group]),
                 "num_prompts": torch.tensor([len(group) for group in prompts]),
             }

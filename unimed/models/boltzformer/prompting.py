@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from unimed.models import foreign
 from unimed.models.boltzformer.processing import ParseProcessor
 from unimed.models.boltzformer.tokenizing import check_prompts, tokenize
 
@@ -57,14 +58,12 @@ class PromptEncoder:
         if self._tokenizer is None:
             from pathlib import Path
 
-            from transformers import AutoTokenizer
-
             from unimed.models.boltzformer.tokenizing import clip_tokenizer
 
             folder = self.config._name_or_path
             # What is no folder here is the id of a hub folder.
             if folder and ((Path(folder) / "tokenizer.json").is_file() or not Path(folder).exists()):
-                self._tokenizer = AutoTokenizer.from_pretrained(folder)
+                self._tokenizer = foreign.tokenizer(folder)
             elif self.config.text_vocab_size == 49408:
                 self._tokenizer = clip_tokenizer()
             else:

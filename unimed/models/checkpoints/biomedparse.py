@@ -6,12 +6,13 @@ Which of the two a file is, and every size, is read off its tensors; only number
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import torch
 
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.files import atomic_folder
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, build, check_names, read_state_dict
+from unimed.models.weights import fill
 
 _HEAD, _PREDICTOR = "sem_seg_head.", "sem_seg_head.predictor."
 #: Where the text tower lies: v2, then v1.
@@ -164,27 +165,30 @@ def skeleton(state: dict[str, torch.Tensor], **changes):
 
 
 def load_into(model, state: dict[str, torch.Tensor], source: str = "") -> ConversionReport:
-    """Fill a model with published tensors, every one accounted for. A model on the meta device gets them as they are.
+    """Fill a model with published tensors, every one accounted for.
 
     Raises:
         CheckpointError: a tensor is missing, left over or of another shape.
+        WeightsError: a part of the model has no memory (such as `skeleton`).
     """
-    report = ConversionReport(layout="biomedparse", source=str(source), destination="")
-    plain, report.dropped = plain_names(state)
-    renamed, wanted = rename(plain), model.state_dict()
+    renamed, dropped, notes = translate(state)
+    report = check_names(model, renamed, "biomedparse", source)
+    report.dropped, report.notes = dropped, notes
+    report.check()
+    fill(model, renamed, source)
+    return report
+
+
+def translate(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str], list[str]]:
+    """(published tensors under our names, what is left out with the reason, notes for the report)."""
+    plain, dropped = plain_names(state)
+    renamed, notes = rename(plain), []
     if version_of(plain) == 1 and not any(name in renamed for name in _PIXELS):
         from unimed.models.boltzformer.modeling import RGB_MEAN, RGB_STD
 
         renamed |= {n: torch.tensor(v).view(1, 3, 1, 1) for n, v in zip(_PIXELS, (RGB_MEAN, RGB_STD), strict=True)}
-        report.notes.append("v1 files hold no pixel mean; those of ImageNet are written")
-    report.mapped = len(wanted.keys() & renamed.keys())
-    report.missing, report.unexpected = sorted(wanted.keys() - renamed.keys()), sorted(renamed.keys() - wanted.keys())
-    report.check()
-    for name, tensor in renamed.items():
-        if wanted[name].shape != tensor.shape:
-            raise CheckpointError(f"{source}: {name} is {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}")
-    model.load_state_dict(renamed, strict=True, assign=next(model.parameters()).is_meta)
-    return report
+        notes.append("v1 files hold no pixel mean; those of ImageNet are written")
+    return renamed, dropped, notes
 
 
 def recognises(path: Path) -> bool:
@@ -223,10 +227,10 @@ def convert(source: Path, destination: Path, **changes) -> ConversionReport:
         model = skeleton(plain, **changes)
     except (CheckpointError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from error
-    report = load_into(model, state, str(source))
-    partial = destination.with_name(destination.name + ".writing")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    partial.rename(destination)
+    renamed, dropped, notes = translate(state)
+    model, report = build(type(model), model.config, renamed, "biomedparse", source, dropped=dropped)
+    report.notes += notes
+    with atomic_folder(destination) as folder:
+        model.save_pretrained(folder)
     report.destination = str(destination)
     return report

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from unimed.files import atomic_folder
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, build, read_state_dict
+from unimed.models.weights import save_whole
 
 _LAYER = r"^vision_model\.encoder\.layers\.(\d+)\."
 _VISION = "model.vision_tower.encoder.layer"
@@ -159,7 +160,6 @@ def convert(source: Path, destination: Path) -> ConversionReport:
     """
     from transformers import InternVLForConditionalGeneration
 
-    from unimed.models.checkpoints.sam2 import check_names
     from unimed.models.checkpoints.tokenizers import read_without_remote_code
 
     if not recognises(source):
@@ -168,12 +168,9 @@ def convert(source: Path, destination: Path) -> ConversionReport:
     tokenizer = read_without_remote_code(source)
     config = backbone_config(published, tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
     state = convert_state_dict(read_state_dict(source), published["llm_config"])
-    with torch.device("meta"):
-        model = InternVLForConditionalGeneration(config)
-    report = check_names(model, state, "internvl", source, destination)
-    report.check()
-    model = InternVLForConditionalGeneration.from_pretrained(None, config=config, state_dict=state)
+    model, report = build(InternVLForConditionalGeneration, config, state, "internvl", source)
+    report.destination = str(destination)
     with atomic_folder(destination) as folder:
-        model.save_pretrained(folder)
+        save_whole(model, folder)
         tokenizer.save_pretrained(folder)
     return report

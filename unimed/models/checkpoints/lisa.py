@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-from unimed.models.checkpoints import llava_v1, sam
+from unimed.files import atomic_folder
+from unimed.models import foreign
+from unimed.models.checkpoints import llava_v1, reading, sam
 from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -106,7 +108,6 @@ def build(merged, published: dict, tokenizer, clip_config, ids, box_head, layout
     Raises:
         CheckpointError: missing or left-over tensors; each is named.
     """
-    from unimed.models.checkpoints.sam2 import check_names
     from unimed.models.grounded.modeling import GroundedMLLM
 
     if "model.embed_tokens.weight" not in merged:
@@ -119,12 +120,8 @@ def build(merged, published: dict, tokenizer, clip_config, ids, box_head, layout
     dropped = {n: _UNUSED for n in state if n.startswith("mask_head.sam.mask_decoder.bbox_prediction_head_drop.")}
     state = {name: tensor for name, tensor in state.items() if name not in dropped}
     config = grounded_config(published, merged, state, clip_config, ids, box_head)
-    with torch.device("meta"):
-        skeleton = GroundedMLLM(config)
-    report = check_names(skeleton, state, layout, source, "")
-    report.dropped = dropped | {n: "computed, not learnt" for n in merged if llava_v1.BUFFERS.search(n)}
-    report.check()
-    model = GroundedMLLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval()
+    dropped |= {n: "computed, not learnt" for n in merged if llava_v1.BUFFERS.search(n)}
+    model, report = reading.build(GroundedMLLM, config, state, layout, source, dtype, dropped)
     model.processor = grounded_processor(tokenizer, config)
     return model, report
 
@@ -159,8 +156,6 @@ def grounded_processor(tokenizer, config, content: int | None = None, **changes)
 
 def read_parts(source: Path, base: Path | None, clip: Path | None, lora_alpha: float):
     """Merged tensors with CLIP's, configuration, tokenizer and CLIP's configuration of a file or folder."""
-    from transformers import AutoTokenizer
-
     source = Path(source)
     folder = source if source.is_dir() and (source / "config.json").is_file() else base
     if folder is None:
@@ -178,7 +173,7 @@ def read_parts(source: Path, base: Path | None, clip: Path | None, lora_alpha: f
             f"{source}: CLIP is not in it, as in every merged folder; "
             "give the folder of openai/clip-vit-large-patch14 with --clip"
         )
-    return merged, llava_v1.read_config(folder), AutoTokenizer.from_pretrained(folder), clip_config
+    return merged, llava_v1.read_config(folder), foreign.tokenizer(folder), clip_config
 
 
 def recognises(path: Path) -> bool:
@@ -214,6 +209,7 @@ def convert(
         "seg": tokenizer.convert_tokens_to_ids("[SEG]"),
     }
     model, report = build(merged, published, tokenizer, clip_config, ids, None, "lisa", source)
-    model.save_pretrained(destination)
+    with atomic_folder(destination) as folder:
+        model.save_pretrained(folder)
     report.destination = str(destination)
     return report

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import torch
 
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.files import atomic_folder
+from unimed.models import foreign
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, build, read_state_dict
+from unimed.models.weights import save_whole
 
 IMAGE_TOKEN = "<image>"
 RULES = [
@@ -175,28 +178,24 @@ def convert(source: Path, destination: Path, clip: Path | None = None) -> Conver
     Raises:
         CheckpointError: no CLIP in it and none given, or missing or left-over tensors.
     """
-    from transformers import AutoTokenizer, LlavaForConditionalGeneration
-
-    from unimed.models.checkpoints.sam2 import check_names
+    from transformers import LlavaForConditionalGeneration
 
     published, tensors = read_config(source), read_state_dict(source)
     clip_config = None
     if clip is not None:
         tensors |= clip_state_dict(clip)
         clip_config = read_config(clip).get("vision_config")
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = foreign.tokenizer(source)
     rows = len(tensors["model.embed_tokens.weight"])
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     state = convert_state_dict(tensors, max(0, image_id + 1 - rows))
     config = backbone_config(published, state, clip_config)
     config.image_token_id = image_id
-    with torch.device("meta"):
-        skeleton = LlavaForConditionalGeneration(config)
-    report = check_names(skeleton, state, "llava-v1", source, destination)
-    report.dropped = {name: "computed, not learnt" for name in tensors if BUFFERS.search(name)}
-    report.check()
-    model = LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=state)
-    model.save_pretrained(destination)
-    tokenizer.save_pretrained(destination)
+    dropped = {name: "computed, not learnt" for name in tensors if BUFFERS.search(name)}
+    model, report = build(LlavaForConditionalGeneration, config, state, "llava-v1", source, dropped=dropped)
+    report.destination = str(destination)
+    with atomic_folder(destination) as folder:
+        save_whole(model, folder)
+        tokenizer.save_pretrained(folder)
     return report

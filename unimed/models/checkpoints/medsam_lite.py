@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 
 from unimed.models.backbones.tiny_vit import rename_encoder
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.models.checkpoints.reading import ConversionReport, check_names, read_state_dict
+from unimed.models.weights import fill
 
+#: Part of the head that the published file does not hold: the decoder for language vectors.
+UNTRAINED = ("text_decoder.",)
 _DOWNSCALING = {"0": "conv1", "1": "layer_norm1", "3": "conv2", "4": "layer_norm2", "6": "conv3"}
 _UPSCALING = {"0": "upscale_conv1", "1": "upscale_layer_norm", "3": "upscale_conv2"}
 _MLP = {"0": "proj_in", "1": "layers.0", "2": "proj_out"}
@@ -45,20 +48,10 @@ def load_into(head, source: Path) -> ConversionReport:
         CheckpointError: unreadable, or a tensor is missing, left over or of another shape.
     """
     state = {rename(name): tensor for name, tensor in read_state_dict(source).items()}
-    wanted = {name: tensor for name, tensor in head.state_dict().items() if not name.startswith("text_decoder.")}
-    report = ConversionReport(
-        layout="medsam_lite",
-        source=str(source),
-        destination="",
-        mapped=len(wanted.keys() & state.keys()),
-        missing=sorted(wanted.keys() - state.keys()),
-        unexpected=sorted(state.keys() - wanted.keys()),
-    )
+    report = check_names(head, state, "medsam_lite", source)
+    report.missing = [name for name in report.missing if not name.startswith(UNTRAINED)]
     report.check()
-    for name, tensor in state.items():
-        if wanted[name].shape != tensor.shape:
-            raise CheckpointError(f"{source}: {name} is {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}")
-    head.load_state_dict(state, strict=False)
+    fill(head, state, source, UNTRAINED)
     return report
 
 
@@ -75,27 +68,22 @@ def convert(source: Path, destination: Path, image_size: int = 128) -> Conversio
     """
     from safetensors.torch import save_file
 
-    from unimed.files import write_atomic
+    from unimed.files import atomic_folder
     from unimed.models.heads.medsam_lite import MedSamLiteConfig, MedSamLiteMaskHead
 
     config = MedSamLiteConfig(image_size=image_size)
     head = MedSamLiteMaskHead(config)
     report = load_into(head, source)
     report.destination = str(destination)
-    destination = Path(destination)
-    destination.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.contiguous() for name, t in head.state_dict().items() if not name.startswith("text_decoder.")}
-    write_atomic(destination / "model.safetensors", lambda path: save_file(tensors, path))
-    config.save_pretrained(destination)
+    tensors = {name: t.contiguous() for name, t in head.state_dict().items() if not name.startswith(UNTRAINED)}
+    with atomic_folder(destination) as folder:
+        save_file(tensors, folder / "model.safetensors")
+        config.save_pretrained(folder)
     return report
 
 
 def load_converted(head, folder: Path) -> None:
     """Fill a head from a folder written by `convert`."""
     tensors = read_state_dict(Path(folder) / "model.safetensors")
-    missing, unexpected = head.load_state_dict(
-        {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}, strict=False
-    )
-    missing = [name for name in missing if not name.startswith("text_decoder.")]
-    if missing or unexpected:
-        raise CheckpointError(f"{folder}: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    tensors = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
+    fill(head, tensors, folder, UNTRAINED)

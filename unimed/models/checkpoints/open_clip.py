@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from unimed.models import foreign
 from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
 from unimed.models.checkpoints.unimed_clip import write_model
 
@@ -33,7 +33,7 @@ def convert(source, destination, text_encoder=None, dtype=None) -> ConversionRep
     from unimed.models.clip.configuration import ClipConfig
 
     source = Path(source)
-    described = json.loads((source / "open_clip_config.json").read_text())
+    described = foreign.read_json(source / "open_clip_config.json")
     model_cfg = described.get("model_cfg", described)
     found = [source / name for name in WEIGHTS if (source / name).is_file()]
     if not found:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
+from unimed.models.weights import WeightsError, build_whole, index_files
+
 #: Keys under which trainers wrap the tensors of a model.
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(WeightsError):
     """A checkpoint that cannot be read safely, or whose keys are not those of its layout.
 
     `report` is the whole `ConversionReport` where keys are wrong, None otherwise.
@@ -52,6 +53,43 @@ class ConversionReport:
                 f"{self.source}: not a whole {self.layout!r} checkpoint: {told}. Is it of this layout and this size?",
                 self,
             )
+
+
+def check_names(model, state, layout, source, destination="") -> ConversionReport:
+    """Compare names and shapes of `state` with those of `model`; buffers that are not saved do not count."""
+    wanted = model.state_dict()
+    return ConversionReport(
+        layout=layout,
+        source=str(source),
+        destination=str(destination),
+        mapped=len(wanted.keys() & state.keys()),
+        missing=sorted(wanted.keys() - state.keys()),
+        unexpected=sorted(state.keys() - wanted.keys()),
+        shapes=[
+            f"{name}: {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
+    )
+
+
+def build(kind, config, state, layout: str, source, dtype=None, dropped=None):
+    """A model of `kind` that holds every tensor of `state`, and the report of them.
+
+    Args:
+        kind: model class, ours or transformers'.
+        dtype: of the weights; torch's default where it is None.
+        dropped: what of the source is left out on purpose, with the reason.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape.
+    """
+    with torch.device("meta"):
+        skeleton = kind(config)
+    report = check_names(skeleton, state, layout, source)
+    report.dropped = dict(dropped or {})
+    report.check()
+    return build_whole(kind, config, state, source, dtype), report
 
 
 def _listed(names: list[str], most: int) -> str:
@@ -119,19 +157,13 @@ def _read_folder(path: Path, **options) -> dict[str, torch.Tensor]:
     zero = [*path.glob(ZERO_WEIGHTS), *path.glob(f"*/{ZERO_WEIGHTS}")]
     if zero:
         return read_state_dict(zero[0], **options)
-    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (path / index_name).exists():
-            shards = sorted(set(json.loads((path / index_name).read_text())["weight_map"].values()))
-            break
-    else:
-        shards = [name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()][:1]
+    try:
+        shards = [name for name in index_files(path) if not name.endswith(".json")]
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
     if not shards:
         raise CheckpointError(f"{path}: neither model.safetensors nor pytorch_model.bin (nor their index) is there")
     tensors = {}
     for shard in shards:
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{path}: the index names {shard!r}, which is not a file of this folder")
-        if not (path / shard).exists():
-            raise CheckpointError(f"{path}: shard {shard} is missing; download it again")
         tensors.update(read_state_dict(path / shard, **options))
     return tensors

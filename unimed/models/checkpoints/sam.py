@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.files import atomic_folder
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, build, read_state_dict
+from unimed.models.weights import save_whole
 
 _MLP = {"0": "proj_in", "1": "layers.0", "2": "proj_out"}
 RULES = [
@@ -66,7 +68,8 @@ def convert_state_dict(official: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     state = {}
     for name, tensor in fold_encoder_lora(official).items():
         if name == _FOURIER:
-            state |= dict.fromkeys(_SHARED, tensor)
+            # Each its own memory: of two names for one, only one would be saved.
+            state |= {shared: tensor.clone() for shared in _SHARED}
             continue
         for pattern, replacement in RULES:
             name = re.sub(pattern, replacement, name)
@@ -146,15 +149,13 @@ def convert(source: Path, destination: Path) -> ConversionReport:
     """
     from transformers import SamModel
 
-    from unimed.models.checkpoints.sam2 import check_names
-
     official = read_state_dict(source)
     config = config_of(official)
     state = convert_state_dict(official)
-    with torch.device("meta"):
-        skeleton = SamModel(config)
-    report = check_names(skeleton, state, "sam", source, destination)
-    report.check()
-    model = SamModel.from_pretrained(None, config=config, state_dict=state)
-    model.save_pretrained(destination)
+    # Both codes of places are in the file, as in ours; see `SamMaskHead`.
+    config.tie_word_embeddings = False
+    model, report = build(SamModel, config, state, "sam", source)
+    report.destination = str(destination)
+    with atomic_folder(destination) as folder:
+        save_whole(model, folder)
     return report

@@ -8,7 +8,14 @@ from pathlib import Path
 import torch
 
 from unimed.files import atomic_folder
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.models.checkpoints.reading import (  # noqa: F401 - check_names lay here first
+    CheckpointError,
+    ConversionReport,
+    build,
+    check_names,
+    read_state_dict,
+)
+from unimed.models.weights import save_whole
 
 _NECK_ORDER = {"0": "proj_in", "1": "layers.0", "2": "proj_out"}
 _TWO_LAYERS = {"0": "proj_in", "1": "proj_out"}
@@ -215,29 +222,8 @@ def convert(source: Path, destination: Path) -> ConversionReport:
     official = read_state_dict(source)
     config = config_of(official)
     state = convert_state_dict(official)
-    with torch.device("meta"):
-        model = Sam2VideoModel(config)
-    report = check_names(model, state, layout="sam2", source=source, destination=destination)
-    report.check()
-    model.load_state_dict(state, assign=True, strict=False)
+    model, report = build(Sam2VideoModel, config, state, "sam2", source)
+    report.destination = str(destination)
     with atomic_folder(destination) as folder:
-        model.save_pretrained(folder)
+        save_whole(model, folder)
     return report
-
-
-def check_names(model, state, layout, source, destination) -> ConversionReport:
-    """Compare names and shapes of `state` with those of `model`; buffers that are not saved do not count."""
-    wanted = model.state_dict()
-    return ConversionReport(
-        layout=layout,
-        source=str(source),
-        destination=str(destination),
-        mapped=len(wanted.keys() & state.keys()),
-        missing=sorted(wanted.keys() - state.keys()),
-        unexpected=sorted(state.keys() - wanted.keys()),
-        shapes=[
-            f"{name}: {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in wanted.items()
-            if name in state and state[name].shape != tensor.shape
-        ],
-    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from unimed.models import foreign
 from unimed.models.checkpoints.reading import CheckpointError
 
 
@@ -16,18 +16,14 @@ def read_without_remote_code(folder: Path):
     Raises:
         CheckpointError: no tokenizer file that can be read.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     folder = Path(folder)
     settings = folder / "tokenizer_config.json"
-    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    if "auto_map" not in told:
-        return AutoTokenizer.from_pretrained(folder)
-    if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    if (folder / "tokenizer.model").is_file():
+    told = foreign.read_json(settings) if settings.is_file() else {}
+    if "auto_map" in told and not (folder / "tokenizer.json").is_file():
+        if not (folder / "tokenizer.model").is_file():
+            raise CheckpointError(f"{folder}: neither tokenizer.json nor tokenizer.model is there; download it again")
         return _from_sentencepiece(folder, told)
-    raise CheckpointError(f"{folder}: neither tokenizer.json nor tokenizer.model is there; download it again")
+    return foreign.tokenizer(folder)
 
 
 #: Written both ways when a tokenizer is rebuilt; what differs there would differ in every answer.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unimed.files import atomic_folder
 from unimed.models.checkpoints import lisa, llava_v1
 from unimed.models.checkpoints.reading import CheckpointError, ConversionReport
 
@@ -111,6 +112,7 @@ def convert(
         CheckpointError: parts that have to be given are missing, or tensors are missing or left over.
     """
     model, report = build(source, clip, base, lora_alpha, kind)
-    model.save_pretrained(destination)
+    with atomic_folder(destination) as folder:
+        model.save_pretrained(folder)
     report.destination = str(destination)
     return report

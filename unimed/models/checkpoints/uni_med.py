@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.files import atomic_folder
+from unimed.models import foreign
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, check_names, read_state_dict
+from unimed.models.weights import build_whole, fill
 
 #: Keys of the saved configuration that describe the connector.
 CONNECTOR_KEYS = (
@@ -138,8 +139,6 @@ def convert(
         CheckpointError: a part is missing, or tensors are missing, left over or of another shape; each is named.
         FileNotFoundError: `llama` or `eva` is not there.
     """
-    from transformers import AutoConfig
-
     from unimed.models.uni_med import UniMedConfig, UniMedModel, UniMedProcessor
 
     source, destination = Path(source), Path(destination)
@@ -166,7 +165,7 @@ def convert(
     config = UniMedConfig(
         vision=sizes,
         connector=connector_of(state, saved),
-        text_config=AutoConfig.from_pretrained(llama),
+        text_config=foreign.config(llama),
         sft_type="lora" if lora else "full" if whole else "none",
         lora=lora,
         freeze_vision=not own_vision,
@@ -187,7 +186,7 @@ def convert(
     report.notes.append(
         f"sft_type {config.sft_type}; {len(trained)} trained tensors, {len(unknown)} of them base weights"
     )
-    model = UniMedModel.from_pretrained(None, config=config, state_dict={n: t.float() for n, t in merged.items()})
+    model = build_whole(UniMedModel, config, {n: t.float() for n, t in merged.items()}, source)
     per_image = _tokens_per_image(config)
     model.processor = UniMedProcessor(
         llama / "tokenizer.model",
@@ -198,16 +197,9 @@ def convert(
         max_answer_tokens=int(saved.get("max_txt_len", 1024)),
         max_prompt_tokens=int(saved.get("max_context_len", 3800)),
     )
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
-        model.save_pretrained(temporary)
-        (temporary / "conversion.json").write_text(json.dumps(report.to_dict(), indent=1))
-        temporary.chmod(0o755)
-        temporary.rename(destination)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic_folder(destination) as folder:
+        model.save_pretrained(folder)
+        (folder / "conversion.json").write_text(json.dumps(report.to_dict(), indent=1))
     return report
 
 
@@ -232,8 +224,6 @@ def build_from_parts(
     Raises:
         CheckpointError, FileNotFoundError: a part is missing or does not fit.
     """
-    from transformers import AutoConfig
-
     from unimed.models.uni_med import UniMedConfig, UniMedModel, UniMedProcessor
 
     llama = Path(llama)
@@ -242,7 +232,7 @@ def build_from_parts(
     config = UniMedConfig(
         vision=vision,
         connector=connector,
-        text_config=AutoConfig.from_pretrained(llama),
+        text_config=foreign.config(llama),
         sft_type=sft_type,
         lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0.05} | (lora or {}),
         freeze_vision=freeze_vision,
@@ -258,7 +248,8 @@ def build_from_parts(
     new = ("connector.", "ln_vision.", *(("visual_encoder.",) if eva is None else ()))
     fresh = {n: t for n, t in model.state_dict().items() if n.startswith(new) or "lora_" in n}
     report = _check(model, fresh | state, llama, "memory")
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    fill(model, {name: tensor.float() for name, tensor in state.items()}, llama, untrained=tuple(fresh))
+    report.notes.append(f"{len(fresh)} tensors start untrained: connector and adapters")
     model.processor = UniMedProcessor(
         llama / "tokenizer.model",
         image_size=config.vision["image_size"],
@@ -288,13 +279,6 @@ def _wrapped(name: str, targets: list[str]) -> str:
 
 
 def _check(skeleton, state, source, destination) -> ConversionReport:
-    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    wrong = [f"{n}: {tuple(state[n].shape)} instead of {s}" for n, s in expected.items()
-             if n in state and tuple(state[n].shape) != s]  # fmt: skip
-    if wrong:
-        raise CheckpointError(f"{source}: {len(wrong)} tensors of another shape, such as {wrong[:4]}")
-    report = ConversionReport("uni_med", str(source), str(destination), mapped=len(state))
-    report.missing = sorted(set(expected) - set(state))
-    report.unexpected = sorted(set(state) - set(expected))
+    report = check_names(skeleton, state, "uni_med", source, destination)
     report.check()
     return report

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from unimed.files import atomic_folder
-from unimed.models.checkpoints import internvl, sam2
+from unimed.models import foreign
+from unimed.models.checkpoints import internvl, reading, sam2
 from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
 from unimed.tokens import PHRASE_END, PHRASE_START, REGION_END, REGION_START, SEG_TOKEN
 
@@ -111,11 +112,45 @@ def build(source, base=None, sam2=None, lora_scale: float = 2.0, dtype: str = "f
             )
         folder = Path(base)
         state, notes = with_base(state, folder, sam2, lora_scale, source)
-    published = json.loads((folder / "config.json").read_text())
+    published = foreign.read_json(folder / "config.json")
     tokenizer = read_tokenizer(folder, added=() if folder == source else ADDED_TOKENS)
+    if folder != source:
+        notes += _make_room(published, state, len(tokenizer))
     model, report = assemble(published, tokenizer, state, source, dtype)
     report.notes += notes
     return model, report
+
+
+#: Embeddings and heads of the language models of InternVL 2.5, under published names.
+EMBEDDINGS = (
+    "language_model.model.embed_tokens.weight language_model.lm_head.weight "
+    "language_model.model.tok_embeddings.weight language_model.output.weight"
+).split()
+
+
+def with_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
+    """An embedding table [V, D] with `rows` rows: new ones are the mean of the old, those without a token are cut."""
+    if rows <= len(table):
+        return table[:rows]
+    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+    return torch.cat([table, mean.expand(rows - len(table), -1)])
+
+
+def _make_room(published: dict, state: dict, tokens: int) -> list[str]:
+    """One number of rows for the embeddings, the head and the configuration, so that every token has one.
+
+    A run that trained the new tokens brings tables that are longer than those of its base. In place.
+
+    Returns:
+        notes for the report, where rows had to be made.
+    """
+    tables = [name for name in EMBEDDINGS if name in state]
+    rows = max([tokens, *(len(state[name]) for name in tables)])
+    short = [name for name in tables if len(state[name]) < rows]
+    for name in short:
+        state[name] = with_rows(state[name], rows)
+    published["llm_config"] = {**published["llm_config"], "vocab_size": rows}
+    return [f"{name}: rows of new tokens are the mean of the others; the run did not train them" for name in short]
 
 
 def assemble(published: dict, tokenizer, state: dict, source, dtype: str = "float32", new: dict | None = None):
@@ -142,11 +177,7 @@ def assemble(published: dict, tokenizer, state: dict, source, dtype: str = "floa
     wanted = getattr(torch, dtype)
     converted = convert_state_dict(state, published["llm_config"]) | new
     converted = {name: tensor.to(wanted) for name, tensor in converted.items()}
-    with torch.device("meta"):
-        skeleton = GroundedMLLM(config)
-    report = sam2.check_names(skeleton, converted, "unibiomed", source, "")
-    report.check()
-    model = GroundedMLLM.from_pretrained(None, config=config, state_dict=converted, dtype=wanted).eval()
+    model, report = reading.build(GroundedMLLM, config, converted, "unibiomed", source, wanted)
     model.processor = grounded_processor(published, tokenizer, config.mask_config.image_size)
     return model, report
 

@@ -6,15 +6,15 @@ unless numpy's constructors are allowed by name; nothing else in it is rebuilt.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 
-from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, read_state_dict
+from unimed.files import atomic_folder
+from unimed.models import foreign
+from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, check_names, read_state_dict
+from unimed.models.weights import fill
 
 logger = logging.getLogger("unimed.models.checkpoints")
 TEXT = "text_encoder."
@@ -134,10 +134,10 @@ def convert(source, destination, text_encoder=None, config=None, dtype=None) -> 
         raise CheckpointError(f"--text-encoder {folder} is no folder")
     if config is None and (source.parent / "open_clip_config.json").is_file():
         config = source.parent / "open_clip_config.json"
-    described = json.loads(Path(config).read_text()) if config else {}
+    described = foreign.read_json(config) if config else {}
     text_config = None
     if folder is not None and (folder / "config.json").is_file():
-        text_config = json.loads((folder / "config.json").read_text())
+        text_config = foreign.clean(foreign.read_json(folder / "config.json"))
     settings = configuration(state, text_config, described.get("model_cfg"))
     if "preprocess_cfg" in described:
         settings.preprocess_cfg |= described["preprocess_cfg"]
@@ -155,32 +155,19 @@ def write_model(settings, state, destination: Path, report: ConversionReport, to
     """
     from unimed.models.clip import ClipModel, ClipProcessor
 
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in ClipModel(settings).towers.state_dict().items()}
     state = {name: tensor for name, tensor in state.items() if not name.endswith("embeddings.position_ids")}
-    report.mapped = len(set(state) & set(expected))
-    report.missing = sorted(set(expected) - set(state))
-    report.unexpected = sorted(set(state) - set(expected))
+    with torch.device("meta"):
+        found = check_names(ClipModel(settings).towers, state, report.layout, report.source)
+    report.mapped, report.missing, report.unexpected = found.mapped, found.missing, found.unexpected
+    report.shapes = found.shapes
     report.check()
-    for name, tensor in state.items():
-        if tensor.shape != expected[name]:
-            raise CheckpointError(
-                f"{report.source}: {name} has shape {tuple(tensor.shape)}, the model needs {tuple(expected[name])}"
-            )
     processor = ClipProcessor(settings, tokenizer)
     processor.tokenizer  # noqa: B018 - a tokenizer that is not to be had shall be known before anything is written
     model = ClipModel(settings)
-    model.towers.load_state_dict(state, strict=True, assign=False)
+    fill(model.towers, state, report.source)
     model.processor = processor
     if dtype is not None:
         model = model.to(getattr(torch, dtype))
         report.notes.append(f"stored as {dtype}")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
-        model.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(destination)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic_folder(destination) as folder:
+        model.save_pretrained(folder)

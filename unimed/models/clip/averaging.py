@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+from unimed.files import atomic_folder
+from unimed.models.weights import fill
+
 
 def interpolate(
     first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], alpha: float
@@ -45,8 +48,7 @@ def average_folders(first: str | Path, second: str | Path, destination: str | Pa
     if destination.exists():
         raise FileExistsError(f"{destination} is already there; choose another name or remove it")
     start, model = ClipModel.from_pretrained(first), ClipModel.from_pretrained(second)
-    model.load_state_dict(interpolate(start.state_dict(), model.state_dict(), alpha))
-    partial = destination.with_name(f".{destination.name}.partial")
-    model.save_pretrained(partial)
-    partial.rename(destination)
+    fill(model, interpolate(start.state_dict(), model.state_dict(), alpha), first)
+    with atomic_folder(destination) as folder:
+        model.save_pretrained(folder)
     return destination

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from unimed.models import foreign
 from unimed.models.clip.configuration import ClipConfig, bert_config
 
 
@@ -75,13 +76,11 @@ def text_config_of(text_cfg: dict, folder=None) -> dict | None:
     if not name:
         return None
     if folder is not None and (Path(folder) / "config.json").is_file():
-        return json.loads((Path(folder) / "config.json").read_text())
+        return foreign.clean(foreign.read_json(Path(folder) / "config.json"))
     if "BiomedBERT" in name or "PubMedBERT" in name or "BiomedNLP" in name:
         return bert_config("large" if "-large-" in name else "base")
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(name).to_dict()
+        return foreign.config(foreign.hub_name(name, "hf_model_name")).to_dict()
     except (OSError, ValueError) as error:
         raise ValueError(f"the configuration of text tower {name!r} is neither here nor on the hub") from error
 

@@ -6,6 +6,8 @@ from copy import deepcopy
 
 from transformers import PreTrainedConfig
 
+from unimed.models import foreign
+
 #: What OpenAI's CLIP, UniMed-CLIP and BiomedCLIP normalise images with.
 OPENAI_PREPROCESS = {
     "mean": [0.48145466, 0.4578275, 0.40821073],
@@ -95,6 +97,8 @@ class ClipConfig(PreTrainedConfig):
     ):
         self.model_cfg = deepcopy(model_cfg) if model_cfg else None
         if self.model_cfg is not None:
+            self.model_cfg, text_config = foreign.towers_configuration(self.model_cfg, text_config)
+        if self.model_cfg is not None:
             missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(self.model_cfg)
             if missing:
                 raise ValueError(f"model_cfg lacks {', '.join(sorted(missing))}")
@@ -103,7 +107,7 @@ class ClipConfig(PreTrainedConfig):
         self.preprocess_cfg = OPENAI_PREPROCESS | dict(preprocess_cfg or {})
         self.text_config = dict(text_config) if text_config else None
         self.tokenizer = tokenizer
-        super().__init__(**kwargs)
+        super().__init__(**foreign.clean(kwargs))
 
     @property
     def image_size(self) -> int | list[int]:

@@ -195,19 +195,32 @@ class ClipModel(WholeWeights, PreTrainedModel):
         Args:
             labels: names, put into every template; or {name: prompts}, taken as they are.
             templates: texts with one `{}`.
-            class_norm: z-score every dimension over the classes before the last normalisation.
+            class_norm: z-score every dimension over the classes before the last normalisation. The features of the
+                images have to be brought there too: see `class_statistics` and `class_normalise`.
 
         Raises:
             ValueError: no label, a label twice, a class without prompts, or a template without `{}`.
         """
+        names, weights = self._class_features(labels, templates)
+        if class_norm:
+            return names, class_normalise(weights, *_statistics(weights))
+        return names, F.normalize(weights, dim=-1)
+
+    def class_statistics(
+        self, labels: Sequence[str] | Mapping[str, Sequence[str]], templates: Sequence[str] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation [1, D] over the classes of their text features; arguments as `classifier`."""
+        return _statistics(self._class_features(labels, templates)[1])
+
+    def _class_features(self, labels, templates) -> tuple[tuple[str, ...], torch.Tensor]:
+        """Names and the mean of the unit vectors of each class's prompts, [C, D]."""
         prompts = _prompts(labels, templates)
         texts = list(dict.fromkeys(text for group in prompts.values() for text in group))
         place = {text: number for number, text in enumerate(texts)}
         features = self.encode_text(texts)
-        weights = torch.stack([features[[place[text] for text in group]].mean(0) for group in prompts.values()])
-        if class_norm:
-            weights = (weights - weights.mean(0, keepdim=True)) / weights.std(0, keepdim=True).clamp_min(1e-12)
-        return tuple(prompts), F.normalize(weights, dim=-1)
+        return tuple(prompts), torch.stack(
+            [features[[place[text] for text in group]].mean(0) for group in prompts.values()]
+        )
 
     def zero_shot(
         self,
@@ -216,6 +229,7 @@ class ClipModel(WholeWeights, PreTrainedModel):
         templates: Sequence[str] | None = None,
         site: str = "",
         compat: str | None = None,
+        class_norm: bool = False,
     ):
         """Which of the labels fits an image.
 
@@ -224,19 +238,22 @@ class ClipModel(WholeWeights, PreTrainedModel):
             labels, templates: see `classifier`.
             compat: "reference" compares image features that were not normalised, at scale 1, as the published
                 demonstration of UniMed-CLIP did; the order of the labels is the same.
+            class_norm: compare after every dimension was z-scored over the classes, on both sides.
 
         Raises:
             ValueError: fewer than two labels where probabilities are shared among them (one label would always get 1),
                 and what `classifier` raises.
         """
-        names, weights = self.classifier(labels, templates)
+        names, weights = self.classifier(labels, templates, class_norm)
         if len(names) < 2 and not self.sigmoid:
             raise ValueError(
                 f"only one label ({names[0]!r}) was given: its probability would be 1 whatever the image shows; "
                 "give at least two, such as 'no ...', or compare encode_image with encode_text yourself"
             )
         several = isinstance(image, (list, tuple)) or (torch.is_tensor(image) and image.ndim == 4)
-        features = self.encode_image(image, normalize=compat != "reference", site=site)
+        features = self.encode_image(image, normalize=compat != "reference" and not class_norm, site=site)
+        if class_norm:
+            features = class_normalise(features, *self.class_statistics(labels, templates))
         scale = 1.0 if compat == "reference" else float(self.towers.logit_scale.detach().float().exp())
         logits = scale * features @ weights.T
         if self.sigmoid:
@@ -288,6 +305,18 @@ class ClipModel(WholeWeights, PreTrainedModel):
         if isinstance(first, str) and not _is_file(first):
             return self.encode_text(things)
         return self.encode_image(things, site=site)
+
+
+def class_normalise(features: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Unit vectors of features [N, D] that were shifted and scaled by the statistics of the classes.
+
+    Image features must be raw (not of unit length): the shift has the scale of the towers' output.
+    """
+    return F.normalize((features - mean) / std, dim=-1)
+
+
+def _statistics(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return weights.mean(0, keepdim=True), weights.std(0, keepdim=True).clamp_min(1e-12)
 
 
 def _is_file(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,27 +9,11 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from unimed.io.display import display
-from unimed.io.images import ImageError, read_image
-from unimed.io.read import read
+from unimed.io.images import load as load_image
+from unimed.models import foreign
 from unimed.models.clip.configuration import ClipConfig
 
 TOKENIZER_FOLDER = "tokenizer"
-
-
-def as_rgb(image, site: str = "") -> np.ndarray:
-    """Path, PIL image or array -> HxWx3 uint8, windowed and turned as `unimed.io.display` says.
-
-    Raises:
-        ImageError, ReadError: no image, or a volume.
-    """
-    if isinstance(image, (str, Path)):
-        array, geometry = read(image)
-        try:
-            image = display(array, geometry, site)
-        except ValueError as error:
-            raise ImageError(f"{image}: {error}") from error
-    return read_image(image, site).rgb
 
 
 class ClipProcessor:
@@ -87,8 +70,7 @@ class ClipProcessor:
     def image(self, image, site: str = "") -> torch.Tensor:
         """Path, PIL image or array -> [3, S, S] float32, normalised.
 
-        Values deeper than 8 bit are windowed first: by the CT window of `site` where one is given, else by the window
-        in a DICOM file, else by percentiles.
+        Values deeper than 8 bit are windowed first, see `unimed.io.windows.choose_window`.
 
         Raises:
             ImageError, ReadError: no image the model can read.
@@ -98,7 +80,7 @@ class ClipProcessor:
         if self.compat == "reference":
             picture = Image.open(image) if isinstance(image, (str, Path)) else image
             return self._evaluate(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture)
-        return self._evaluate(Image.fromarray(as_rgb(image, site)))
+        return self._evaluate(Image.fromarray(load_image(image, site=site).rgb))
 
     def images(self, images: Sequence, site: str = "") -> torch.Tensor:
         """[N, 3, S, S]; see `image`."""
@@ -115,7 +97,7 @@ class ClipProcessor:
 
         if self._crop is None or tuple(self._crop.scale) != tuple(scale):
             self._crop = RandomResizedCrop(self.size, scale=scale, interpolation=InterpolationMode.BICUBIC)
-        return pil_to_tensor(self._crop(Image.fromarray(as_rgb(image, site))))
+        return pil_to_tensor(self._crop(Image.fromarray(load_image(image, site=site).rgb)))
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 3, S, S] uint8 -> float, as `image` gives; floats are taken as normalised already."""
@@ -138,21 +120,13 @@ class ClipProcessor:
         return self._tokenizer
 
     def _open_tokenizer(self):
-        import open_clip
-        from open_clip.tokenizer import HFTokenizer
-
         text = self.config.model_cfg["text_cfg"]
-        name = self._source or text.get("hf_tokenizer_name") or text.get("hf_model_name")
-        if not name:
-            return open_clip.get_tokenizer(self.config.tokenizer or "ViT-B-16", context_length=self.context_length)
         try:
-            return HFTokenizer(
-                str(name),
-                context_length=self.context_length,
-                tokenizer_mode=text.get("tokenizer_mode"),
-                **(text.get("tokenizer_kwargs") or {}),
-            )
+            return foreign.open_clip_tokenizer(text, self._source, self.context_length, self.config.tokenizer)
+        except foreign.ForeignError:
+            raise
         except (OSError, ValueError) as error:
+            name = self._source or text.get("hf_tokenizer_name") or text.get("hf_model_name")
             raise OSError(
                 f"the tokenizer {name} is neither a folder here nor on the hub; give the folder of the text encoder "
                 "(vocab.txt or tokenizer.json with its config), or put it as text_encoder/ beside the checkpoint"
@@ -214,11 +188,7 @@ class ClipProcessor:
     @classmethod
     def from_pretrained(cls, folder: str | Path, compat: str | None = None) -> ClipProcessor:
         """The processor of a folder written by `ClipModel.save_pretrained`, or of a hub id."""
-        folder = Path(folder)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            folder = Path(snapshot_download(str(folder), allow_patterns=["config.json", f"{TOKENIZER_FOLDER}/*"]))
-        config = ClipConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        folder = foreign.folder_of(folder)
+        config = ClipConfig.from_dict(foreign.read_json(folder / "config.json"))
         inner = folder / TOKENIZER_FOLDER
         return cls(config, inner if inner.is_dir() else None, compat)

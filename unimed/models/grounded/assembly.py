@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from unimed.data.collate.packing import block_diagonal_mask, pack_rows
-from unimed.io.images import ImageInput, read_image
+from unimed.io.images import Image
+from unimed.io.images import load as load_image
 from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.regions import PromptError, token_index
 
@@ -48,7 +49,7 @@ class Assembly:
         self.processor, self.site, self.share = processor, site, share_images
         self.literal, self.past_text = literal, past_text
         self.examples: list[Example] = []
-        self.sources: list[ImageInput] = []
+        self.sources: list[Image] = []
         self._slots: dict = {}
         self._held: list = []  # an object that is gone could lend its identity to another one
 
@@ -93,7 +94,7 @@ class Assembly:
         key = image if isinstance(image, str) else id(image)
         if not self.share or key not in self._slots:
             self._slots[key] = len(self.sources)
-            self.sources.append(read_image(image, self.site))
+            self.sources.append(load_image(image, site=self.site))
             self._held.append(image)
         return self._slots[key]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
+
+from unimed.models import foreign
 
 
 class GroundedConfig(PreTrainedConfig):
@@ -58,7 +60,7 @@ class GroundedConfig(PreTrainedConfig):
         self.vision_grid = vision_grid
         # Tying is the business of the backbone, which does it itself.
         kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
+        super().__init__(**foreign.clean(kwargs))
 
     def get_text_config(self, *args, **kwargs):
         return self if self.backbone_config is None else self.backbone_config.get_text_config()
@@ -74,5 +76,4 @@ class GroundedConfig(PreTrainedConfig):
 def _as_config(value):
     if value is None or isinstance(value, PreTrainedConfig):
         return value
-    values = dict(value)
-    return AutoConfig.for_model(values.pop("model_type"), **values)
+    return foreign.config_from(value)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unimed.io.images import ImageError, read_image
+from unimed.io.images import ImageError
+from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated
 from unimed.models.grounded.processing import PromptError, asked_phrase
@@ -77,7 +78,7 @@ def predict_frames(
     objects there are; frames are asked for one at a time and not kept.
 
     Args:
-        frames: images of one size, all that `read_image` takes; may be lazy (`len` and `[index]`).
+        frames: images of one size, all that `unimed.io.images.load` takes; may be lazy (`len` and `[index]`).
         text: one question, or several about the same frames; a list gives a list.
         follow: "memory" carries masks from the key frames to the others by SAM 2's memory; "prompt" prompts every frame
             with the words alone; "auto" takes memory where the mask head has one.
@@ -180,13 +181,13 @@ class _Frames:
         if not len(frames):
             raise PromptError("there is no frame")
         self.frames, self.site = frames, site
-        self.size = read_image(frames[0], site).rgb.shape[:2]
+        self.size = load_image(frames[0], site=site).rgb.shape[:2]
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        rgb = read_image(self.frames[index], self.site).rgb
+        rgb = load_image(self.frames[index], site=self.site).rgb
         if rgb.shape[:2] != self.size:
             raise ImageError(f"frame {index} is {rgb.shape[:2]}, the first {self.size}; all frames need one size")
         return rgb

@@ -11,7 +11,7 @@ import torch
 from transformers.modeling_outputs import ModelOutput
 
 from unimed.data.canonical import box_of_mask
-from unimed.io.images import read_image
+from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
@@ -155,7 +155,7 @@ class GroundedPredictor:
             ValueError: no box, or a box that is not four finite numbers, has no area, or lies outside the image.
         """
         self.eval()
-        source = read_image(image, site)
+        source = load_image(image, site=site)
         height, width = source.rgb.shape[:2]
         phrases = list(phrases) or [f"box {index + 1}" for index in range(len(boxes_xyxy_px))]
         regions = [
@@ -191,8 +191,9 @@ class GroundedPredictor:
             for r, mask, iou in zip(regions, masks, quality, strict=True)
         ]
         return Prediction(
-            "", tuple(regions), source.geometry, {"masks": time.perf_counter() - begin}, self._reference()
-        )
+            "", tuple(regions), source.geometry, {"masks": time.perf_counter() - begin}, self._reference(),
+            image=source.source,
+        )  # fmt: skip
 
     @torch.no_grad()
     def predict_forward(
@@ -387,8 +388,14 @@ class GroundedPredictor:
             geometry = None if source is None else source.geometry
             predictions.append(
                 Prediction(
-                    answer.text, tuple(regions), geometry, timing, self._reference(), self.processor.raw_text(row.ids)
-                )
+                    answer.text,
+                    tuple(regions),
+                    geometry,
+                    timing,
+                    self._reference(),
+                    self.processor.raw_text(row.ids),
+                    None if source is None else source.source,
+                )  # fmt: skip
             )
         share = (time.perf_counter() - answered) / len(rows)
         for prediction in predictions:

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from unimed.chat import TEMPLATES, as_plain_text
+from unimed.models import foreign
 from unimed.models.dialects import Dialect, build_dialect
 from unimed.models.grounded.answers import ParsedAnswer, Target, parse_pieces, pieces_of_text, split_boxes
 from unimed.models.grounded.assembly import Assembly, conversations_of
@@ -53,6 +54,12 @@ class GroundedProcessor(ProcessorMixin):
 
     attributes = ["tokenizer"]
     tokenizer_class = "AutoTokenizer"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """The processor of a folder or hub id, from its data files alone (see `unimed.models.foreign`)."""
+        kwargs.pop("trust_remote_code", None)
+        return foreign.processor(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unimed.io.images import read_image
+from unimed.io.images import load as load_image
 from unimed.models.grounded.frames import KEY_FRAMES, ask, propagate
 from unimed.models.grounded.processing import PromptError
 from unimed.models.heads.mask import resize_mask_logits
@@ -30,7 +30,7 @@ def predict_published(model, image, text, past_text, mask_prompts, video, max_ne
 
 
 def _image(model, image, text, past_text, mask_prompts, max_new_tokens) -> dict:
-    source = None if image is None else read_image(image)
+    source = None if image is None else load_image(image)
     regions = None
     if mask_prompts is not None:
         if len(mask_prompts) != 1:
@@ -57,7 +57,7 @@ def _video(model, video, text, past_text, max_new_tokens) -> dict:
         raise PromptError(
             "this model's mask head has no memory for frames; use unimed.inference.predict_volume, slice by slice"
         )
-    frames = [read_image(frame).rgb for frame in video]
+    frames = [load_image(frame).rgb for frame in video]
     if not frames:
         raise PromptError("the video has no frame")
     sizes = {frame.shape[:2] for frame in frames}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from unimed.io.images import read_image
+from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated
 from unimed.structures import Region
@@ -29,7 +29,7 @@ def teacher_forced(model, images: Sequence, questions: Sequence[str], answers: S
     try:
         for image, question, answer in zip(images, questions, answers, strict=True):
             begin = time.perf_counter()
-            source = read_image(image)
+            source = load_image(image)
             processor, size = model.processor, source.rgb.shape[:2]
             inputs = processor(images=source, text=[("user", question), ("assistant", answer)]).to(model.device)
             features = model.mask_head.encode(inputs.pop("mask_pixel_values"))
@@ -48,7 +48,9 @@ def teacher_forced(model, images: Sequence, questions: Sequence[str], answers: S
                 if box[2] > box[0] and box[3] > box[1]
             ]  # fmt: skip
             spent = {"teacher_forced": time.perf_counter() - begin}
-            predictions.append(Prediction(parsed.text, tuple(regions), source.geometry, spent, model._reference()))
+            predictions.append(
+                Prediction(parsed.text, tuple(regions), source.geometry, spent, model._reference(), image=source.source)
+            )
     finally:
         model.train(was_training)
     return predictions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from unimed.io.images import read_image
+from unimed.io.images import load as load_image
 from unimed.models.grounded.generation import Generated
 
 
@@ -18,7 +18,7 @@ def decode_without_cache(model, image, text: str, max_new_tokens: int = 64):
         ids of the answer, and boxes as (xyxy in pixels, standard deviation or None, probability) per [BOX].
     """
     model.eval()
-    processor, source = model.processor, read_image(image)
+    processor, source = model.processor, load_image(image)
     size = source.rgb.shape[:2]
     inputs = processor(images=source, text=text).to(model.device)
     prompt, pixels = inputs["input_ids"][0].tolist(), inputs["pixel_values"]

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, PreTrainedConfig, SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
+from unimed.models import foreign
 from unimed.models.backbones.tiny_vit import LiteMedSamEncoder
 from unimed.models.heads.mask import FeatureCache, MaskFeatures, MaskOutput, per_image
 from unimed.models.heads.sam import SAM_LEADING, output_tokens, tokens_per_image
@@ -53,7 +54,7 @@ class MedSamLiteConfig(PreTrainedConfig):
         self.text_width = text_width
         self.box_zoom = box_zoom
         self.encoder_frozen = encoder_frozen
-        super().__init__(**kwargs)
+        super().__init__(**foreign.clean(kwargs))
 
     def sam(self) -> SamConfig:
         """The same sizes in the words of transformers' SAM."""

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from unimed.models import foreign
+from unimed.models.checkpoints import reading, unibiomed
 from unimed.models.checkpoints import sam2 as sam2_layout
-from unimed.models.checkpoints import unibiomed
 from unimed.models.checkpoints.reading import CheckpointError, read_state_dict
 from unimed.models.checkpoints.tokenizers import read_without_remote_code
 from unimed.models.grounded.configuration import GroundedConfig
@@ -19,11 +20,6 @@ from unimed.models.heads.mask import PromptProjection
 
 #: Families that a model can start from besides the published InternVL folders, as transformers writes them.
 FAMILIES = ("internvl", "llava", "qwen2_vl", "qwen2_5_vl")
-#: Embeddings and heads of the language models of InternVL 2.5.
-_EMBEDDINGS = (
-    "language_model.model.embed_tokens.weight language_model.lm_head.weight "
-    "language_model.model.tok_embeddings.weight language_model.output.weight"
-).split()
 _CLIP = dict(tile_mean=(0.48145466, 0.4578275, 0.40821073), tile_std=(0.26862954, 0.26130258, 0.27577711))
 
 
@@ -63,8 +59,8 @@ def build_on_parts(
         return _on_transformers_model(backbone, kind, official, presence_head, template, seed, getattr(torch, dtype))
     tokenizer = unibiomed.read_tokenizer(backbone, added=unibiomed.ADDED_TOKENS)
     state = read_state_dict(backbone) | {unibiomed.SAM + name: tensor for name, tensor in official.items()}
-    for name in set(_EMBEDDINGS) & set(state):
-        state[name] = _with_rows(state[name], len(tokenizer))
+    for name in set(unibiomed.EMBEDDINGS) & set(state):
+        state[name] = unibiomed.with_rows(state[name], len(tokenizer))
     published["llm_config"] = {**published["llm_config"], "vocab_size": len(tokenizer)}
     published["template"] = template or "phi3_chat"
     new = _untrained(published["llm_config"]["hidden_size"], _prompt_width(official), presence_head, seed)
@@ -88,19 +84,11 @@ def _prompt_width(official: dict) -> int:
     return official[name].shape[1]
 
 
-def _with_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
-    """An embedding table [V, D] with `rows` rows: new ones are the mean of the old, those without a token are cut."""
-    if rows <= len(table):
-        return table[:rows]
-    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
-    return torch.cat([table, mean.expand(rows - len(table), -1)])
-
-
 def _on_transformers_model(backbone: Path, kind: str, official: dict, presence_head, template, seed, dtype):
     from transformers import AutoModelForImageTextToText
 
     tokenizer = read_without_remote_code(backbone)
-    vlm = AutoModelForImageTextToText.from_pretrained(backbone, dtype=dtype)
+    vlm = foreign.model(AutoModelForImageTextToText, backbone, dtype=dtype)
     tokenizer.add_tokens(list(unibiomed.ADDED_TOKENS), special_tokens=True)
     if len(tokenizer) > vlm.get_input_embeddings().num_embeddings:
         vlm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
@@ -117,11 +105,8 @@ def _on_transformers_model(backbone: Path, kind: str, official: dict, presence_h
     state = {f"backbone.vlm.{name}": tensor.clone() for name, tensor in vlm.state_dict().items()}
     state |= {f"mask_head.sam.{name}": tensor for name, tensor in sam2_layout.convert_state_dict(official).items()}
     state |= _untrained(vlm.config.get_text_config().hidden_size, _prompt_width(official), presence_head, seed)
-    with torch.device("meta"):
-        skeleton = GroundedMLLM(config)
-    sam2_layout.check_names(skeleton, state, kind, backbone, "").check()
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    model = GroundedMLLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval()
+    model, _ = reading.build(GroundedMLLM, config, state, kind, backbone, dtype)
     options["template"] = template or options["template"]
     model.processor = GroundedProcessor(tokenizer, mask_size=config.mask_config.image_size, **options)
     return model

@@ -11,6 +11,7 @@ from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import GroundedProcessor
 from unimed.models.heads.medsam_lite import MedSamLiteConfig
+from unimed.models.weights import fill
 from unimed.tokens import BOX_TOKEN, GROUNDING_TOKENS, IMAGE_PLACEHOLDER, SEG_TOKEN
 
 END, PAD = "<|end|>", "<|pad|>"
@@ -163,7 +164,7 @@ def build_on_language_model(
     mask_config = MedSamLiteConfig(image_size=image_size)
     torch.manual_seed(seed)
     model = GroundedMLLM(_config(language_model.config, tokenizer, mask_config, connector, box_head, vision_grid))
-    model.backbone.lm.load_state_dict(language_model.state_dict())
+    fill(model.backbone.lm, language_model.state_dict(), "the language model")
     model.processor = _processor(tokenizer, mask_config, vision_grid, template)
     return model
 

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import torch
 
+from unimed.models import foreign
 from unimed.models.checkpoints import lisa, llava_v1, sam
 from unimed.models.checkpoints.reading import CheckpointError, read_state_dict
 from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.starting.grounded_small import train_tokenizer
+from unimed.models.weights import fill
 from unimed.tokens import BOX_TOKEN, IMAGE_PLACEHOLDER, PHRASE_END, PHRASE_START
 
+#: Parts that no published file holds: they start untrained.
+UNTRAINED = ("seg_projection.", "box_head.", "language_box_head.")
 #: Kinds of box head whose hypotheses are tokens of the decoder.
 _BY_TOKEN = ("mhp", "umhp", "uncertain", "rwta", "laplace_mixture")
 
@@ -58,13 +62,11 @@ def build_from_parts(
     Raises:
         CheckpointError: CLIP or another part is missing.
     """
-    from transformers import AutoTokenizer
-
     merged, clip_config = read_state_dict(llava), None
     if clip is not None:
         clip_config = llava_v1.read_config(Path(clip)).get("vision_config")
         merged |= llava_v1.clip_state_dict(Path(clip))
-    tokenizer = AutoTokenizer.from_pretrained(llava)
+    tokenizer = foreign.tokenizer(llava)
     added = [BOX_TOKEN, "<im_start>", "<im_end>", IMAGE_PLACEHOLDER]
     added += [PHRASE_START, PHRASE_END] if style == "tags" else []
     tokenizer.add_tokens(added, special_tokens=True)
@@ -100,10 +102,7 @@ def build_from_parts(
     for name, tensor in sam.convert_state_dict(official).items():
         if not name.startswith(sam.MASK_PARTS):
             weights[f"mask_head.sam.{name}"] = tensor.float()
-    missing, left = model.load_state_dict(weights, strict=False)
-    missing = [n for n in missing if not n.startswith(("seg_projection.", "box_head.", "language_box_head."))]
-    if missing or left:
-        raise CheckpointError(f"{llava}, {sam_weights}: missing {missing[:5]}, left over {left[:5]}")
+    fill(model, weights, f"{llava}, {sam_weights}", UNTRAINED)
     model.processor = lisa.grounded_processor(
         tokenizer,
         config,

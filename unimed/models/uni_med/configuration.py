@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
+
+from unimed.models import foreign
 
 #: EVA-CLIP ViT-g/14 without its last block, as Uni-Med, BLIP-2 and MiniGPT-v2 use it.
 EVA_VIT_G = {"image_size": 224, "patch_size": 14, "dim": 1408, "depth": 39, "heads": 16, "mlp_hidden": 6144}
@@ -57,13 +59,12 @@ class UniMedConfig(PreTrainedConfig):
         if text_config is None or isinstance(text_config, PreTrainedConfig):
             self.text_config = text_config
         else:
-            values = dict(text_config)
-            self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
+            self.text_config = foreign.config_from(text_config)
         self.sft_type = sft_type
         self.lora = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05} if lora is None else dict(lora)
         self.freeze_vision = freeze_vision
         kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
+        super().__init__(**foreign.clean(kwargs))
 
     def get_text_config(self, *args, **kwargs):
         return self if self.text_config is None else self.text_config
