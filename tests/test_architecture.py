@@ -20,7 +20,7 @@ LEVELS = [
     ["unimed.models"],
     ["unimed.models.starting"],
     ["unimed.models.checkpoints"],
-    ["unimed.models.grounded", "unimed.models.boltzformer", "unimed.models.clip", "unimed.models.uni_med"],
+    ["unimed.models.grounded", "unimed.models.boltzformer", "unimed.models.clip"],
     ["unimed.models.heads", "unimed.models.dialects"],
     ["unimed.models.backbones", "unimed.models.connectors", "unimed.models.lora", "unimed.models.shim"],
     ["unimed.models.foreign"],

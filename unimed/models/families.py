@@ -16,7 +16,7 @@ FAMILIES = (
     "unimed.models.grounded",
     "unimed.models.boltzformer",
     "unimed.models.clip",
-    "unimed.models.uni_med",
+    "unimed.models.checkpoints.uni_med_saved",
 )
 _WATCHED = "transformers.models.auto.modeling_auto"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from torch.nn import functional as F
 
 from unimed.data.canonical import is_volume
 from unimed.evaluation.scorers.grounding import score_grounding
+from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.io.result import Prediction
 from unimed.losses.box import box_loss
 from unimed.losses.matching import match_targets
 from unimed.losses.segmentation import mask_losses
+from unimed.models.connectors import RoutingStatistics
 from unimed.models.grounded import GroundedMLLM
 from unimed.models.heads.mask import FeatureCache
 from unimed.models.lora import add_lora, merge_lora
@@ -23,6 +26,7 @@ from unimed.structures import Sample, Task
 
 #: Weights of the summed loss; mask weights are those of UniBiomed.
 LOSS_WEIGHTS = {"text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0}
+REDUCTIONS = ("tokens", "samples")
 #: What each term is a mean of; the connector's own loss is averaged over ranks.
 COUNTED = {"text": "tokens", "dice": "masks", "bce": "masks", "presence": "regions", "box": "boxes"}
 
@@ -36,7 +40,8 @@ class GroundingTask(BaseModel):
 
     Args:
         model: folder of a grounded model (ours, or a published one), a model, or a dict: arguments of `build_small` for
-            one that starts from nothing; with `backbone`, those of `build_on_parts`; with `tiny=True`, of `build_tiny`.
+            one that starts from nothing; with `backbone`, those of `build_on_parts`; with `tiny=True`, of `build_tiny`;
+            with `llama` or `vision_dim`, those of a Uni-Med from published parts or from nothing.
         lora: arguments of peft's `LoraConfig` for the language model; None trains it whole.
         freeze: names (beginnings) of parameters that do not learn.
         learn: names (beginnings) of parameters that learn beside the adapters although `lora` freezes what they are
@@ -48,6 +53,14 @@ class GroundingTask(BaseModel):
         max_new_tokens, batch_size: of predictions during validation and test.
         learning_rates: {beginning of a parameter name: factor on the learning rate}.
         box_options: changes to `unimed.losses.box.OPTIONS`.
+        reduction: the language loss is the mean over all learnt tokens ("tokens"), or over samples ("samples"), so that
+            long answers do not outweigh others.
+        connector: arguments of `build_connector` for a new connector in the place of the model's.
+        scores: "grounding" scores what answers point at (`score_grounding`); "benchmarks" gives one set of numbers for
+            each benchmark, as Uni-Med does (`score_benchmarks`).
+        compat: "reference" prompts and scores as published Uni-Med does.
+
+    `routing` collects which task used which expert since it was last reset, `task_losses` the loss of each task.
     """
 
     def __init__(
@@ -64,12 +77,27 @@ class GroundingTask(BaseModel):
         batch_size: int = 8,
         learning_rates: dict | None = None,
         box_options: dict | None = None,
+        reduction: str = "tokens",
+        connector: dict | None = None,
+        scores: str = "grounding",
+        compat: str | None = None,
     ):
         super().__init__()
-        self.model = build_model(model)
+        self.model = build_model(model, connector)
+        if compat is not None:
+            self.processor.compat = compat
+        self.scores, self.compat = scores, compat
         unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown loss weights {sorted(unknown)}; known are {', '.join(LOSS_WEIGHTS)}")
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction {reduction!r} is not known; choose one of: {', '.join(REDUCTIONS)}")
+        self.reduction = reduction
+        self.task_losses: dict[str, list[float]] = {}
+        connector = self.model.connector
+        self.routing = None
+        if connector is not None and connector.config.is_moe:
+            self.routing = RoutingStatistics(connector.config.tasks, connector.config.num_experts)
         self.loss_weights = LOSS_WEIGHTS | (loss_weights or {})
         self.mask_points = mask_points
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
@@ -109,11 +137,13 @@ class GroundingTask(BaseModel):
 
     def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
         """`{"loss", "text", "dice", "bce", "presence", "box", ...}` of one batch (see `GroundedCollator`)."""
-        output = self.model(
-            **{name: batch[name] for name in INPUTS if name in batch}, task=self._routing(batch), return_logits=False
-        )
+        routed = self._routing(batch)
+        output = self.model(**{name: batch[name] for name in INPUTS if name in batch}, task=routed, return_logits=False)
+        if self.training:
+            self._note(batch, output, routed)
         # A rank without masks or boxes still touches every head, so that the gradients of all ranks have one shape.
-        losses = {"text": output.loss, "presence": self._nothing(self.model.presence_head)}
+        text = output.loss if self.reduction == "tokens" else output.sample_losses.mean()
+        losses = {"text": text, "presence": self._nothing(self.model.presence_head)}
         losses |= {"dice": self._nothing(self.model.seg_projection), "bce": self._nothing(self.model.mask_head)}
         losses["box"] = self._nothing(self.model.box_head)
         if output.masks is not None:
@@ -144,14 +174,33 @@ class GroundingTask(BaseModel):
         connector = self.model.connector
         if connector is None or not connector.needs_task:
             return None
-        ids = connector.task_ids([_known(name, connector.config.tasks) for name in batch["tasks"]])
-        return ids.to(self.model.device)
+        known, shown = connector.config.tasks, batch["layout"].per_sample.tolist()
+        # A sample without an image passes no connector, whatever its task.
+        names = [_known(task, known) if count else known[0] for task, count in zip(batch["tasks"], shown, strict=True)]
+        return connector.task_ids(names).to(self.model.device)
+
+    def _note(self, batch: dict, output, routed) -> None:
+        for task, loss in zip(batch["tasks"], output.sample_losses.detach().tolist(), strict=True):
+            self.task_losses.setdefault(task.short if self.routing else task.value, []).append(loss)
+        if self.routing is not None and output.routing is not None and routed is not None:
+            self.routing.update(output.routing, batch["layout"].per_tile(routed))
+
+    def task_summary(self) -> dict[str, float]:
+        """Mean loss per task and mean routing weights per task and expert since the last call."""
+        summary = {f"loss/{task}": sum(values) / len(values) for task, values in sorted(self.task_losses.items())}
+        self.task_losses.clear()
+        if self.routing is not None:
+            summary |= self.routing.scalars()
+            self.routing.reset()
+        return summary
 
     def normalisers(self, batch: dict) -> dict[str, int]:
         """Counts that the terms of the loss are divided by."""
         present = batch["presence"] > 0.5
         return {
-            "tokens": int((batch["labels"][:, 1:] != -100).sum()),
+            "tokens": int((batch["labels"][:, 1:] != -100).sum())
+            if self.reduction == "tokens"
+            else len(batch["tasks"]),
             "masks": int(_per_mask(present, batch).sum()),
             "regions": len(batch["presence"]),
             "boxes": len(batch["boxes_xyxy"]),
@@ -182,32 +231,23 @@ class GroundingTask(BaseModel):
         """
         samples = [self.processor.write(sample) for sample in samples]
         connector = self.model.connector
-        if connector is None or not connector.needs_task:
-            return self._predict(samples, blank)
-        names = [_known(s.task, connector.config.tasks) for s in samples]
-        predictions = {}
-        for task in dict.fromkeys(names):
-            places = [place for place, name in enumerate(names) if name == task]
-            with self.model.routed_as(task):
-                made = self._predict([samples[place] for place in places], blank)
-            predictions |= dict(zip(places, made, strict=True))
-        return [predictions[place] for place in range(len(samples))]
-
-    def _predict(self, samples: Sequence[Sample], blank: bool) -> list[Prediction]:
-        options = dict(max_new_tokens=self.max_new_tokens)
-        images, kept, flat, predictions = [], {}, [], {}
+        routes = connector is not None and connector.needs_task
+        options, flat, images, kept, predictions = dict(max_new_tokens=self.max_new_tokens), [], [], {}, {}
         for index, sample in enumerate(samples):
-            image = sample.images[0]
-            key = sample.sample_id if blank else id(image)
-            kept[key] = np.zeros_like(image) if blank else image
+            # The same array is the same image, which is encoded once.
+            shown = [kept.setdefault(id(image), np.zeros_like(image) if blank else image) for image in sample.images]
             if is_volume(sample):
-                predictions[index] = self.model.predict_frames(list(kept[key]), sample.conversation[0][1], **options)
+                way = self.model.routed_as(_known(sample.task, connector.config.tasks)) if routes else nullcontext()
+                with way:
+                    question = sample.conversation[0][1]
+                    predictions[index] = self.model.predict_frames(list(shown[0]), question, **options)
             else:
                 flat.append(index)
-                images.append(kept[key])
+                images.append(shown if len(shown) > 1 else shown[0] if shown else None)
         given = [samples[i].written.given for i in flat]
         texts = [samples[i].conversation[0][1] for i in flat]
-        answers = self.model.predict_batch(images, texts, given, batch_size=self.batch_size, **options)
+        tasks = [_known(samples[i].task, connector.config.tasks) for i in flat] if routes else None
+        answers = self.model.predict_batch(images, texts, given, batch_size=self.batch_size, task=tasks, **options)
         predictions |= dict(zip(flat, answers, strict=True))
         return [predictions[index] for index in range(len(samples))]
 
@@ -217,21 +257,58 @@ class GroundingTask(BaseModel):
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
         """Metrics, tables and per-case rows; baselines beside them where the training samples are given."""
+        if self.scores == "benchmarks":
+            return score_benchmarks(samples, predictions, self.compat)
         blind = self.predict_samples(_answerable(samples), blank=True) if train else None
         return score_grounding(samples, predictions, train, blind)
 
     def export(self, folder) -> None:
         """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
         merge_lora(self.model)
+        self.model.config.language_tuning = "full"
         self.model.save_pretrained(folder)
 
 
-def build_model(model: str | dict | GroundedMLLM) -> GroundedMLLM:
-    """The model of a `GroundingTask` from its `model` argument, in float32.
+@TASKS.register_module(name="MultiTask")
+def multi_task(
+    model: str | dict,
+    connector: dict | None = None,
+    reduction: str = "tokens",
+    max_new_tokens: int = 100,
+    batch_size: int = 8,
+    compat: str | None = None,
+    **options,
+) -> GroundingTask:
+    """`GroundingTask` as Uni-Med is trained and scored (the former name of its own task)."""
+    if isinstance(model, dict) and "llama" not in model:
+        model = {"vision_dim": 96} | model
+    return GroundingTask(
+        model, connector=connector, reduction=reduction, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        scores="benchmarks", compat=compat, **options,
+    )  # fmt: skip
+
+
+def build_model(model: str | dict | GroundedMLLM, connector: dict | None = None) -> GroundedMLLM:
+    """The model of a `GroundingTask` from its `model` argument, in float32, with a new connector where one is given.
 
     Raises:
         ValueError: a folder that holds no grounded model.
     """
+    if isinstance(model, dict) and "llama" in model:
+        from unimed.models.checkpoints.uni_med import build_from_parts
+
+        return build_from_parts(**model, connector=connector)[0]
+    if isinstance(model, dict) and "vision_dim" in model:
+        from unimed.models.starting.uni_med import build_small as build_small_uni_med
+
+        return build_small_uni_med(**model, connector=connector)
+    model = _build_model(model)
+    if connector is not None:
+        model.replace_connector(connector)
+    return model
+
+
+def _build_model(model: str | dict | GroundedMLLM) -> GroundedMLLM:
     if isinstance(model, GroundedMLLM):
         return model
     if isinstance(model, dict):

@@ -14,8 +14,9 @@ from unimed.files import read_json_lines
 from unimed.io.result import Prediction
 from unimed.losses import box_published
 from unimed.metrics.calibration import Calibration
+from unimed.models.grounded.teacher_forcing import teacher_forced
 from unimed.models.lora import add_lora
-from unimed.models.umedground import build_from_parts, build_small_umedground, teacher_forced
+from unimed.models.starting.umedground import build_from_parts, build_small_umedground
 from unimed.registry import TASKS
 from unimed.structures import Region, Sample
 from unimed.tasks.grounding import GroundingTask

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from golden_files import tensors
 from models.uni_med.recorded import CONNECTOR, FULL, VISION, batch_of, recorded_model
 from safetensors.torch import load_file, save_file
 
@@ -48,11 +49,11 @@ def test_the_converted_folder_computes_the_same(published, tmp_path):
     report = uni_med.convert(trained, tmp_path / "out", llama=llama, eva=eva, vision=SIZES)
     assert not report.missing and not report.unexpected
     model, original = unimed.load(tmp_path / "out", device="cpu"), recorded_model()
-    images = load_file(FULL / "io.safetensors")["images"]
+    images = tensors("uni_med", "full", "io.safetensors")["images"]
     batch = batch_of("vqa", images)
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).logits, original(**batch).logits, atol=1e-6, rtol=0)
-    assert model.processor.options.tokens_per_image == 16
+    assert model.processor.tokens_per_tile == 16
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["layout"] == "uni_med"
 
 
@@ -79,21 +80,21 @@ def test_what_is_missing_is_named(published, tmp_path):
 
 
 def test_a_new_model_of_its_parts(published, tmp_path):
-    from unimed.tasks.multi_task import MultiTask
+    from unimed.tasks.grounding import multi_task
 
     _, eva, llama = published
     parts = {"llama": str(llama), "eva": str(eva), "vision": VISION, "lora": {"r": 2}}
-    task = MultiTask(model=parts, connector=CONNECTOR)
+    task = multi_task(model=parts, connector=CONNECTOR)
     original = recorded_model()
-    images = load_file(FULL / "io.safetensors")["images"]
+    images = tensors("uni_med", "full", "io.safetensors")["images"]
     with torch.no_grad():
-        features = task.model.eval().visual_encoder(images[:1])
-    torch.testing.assert_close(features, original.visual_encoder(images[:1]), atol=1e-6, rtol=0)
-    language = task.model.language_model.state_dict()
-    for name, tensor in original.language_model.state_dict().items():
+        features = task.model.eval().backbone.visual_encoder(images[:1])
+    torch.testing.assert_close(features, original.backbone.visual_encoder(images[:1]), atol=1e-6, rtol=0)
+    language = task.model.backbone.lm.state_dict()
+    for name, tensor in original.backbone.lm.state_dict().items():
         if "lora_" not in name:
             assert torch.equal(language[name], tensor), name
     learning = {n for n, p in task.model.named_parameters() if p.requires_grad}
     assert all(n.startswith("connector.") or "lora_" in n for n in learning)
     with pytest.raises(FileNotFoundError, match="no folder of a language model"):
-        MultiTask(model=parts | {"llama": str(tmp_path / "gone")})
+        multi_task(model=parts | {"llama": str(tmp_path / "gone")})

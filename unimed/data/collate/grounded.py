@@ -18,7 +18,7 @@ class RegionCountError(ValueError):
     """An answer whose [SEG] and [BOX] tokens are not matched by masks and boxes, one to one."""
 
 
-@COLLATORS.register_module()
+@COLLATORS.register_module(name=["GroundedCollator", "UniMedCollator"])
 class GroundedCollator:
     """Tokens, images and region targets of a list of samples.
 

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from unimed.models.backbones.eva import EvaLanguageBackbone, EvaLanguageConfig
+
 
 class VisionLanguageBackbone(nn.Module):
     """Adapter over `InternVLForConditionalGeneration`, `LlavaForConditionalGeneration` and their like.
@@ -163,12 +165,14 @@ UNSUPPORTED = {
 }
 
 
-def build_backbone(config) -> VisionLanguageBackbone | LanguageBackbone:
+def build_backbone(config) -> VisionLanguageBackbone | LanguageBackbone | EvaLanguageBackbone:
     """The adapter that fits a transformers configuration: with a vision part or without.
 
     Raises:
         ValueError: an image-text family of another shape; the message says which shape fits.
     """
+    if isinstance(config, EvaLanguageConfig):
+        return EvaLanguageBackbone(config)
     if not hasattr(config, "vision_config"):
         return LanguageBackbone(config)
     if config.model_type in UNSUPPORTED:

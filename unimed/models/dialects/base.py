@@ -128,6 +128,10 @@ class Dialect:
         """The question with the word of its task, where the dialect has one."""
         return question
 
+    def asked(self, text: str, task: str | None, with_image: bool) -> tuple[str | None, str]:
+        """What a user typed as (task, question), in the form of this dialect."""
+        return task, text
+
     def point(self, phrase: str, tagged: bool, marks: Sequence[tuple[str, Region]], size: Size, read: Size) -> str:
         """What stands for a phrase and all that it points at.
 

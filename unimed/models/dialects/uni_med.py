@@ -14,8 +14,8 @@ from unimed.models.dialects.base import Dialect
 from unimed.models.dialects.boxes import PERCENT
 from unimed.models.dialects.pools import load_pools
 from unimed.registry import DIALECTS
-from unimed.structures import Sample, Task
-from unimed.tokens import SEG_TOKEN
+from unimed.structures import Sample, Task, task_of
+from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
 
 #: Words the published code keeps of a question without an image; the tag of its task counts as one.
 PUBLISHED_WORDS = 50
@@ -126,3 +126,17 @@ class UniMedDialect(Dialect):
 
     def tagged(self, task: Task, question: str, images: int) -> str:
         return f"[{task.short}] {question}"
+
+    def asked(self, text: str, task: str | None, with_image: bool) -> tuple[str | None, str]:
+        """A task in brackets before the text counts where none is given; "vqa", or "qa" without an image, otherwise.
+
+        Raises:
+            TaskNameError: an unknown task.
+        """
+        text = text.replace(IMAGE_PLACEHOLDER, "").strip()
+        if text.startswith("[") and "]" in text:
+            tag, rest = text[1:].split("]", 1)
+            if task is None or tag == task:
+                task, text = tag, rest.strip()
+        named = task_of(task or ("vqa" if with_image else "qa"))
+        return named.short, self.tagged(named, text, int(with_image))

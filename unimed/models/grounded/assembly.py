@@ -33,6 +33,7 @@ class Example:
     units: list[int]
     cells: torch.Tensor | None
     tiled: bool
+    cut: bool = False  # within its images, as only `compat="reference"` does
 
 
 class Assembly:
@@ -83,7 +84,14 @@ class Assembly:
             ids, labels = processor.encode_example(conversation, place, cells)
         else:
             ids = processor.encode_prompt(conversation, place, self.literal, cells, self.past_text)
-        self.examples.append(Example(ids, labels, images, shown, units, cells, tiled))
+        expected = sum(units) * processor.tokens_per_tile
+        if processor.in_pieces and ids.count(processor.image_token_id) > expected:
+            raise PromptError(
+                f"the text holds {ids.count(processor.image_token_id)} image tokens, its images give {expected}; "
+                f"{processor.image_token} may not stand in a question"
+            )
+        cut = cells is None and processor.in_pieces and ids.count(processor.image_token_id) < expected
+        self.examples.append(Example(ids, labels, images, shown, units, cells, tiled, cut))
         return self.examples[-1]
 
     def size(self, slot: int) -> tuple[int, int]:
@@ -132,7 +140,7 @@ class Assembly:
         places = {slot: place for place, slot in enumerate(images)}
         numbers = {key: number for number, key in enumerate(encoded)}
         shown = [numbers[slot, e.tiled] for e in examples for slot in e.read]
-        plain = shown == list(range(len(encoded))) and all(e.cells is None for e in examples)
+        plain = shown == list(range(len(encoded))) and all(e.cells is None and not e.cut for e in examples)
         return ImageLayout(
             encoded=torch.tensor([places[slot] for slot, _ in encoded], dtype=torch.long),
             tiles=torch.tensor(tiles, dtype=torch.long),
@@ -156,6 +164,10 @@ class Assembly:
                 # Regions stand behind the last of the images.
                 cells = e.cells if place + 1 == len(e.read) else None
                 parts.append(int(starts[number]) + token_index(counts[number], cells))
+            if e.cut:
+                whole = sum(len(part) for part in parts[-len(e.read) :])
+                left = e.ids.count(self.processor.image_token_id)
+                parts[-len(e.read) :] = [torch.cat(parts[-len(e.read) :])[: min(whole, left)]]
         return torch.cat(parts)
 
     def _padded(self, examples: list[Example]) -> dict[str, torch.Tensor]:
@@ -164,6 +176,10 @@ class Assembly:
         if any((e.labels is not None) != learnt for e in examples):
             raise PromptError("questions and whole conversations cannot share a batch")
         length = max(len(e.ids) for e in examples)
+        if learnt and self.processor.compat == "reference":
+            # As published, where the loss of a sample is divided by this length: longest question and longest answer.
+            asked = [next(i for i, label in enumerate(e.labels) if label != -100) for e in examples]
+            length = max(asked) + max(len(e.ids) - start for e, start in zip(examples, asked, strict=True))
         input_ids = torch.full((len(examples), length), self.processor.pad_id)
         labels, attention = torch.full_like(input_ids, -100), torch.zeros_like(input_ids)
         for row, e in enumerate(examples):
