@@ -9,6 +9,8 @@ import traceback
 import warnings
 from collections.abc import Callable
 
+from unimed.markup import plain_line, plain_text
+
 #: Everything was done, nothing was, some cases were and some failed.
 DONE, NOTHING, PARTLY = 0, 1, 2
 INTERRUPTED = 130
@@ -92,7 +94,7 @@ def _is_for_the_user(error: Exception) -> bool:
 
 def one_line(error: BaseException) -> str:
     """An error as one line: its text without line ends, or the name of its class where it has none."""
-    said = " ".join(str(error).split())
+    said = plain_line(str(error))
     return said or type(error).__name__
 
 
@@ -100,6 +102,11 @@ def print_steps(source) -> None:
     """What was done to an image before a model saw it: the window and where it came from, turns, pages."""
     if source is not None and source.steps:
         print(f"image: {'; '.join(source.steps)}")
+
+
+def say(text: str) -> None:
+    """Print text of a model or user: no control character of it reaches the terminal."""
+    print(plain_text(text))
 
 
 def exit_code(finished: int, failed: int) -> int:

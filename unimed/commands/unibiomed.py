@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded, print_steps
+from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded, print_steps, say
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames, result_name
 
@@ -162,12 +162,12 @@ def _one_image(args, out: Path) -> int:
 
 def _print_answer(prediction, written) -> None:
     print_steps(prediction.image)
-    print(prediction.text)
+    say(prediction.text)
     for region in prediction.regions:
         presence = "" if region.presence is None else f", presence {region.presence:.2f}"
         unit = "voxels" if region.mask is not None and region.mask.ndim == 3 else "pixels"
         size = f"{0 if region.mask is None else int(region.mask.sum())} {unit}"
-        print(f"  {region.phrase}: {size}{presence}")
+        say(f"  {region.phrase}: {size}{presence}")
     for path in written:
         print(f"  {path}")
     print("Research use only.")

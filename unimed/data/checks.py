@@ -165,7 +165,11 @@ def _image_name(item, form: str) -> str:
 def _kind_of(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "missing file"
-    return "mask" if "mask" in str(error) and ("empty" in str(error) or " is (" in str(error)) else "unreadable"
+    return (
+        "mask"
+        if "mask" in str(error) and any(part in str(error) for part in ("empty", " is (", "not in the grid"))
+        else "unreadable"
+    )
 
 
 def _digest(sample: Sample) -> str:

@@ -164,19 +164,24 @@ def verify(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         metadata = json.loads((path / "metadata.json").read_text())
-        files, version = metadata["files"], metadata["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}/metadata.json cannot be read: {error}") from error
+        files, version, step = metadata["files"], metadata["format"], metadata["step"]
+        expected = [(name, entry["bytes"], entry["sha256"]) for name, entry in files.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}/metadata.json cannot be read: {type(error).__name__} {error}") from error
+    if not (type(version) is int and type(step) is int and all(Path(name).name == name for name, _, _ in expected)):
+        raise CheckpointError(
+            f"{path}/metadata.json is damaged: format, step and names of files are not what is written"
+        )
     if version > FORMAT:
         raise CheckpointError(f"{path} has format {version}, this version reads up to {FORMAT}; update unimed")
-    for name, expected in files.items():
+    for name, size, sha256 in expected:
         try:
             found = _fingerprint(path / name)
         except OSError as error:
             raise CheckpointError(f"{path / name} cannot be read: {error}") from error
-        if found["bytes"] != expected["bytes"]:
-            raise CheckpointError(f"{path / name} has {found['bytes']} bytes, {expected['bytes']} were written")
-        if found["sha256"] != expected["sha256"]:
+        if found["bytes"] != size:
+            raise CheckpointError(f"{path / name} has {found['bytes']} bytes, {size} were written")
+        if found["sha256"] != sha256:
             raise CheckpointError(f"{path / name} was changed after it was written (sha256 differs)")
     return metadata
 

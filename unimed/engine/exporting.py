@@ -64,7 +64,7 @@ def _card(settings, checkpoint, task) -> str:
         "",
         "**Research use only.** Not a medical device; no output may be used for a diagnosis.",
         "",
-        f"Trained {_length(settings, checkpoint)} with `{settings.filename}`.",
+        f"Trained {_length(settings, checkpoint)} with `{Path(settings.filename or 'a config').name}`.",
         "",
         "```python",
         "import unimed",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.files import read_json_lines, write_json_lines
+from unimed.markup import for_markdown
 from unimed.metrics.statistics import Interval, bootstrap_mean
 
 
@@ -91,7 +92,7 @@ def _cell(value, digits: int) -> str:
         return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
     if isinstance(value, float | np.floating):
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
-    return "-" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+    return "-" if value is None else for_markdown(str(value))
 
 
 def this_command() -> str:

@@ -164,6 +164,8 @@ def _upright(raster: Raster, orientation: int, compat) -> Raster:
 
 
 def _orientation_of(picture, tags) -> int:
+    if picture.format == "PNG":
+        picture.load()  # Pillow decodes a PNG to look for its EXIF: a damaged picture must not end as damaged EXIF
     try:
         found = tags.get(_EXIF_ORIENTATION) or picture.getexif().get(_EXIF_ORIENTATION, 1)
         return int(found) if int(found) in range(1, 9) else 1
