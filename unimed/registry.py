@@ -1,4 +1,4 @@
-"""The names a config may use: tasks, models, datasets, collators and hooks.
+"""The names a config may use: tasks, models, datasets, collators, hooks, metrics and benchmarks.
 
 A class registers itself with a decorator, and a config builds it by its name:
 
@@ -30,6 +30,8 @@ LOCATIONS = {
     "dataset": ("unimed.data.readers", "unimed.data"),
     "collator": ("unimed.data.collate", "unimed.data.readers"),
     "hook": ("unimed.engine",),
+    "metric": ("unimed.metrics",),
+    "benchmark": ("unimed.evaluation.benchmarks",),
     "model": ("unimed.models.building",),
 }
 #: Modules that failed to import while a package was searched, with the reason, for the error message.
@@ -133,6 +135,20 @@ def _look_up(name: str, registry: Registry):
     return registry.module_dict[name]
 
 
+def registered(registry: Registry) -> dict[str, Any]:
+    """Name -> entry of everything a registry holds, after the modules that fill it were imported."""
+    return {name: registry.module_dict[name] for name in _choices(registry)}
+
+
+def look_up(name: str, registry: Registry) -> Any:
+    """The entry of a name.
+
+    Raises:
+        RegistryError: an unknown name, with the valid ones and the closest.
+    """
+    return _look_up(name, registry)
+
+
 def _choices(registry: Registry) -> list[str]:
     for package in LOCATIONS.get(registry.name, ()):
         _import_package(package)
@@ -189,3 +205,5 @@ DATASETS = Registry("dataset", build_func=_build_func, scope="unimed")
 COLLATORS = Registry("collator", build_func=_build_func, scope="unimed")
 MODELS = Registry("model", build_func=_build_func, scope="unimed")
 HOOKS = Registry("hook", build_func=_build_func, scope="unimed")
+METRICS = Registry("metric", build_func=_build_func, scope="unimed")
+BENCHMARKS = Registry("benchmark", build_func=_build_func, scope="unimed")

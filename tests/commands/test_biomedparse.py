@@ -115,7 +115,7 @@ def test_a_dicom_series_comes_back_as_dicom(model, tmp_path):
         (["in/a.nii.gz", "--prompts", "liver", "--model", "nothing"], "nothing"),
         (["in", "--prompts", "liver", "--formats", "dicom-seg"], "needs a DICOM series"),
         (["in/a.nii.gz", "--prompts", "  "], "prompt 1 is empty"),
-        (["in/b.nii.gz", "--prompts", "liver", "--modality", "CT", "--site", "knee"], "site 'knee'"),
+        (["in/b.nii.gz", "--prompts", "liver", "--modality", "CT", "--site", "knee"], "no CT window for site 'knee'"),
     ],
 )
 def test_faults_are_one_line_and_nothing_is_written(model, folder, capsys, arguments, message):

@@ -34,14 +34,14 @@ class Speaks:
         self.model, self.markup, self.asked = model, markup, []
 
     def predict_batch(self, images, texts, **options):
-        from unimed.io.images import load
+        from unimed.io.images import load as load_image
         from unimed.io.result import Prediction
         from unimed.structures import Region
 
         found = []
         for image, text in zip(images, texts, strict=True):
             self.asked.append(text)
-            bright = load(image).rgb[..., 0] > 120
+            bright = load_image(image).rgb[..., 0] > 120
             regions = (Region("shape", mask=bright),) if "[SEG]" in self.markup else ()
             found.append(Prediction("text", regions, markup=self.markup))
         return found

@@ -87,7 +87,7 @@ def test_prompts_once_slices_once_and_the_same_in_any_grouping():
         for n in (1, 4)
     ]  # fmt: skip
     assert np.array_equal(results[0].labels, results[1].labels) and done[-1] == (10, 10)
-    assert np.abs(results[0].existence - results[1].existence).max() < 1e-5
+    assert np.abs(results[0].existence - results[1].existence).max() < 1e-4
     assert not np.array_equal(first.labels, results[0].labels)
 
 

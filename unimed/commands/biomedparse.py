@@ -258,14 +258,17 @@ def score_volumes(arguments=None, prog: str | None = None) -> int:
 
 
 def _score_volumes(args) -> int:
-    from unimed.evaluation.scorers.label_maps import score_folder, summarise
+    from unimed.evaluation.benchmarks import benchmark
+    from unimed.evaluation.cases import project
+    from unimed.evaluation.scorers.label_maps import summarise
     from unimed.evaluation.tables import this_command
 
-    scores = score_folder(
-        args.results, args.truths, prompts=args.prompts, tolerances_mm=args.tolerances_mm, thresholds=args.iou,
-        empty=args.empty, compat=args.compat, surfaces=not args.no_surfaces,
-    )  # fmt: skip
     out = Path(args.out) if args.out else Path(args.results) / "scores"
+    with project(out):
+        scores = benchmark("biomedparse/volumes").score(
+            args.results, args.truths, prompts=args.prompts, tolerances_mm=args.tolerances_mm, thresholds=args.iou,
+            empty=args.empty, compat=args.compat, surfaces=not args.no_surfaces,
+        )  # fmt: skip
     print(summarise(scores, out, command=this_command(), empty=args.empty, compat=args.compat))
     return exit_code(len(scores.targets), len(scores.problems))
 

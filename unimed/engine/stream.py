@@ -20,16 +20,31 @@ LOOK_S = 5.0
 
 
 class Collate:
-    """The task's collator in a worker: unwraps samples, draws with the batch's own seed, notes what was broken."""
+    """The task's collator in a worker: unwraps samples, draws with the batch's own seed, notes what was broken.
 
-    def __init__(self, collator, seed: int):
-        self.collator, self.seed = collator, seed
+    A sample that only the collator finds unusable is named and replaced as an unreadable one is.
+    """
+
+    def __init__(self, collator, seed: int, datasets: KeyedDatasets | None = None):
+        self.collator, self.seed, self.datasets = collator, seed, datasets
 
     def __call__(self, items):
         samples = [sample for (sample, _), _ in items]
         broken = [record for (_, records), _ in items for record in records]
-        with seeded(self.seed, 5, items[0][1].position):
-            batch = self.collator(samples)
+        words = (self.seed, 5, items[0][1].position)
+        try:
+            with seeded(*words):
+                batch = self.collator(samples)
+        except Exception:  # whatever a collator raises; what lies in no single sample is raised again below
+            if self.datasets is None:
+                raise
+            with seeded(*words):
+                samples, found = self.datasets.sound(items, self.collator)
+            if not found:
+                raise
+            broken += found
+            with seeded(*words):
+                batch = self.collator(samples)
         return batch, {"broken": broken, "samples": len(samples)}
 
 
@@ -89,8 +104,9 @@ class Stream:
             length_of=length_of,
             **options,
         )
-        self.dataset = _WithKey(KeyedDatasets(datasets, names, seed))
-        self.collate, self.rank, self.num_workers = Collate(collator, seed), rank, num_workers
+        keyed = KeyedDatasets(datasets, names, seed)
+        self.dataset = _WithKey(keyed)
+        self.collate, self.rank, self.num_workers = Collate(collator, seed, keyed), rank, num_workers
         self.names, self.restarts, self.timeout_s = names, restarts, timeout_s
         self.length = sum(len(dataset) for dataset in datasets)
         self.state = {"window": 0, "used": 0}

@@ -19,6 +19,7 @@ from unimed.engine.errors import traceback_kept_in
 from unimed.engine.strategy import Strategy, start_processes, world
 from unimed.engine.stream import build_datasets
 from unimed.engine.training import build_task, only_writer, run_folder
+from unimed.evaluation.cases import project
 from unimed.evaluation.tables import markdown_table, write_cases
 from unimed.files import plain, write_atomic
 
@@ -90,7 +91,8 @@ def _evaluate(settings, checkpoint, run: Path, folder: Path) -> dict:
         dist.all_gather_object(parts, predictions)
         predictions = {number: prediction for part in parts for number, prediction in part.items()}
     ordered = [predictions[number] for number in range(len(samples))]
-    metrics = task.score(samples, ordered, **_training_samples(task, settings))
+    with project(folder):
+        metrics = task.score(samples, ordered, **_training_samples(task, settings))
     if rank == 0:
         _write(folder, samples, ordered, metrics, settings, checkpoint)
     return metrics

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.evaluation.cases import renamed
 from unimed.files import read_json_lines, write_json_lines
 from unimed.markup import for_markdown
 from unimed.metrics.statistics import Interval, bootstrap_mean
@@ -109,9 +110,9 @@ def write_cases(path: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
 
 
 def read_cases(path: str | os.PathLike) -> list[dict]:
-    """Rows of a per-case file.
+    """Rows of a per-case file, columns of older files under their names of today (`cases.ALIASES`).
 
     Raises:
         ValueError: a line is no JSON object; file and line are named.
     """
-    return [row for _, row in read_json_lines(path)]
+    return [renamed(row) for _, row in read_json_lines(path)]

@@ -133,7 +133,20 @@ def header_of(dataset) -> dict[str, Any]:
         "bits_stored": int(dataset.get("BitsStored", 0) or 0),
         "steps": (),
     }
-    return header | window_of(dataset)
+    return header | window_of(dataset) | voi_lut_of(dataset)
+
+
+def voi_lut_of(dataset) -> dict:
+    """{"voi_lut": (first stored value, bits of an entry, entries)} where the file brings a table of grey values."""
+    sequence = dataset.get("VOILUTSequence")
+    if not sequence:
+        return {}
+    count, first, bits = (int(value) for value in sequence[0].LUTDescriptor)
+    data = sequence[0].LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, dtype="<u2" if len(data) >= 2 * (count or 2**16) else np.uint8)
+    entries = tuple(int(value) for value in np.atleast_1d(data)[: count or 2**16])
+    return {"voi_lut": (first, bits, entries)} if entries and 1 <= bits <= 16 else {}
 
 
 def window_of(dataset) -> dict:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from unimed.data.collate.grounded import volume_to_uint8
 from unimed.evaluation.scorers.grounding import score_grounding
 from unimed.io.result import Prediction
 from unimed.losses.box import box_loss
@@ -196,6 +197,7 @@ class GroundingTask(Task):
             key = sample.sample_id if blank else id(image)
             kept[key] = np.zeros_like(image) if blank else image
             if sample.labels.get("task") == "volume" and image.ndim == 3:
+                kept[key] = np.zeros(image.shape, np.uint8) if blank else volume_to_uint8(sample)
                 predictions[index] = self.model.predict_frames(list(kept[key]), sample.conversation[0][1], **options)
             else:
                 flat.append(index)

@@ -109,7 +109,7 @@ class ReportGrounding(GroundingTask):
         return teacher_forced(self.model, images, questions, [s.conversation[1][1] for s in samples])
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
-        """Phrases, boxes and doubt, beside the mean box of `train`; under disturbance too where the task says so."""
+        """Phrases, boxes, uncertainty, beside the mean box of `train`; under disturbance too where the task says so."""
         result = score_reports(samples, predictions, self.protocol, self.compat, train)
         if self.robustness is not None and samples and not self.training:
             result["tables"]["robustness"] = self.disturbed(samples)

@@ -100,7 +100,7 @@ def test_the_tool(folders, capsys):
     out = capsys.readouterr().out
     assert "| CT       | spleen" in out and "left out of every mean" in out and "no result in" in out
     report = json.loads((folders / "said" / "scores" / "scores.json").read_text())
-    assert report["counts"] == {"painted_on_absent": 1, "missed": 3, "both_empty": 1, "pairs": 6}
+    assert report["counts"] == {"predicted_on_absent": 1, "missed": 3, "both_empty": 1, "pairs": 6}
     assert len((folders / "said" / "scores" / "cases.jsonl").read_text().splitlines()) == 8
     assert score_volumes([str(folders / "said"), str(folders / "gone")]) == 1
     assert "no such folder" in capsys.readouterr().err

@@ -165,6 +165,7 @@ class RecordDataset:
             array = np.ascontiguousarray(array)
         else:
             image = self._image(record)
+            self._note_turn(record, image)
             array, geometry = image.pixels, image.geometry
         source = image if image is not None else (held, stored)
         regions = tuple(self._region(record, entry, array.shape, source) for entry in record.get("regions") or ())
@@ -243,6 +244,14 @@ class RecordDataset:
             raise RecordError(
                 f"{self.file}: record {record['id']}: mask {name} is {mask.shape}, the image {shape}: {error}"
             ) from error
+
+    def _note_turn(self, record: dict, image: Image) -> None:
+        if image.source.orientation != 1 and any(r.get("box_xyxy_px") for r in record.get("regions") or ()):
+            turn = image.source.orientation
+            self.remarks.append(
+                f"record {record['id']}: image {record['image']}: EXIF orientation {turn}; boxes are taken to be drawn "
+                "on the upright picture"
+            )
 
     def _picture_mask(self, record: dict, name: str, label, image: Image) -> np.ndarray:
         mask, said = self._tried(
