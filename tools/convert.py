@@ -5,13 +5,13 @@ Options of a layout: `python tools/convert.py --from LAYOUT --help`.
 
 import argparse
 import importlib
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unimed.models.checkpoints import CONVERTERS  # noqa: E402
+from unimed.files import write_report  # noqa: E402
+from unimed.layouts import CONVERTERS  # noqa: E402
 
 
 def main(argv=None) -> int:
@@ -51,7 +51,7 @@ def main(argv=None) -> int:
         text = text if args.source in text or args.destination in text else f"{args.source}: {text}"
         print(f"error: {text}", file=sys.stderr)
         if args.report and getattr(error, "report", None):
-            Path(args.report).write_text(json.dumps(error.report.to_dict(), indent=1))
+            write_report(args.report, error.report.to_dict())
         return 1
     print(f"{report.layout}: {report.mapped} entries of {report.source} -> {report.destination}")
     print(f"missing {len(report.missing)}, unexpected {len(report.unexpected)}, dropped {len(report.dropped)}")
@@ -60,7 +60,7 @@ def main(argv=None) -> int:
     for note in report.notes:
         print(f"  note: {note}")
     if args.report:
-        Path(args.report).write_text(json.dumps(report.to_dict(), indent=1))
+        write_report(args.report, report.to_dict())
     return 0
 
 

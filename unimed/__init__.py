@@ -2,7 +2,6 @@
 
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
-from unimed.models.families import register_when_needed
 from unimed.structures import Region, Sample
 from unimed.version import __version__
 
@@ -14,6 +13,12 @@ def load(path, **options):
     return run(path, **options)
 
 
-register_when_needed()
+def __getattr__(name):
+    if name == "models":  # `unimed.models` after `import unimed`, and only then its seconds
+        import importlib
+
+        return importlib.import_module("unimed.models")
+    raise AttributeError(f"module 'unimed' has no attribute {name!r}")
+
 
 __all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "load"]

@@ -44,7 +44,7 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "device": ((str,), "auto"),
     "guards": ((dict,), {"max_bad_steps": 10, "max_broken": 100, "max_worker_deaths": 3, "constant_loss_steps": 50}),
     "hooks": ((list, tuple), ()),
-    "load_from": ((str, NONE), None),
+    "load_from": ((str, dict, NONE), None),
     "test_batch_size": ((int,), 4),
     "overlay_cases": ((int,), 12),
     "custom_imports": ((dict, NONE), None),

@@ -51,7 +51,7 @@ def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None
     if checkpoint is None and checkpoints.find(run / "checkpoints"):
         checkpoint = run
     if checkpoint is not None:
-        strategy.load_weights(checkpoints.load_weights(checkpoint), strict=False)
+        strategy.load_trained(checkpoints.load_weights(checkpoint), checkpoint)
     task.eval()
     datasets, _, _, _ = build_datasets(settings["test_data"])
     samples = [dataset[index] for dataset in datasets for index in range(len(dataset))]

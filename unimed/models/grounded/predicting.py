@@ -14,7 +14,6 @@ from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
 from unimed.models.grounded.regions import token_index
 from unimed.models.heads.mask import MaskFeatures, resize_mask_logits
-from unimed.models.shim import write_shim
 from unimed.structures import Region
 from unimed.tokens import SEG_TOKEN
 
@@ -23,6 +22,7 @@ class GroundedPredictor:
     """Mixin of `GroundedMLLM`: prediction for one, for many, and in the words of UniBiomed."""
 
     _processor: GroundedProcessor | None = None
+    shim_processor = GroundedProcessor
     #: `unimed.metrics.calibration.Calibration` for the boxes of [BOX], or None for the model's own numbers.
     calibration = None
 
@@ -47,7 +47,6 @@ class GroundedPredictor:
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As transformers does; processor and shim (for `trust_remote_code=True`) lie beside the weights."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        write_shim(save_directory, self)
         if self._processor is not None or self.config._name_or_path:
             self.processor.save_pretrained(save_directory)
 
