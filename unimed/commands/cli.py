@@ -69,7 +69,9 @@ def _predict(args) -> int:
         for label, probability in model.zero_shot(args.image, args.text).ranked():
             print(f"{probability:.3f}  {label}")
         return 0
-    predictions = model.predict(image, args.text, max_new_tokens=args.max_new_tokens)
+    # A model that writes no text (BiomedParse) takes prompts, and has no length of an answer.
+    options = {"max_new_tokens": args.max_new_tokens} if hasattr(model, "language_model") else {}
+    predictions = model.predict(image, args.text, **options)
     for name, prediction in zip(names, predictions, strict=True):
         print(prediction.text)
         for path in prediction.save(args.out, name, ("json", "png"), image=image.rgb):

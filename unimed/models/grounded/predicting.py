@@ -14,7 +14,7 @@ from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
 from unimed.models.grounded.regions import token_index
 from unimed.models.heads.mask import MaskFeatures, resize_mask_logits
-from unimed.structures import Region
+from unimed.structures import Region, as_list, identity
 from unimed.tokens import SEG_TOKEN
 
 
@@ -87,7 +87,8 @@ class GroundedPredictor:
         """The same answers as one by one, faster.
 
         Args:
-            images: one per text; the same object given twice is encoded once.
+            images: one per text: a list, an array [N, H, W] or [N, H, W, 3], a sequence or dataset that makes its items
+                when asked, or a generator. The same image given twice is encoded once.
             regions: one list per text as in `predict`, None where a question has none.
             presence_threshold: a region less probable than this keeps its presence and gets an empty mask.
             temperature: 0 is deterministic.
@@ -96,6 +97,7 @@ class GroundedPredictor:
         Raises:
             PromptError, ImageError, ReadError: what cannot be asked or read; nothing is computed then.
         """
+        texts, images = list(texts), as_list(images)
         regions = [None] * len(texts) if regions is None else list(regions)
         if not len(images) == len(texts):
             raise ValueError(f"{len(images)} images for {len(texts)} texts; give one image per text")
@@ -156,7 +158,8 @@ class GroundedPredictor:
         if not regions:
             raise ValueError("no box to cut out; give at least one (left, top, right, bottom) in pixels of the image")
         begin = time.perf_counter()
-        zoom = getattr(self.mask_head.config, "box_zoom", None)
+        # LiteMedSAM is shown the surroundings of a box; the others the whole image, once for all boxes.
+        zoom = getattr(getattr(self.mask_head, "config", None), "box_zoom", None)
         if zoom is None:
             windows, which = [(0, 0, width, height)], [0] * len(regions)
         else:
@@ -446,10 +449,11 @@ def _unit(value: float) -> float:
     return float(min(1.0, max(0.0, value)))
 
 
-def _unique(items, make):
+def _unique(items: list, make):
+    """(what was made, place of each item in it); what is equal is made once."""
     made, slots, seen = [], [], {}
     for item in items:
-        key = id(item) if not isinstance(item, str) else item
+        key = identity(item)
         if key not in seen:
             seen[key] = len(made)
             made.append(make(item))
