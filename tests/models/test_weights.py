@@ -167,7 +167,7 @@ def test_the_code_of_places_survives(tmp_path):
     state = sam_layout.convert_state_dict({sam_layout._FOURIER: code})
     assert len({tensor.data_ptr() for tensor in state.values()}) == 2
     for name, tensor in state.items():
-        model.mask_head.sam.get_buffer(name).copy_(tensor)
+        model.mask_head.sam.state_dict()[name].copy_(tensor)
     # Tied in memory by somebody, and still written under both names.
     model.mask_head.sam.prompt_encoder.shared_embedding.positional_embedding = (
         model.mask_head.sam.shared_image_embedding.positional_embedding
