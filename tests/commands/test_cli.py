@@ -33,3 +33,16 @@ def test_predict_compares_labels_with_a_contrastive_model(tmp_path, capsys):
     assert main(["predict", str(converted(tmp_path)), picture, "lung", "heart", "--device", "cpu"]) == 0
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if "  " in line]
     assert {label for _, label in lines} == {"lung", "heart"} and sum(float(p) for p, _ in lines) > 0.99
+
+
+def test_predict_runs_on_a_model_that_writes_no_text(tmp_path, capsys):
+    from PIL import Image
+
+    from unimed.models.starting.boltzformer import build_small
+
+    build_small(image_size=64).save_pretrained(tmp_path / "model")
+    Image.new("RGB", (40, 30), "gray").save(tmp_path / "picture.png")
+    out = tmp_path / "out"
+    arguments = ["predict", str(tmp_path / "model"), str(tmp_path / "picture.png"), "liver", "--out", str(out)]
+    assert main([*arguments, "--device", "cpu"]) == 0, capsys.readouterr().err
+    assert (out / "picture-0.json").is_file()
