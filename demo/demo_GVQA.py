@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unimed.commands.unibiomed import answers  # noqa: E402
+from unimed.commands.cli import run_verb  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(answers("GVQA"))
+    sys.exit(run_verb("demo-gvqa", prog="demo_GVQA.py"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unimed.commands.biomedparse import parse_3d  # noqa: E402
+from unimed.commands.cli import run_verb  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(parse_3d())
+    sys.exit(run_verb("demo-parse3d", prog="demo_parse3D.py"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unimed.commands.unibiomed import segment_2d  # noqa: E402
+from unimed.commands.cli import run_verb  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(segment_2d())
+    sys.exit(run_verb("demo-seg2d", prog="demo_seg2D.py"))

@@ -8,4 +8,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from unimed.commands.unibiomed import metrics  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(metrics("disease"))
+    sys.exit(metrics("disease", prog="metrics_grounded_disease.py"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unimed.commands.clip import main  # noqa: E402
+from unimed.commands.cli import run_verb  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_verb("clip", prog="clip.py"))

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from unimed.locks import FolderInUseError, FolderLock, is_running, this_machine  # noqa: F401
+from unimed.markup import without_surrogates
+from unimed.names import RESULT_SUFFIXES, ResultNames, result_name  # noqa: F401
 
 #: Variable with the folder of downloads, converted models and indices.
 CACHE_VARIABLE = "UNIMED_CACHE"
@@ -32,6 +34,8 @@ ROOTS_VARIABLE = "UNIMED_DATA_ROOTS"
 _UNFINISHED = re.compile(r"\.unfinished-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(-.*|\..*)?", re.DOTALL)
 #: Unfinished files of other machines are left-overs once nobody has touched them for so long.
 _LEFT_OVER_S = 24 * 3600
+#: A folder that is being replaced; where its place stands empty it is put back, not removed.
+_PREVIOUS = "-previous-"
 _cleaned: set[tuple[str, int]] = set()
 
 
@@ -91,7 +95,7 @@ def atomic_folder(destination: str | Path, replace: bool = False) -> Iterator[Pa
                 if not os.path.islink(file := os.path.join(folder, name)):
                     os.chmod(file, mode & 0o666)
         if replace and destination.exists():
-            previous = destination.parent / _unfinished_name(f"-previous-{destination.name}"[:80])
+            previous = destination.parent / _unfinished_name(f"{_PREVIOUS}{destination.name}")
             os.replace(destination, previous)
             os.replace(temporary, destination)
             shutil.rmtree(previous, ignore_errors=True)
@@ -104,6 +108,20 @@ def atomic_folder(destination: str | Path, replace: bool = False) -> Iterator[Pa
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def scratch_folder(parent: str | Path) -> Iterator[Path]:
+    """A temporary folder in `parent`, whose parts are renamed to where they belong; it is removed at the end."""
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_left_overs(parent)
+    temporary = parent / _unfinished_name("")
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _refuse_content(destination: Path) -> None:
@@ -141,6 +159,11 @@ def remove_left_overs(folder: str | Path) -> list[Path]:
                 else:
                     left = time.time() - entry.stat(follow_symlinks=False).st_mtime > _LEFT_OVER_S
                 if left:
+                    end = found[3] or ""
+                    place = folder / end.removeprefix(_PREVIOUS)
+                    if end.startswith(_PREVIOUS) and not place.exists():
+                        os.replace(entry.path, place)
+                        continue
                     removed.append(Path(entry.path))
                     if entry.is_dir(follow_symlinks=False):
                         shutil.rmtree(entry.path, ignore_errors=True)
@@ -175,13 +198,19 @@ def cache_folder(*names: str) -> Path:
 
 
 def resolve_inside(
-    root: str | Path, name: str | os.PathLike, *, roots: Sequence[str | Path] = (), error: type[Exception] = ValueError
+    root: str | Path,
+    name: str | os.PathLike,
+    *,
+    where: str = "",
+    roots: Sequence[str | Path] = (),
+    error: type[Exception] = ValueError,
 ) -> Path:
     """The path of a file that data name, inside the folder of the data with all links resolved.
 
     Args:
         root: folder that relative names start from.
         name: what a record, a table or a header says; it need not exist.
+        where: file and record that name it, for messages.
         roots: further folders that absolute names and links may lead to, because the user named them; so do those in
             `$UNIMED_DATA_ROOTS` (joined by ":").
         error: what is raised.
@@ -193,23 +222,24 @@ def resolve_inside(
         ValueError: the name is empty or absolute or has "..", or what it leads to lies outside.
     """
     text = os.fspath(name) if isinstance(name, str | os.PathLike) else ""
+    where = where and f"{where}: "
     if not text or "\0" in text:
-        raise error(f"{name!r} is not the name of a file in {root}")
+        raise error(f"{where}{name!r} is not the name of a file in {root}")
     named = [*roots, *(part for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part)]
     parts = text.replace("\\", "/").split("/")
     outside = os.path.isabs(text) or ".." in parts or text.startswith("\\") or re.match(r"[A-Za-z]:[\\/]", text)
     remedy = f"name files relative to it, or name their folder in {ROOTS_VARIABLE}"
     if outside and not named:
-        raise error(f"{text!r} does not stay inside the data folder {root}; {remedy}")
+        raise error(f"{where}{text!r} leads out of the data folder {root}; {remedy}")
     path = Path(root, text)
     allowed = named if outside else [root, *named]
     try:
         real = os.path.realpath(path)
         inside = any(_lies_in(real, os.path.realpath(place)) for place in allowed)
     except (OSError, ValueError) as problem:
-        raise error(f"{text[:200]!r} is not the name of a file in {root} ({problem})") from problem
+        raise error(f"{where}{text[:200]!r} is not the name of a file in {root} ({problem})") from problem
     if not inside:
-        raise error(f"{text!r} leads out of the data folder {root}; {remedy}")
+        raise error(f"{where}{text!r} leads out of the data folder {root}; {remedy}")
     return path
 
 
@@ -224,7 +254,7 @@ def _lies_in(path: str, folder: str) -> bool:
 
 def read_json_lines(
     path: str | Path, *, error: type[Exception] = ValueError, torn_end: bool = False
-) -> Iterator[tuple[int, object]]:
+) -> Iterator[tuple[int, dict]]:
     """(line number from 1, object) of every line of a JSON lines file that is not blank.
 
     A line ends at a line feed and nowhere else, so that texts may hold U+2028, U+2029 and U+0085; a byte order mark at
@@ -235,25 +265,44 @@ def read_json_lines(
         torn_end: leave out a last line without line feed that is not whole, as a killed process leaves it.
 
     Raises:
-        ValueError: the file cannot be read, or a line is not UTF-8 or not JSON; file and line are named.
+        OSError: the file cannot be read.
+        ValueError: a line is not UTF-8 or not a JSON object; file and line are named.
+    """
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if number == 1 and line.startswith(b"\xef\xbb\xbf"):
+                line = line[3:]
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as problem:
+                if torn_end and not line.endswith(b"\n"):
+                    return
+                said = problem.msg if isinstance(problem, json.JSONDecodeError) else str(problem)
+                raise error(f"{path}:{number}: not JSON ({said})") from None
+            if not isinstance(value, dict):
+                raise error(f"{path}:{number}: expected one JSON object per line, got {type(value).__name__}")
+            yield number, value
+
+
+def read_json(path: str | Path, *, error: type[Exception] = ValueError):
+    """The content of a JSON file; a byte order mark is no part of it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8 or not JSON; the file is named (`error`).
     """
     try:
-        with open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-                    line = line[3:]
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line.decode("utf-8"))
-                except (ValueError, RecursionError) as problem:
-                    if torn_end and not line.endswith(b"\n"):
-                        return
-                    said = problem.msg if isinstance(problem, json.JSONDecodeError) else str(problem)
-                    raise error(f"{path}:{number}: not a line of JSON ({said})") from None
-                yield number, value
-    except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path}: not JSON ({problem})") from None
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file that are not blank; they end at line feeds, and a byte order mark is left out."""
+    text = Path(path).read_bytes().decode("utf-8-sig")
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def json_line(value) -> str:
@@ -264,6 +313,37 @@ def json_line(value) -> str:
     except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8; as an escape it is read back as it was
         text = json.dumps(plain(value), allow_nan=False)
     return text + "\n"
+
+
+def append_json_line(path: str | Path, row) -> None:
+    """Add one object to a file of JSON lines, on disk when this returns.
+
+    What a killed process left of a last line is cut off first, so that the new one stands on its own.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if size:
+            stream.seek(size - 1)
+            if stream.read(1) != b"\n":
+                _end_line(stream, size)
+        stream.write(json_line(row).encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _end_line(stream, size: int) -> None:
+    """Finish the last line of a file where it is whole, else cut it off."""
+    stream.seek(0)
+    start = stream.read().rfind(b"\n") + 1
+    stream.seek(start)
+    try:
+        json.loads(stream.read())
+        stream.seek(size)
+        stream.write(b"\n")
+    except ValueError:
+        stream.truncate(start)
 
 
 def write_json_lines(path: str | Path, rows: Iterable) -> Path:
@@ -278,7 +358,8 @@ def write_json_lines(path: str | Path, rows: Iterable) -> Path:
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Text as UTF-8, whole or not at all."""
-    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    text = without_surrogates(text)  # half of a pair has no UTF-8
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_report(path: str | os.PathLike, report: Mapping) -> Path:
@@ -299,10 +380,6 @@ def plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
-#: What the files of a result end in.
-RESULT_SUFFIXES = (".json", ".jsonl", ".png", ".nii.gz", ".npz", ".seg.dcm")
 
 
 def refuse_to_replace(source: str | Path, folder: str | Path, name: str) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+#: Axes whose |cosine| is at most this count as perpendicular; rounding in headers stays below.
+MAX_SHEAR = 2e-4
+
 
 class GeometryError(ValueError):
-    """A geometry that maps no voxel to a place: not 4x4, not finite, or singular."""
+    """A geometry that maps no voxel to a place (not 4x4, not finite, singular), or two grids that do not fit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,27 @@ class Geometry:
     def spacing(self) -> tuple[float, float, float]:
         """Distance of neighbouring voxels along each array axis, in mm (pixels where `is_physical` is False)."""
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel in mm3 (1 pixel where `is_physical` is False): |det|, right for sheared grids too."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def shear(self) -> float:
+        """Largest |cosine| between two axes: 0 where all are perpendicular, as in every scan without gantry tilt."""
+        axes = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(np.abs(axes.T @ axes - np.eye(3)).max())
+
+    @property
+    def is_sheared(self) -> bool:
+        """Whether a format with a rotation and a spacing (NIfTI's qform, ITK's NIfTI reader) cannot hold the grid."""
+        return self.shear > MAX_SHEAR
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What the reader decided, repaired or assumed, in words; from `header["steps"]`."""
+        return tuple(self.header.get("steps", ()))
 
     @property
     def orientation(self) -> str:
@@ -141,3 +165,84 @@ def reorient(array: np.ndarray, geometry: Geometry, orientation: str) -> tuple[n
 def lps_to_ras(affine: np.ndarray) -> np.ndarray:
     """Affine of DICOM, NRRD or ITK (LPS+) to RAS+; the same step leads back."""
     return np.diag((-1.0, -1.0, 1.0, 1.0)) @ np.asarray(affine, dtype=np.float64)
+
+
+def grid_distance(first: Geometry, second: Geometry, shape: tuple[int, ...]) -> float:
+    """How far apart the two grids place the same index, at most over a volume of `shape`, in voxels of `first`."""
+    corners = np.array(list(itertools.product(*((0, extent - 1) for extent in shape[:3]))), dtype=np.float64)
+    shift_mm = corners @ (second.affine - first.affine)[:3, :3].T + (second.affine - first.affine)[:3, 3]
+    return float(np.abs(np.linalg.solve(first.affine[:3, :3], shift_mm.T)).max())
+
+
+def align(
+    array: np.ndarray,
+    geometry: Geometry,
+    target: Geometry,
+    shape: tuple[int, ...],
+    *,
+    tolerance_vox: float = 0.1,
+    resample: bool = False,
+) -> tuple[np.ndarray, bool]:
+    """A label map in the grid of another image: every label at the same place in the patient.
+
+    Axes stored in another order or direction are turned back, which changes no voxel. Where the place of one of the two
+    is not known (`is_physical` False, or directions assumed), arrays of the same shape are taken to be in one grid.
+
+    Args:
+        array: (I, J, K) in the grid of `geometry`.
+        target, shape: grid and first three extents wanted.
+        tolerance_vox: by how much places may differ, in voxels of `target`.
+        resample: take the nearest label where the grids differ in earnest; 0 outside of `array`.
+
+    Returns:
+        (array of `shape`, whether it was resampled).
+
+    Raises:
+        GeometryError: other grids and no `resample`, or grids that do not overlap; the message says how far off.
+    """
+    shape = tuple(shape[:3])
+    physical = geometry.is_physical and target.is_physical
+    known = physical and not any(grid.header.get("orientation_assumed") for grid in (geometry, target))
+    if not physical and array.shape[:3] != shape:
+        raise GeometryError(f"shape {array.shape} does not fit {shape}")
+    if not physical:
+        return array, False
+    # Where voxel (i, j, k) of `target` lies among the voxels of `array`.
+    there = np.linalg.inv(geometry.affine) @ target.affine
+    source = _turned(there, array.shape, shape, tolerance_vox)
+    if source is not None:
+        order, flips = source
+        return np.flip(np.transpose(array, (*order, *range(3, array.ndim))), flips), False
+    if not known and array.shape[:3] == shape and np.allclose(geometry.spacing, target.spacing, rtol=0.01):
+        return array, False
+    if not resample:
+        if array.shape[:3] == shape:
+            away = grid_distance(target, geometry, shape)
+            raise GeometryError(f"it lies up to {away:.1f} voxels away from there in the patient; resample it")
+        raise GeometryError(f"shape {array.shape} is no turned {shape} of the same place in the patient; resample it")
+    from scipy.ndimage import affine_transform
+
+    corners = np.array(list(itertools.product(*((0, extent - 1) for extent in shape))), dtype=np.float64)
+    places = corners @ there[:3, :3].T + there[:3, 3]
+    if (places.max(0) < -0.5).any() or (places.min(0) > np.array(array.shape[:3]) - 0.5).any():
+        raise GeometryError("the two grids do not overlap anywhere in the patient")
+    moved = affine_transform(array, there[:3, :3], there[:3, 3], output_shape=shape, order=0, mode="constant")
+    return moved, True
+
+
+def _turned(there: np.ndarray, held: tuple[int, ...], shape: tuple[int, ...], tolerance_vox: float):
+    """(axes of the source in the order of the target, target axes to flip) if that is all the difference, else None."""
+    linear = np.rint(there[:3, :3])
+    if not ((np.abs(linear).sum(0) == 1).all() and (np.abs(linear).sum(1) == 1).all()):
+        return None
+    order = [int(np.argmax(np.abs(linear[:, axis]))) for axis in range(3)]
+    if tuple(held[axis] for axis in order) != tuple(shape):
+        return None
+    flips = [axis for axis in range(3) if linear[order[axis], axis] < 0]
+    exact = np.eye(4)
+    exact[:3, :3] = linear
+    for axis in flips:
+        exact[order[axis], 3] = held[order[axis]] - 1
+    corners = np.array(list(itertools.product(*((0, extent - 1) for extent in shape))), dtype=np.float64)
+    error = corners @ (there - exact)[:3, :3].T + (there - exact)[:3, 3]
+    return (order, flips) if np.abs(error).max() <= tolerance_vox else None

@@ -20,18 +20,17 @@ from unimed.data.mixture import KeyedDatasets, Mixture  # noqa: E402
 from unimed.engine.config import load_config  # noqa: E402
 from unimed.engine.stream import build_datasets  # noqa: E402
 from unimed.registry import TASKS  # noqa: E402
-from unimed.tasks.grounding import IMAGE_INPUTS  # noqa: E402
+from unimed.tasks.grounding import INPUTS  # noqa: E402
 
 
 def sample_losses(task, batch):
     """{sample id: mean language loss of its answer}."""
-    names = ("input_ids", "attention_mask", "mask_pixel_values", "position_ids", "sequence_of_token", *IMAGE_INPUTS)
     with torch.no_grad():
-        logits = task.model(**{name: batch[name] for name in names if name in batch}).logits
+        logits = task.model(**{name: batch[name] for name in INPUTS if name in batch}).logits
     labels = batch["labels"][:, 1:]
     losses = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels, reduction="none", ignore_index=-100)
-    if "sequence_of_token" in batch:
-        owner = batch["sequence_of_token"][:, 1:]
+    if batch["layout"].sample_of_token is not None:
+        owner = batch["layout"].sample_of_token[:, 1:]
     else:
         owner = torch.arange(len(labels))[:, None].expand_as(labels)
     return {

@@ -15,9 +15,9 @@ from unimed.geometry import ALL_ORIENTATIONS, Geometry, reorient
 from unimed.io.read import ReadError, read, read_bytes
 from unimed.io.write import write_nifti, write_npz
 
-OBLIQUE = Geometry(
-    [[-0.8, 0.1, 0.3, 10], [0.12, 0.9, -0.2, -20], [0.05, -0.1, 2.5, 30], [0, 0, 0, 1]], source_format="test"
-)
+# Orthogonal columns of the lengths 0.81, 0.91 and 2.5 mm: a turned scan, not a sheared one.
+TURN = np.linalg.qr(np.array([[-0.8, 0.1, 0.3], [0.12, 0.9, -0.2], [0.05, -0.1, 2.5]]))[0]
+OBLIQUE = Geometry(np.vstack((np.column_stack((TURN * (0.81, 0.91, 2.5), (10, -20, 30))), (0, 0, 0, 1))), "test")
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_dicom_series_faults_are_named(tmp_path):
     uneven = tmp_path / "uneven"
     uneven.mkdir()
     write_series(uneven, positions=[0, 2.5, 5, 7.5, 10.9])
-    with pytest.warns(UserWarning, match="slice gaps vary"):
+    with pytest.raises(ReadError, match="once 3.400 mm.*not evenly spaced"):
         read(uneven)
 
 

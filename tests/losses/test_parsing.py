@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from closeness import LAYER
 from golden_files import SMALL
-from models.boltzformer.recorded import Recording, distance, v2_model
+from models.boltzformer.recorded import Recording, near, v2_model
 
 from unimed.losses.parsing import label_edges, parsing_losses, resize_logits, squared_dice_loss
 from unimed.models.checkpoints.biomedparse import rename
@@ -24,11 +25,11 @@ def test_every_part_equals_the_recording(recorded):
     present = losses["present"].bool()
     assert present.tolist() == [True, False, True, True]
     for ours, theirs in (("dice", "dice"), ("bce", "bce"), ("edge", "edge")):
-        assert distance(losses[ours][present], recorded[f"loss.{theirs}_per_item"][present]) <= 1e-5
+        near(losses[ours][present], recorded[f"loss.{theirs}_per_item"][present], LAYER, ours)
         assert (losses[ours][~present] == 0).all()
-    assert distance(losses["existence"], recorded["loss.cls_per_item"]) <= 1e-5
+    near(losses["existence"], recorded["loss.cls_per_item"], LAYER, "existence")
     total = sum(losses[name] for name in ("dice", "bce", "edge", "existence")).mean()
-    assert abs(float(total) - float(recorded["loss.total"])) <= 1e-5
+    assert float(total) == pytest.approx(float(recorded["loss.total"]), rel=LAYER)
     assert torch.equal(label_edges(labels), recorded["edge_targets"][:, 0].bool())
 
 
@@ -39,16 +40,18 @@ def test_gradients_of_the_whole_model_equal_the_recording():
     )
     labels = recording["labels"].flatten(0, 1)
     losses = parsing_losses(output.masks, output.existence, labels, output.edges)
-    sum(losses[name] for name in ("dice", "bce", "edge", "existence")).mean().backward()
+    total = sum(losses[name] for name in ("dice", "bce", "edge", "existence")).mean()
+    near(total, recording["loss.total"].float(), name="loss")
+    total.backward()
     parameters, compared = dict(model.named_parameters()), 0
-    for name in recording.arrays.files:
+    for name in recording.tensors:
         if name.startswith("grad."):
             ours = next(iter(rename({name.removeprefix("grad."): torch.empty(3)})))
-            assert distance(parameters[ours].grad, recording[name]) <= 1e-5, name
+            near(parameters[ours].grad, recording[name], name=name)
             compared += 1
     assert compared == 10
     # What the reference leaves without gradient is no parameter here.
-    untouched = [next(iter(rename({name: torch.empty(3)}))) for name in recording.arrays["params_without_grad"]]
+    untouched = [next(iter(rename({name: torch.empty(3)}))) for name in recording.tensors["params_without_grad"]]
     assert not set(untouched) & set(parameters)
     assert all(parameter.grad is not None for parameter in parameters.values())
 

@@ -45,9 +45,11 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
 
 
 def test_importing_the_package_stays_light():
-    code = "import sys, time; t = time.perf_counter(); import unimed; s = time.perf_counter() - t; " \
-           "assert 'torch' not in sys.modules; assert s < 0.5, s"  # fmt: skip
-    subprocess.run([sys.executable, "-c", code], check=True)
+    """Without the libraries that take seconds; how many seconds they take is a matter of the machine."""
+    heavy = ("torch", "transformers", "scipy", "PIL", "mmengine", "torchvision", "monai", "matplotlib")
+    code = f"import sys, unimed; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -71,9 +71,10 @@ def seen(model, monkeypatch, holder, folder):
     shown = []
     whole = predicting.GroundedPredictor._predict_part
 
-    def spy(self, inputs, slots, texts, *rest):
-        answers = whole(self, inputs, slots, texts, *rest)
-        shown.extend(zip(texts, [float(inputs[slot].rgb.mean()) for slot in slots], strict=True))
+    def spy(self, assembly, part, texts, *rest, **options):
+        answers = whole(self, assembly, part, texts, *rest, **options)
+        seen = [assembly.sources[assembly.examples[i].images[0]].rgb for i in part]
+        shown.extend(zip(texts, [float(rgb.mean()) for rgb in seen], strict=True))
         return answers
 
     monkeypatch.setattr(predicting.GroundedPredictor, "_predict_part", spy)

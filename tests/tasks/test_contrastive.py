@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_files import SMALL, large
+from closeness import LAYER, MODEL, assert_all_close, assert_close
+from golden_files import SMALL, recording, tensors
 from mmengine.hooks import Hook
 from models.clip.recorded import converted
 from safetensors.torch import load_file
@@ -41,7 +42,7 @@ class RecordedPairs:
 @COLLATORS.register_module(force=True)
 class RecordedBatches:
     def __init__(self, processor=None):
-        self.recorded = load_file(large("unimed_clip", "train_steps.safetensors"))
+        self.recorded = tensors("unimed_clip", "train_steps.safetensors")
 
     def __call__(self, samples):
         step, left = divmod(int(samples[0].sample_id), 6)
@@ -50,8 +51,8 @@ class RecordedBatches:
 
 
 def test_six_recorded_steps_through_the_trainer(tmp_path):
-    after = load_file(large("unimed_clip", "train_steps.safetensors"))
-    expected = json.loads(large("unimed_clip", "train_steps.json").read_text())
+    after = tensors("unimed_clip", "train_steps.safetensors")
+    expected = json.loads(recording("unimed_clip", "train_steps.json").read_text())
     hyper = expected["hyper"]
     result = train(
         dict(
@@ -68,21 +69,30 @@ def test_six_recorded_steps_through_the_trainer(tmp_path):
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
-    losses = [abs(s["loss"] - e["loss"]) for s, e in zip(steps, expected["steps"], strict=True)]
+    for mine, theirs in zip(steps, expected["steps"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=MODEL)
     assert [s["lr"] for s in steps] == pytest.approx(expected["lr_per_step"], rel=1e-6)
     state = load_file(Path(result["checkpoint"]) / "model.safetensors")
     named = {k.removeprefix("model.towers.").replace("text.", "text_encoder.", 1): v for k, v in state.items()}
-    weights = [float((named[n.removeprefix("final.")] - after[n]).abs().max()) for n in after if n.startswith("final.")]
-    print(f"largest differences: loss {max(losses):.1e}, weights {max(weights):.1e}")
-    assert max(losses) < 1e-5 and max(weights) < 1e-5
+    moved = sum(expected["lr_per_step"])
+    compared = 0
+    for name in after:
+        if name.startswith("final."):
+            assert_close(named[name.removeprefix("final.")], after[name], name, 5 * MODEL)
+            compared += 1
+    assert compared >= 3
     for name, norm in expected["final_param_norms"].items():
-        # The gradient of a key's bias is zero but for rounding, which Adam blows up.
-        loose = 1e-4 if "key.bias" in name or "in_proj_bias" in name else 1e-5
-        assert float(named[name].norm()) == pytest.approx(norm, rel=loose), name
+        if "key.bias" in name:
+            # Its gradient is zero but for rounding, and Adam takes whole steps along rounding.
+            assert float(named[name].norm()) <= norm + 2 * moved * named[name].numel() ** 0.5, name
+        else:
+            # A third of the joint bias is that of the keys.
+            loose = moved * named[name].numel() ** 0.5 if "in_proj_bias" in name else 0.0
+            assert float(named[name].norm()) == pytest.approx(norm, rel=5 * MODEL, abs=loose), name
 
 
 def test_decay_groups_and_the_bound_of_the_scale(tmp_path):
-    expected = json.loads(large("unimed_clip", "train_steps.json").read_text())
+    expected = json.loads(recording("unimed_clip", "train_steps.json").read_text())
     task = ContrastiveTask(str(converted(tmp_path)))
     decayed, plain = task.train_parameters()
     names = {id(p): n.replace("text.", "text_encoder.", 1) for n, p in task.model.towers.named_parameters()}
@@ -109,9 +119,8 @@ def test_chunks_give_the_gradients_of_the_whole_batch(loss):
     whole = ranks.batch()
     loss_once, once = ranks.gradients(ranks.small(loss), whole)
     loss_parts, parts = ranks.gradients(ranks.small(loss, chunk_size=3), whole)
-    assert loss_parts == pytest.approx(loss_once, abs=1e-6)
-    largest = max(float(gradient.abs().max()) for gradient in once.values())
-    assert max(float((once[n] - parts[n]).abs().max()) for n in once) < 1e-6 * max(1.0, largest)
+    assert loss_parts == pytest.approx(loss_once, rel=LAYER)
+    assert_all_close(parts, once, LAYER)
     assert len(once) == len(list(ranks.small(loss).parameters()))
 
 
@@ -154,7 +163,7 @@ def test_two_ranks(tmp_path):
         "clip/None/True",
         "siglip/None/False",
     }
-    assert max(results.values()) < 1e-5
+    assert max(results.values()) < MODEL
 
 
 def test_locked_towers():
@@ -206,7 +215,8 @@ def test_every_config_trains(path, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIMED_CACHE", str(tmp_path / "cache"))
     tiny_shards(tmp_path / "shards")
     settings = load_config(path)
-    model = dict(texts=["a dark picture again", "a bright picture"], **ranks.SIZES)
+    model = dict(type="SmallClip", texts=["a dark picture again", "a bright picture"], **ranks.SIZES)
+    settings.task.pop("model")  # Config.update merges dicts
     settings.task.update(model=model, vision_init=None, text_init=None, tokenizer=None, labels=None)
     data = dict(type="ImageTextShards", shards=str(tmp_path / "shards" / "*.tar"))
     settings.train_data = dict(mixture=[dict(dataset=data, weight=2.0), dict(dataset=data | {"limit": 8})])

@@ -48,8 +48,6 @@ def test_published_numbers(benchmark):
     for key, value in numbers(run["metrics"]):
         if "meteor" in key:
             continue  # the published one is Java's with stems and synonyms
-        if benchmark == "medpix_single" and "rouge" in key:
-            continue  # the package also splits words at a full stop ("2.5"), compat.uni_med does not yet
         key = {"accuracy": "acc_score"}.get(key, key)
         # ROUGE of the package is rounded down by its 1e-8.
         assert scores[f"{benchmark}/{key}"] == pytest.approx(value, abs=1e-7), key

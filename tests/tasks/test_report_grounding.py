@@ -256,7 +256,7 @@ def test_cache_and_no_cache_give_the_same_boxes():
     cached = model.predict(image, "square", max_new_tokens=3)
     speak(model)
     anew = model.predict(image, "square", max_new_tokens=3, use_cache=False)
-    from unimed.models.umedground.published_decoding import decode_without_cache
+    from unimed.models.grounded.uncached_decoding import decode_without_cache
 
     speak(model)
     _, published = decode_without_cache(model, image, "square", 3)
@@ -273,7 +273,7 @@ def test_shipped_configs_are_whole(path):
     # The names that are frozen and learnt exist in the architecture.
     model = build_small_umedground(**SMALL)
     names = [name for name, _ in model.named_parameters()]
-    for beginning in [*settings["task"].get("freeze", ()), *settings["task"].get("learn", ())]:
+    for beginning in [*settings["task"].get("freeze", ()), *settings["task"].get("trainable", ())]:
         assert any(name.startswith(beginning) for name in names) or "shared_image" in beginning, beginning
     if path.stem == "_tiny":
         return
@@ -284,7 +284,7 @@ def test_shipped_configs_are_whole(path):
 
 def test_the_published_recipe_freezes_and_adapts_what_it_should():
     published = load_config(ROOT / "configs" / "umedground" / "mrg_ms_cxr.py")["task"]
-    options = {k: published[k] for k in ("freeze", "learn", "lora", "loss_weights", "box_options")}
+    options = {k: published[k] for k in ("freeze", "trainable", "lora", "loss_weights", "box_options")}
     grounding = task(sam_lora=dict(r=2), **options)
     learning = {name for name, p in grounding.model.named_parameters() if p.requires_grad}
     assert any("q_proj.lora_A" in name for name in learning) and any("qkv.lora_A" in name for name in learning)
@@ -330,18 +330,18 @@ def test_trained_from_sample_records_and_shown_by_the_demo(tmp_path, capsys):
     grounding.model.backbone.vlm.lm_head = torch.nn.Linear(48, len(grounding.processor.tokenizer), bias=False)
     grounding.export(tmp_path / "model")
     sys.path.insert(0, str(ROOT))
-    from demo import demo_mrg
+    from unimed.commands.umedground import ground_reports
 
     cases = [{"image": f"images/{i}.png", "report": "There are nuclei."} for i in range(2)]
     cases.append({"image": "images/none.png", "report": "There are nuclei."})
     (tmp_path / "cases.jsonl").write_text("\n".join(json.dumps(case) for case in cases))
     arguments = ["--model_path", str(tmp_path / "model"), "--work-dir", str(tmp_path / "out"), "--max-new-tokens", "6"]
-    assert demo_mrg.main(["--cases", str(tmp_path / "cases.jsonl"), *arguments]) == 1
+    assert ground_reports(["--cases", str(tmp_path / "cases.jsonl"), *arguments]) == 2
     shown = capsys.readouterr()
     assert "2 of 3 reports" in shown.out and "none.png" in shown.err
     assert (tmp_path / "out" / "images_0.json").is_file() and (tmp_path / "out" / "images_1.png").is_file()
     beside = ["--model_path", str(tmp_path / "model"), "--work-dir", str(tmp_path)]
-    assert demo_mrg.main(["--cases", str(tmp_path / "cases.jsonl"), *beside]) == 2
+    assert ground_reports(["--cases", str(tmp_path / "cases.jsonl"), *beside]) == 1
     assert "would replace this file" in capsys.readouterr().err
-    assert demo_mrg.main(["--image", str(tmp_path / "images" / "0.png"), *arguments]) == 2
+    assert ground_reports(["--image", str(tmp_path / "images" / "0.png"), *arguments]) == 1
     assert "--report" in capsys.readouterr().err

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_files import SMALL, large
+from closeness import MODEL, assert_close
+from golden_files import SMALL, recording
+from published_folders import recorded_unibiomed
 
 from unimed.data.prepare.biomed_shapes import build as draw
 from unimed.data.readers.unibiomed_mixture import mixture
@@ -117,7 +119,7 @@ def test_published_parts_are_joined(tmp_path, monkeypatch):
     """The recorded model taken apart into an InternVL folder without grounding tokens and an official SAM 2 file."""
     from safetensors.torch import load_file, save_file
 
-    source = large("unibiomed")
+    source = recorded_unibiomed(tmp_path / "whole")
     tensors = load_file(source / "model.safetensors")
     folder = tmp_path / "internvl"
     folder.mkdir()
@@ -131,7 +133,7 @@ def test_published_parts_are_joined(tmp_path, monkeypatch):
     config["model_type"] = "internvl_chat"
     config["llm_config"]["vocab_size"] = 268
     (folder / "config.json").write_text(json.dumps(config))
-    for path in (source / "tokenizer").iterdir():
+    for path in recording("unibiomed", "tokenizer").iterdir():
         content = json.loads(path.read_text())
         if path.name == "tokenizer.json":
             content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < 268]
@@ -143,12 +145,8 @@ def test_published_parts_are_joined(tmp_path, monkeypatch):
     assert model.processor.tokenizer.convert_tokens_to_ids("</vp>") == 272 and model.config.seg_token_id == 268
     table = model.get_input_embeddings().weight
     assert torch.equal(table[:268], tensors["language_model.model.embed_tokens.weight"][:268])
-    assert torch.allclose(table[268:], table[:268].mean(0).expand(5, -1), atol=1e-6)
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    for path in [source / "config.json", source / "model.safetensors", *(source / "tokenizer").iterdir()]:
-        (whole / path.name).write_bytes(path.read_bytes())
-    published = unibiomed.build(whole)[0]
+    assert_close(table[268:], table[:268].mean(0).expand(5, -1), relative=MODEL)
+    published = unibiomed.build(source)[0]
     expected = {
         k: v for k, v in published.state_dict().items() if k.startswith(("mask_head", "backbone.vlm.model.vis"))
     }

@@ -1,1 +1,36 @@
-"""Every verb of the command line; `demo/` and `tools/` call these functions."""
+"""Every verb of the command line; `demo/` and `tools/` call these functions.
+
+A verb is a function `(arguments, prog) -> exit code`, in a module that is imported only when the verb is typed.
+"""
+
+#: Verb -> (module below `unimed.commands`, function, one line for the table of verbs).
+VERBS: dict[str, tuple[str, str, str]] = {
+    "predict": ("predict", "predict", "answer questions about images and volumes, and point at what is said"),
+    "train": ("training", "train", "train as a config says"),
+    "test": ("training", "test", "test a checkpoint on the test data of a config"),
+    "export": ("training", "export", "write a trained run as a Hugging Face folder"),
+    "convert": ("convert", "convert", "convert a published checkpoint or configuration"),
+    "new-model": ("new_model", "new_model", "start a model: small from your records, or large from published parts"),
+    "prepare": ("prepare", "prepare", "fetch or convert data sets"),
+    "check-data": ("prepare", "check_data", "find what is wrong with a data set before training"),
+    "calibrate": ("calibrate", "calibrate", "learn calibrated confidence and box bands from evaluated cases"),
+    "score": ("unibiomed", "score", "published and own numbers of a folder of answers"),
+    "score-volumes": ("biomedparse", "score_volumes", "score label maps of volumes"),
+    "clip": ("clip", "clip", "evaluate and average contrastive models"),
+    "list-tasks": ("biomedparse", "list_tasks", "what BiomedParse can be asked for, by modality and anatomy"),
+    "serve": ("serve", "serve", "try labels on images in a browser"),
+    "demo-seg2d": ("unibiomed", "segment_2d", "segment a 2D test set, or one image"),
+    "demo-seg3d": ("unibiomed", "segment_3d", "segment a 3D test set, or one volume"),
+    "demo-disease": ("unibiomed", "disease", "name and point at abnormalities"),
+    "demo-grg": ("unibiomed", "grg", "report chest CT slices and point at what is reported"),
+    "demo-gvqa": ("unibiomed", "gvqa", "answer questions about chest CT slices and point at the finding"),
+    "demo-medtrinity": ("unibiomed", "medtrinity", "describe images"),
+    "demo-regioncap": ("unibiomed", "regioncap", "say what a region is"),
+    "demo-mrg": ("umedground", "ground_reports", "ground the phrases of reports as boxes with their spread"),
+    "demo-parse2d": ("biomedparse", "parse_2d", "segment what prompts name in images"),
+    "demo-parse3d": ("biomedparse", "parse_3d", "segment what prompts name in volumes"),
+    "demo-zeroshot": ("zero_shot", "zero_shot", "which of the labels fits each image"),
+    "quickstart-pictures": ("quickstart", "quickstart_pictures", "pictures of held-out answers of the sample model"),
+    "speed": ("speed", "speed", "speed of prediction, as ratios measured in one run"),
+    "speed-volumes": ("speed_volumes", "speed_volumes", "speed and memory of volumes by prompts"),
+}

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
+
+from unimed.commands.common import Parser, exit_code, guarded, say
+from unimed.commands.volume_flags import add_volume_choices, volume_choices
+from unimed.names import ResultNames
 
 OVERLAPS_3D = ("nms", "argmax", "keep")
 OVERLAPS_2D = ("keep", "combine", "nms")
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", "--checkpoint", default="pretrained/biomedparse", help="folder or published file")
-    parser.add_argument("--out", "--output_dir", default=None, help="folder of the results")
+def _common(parser: Parser, out: str) -> None:
+    parser.flag("model", default="pretrained/biomedparse")
+    parser.flag("out", default=out)
     parser.add_argument("--prompts", "--prompt", nargs="+", metavar="TEXT", help="what to look for")
-    parser.add_argument("--modality", default="", help="CT, MR, US, ...; default: as the file says")
+    parser.flag("modality")
     parser.add_argument("--threshold", type=float, default=0.5, help="least existence, 0 to 1 (default: 0.5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the attention sampling (default: 0)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--restart", action="store_true", help="forget what an earlier run finished")
+    parser.flag("seed", help="of the attention sampling (default: 0)")
+    parser.flag("device")
+    parser.flag("dtype")
+    parser.flag("restart")
 
 
-def parse_3d(arguments=None) -> int:
+def parse_3d(arguments=None, prog: str | None = None) -> int:
     """`demo_parse3D.py`: one volume, or every volume of a folder."""
-    parser = argparse.ArgumentParser(
-        description="Segment what the prompts name in a volume (NPZ, NIfTI, NRRD, a DICOM series) or in every volume "
+    parser = Parser(
+        "Segment what the prompts name in a volume (NPZ, NIfTI, NRRD, a DICOM series) or in every volume "
         "of a folder. Results keep the geometry of the source. A second run goes on where the first one stopped. "
-        "Research use only."
+        "Research use only.",
+        prog=prog,
     )
     parser.add_argument("source", help="a file, a folder of DICOM slices, or a folder of volumes")
-    _common(parser)
-    parser.set_defaults(out="work_dirs/parse3D")
+    _common(parser, "work_dirs/parse3D")
     parser.add_argument(
         "--prompt-file", help='JSON, {"1": "liver", "2": ["spleen", "the spleen"], "instance_label": 0}'
     )
@@ -44,6 +46,7 @@ def parse_3d(arguments=None) -> int:
     parser.add_argument(
         "--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="grey values by percentiles"
     )
+    add_volume_choices(parser)
     parser.add_argument("--view", choices=("stored", "axial", "coronal", "sagittal"), help="how slices are cut")
     parser.add_argument("--overlap", default="nms", choices=OVERLAPS_3D, help="who gets a voxel (default: nms)")
     parser.add_argument("--instances", action="store_true", help="number single objects, also where the file says so")
@@ -54,24 +57,9 @@ def parse_3d(arguments=None) -> int:
     return guarded(_parse_3d, parser.parse_args(arguments))
 
 
-def guarded(work, args) -> int:
-    """Run `work(args)`; what is wrong with the input becomes one line and exit code 1."""
-    import warnings
-
-    # A warning is about the data (uneven slices, say): one line for the user, without the place in the source.
-    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
-    try:
-        return work(args)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        warnings.formatwarning = usual
-
-
 def _parse_3d(args) -> int:
     from unimed.inference.runs import print_failures, run_cases
-    from unimed.inference.volume_files import find_volumes, name_of, prompts_for
+    from unimed.inference.volume_files import find_volumes, prompts_for
     from unimed.io.volume_result import FORMATS
     from unimed.structures import Case
 
@@ -84,24 +72,25 @@ def _parse_3d(args) -> int:
     if len(paths) == 1:
         prompts_for(paths[0], args.prompts, args.prompt_file)  # missing prompts should not cost the loading of a model
     root = source if source.is_dir() else source.parent
-    cases = [Case(name_of(path, root), {"path": path}) for path in paths]
+    names = ResultNames(out, root).all(paths)
+    cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     settings = {
         key: getattr(args, key)
         for key in ("model", "prompts", "prompt_file", "modality", "site", "window", "percentiles", "view", "overlap",
-                    "instances", "threshold", "seed", "formats")
+                    "instances", "threshold", "seed", "formats", "series", "phase", "irregular")
     }  # fmt: skip
     model = load_parser(args)
     report = run_cases(cases, lambda batch: [_one_volume(model, args, out, c) for c in batch], out, settings=settings,
                        restart=args.restart)  # fmt: skip
     for row in report.rows:
         found = ", ".join(f"{t['prompt']} ({t['voxels']})" for t in row["targets"] if t["voxels"]) or "nothing"
-        print(f"{row['case']}: {found}; {row['intensity']}; {row['seconds']:.1f} s")
+        say(f"{row['case']}: {found}; {row['intensity']}; {row['seconds']:.1f} s")
         for target in row["targets"]:
             if not target["voxels"] and target["presence"] >= args.threshold:
                 why = "its mask is empty"
                 if args.overlap != "keep":
                     why += " or gave way to a surer target (--overlap keep shows it)"
-                print(f"  {target['prompt']}: presence {target['presence']:.2f} but no voxel: {why}")
+                say(f"  {target['prompt']}: presence {target['presence']:.2f} but no voxel: {why}")
         for name in row["files"]:
             print(f"  {out / name}")
     print(
@@ -127,7 +116,6 @@ def load_parser(args):
 
 def _one_volume(model, args, out: Path, case) -> dict:
     from unimed.files import refuse_to_replace
-    from unimed.inference.intensity import choose_intensity
     from unimed.inference.volume_files import prompts_for, read_volume
     from unimed.inference.volume_text import segment_volume
     from unimed.io.windows import modality_of
@@ -135,31 +123,28 @@ def _one_volume(model, args, out: Path, case) -> dict:
     path = case.inputs["path"]
     refuse_to_replace(path, out, case.name)
     asked = prompts_for(path, args.prompts, args.prompt_file)
-    array, geometry = read_volume(path)
+    array, geometry = read_volume(path, **volume_choices(args))
     if "dicom-seg" in args.formats and geometry.source_format != "dicom":
         raise ValueError(f"{path}: dicom-seg needs a DICOM series as source; choose other --formats")
     modality = args.modality or str(geometry.header.get("modality", "")) or modality_of(path.name)
-    mapping = choose_intensity(
-        array, geometry, modality=modality, site=args.site, prompts=tuple(asked.first().values()),
-        window=args.window, percentiles=args.percentiles,
-    )  # fmt: skip
     result = segment_volume(
-        model, array, geometry, asked.first(), view=args.view, intensity=mapping, threshold=args.threshold,
+        model, array, geometry, asked.first(), view=args.view, modality=modality, site=args.site, window=args.window,
+        percentiles=args.percentiles, threshold=args.threshold,
         overlap=args.overlap, instances=args.instances or asked.instances, slice_batch=args.slice_batch, seed=args.seed,
     )  # fmt: skip
     files = result.save(out, case.name, args.formats)
     return result.summary() | {"modality": modality, "files": [path.name for path in files]}
 
 
-def parse_2d(arguments=None) -> int:
+def parse_2d(arguments=None, prog: str | None = None) -> int:
     """`demo_parse2D.py`: one picture, or every picture of a folder."""
-    parser = argparse.ArgumentParser(
-        description="Segment what the prompts name in a picture or in every picture of a folder, or, with --recognise, "
-        "find what of all known targets is there. Research use only."
+    parser = Parser(
+        "Segment what the prompts name in a picture or in every picture of a folder, or, with --recognise, "
+        "find what of all known targets is there. Research use only.",
+        prog=prog,
     )
     parser.add_argument("source", help="PNG, JPEG, TIFF, DICOM, a slice as NIfTI, or a folder of them")
-    _common(parser)
-    parser.set_defaults(out="work_dirs/parse2D")
+    _common(parser, "work_dirs/parse2D")
     parser.add_argument(
         "--recognise", action="store_true", help="look for every target known for --modality and --site"
     )
@@ -175,24 +160,27 @@ def parse_2d(arguments=None) -> int:
 
 def _parse_2d(args) -> int:
     from unimed.inference.runs import print_failures, run_cases
+    from unimed.io.raster import SUFFIXES
     from unimed.structures import Case
 
     source, out = Path(args.source), Path(args.out)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    suffixes = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".nii", ".nii.gz", ".nrrd")
+    suffixes = (*SUFFIXES, ".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha")
     paths = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.name.lower().endswith(suffixes))
     if not paths:
         raise FileNotFoundError(f"{source}: no picture in it; known are {', '.join(suffixes)}")
     if not args.prompts and not args.recognise:
         raise ValueError("say what to look for with --prompts, or --recognise to look for everything known")
-    cases = [Case(path.name.removesuffix(".gz").rsplit(".", 1)[0], {"path": path}) for path in paths]
+    names = ResultNames(out).all(paths)
+    cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     keys = ("model", "prompts", "recognise", "modality", "site", "threshold", "p_value", "overlap", "seed")
     model = load_parser(args)
     report = run_cases(cases, lambda batch: [_one_picture(model, args, out, case) for case in batch], out,
                        settings={key: getattr(args, key) for key in keys}, restart=args.restart)  # fmt: skip
     for row in report.rows:
-        print(f"{row['case']}: " + (", ".join(f"{t['target']} ({t['pixels']})" for t in row["found"]) or "nothing"))
+        found = ", ".join(f"{t['target']} ({t['pixels']})" for t in row["found"]) or "nothing"
+        say("; ".join([f"{row['case']}: {found}", *row.get("steps", ())]))
     counts = f"{len(report.rows)} pictures, {report.skipped} of them before, {len(report.failed)} failed"
     print(f"{counts}, results in {out}. Research use only.")
     print_failures(report)
@@ -206,8 +194,9 @@ def _one_picture(model, args, out: Path, case) -> dict:
     from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name
     from unimed.data.wordings.biomedparse_targets import TargetError, image_type
     from unimed.files import refuse_to_replace, write_atomic
-    from unimed.inference.pictures import read_picture
     from unimed.inference.recognition import P_VALUE, as_prediction, hierarchy, recognise, segment_image
+    from unimed.io.images import load as load_image
+    from unimed.io.windows import known_site
 
     path, modality, site = case.inputs["path"], args.modality, args.site
     refuse_to_replace(path, out, case.name)
@@ -216,7 +205,10 @@ def _one_picture(model, args, out: Path, case) -> dict:
         modality, site = modality or name.modality, site or name.site
     except FileNameError:
         pass
-    image, geometry = read_picture(path, modality, site)
+    windows = model.config.ct_windows
+    chooses = args.site or known_site(site, modality, windows)  # a file name may give a site that has no window
+    source = load_image(path, modality=modality, site=chooses, windows=windows)
+    image, geometry = source.pixels, source.geometry
     begin = time.perf_counter()
     if args.recognise:
         p_value = P_VALUE if args.p_value is None else args.p_value
@@ -228,11 +220,83 @@ def _one_picture(model, args, out: Path, case) -> dict:
             kind = ""
         found = segment_image(model, image, args.prompts, kind=kind, threshold=args.threshold, p_value=args.p_value,
                               overlap=args.overlap, seed=args.seed)  # fmt: skip
-    prediction = as_prediction(found, geometry, time.perf_counter() - begin, args.model)
+    prediction = as_prediction(found, geometry, time.perf_counter() - begin, args.model, source.source)
     files = prediction.save(out, case.name, ("json", "png"), image=image)
-    row = {"found": [one.to_dict() for one in found], "files": [file.name for file in files]}
+    row = {
+        "found": [one.to_dict() for one in found],
+        "steps": list(source.steps),
+        "files": [file.name for file in files],
+    }
     if args.recognise:
         row["hierarchy"] = hierarchy(found)
         text = json.dumps(row, indent=1, ensure_ascii=False)
         write_atomic(out / f"{case.name}-found.json", lambda p: p.write_text(text, encoding="utf-8"))
     return row
+
+
+def score_volumes(arguments=None, prog: str | None = None) -> int:
+    """Score label maps of volumes; exit code 2 where some could not be scored."""
+    parser = Parser(
+        "Score segmented volumes: Dice, IoU and NSD per target and modality, F1 and AP of instances, AUROC of\n"
+        "existence, and the scoring of the CVPR 2025 text-prompted challenge. Writes cases.jsonl and scores.{json,md}.",
+        prog=prog,
+    )
+    parser.add_argument("results", help="folder that demo_parse3D.py wrote (formats npz or nifti with json)")
+    parser.add_argument("truths", help="folder of NPZ (gts), NIfTI or NRRD label maps of the same names")
+    parser.add_argument("--out", help="folder of the tables (default: RESULTS/scores)")
+    parser.add_argument("--prompts", help='JSON table {"1": "liver", ...} where the files hold none')
+    parser.add_argument("--tolerances-mm", nargs="+", type=float, default=[1.0, 2.0], help="of NSD (default: 1 2)")
+    parser.add_argument("--iou", nargs="+", type=float, default=[0.5, 0.75], help="of instances (default: 0.5 0.75)")
+    parser.add_argument(
+        "--empty", default="ignore", choices=("ignore", "perfect", "zero"), help="two empty masks score"
+    )
+    parser.add_argument(
+        "--compat", choices=("reference",), help="challenge scoring as published: false labels are free"
+    )
+    parser.add_argument("--no-surfaces", action="store_true", help="leave NSD out, which needs MONAI")
+    return guarded(_score_volumes, parser.parse_args(arguments))
+
+
+def _score_volumes(args) -> int:
+    from unimed.evaluation.benchmarks import benchmark
+    from unimed.evaluation.cases import project
+    from unimed.evaluation.scorers.label_maps import summarise
+    from unimed.evaluation.tables import this_command
+
+    out = Path(args.out) if args.out else Path(args.results) / "scores"
+    with project(out):
+        scores = benchmark("biomedparse/volumes").score(
+            args.results, args.truths, prompts=args.prompts, tolerances_mm=args.tolerances_mm, thresholds=args.iou,
+            empty=args.empty, compat=args.compat, surfaces=not args.no_surfaces,
+        )  # fmt: skip
+    print(summarise(scores, out, command=this_command(), empty=args.empty, compat=args.compat))
+    return exit_code(len(scores.targets), len(scores.problems))
+
+
+_TASK_COLUMNS = ("kind", "modality", "anatomy", "target", "median_dice", "test_images")
+
+
+def list_tasks(arguments=None, prog: str | None = None) -> int:
+    """Print what BiomedParse was trained on."""
+    parser = Parser("What BiomedParse can be asked for, by modality and anatomy.", prog=prog)
+    parser.add_argument("--kind", choices=("volume", "image"), help="3D or 2D targets only")
+    parser.add_argument("--modality", help="beginning of a modality, such as CT or MRI")
+    parser.add_argument("--anatomy", help="beginning of an anatomy, such as thoracic or brain")
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    return guarded(_list_tasks, parser.parse_args(arguments))
+
+
+def _list_tasks(args) -> int:
+    import json
+
+    from unimed.data.wordings.biomedparse_targets import lineage, list_targets
+
+    rows = list_targets(args.kind, args.modality, args.anatomy)
+    if args.json:
+        print(json.dumps([{**row, "hierarchy": list(lineage(row["target"]))} for row in rows], indent=1))
+        return 0
+    from unimed.evaluation.tables import markdown_table
+
+    print(markdown_table(rows, columns=[c for c in _TASK_COLUMNS if any(c in row for row in rows)]))
+    print(f"{len(rows)} targets; other words work too, these are the ones it was trained on. Research use only.")
+    return 0

@@ -7,22 +7,29 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.commands.common import DONE, Parser, guarded
 from unimed.evaluation.tables import markdown_table, read_cases, this_command
 from unimed.files import write_report, write_text
 from unimed.metrics.calibration import Calibration, Cases, uncertainty_of
 from unimed.metrics.reliability import reliability_bins
 from unimed.metrics.selective import plot_risk_coverage
 
+_DESCRIPTION = """Learn a calibration file from a per-case file of an evaluation, and measure it on other cases.
+
+    unimed calibrate work/val/cases.jsonl --test work/test/cases.jsonl --output calibration.json
+
+Without --test a share of the patients is set aside for measuring. The cases must not stem from the training set."""
+
 
 def split_by_patient(rows: Sequence[Mapping], share: float, seed: int = 0) -> tuple[list[Mapping], list[Mapping]]:
-    """Two disjoint parts of the rows, the second with about `share` of the patients (field group, else case_id).
+    """Two disjoint parts of the rows, the second with about `share` of the patients (field group, else case).
 
     Raises:
         ValueError: share outside (0, 1), or fewer than two patients.
     """
     if not 0 < share < 1:
         raise ValueError(f"held-out share must lie in (0, 1), got {share}")
-    owner = [str(row.get("group") or row.get("case_id") or number) for number, row in enumerate(rows)]
+    owner = [str(row.get("group") or row.get("case") or number) for number, row in enumerate(rows)]
     names = sorted(set(owner))
     if len(names) < 2:
         raise ValueError(f"{len(names)} patient(s) cannot be split into calibration and test; give --test")
@@ -32,6 +39,28 @@ def split_by_patient(rows: Sequence[Mapping], share: float, seed: int = 0) -> tu
         [row for row, name in zip(rows, owner, strict=True) if name not in held],
         [row for row, name in zip(rows, owner, strict=True) if name in held],
     )
+
+
+def calibrate(arguments=None, prog: str | None = None) -> int:
+    """Learn a calibration file and measure it."""
+    parser = Parser(_DESCRIPTION, prog=prog)
+    parser.add_argument("cases", type=Path, help="per-case JSONL: predicted_box_xyxy_px, true_box_xyxy_px, ...")
+    parser.add_argument("--output", type=Path, default=Path("calibration.json"), help="calibration file to write")
+    parser.add_argument("--test", type=Path, help="per-case JSONL to measure on")
+    parser.add_argument("--held-out", type=float, default=0.5, help="share of patients to measure on without --test")
+    parser.add_argument("--alpha", type=float, default=0.1, help="allowed share of true boxes outside the outer box")
+    parser.add_argument("--scale", choices=("pixel", "size", "sigma"), default="pixel", help="unit of the margins")
+    parser.add_argument("--by", nargs="*", choices=("class", "size"), default=[], help="own margins per stratum")
+    parser.add_argument("--map", choices=("temperature", "platt", "isotonic"), default="platt", help="confidence map")
+    parser.add_argument("--outcome", choices=("hit_at_50", "iou"), default="hit_at_50", help="what confidence means")
+    parser.add_argument("--plots", type=Path, help="folder for risk-coverage and reliability pictures")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the bootstrap")
+    return guarded(_calibrate, parser.parse_args(arguments))
+
+
+def _calibrate(options) -> int:
+    print(run(options))
+    return DONE
 
 
 def run(options) -> str:
@@ -77,8 +106,8 @@ def draw(calibration: Calibration, rows: Sequence[Mapping], folder: Path) -> lis
         cases.predicted, sigma=cases.sigma, confidence=cases.confidence, classes=cases.classes
     )
     written = []
-    if (doubt := uncertainty_of(result, cases)) is not None:
-        curves = {"calibrated": (doubt, 1 - cases.iou)}
+    if (uncertainty := uncertainty_of(result, cases)) is not None:
+        curves = {"calibrated": (uncertainty, 1 - cases.iou)}
         if cases.confidence is not None:
             curves["as the model said"] = (1 - cases.confidence, 1 - cases.iou)
         written.append(plot_risk_coverage(folder / "risk_coverage.png", curves))

@@ -1,4 +1,4 @@
-"""Evaluate and average contrastive models: `python tools/clip.py VERB --help`. Research use only.
+"""Evaluate and average contrastive models: `unimed clip VERB --help`. Research use only.
 
 zero-shot       the 21 sets of UniMed-CLIP, or a folder per class of your own
 retrieval       recall@k between images and captions of shards
@@ -9,19 +9,24 @@ average         weights between two models (WiSE-FT), or its curve over a folder
 speed           ratios of padding and of the feature cache
 """
 
-import argparse
-import json
+from __future__ import annotations
+
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+from unimed.commands.common import Parser, exit_code, guarded
+from unimed.files import read_json, read_lines
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+def clip(arguments=None, prog: str | None = None) -> int:
+    """Run a verb of contrastive models."""
+    parser = Parser(__doc__, prog=prog)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
     def verb(name, run, *arguments):
-        one = verbs.add_parser(name)
+        one = verbs.add_parser(name, description=name)
         for words, options in arguments:
             one.add_argument(*words, **options)
         one.set_defaults(run=run)
@@ -41,7 +46,7 @@ def main(argv=None) -> int:
         argument("--sets", nargs="+", help="ids of sets (default: those whose folder is there)"),
         argument("--prompts", help="file of import-prompts, or your own {set: {class: prompts}}"),
         argument("--labels", action="store_true", help="DATA is your own: a folder per class, named like the label"),
-        argument("--class-norm", action="store_true", help="z-score text weights over the classes"),
+        argument("--class-norm", action="store_true", help="z-score text and image features over the classes"),
         argument("--compat", choices=["reference"], help="repeat the published evaluation's quirks"),
     )  # fmt: skip
     verb("retrieval", retrieval, model, out, cache, site, resamples,
@@ -60,15 +65,11 @@ def main(argv=None) -> int:
          argument("second", help="the same; its images are looked for in the first"),
          argument("--bits", type=int, default=2, help="of 64 that may differ (default: 2)"))  # fmt: skip
     verb("average", average, argument("start"), argument("tuned"), argument("destination"),
-         argument("--alpha", type=float, default=0.5, help="share of the tuned weights (default: 0.5)"),
+         argument("--alpha", type=float, default=0.5, help="fraction of the tuned weights (default: 0.5)"),
          argument("--curve", help="a folder per class: accuracy for alpha 0 to 1 instead"), templates)  # fmt: skip
     verb("speed", speed, model, argument("images", help="folder of images"), argument("--texts", help="a text a line"))
-    args = parser.parse_args(argv)
-    try:
-        return args.run(args)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    args = parser.parse_args(arguments)
+    return guarded(args.run, args)
 
 
 def _open(args):
@@ -106,20 +107,21 @@ def _classes(folder) -> tuple[list[Path], list[int], list[str]]:
 
 def zero_shot(args) -> int:
     from unimed.data.readers.zero_shot_sets import catalogue, chosen
-    from unimed.evaluation.scorers.zero_shot import average_rows, evaluate_set, overlap_notes
+    from unimed.evaluation.benchmarks import benchmark
+    from unimed.evaluation.cases import project
+    from unimed.evaluation.scorers.zero_shot import average_rows, overlap_notes
     from unimed.metrics.zero_shot import zero_shot_intervals, zero_shot_scores
 
     if args.labels:
         paths, targets, names = _classes(args.data)
         cache = _open(args)
-        _, weights = cache.model.classifier(names, args.templates, args.class_norm)
-        similarity = cache.encode(paths) @ weights.numpy().T
+        _, similarity = cache.similarity(paths, names, args.templates, args.class_norm)
         scores = zero_shot_scores(similarity, targets)
         if args.resamples:
             scores |= zero_shot_intervals(similarity, targets, resamples=args.resamples)
         _write(args, {"zero-shot": [{"data": str(args.data), **scores}]})
         return 0
-    imported = json.loads(Path(args.prompts).read_text(encoding="utf-8")) if args.prompts else None
+    imported = read_json(args.prompts) if args.prompts else None
     root = Path(args.data)
     sets = chosen(args.sets)
     if args.sets is None:
@@ -129,7 +131,9 @@ def zero_shot(args) -> int:
     cache, rows, cases, failed = _open(args), [], [], {}
     for one in sets:
         try:
-            row, lines = evaluate_set(cache, one, root / one.id, imported, args.class_norm, args.resamples, args.compat)
+            options = dict(imported=imported, class_norm=args.class_norm, resamples=args.resamples, compat=args.compat)
+            with project(args.out) if args.out else nullcontext():
+                row, lines = benchmark(f"zero_shot/{one.id}").score(cache, root=root / one.id, **options)
         except (OSError, ValueError) as error:
             failed[one.id] = str(error)
             continue
@@ -142,7 +146,7 @@ def zero_shot(args) -> int:
         _write(args, {"sets": rows, "means": average_rows(rows, catalogue())}, notes, cases)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
-    return 1 if failed or not rows else 0
+    return exit_code(len(rows), len(failed)) if rows else 1
 
 
 def retrieval(args) -> int:
@@ -246,7 +250,7 @@ def speed(args) -> int:
 
     model = unimed.load(args.model)
     if args.texts:
-        texts = Path(args.texts).read_text(encoding="utf-8").splitlines()
+        texts = read_lines(args.texts)
     else:
         texts = [t for one in catalogue().values() for group in one.own_prompts().values() for t in group][:64]
     seconds = {}
@@ -271,7 +275,3 @@ def speed(args) -> int:
          "largest difference": "0"},
     ]})  # fmt: skip
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,12 @@
-"""The demos and metric scripts: their flags, and what each does. `demo/*.py` only name one of them."""
+"""UniBiomed's demos and metric scripts: their flags, and what each does."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
+
+from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded, print_steps, say
+from unimed.commands.volume_flags import add_volume_choices, volume_choices
+from unimed.names import ResultNames, result_name
 
 #: Spellings of one flag; the first names the attribute.
 PREDICTIONS = ("--prediction_dir", "--prediction_dir_path", "--pred_dir", "--results_dir", "--save_dir")
@@ -21,26 +23,15 @@ ANSWERS = {
 }
 
 
-def _guarded(work, args) -> int:
-    """Run `work(args)`; errors that lie in what was given become one line and exit code 1."""
-    from unimed.io.read import ReadError
-
-    try:
-        return work(args)
-    except (OSError, ReadError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model_path", default="pretrained/unibiomed", help="published folder, or one of ours")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--batch_size", type=int, default=4, help="images worked on together (default: 4)")
-    parser.add_argument("--max_new_tokens", type=int, default=512)
+def _common(parser: Parser, out: str) -> None:
+    parser.flag("model", default="pretrained/unibiomed")
+    parser.flag("out", default=out)
+    for name in ("device", "dtype", "batch-size"):
+        parser.flag(name)
+    parser.flag("max-new-tokens", default=512)
     parser.add_argument("--question", help="another question; {} stands for what the JSON names")
     parser.add_argument("--overlays", type=int, default=12, help="pictures with drawn regions to keep (default: 12)")
-    parser.add_argument("--restart", action="store_true", help="forget what an earlier run finished")
+    parser.flag("restart")
     parser.add_argument("--limit", type=int, help="only the first so many cases")
     parser.add_argument(
         "--launcher", default="none", choices=("none", "pytorch", "slurm"), help="who starts several processes"
@@ -60,7 +51,7 @@ def _load(args):
 
         if torch.cuda.is_available():
             device = f"cuda:{int(os.environ.get('LOCAL_RANK', args.local_rank)) % torch.cuda.device_count()}"
-    return load(args.model_path, device=device, dtype=args.dtype)
+    return load(args.model, device=device, dtype=args.dtype)
 
 
 def _all_done(args) -> bool:
@@ -85,49 +76,52 @@ def _all_done(args) -> bool:
 
 def _finish(args, report, score, state: Path) -> int:
     """Print what happened and the scores; the exit code is not zero where a case failed."""
+    from unimed.evaluation.cases import project
     from unimed.evaluation.tables import this_command
     from unimed.inference.runs import print_failures
 
     print(f"{len(report.rows)} answered, {report.skipped} of them before, {len(report.failed)} failed")
     print_failures(report)
     if _all_done(args) and score is not None:
-        scores = score()
+        with project(state):
+            scores = score()
         print(scores.write(state, this_command()))
     return report.exit_code
 
 
-def segment_2d(arguments=None) -> int:
+def segment_2d(arguments=None, prog: str | None = None) -> int:
     """`demo_seg2D.py`: a test set, or one image."""
-    parser = argparse.ArgumentParser(
-        description="Segment what a test set names (masks to WORK_DIR/<split>/<mask_file>, scores to results.json), "
-        "or answer one question about one image. Research use only."
+    parser = Parser(
+        "Segment what a test set names (masks to WORK_DIR/<split>/<mask_file>, scores to results.json), "
+        "or answer one question about one image. Research use only.",
+        prog=prog,
     )
     parser.add_argument("--val_folder", help="set with test.json, test/, test_mask/")
     parser.add_argument("--val_json", default="test.json", help="its test file (default: test.json)")
-    parser.add_argument("--work-dir", "--work_dir", default="work_dirs/seg2D")
     parser.add_argument("--image", help="instead of a set: PNG, JPEG, TIFF, DICOM, or a slice as NIfTI or NRRD")
     parser.add_argument("--text", help="the question about --image")
-    parser.add_argument("--site", default="", help="CT window for --image: lung, liver, brain, ...")
+    for name in ("site", "modality", "window", "page"):
+        parser.flag(name)
     parser.add_argument("--compat", choices=("reference",), help="score as UniBiomed does, see docs/unibiomed.md")
-    _common(parser)
-    return _guarded(_segment_2d, parser.parse_args(arguments))
+    _common(parser, "work_dirs/seg2D")
+    return guarded(_segment_2d, parser.parse_args(arguments))
 
 
 def _segment_2d(args) -> int:
-    out = Path(args.work_dir)
+    out = Path(args.out)
     if args.image:
         return _one_image(args, out)
     if not args.val_folder:
         raise ValueError("give --val_folder (a test set) or --image (one image)")
     from unimed.data.readers import unibiomed_tests as evaluation_sets
-    from unimed.evaluation.scorers import prediction_folders as set_scores
+    from unimed.evaluation.benchmarks import benchmark
     from unimed.inference import set_runs
 
     cases = evaluation_sets.segmentation_cases(args.val_folder, args.val_json, args.question)[: args.limit]
     run = set_runs.Run(out / "run", out / "overlays", args.batch_size, args.max_new_tokens, args.overlays, args.restart)
-    settings = {"model": args.model_path, "folder": args.val_folder, "json": args.val_json, "question": args.question}
+    settings = {"model": args.model, "folder": args.val_folder, "json": args.val_json, "question": args.question}
     report = set_runs.segment_images(_load(args), cases, out, run, settings, args.launcher)
-    return _finish(args, report, _with_results(set_scores.score_segmentation, cases, out, args.compat), out)
+    return _finish(args, report, _with_results(benchmark("unibiomed/seg2d").score, cases, out, args.compat), out)
 
 
 def _with_results(score, cases, out: Path, compat):
@@ -153,14 +147,15 @@ def _one_image(args, out: Path) -> int:
         raise ValueError('--image needs --text, for example --text "Please segment the liver in abdomen CT."')
     from unimed.files import refuse_to_replace
     from unimed.io.answers import write_mask
-    from unimed.io.images import read_image
+    from unimed.io.images import load as load_image
 
-    name = Path(args.image).name.split(".")[0]
-    refuse_to_replace(args.image, out, name)
-    image = read_image(args.image, args.site)  # a wrong path should not cost the loading of a model
+    refuse_to_replace(args.image, out, result_name(args.image))
+    how = dict(site=args.site, modality=args.modality, window=args.window, page=args.page)
+    image = load_image(args.image, **how)  # a wrong path should not cost the loading of a model
     prediction = _load(args).predict(image, args.text, max_new_tokens=args.max_new_tokens)
     masks = [region.mask for region in prediction.regions if region.mask is not None]
     formats = ["json", "png"] + ["nifti"] * bool(masks and image.geometry.is_physical)
+    name = ResultNames(out)(args.image)
     written = prediction.save(out, name, formats, image=image.rgb)
     written += [write_mask(out / f"{name}-mask{number}.png", mask) for number, mask in enumerate(masks)]
     _print_answer(prediction, written)
@@ -168,54 +163,57 @@ def _one_image(args, out: Path) -> int:
 
 
 def _print_answer(prediction, written) -> None:
-    print(prediction.text)
+    print_steps(prediction.image)
+    say(prediction.text)
     for region in prediction.regions:
         presence = "" if region.presence is None else f", presence {region.presence:.2f}"
         unit = "voxels" if region.mask is not None and region.mask.ndim == 3 else "pixels"
         size = f"{0 if region.mask is None else int(region.mask.sum())} {unit}"
-        print(f"  {region.phrase}: {size}{presence}")
+        say(f"  {region.phrase}: {size}{presence}")
     for path in written:
         print(f"  {path}")
     print("Research use only.")
 
 
-def segment_3d(arguments=None) -> int:
+def segment_3d(arguments=None, prog: str | None = None) -> int:
     """`demo_seg3D.py`: a 3D test set, or one volume."""
-    parser = argparse.ArgumentParser(
-        description="Segment what a 3D test set names (masks to WORK_DIR/<volume>/<expression>/<slice>, scores to "
-        "results.json), or answer one question about one volume. Research use only."
+    parser = Parser(
+        "Segment what a 3D test set names (masks to WORK_DIR/<volume>/<expression>/<slice>, scores to "
+        "results.json), or answer one question about one volume. Research use only.",
+        prog=prog,
     )
     parser.add_argument("--val_folder", help="set with meta_test.json and a folder of slices per volume")
     parser.add_argument("--val_json", default="meta_test.json", help="its test file (default: meta_test.json)")
-    parser.add_argument("--work-dir", "--work_dir", default="work_dirs/seg3D")
     parser.add_argument("--volume", help="instead of a set: NIfTI, NRRD, NPZ, or a folder of DICOM slices")
     parser.add_argument("--text", help="the question about --volume")
-    parser.add_argument("--site", default="", help="CT window for --volume: lung, liver, brain, ...")
+    add_volume_choices(parser)
+    for name in ("site", "modality", "window"):
+        parser.flag(name)
     parser.add_argument("--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="of --volume")
     parser.add_argument(
         "--compat",
         choices=("reference",),
         help="read the first five slices instead of five spread over the volume, and score, as UniBiomed does",
     )
-    _common(parser)
-    return _guarded(_segment_3d, parser.parse_args(arguments))
+    _common(parser, "work_dirs/seg3D")
+    return guarded(_segment_3d, parser.parse_args(arguments))
 
 
 def _segment_3d(args) -> int:
-    out = Path(args.work_dir)
+    out = Path(args.out)
     if args.volume:
         return _one_volume(args, out)
     if not args.val_folder:
         raise ValueError("give --val_folder (a test set) or --volume (one volume)")
     from unimed.data.readers import unibiomed_tests as evaluation_sets
-    from unimed.evaluation.scorers import prediction_folders as set_scores
+    from unimed.evaluation.benchmarks import benchmark
     from unimed.inference import set_runs
 
     cases = evaluation_sets.volume_cases(args.val_folder, args.val_json, args.question)[: args.limit]
     run = set_runs.Run(out / "run", out / "overlays", 1, args.max_new_tokens, args.overlays, args.restart)
-    settings = {"model": args.model_path, "folder": args.val_folder, "json": args.val_json, "question": args.question}
+    settings = {"model": args.model, "folder": args.val_folder, "json": args.val_json, "question": args.question}
     report = set_runs.segment_volumes(_load(args), cases, out, run, settings, args.launcher, args.compat)
-    return _finish(args, report, _with_results(set_scores.score_volumes, cases, out, args.compat), out)
+    return _finish(args, report, _with_results(benchmark("unibiomed/seg3d").score, cases, out, args.compat), out)
 
 
 def _one_volume(args, out: Path) -> int:
@@ -223,19 +221,24 @@ def _one_volume(args, out: Path) -> int:
         raise ValueError('--volume needs --text, for example --text "Please segment the spleen in abdomen CT."')
     from unimed.files import refuse_to_replace
     from unimed.inference.volume import predict_volume
+    from unimed.inference.volume_files import read_volume
 
     if not Path(args.volume).exists():
         raise FileNotFoundError(f"{args.volume}: no such file or folder")
-    name = Path(args.volume).name.split(".")[0]
-    refuse_to_replace(args.volume, out, name)
-    options = dict(plane=args.plane, site=args.site, compat=args.compat, max_new_tokens=args.max_new_tokens)
-    prediction = predict_volume(_load(args), args.volume, args.text, **options)
+    refuse_to_replace(args.volume, out, result_name(args.volume))
+    options = dict(plane=args.plane, site=args.site, modality=args.modality, window=args.window, compat=args.compat,
+                   max_new_tokens=args.max_new_tokens)  # fmt: skip
+    array, geometry = read_volume(args.volume, **volume_choices(args))  # before a model is loaded for nothing
+    for step in geometry.steps:
+        print(f"{args.volume}: {step}")
+    prediction = predict_volume(_load(args), (array, geometry), args.text, **options)
     masks = [region.mask for region in prediction.regions if region.mask is not None]
+    name = ResultNames(out)(args.volume)
     _print_answer(prediction, prediction.save(out, name, ["json"] + ["nifti"] * bool(masks)))
     return 0
 
 
-def answers(demo: str, arguments=None) -> int:
+def answers(demo: str, arguments=None, prog: str | None = None) -> int:
     """`demo_disease.py`, `demo_GRG.py`, `demo_GVQA.py`, `demo_Medtrinity.py`, `demo_RegionCap.py`."""
     what = {
         "disease": "Name and point at abnormalities",
@@ -244,14 +247,11 @@ def answers(demo: str, arguments=None) -> int:
         "Medtrinity": "Describe images",
         "RegionCap": "Say what a region is",
     }[demo]
-    parser = argparse.ArgumentParser(
-        description=f"{what}; answers to SAVE_DIR/<image>.json, scores to SAVE_DIR_run. Research use only."
-    )
+    parser = Parser(f"{what}; answers to OUT/<image>.json, scores to OUT_run. Research use only.", prog=prog)
     parser.add_argument("--data_path", required=True, help="folder of the set, or of its images")
     default = {"GRG": "test_parse.json", "GVQA": "test_parse.json"}.get(demo, "test.json")
     names = ("--annotation_file", "--json_path") if demo in ("Medtrinity", "RegionCap") else ("--json_path",)
     parser.add_argument(*names, dest="json_path", default=default, help=f"test file of the set (default: {default})")
-    parser.add_argument("--save_dir", default=f"work_dirs/{demo}")
     parser.add_argument("--split", default="test", help="not needed: the test file says it")
     if demo == "RegionCap":
         parser.add_argument(
@@ -262,19 +262,20 @@ def answers(demo: str, arguments=None) -> int:
         )
     if demo == "Medtrinity":
         parser.add_argument("--seed", type=int, default=0, help="of the order; the first --limit images are asked")
-    _common(parser)
+    _common(parser, f"work_dirs/{demo}")
     if demo == "Medtrinity":
         parser.set_defaults(limit=1000)
-    return _guarded(lambda args: _answers(demo, args), parser.parse_args(arguments))
+    return guarded(lambda args: _answers(demo, args), parser.parse_args(arguments))
 
 
 def _answers(demo: str, args) -> int:
     from unimed.data.readers import unibiomed_tests as evaluation_sets
+    from unimed.evaluation.benchmarks import benchmark
     from unimed.evaluation.scorers import prediction_folders as set_scores
     from unimed.inference import set_runs
 
     form, kind, with_masks = ANSWERS[demo]
-    out = Path(args.save_dir)
+    out = Path(args.out)
     path = evaluation_sets.find_json(args.json_path, args.data_path, Path(args.data_path).parent)
     given = (args.data_path, path, args.question)
     if demo == "disease":
@@ -288,7 +289,7 @@ def _answers(demo: str, args) -> int:
     cases = cases[: args.limit]
     state = out.with_name(f"{out.name}_run")
     run = set_runs.Run(state, state / "overlays", args.batch_size, args.max_new_tokens, args.overlays, args.restart)
-    settings = {"model": args.model_path, "folder": args.data_path, "json": str(path), "question": args.question}
+    settings = {"model": args.model, "folder": args.data_path, "json": str(path), "question": args.question}
     settings |= {"region": args.region} if demo == "RegionCap" else {}
     masks_to = out.with_name(f"{out.name}_mask") if with_masks else None
     report = set_runs.answer_images(_load(args), cases, out, form, run, settings, masks_to, args.launcher)
@@ -296,8 +297,8 @@ def _answers(demo: str, args) -> int:
 
     def score():
         # Quick: without Java. The metric script gives the published numbers.
-        scores = set_scores.score_answers(
-            kind, out, path, masks if with_masks and masks.is_dir() else None, java=False, only=names
+        scores = benchmark(f"unibiomed/{kind}").score(
+            out, path, masks if with_masks and masks.is_dir() else None, java=False, only=names
         )
         if demo == "RegionCap":
             set_scores.write_region_results(out, scores)
@@ -315,11 +316,35 @@ def _mask_folder(json_file: Path, data: Path | None = None) -> Path:
     return below if below.is_dir() and not beside.is_dir() else beside
 
 
-def metrics(kind: str, arguments=None) -> int:
+def _of_set(demo: str):
+    def run(arguments=None, prog: str | None = None) -> int:
+        return answers(demo, arguments, prog)
+
+    run.__doc__ = f"The demo of {demo}; see `answers`."
+    return run
+
+
+disease, grg, gvqa, medtrinity, regioncap = map(_of_set, ("disease", "GRG", "GVQA", "Medtrinity", "RegionCap"))
+
+#: What `unimed score` knows; also the endings of `demo/metrics_*.py`, by their kind.
+SCORED = ("grg", "gvqa", "disease", "medtrinity", "region")
+
+
+def score(arguments, prog: str | None = None) -> int:
+    """`unimed score KIND --prediction_dir D --json_path J`."""
+    if not arguments or arguments[0] not in SCORED:
+        asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(f"usage: {prog or 'unimed score'} {{{','.join(SCORED)}}} [options]")
+        return DONE if asked_for_help else NOTHING
+    return metrics(arguments[0], arguments[1:], f"{prog or 'unimed score'} {arguments[0]}")
+
+
+def metrics(kind: str, arguments=None, prog: str | None = None) -> int:
     """`metrics_*.py`: the published numbers of a prediction folder to PREDICTION_DIR.txt, ours beside them."""
-    parser = argparse.ArgumentParser(
-        description="Score a folder of answers: published numbers to PREDICTION_DIR.txt, ours with intervals and one "
-        "line per case to PREDICTION_DIR_scores. Research use only."
+    parser = Parser(
+        "Score a folder of answers: published numbers to PREDICTION_DIR.txt, ours with intervals and one "
+        "line per case to PREDICTION_DIR_scores. Research use only.",
+        prog=prog,
     )
     parser.add_argument(*PREDICTIONS, required=True, help="folder of <image>.json")
     parser.add_argument(*TRUTH, required=True, dest="json_path", help="test file of the set")
@@ -328,10 +353,12 @@ def metrics(kind: str, arguments=None) -> int:
     parser.add_argument("--split", default="test", help="not needed: the test file says it")
     parser.add_argument("--no_java", action="store_true", help="plain-Python BLEU, ROUGE-L and CIDEr, no METEOR")
     parser.add_argument("--spice", action="store_true", help="also SPICE, where its language models are installed")
-    return _guarded(lambda args: _metrics(kind, args), parser.parse_args(arguments))
+    return guarded(lambda args: _metrics(kind, args), parser.parse_args(arguments))
 
 
 def _metrics(kind: str, args) -> int:
+    from unimed.evaluation.benchmarks import benchmark
+    from unimed.evaluation.cases import project
     from unimed.evaluation.scorers import prediction_folders as set_scores
     from unimed.evaluation.tables import this_command
     from unimed.files import write_text
@@ -344,13 +371,15 @@ def _metrics(kind: str, args) -> int:
         masks = Path(args.mask_dir) if args.mask_dir else _mask_folder(path)
         if not masks.is_dir():
             raise FileNotFoundError(f"{masks}: no such folder; name the folder of the true masks with --mask_dir")
-    scores = set_scores.score_answers(
-        kind, predictions, path, masks, java=False if args.no_java else None, spice=args.spice
-    )
+    scored = predictions.with_name(f"{predictions.name}_scores")
+    with project(scored):
+        scores = benchmark(f"unibiomed/{kind}").score(
+            predictions, path, masks, java=False if args.no_java else None, spice=args.spice
+        )
     text = set_scores.published_text(scores.published)
     write_text(predictions.with_name(f"{predictions.name}.txt"), text)
     if kind == "region":
         set_scores.write_region_results(predictions, scores)
     print(text)
-    print(scores.write(predictions.with_name(f"{predictions.name}_scores"), this_command()))
-    return 1 if scores.summary["cases_without_prediction"] else 0
+    print(scores.write(scored, this_command()))
+    return PARTLY if scores.summary["cases_without_prediction"] else DONE

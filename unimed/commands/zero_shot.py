@@ -2,61 +2,62 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+from unimed.commands.common import Parser, guarded
+from unimed.io import raster
+from unimed.names import ResultNames
+
+SUFFIXES = (*raster.SUFFIXES, ".dcm", ".dicom")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demonstration; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description="Which of the labels fits each image: a table and bar plots. Research use only.",
-        epilog='python demo/demo_zeroshot.py --model_path M --images a.png folder/ --labels "brain MRI" "chest X-ray"',
+def zero_shot(arguments=None, prog: str | None = None) -> int:
+    """Compare labels with images."""
+    parser = Parser(
+        "Which of the labels fits each image: a table and bar plots. Research use only.",
+        epilog='unimed demo-zeroshot --model M --images a.png folder/ --labels "brain MRI" "chest X-ray"',
+        prog=prog,
     )
-    parser.add_argument("--model_path", required=True, help="folder, published checkpoint, or open_clip:NAME/WEIGHTS")
+    parser.flag("model", required=True, help="folder, published checkpoint, or open_clip:NAME/WEIGHTS")
     parser.add_argument("--images", nargs="+", required=True, help="files (also DICOM, 16 bit) and folders")
     parser.add_argument("--labels", nargs="+", required=True, help="at least two; one per argument, or parted by |")
     parser.add_argument("--templates", nargs="+", help="prompts with {} for the label")
-    parser.add_argument("--work-dir", default="zero_shot", help="where the results go (default: zero_shot)")
-    parser.add_argument("--site", default="", help="CT window of deep images, e.g. lung (default: file, percentiles)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.flag("out", default="zero_shot")
+    parser.flag("site")
+    parser.flag("device")
+    parser.flag("batch-size", default=16)
     parser.add_argument("--compat", choices=["reference"], help="probabilities as the published demonstration showed")
-    parser.add_argument("--restart", action="store_true", help="forget earlier results in the work folder")
-    args = parser.parse_args(argv)
+    parser.flag("restart")
+    return guarded(_zero_shot, parser.parse_args(arguments))
+
+
+def _zero_shot(args) -> int:
     labels = [part.strip() for label in args.labels for part in label.split("|") if part.strip()]
 
-    from unimed.inference.runs import FolderError, print_failures, run_cases
+    from unimed.inference.runs import print_failures, run_cases
     from unimed.models.auto import load
     from unimed.structures import Case
 
-    try:
-        paths = _files(args.images)
-        model = load(args.model_path, device=args.device)
-        model.classifier(labels, args.templates)  # a wrong label is told before any image is read
-        if len(labels) < 2 and not model.sigmoid:
-            raise ValueError(f"only one label was given ({labels[0]!r}); it would always win: give at least two")
+    paths = _files(args.images)
+    model = load(args.model, device=args.device)
+    model.classifier(labels, args.templates)  # a wrong label is told before any image is read
+    if len(labels) < 2 and not model.sigmoid:
+        raise ValueError(f"only one label was given ({labels[0]!r}); it would always win: give at least two")
 
-        def predict(batch: list[Case]) -> list[dict]:
-            files = [case.inputs["path"] for case in batch]
-            results = model.zero_shot(files, labels, args.templates, site=args.site, compat=args.compat)
-            for case, result in zip(batch, results, strict=True):
-                bars(case.inputs["path"], result, Path(args.work_dir) / "plots" / f"{case.name}.png", args.site)
-            return [result.to_dict() for result in results]
+    def predict(batch: list[Case]) -> list[dict]:
+        files = [case.inputs["path"] for case in batch]
+        results = model.zero_shot(files, labels, args.templates, site=args.site, compat=args.compat)
+        for case, result in zip(batch, results, strict=True):
+            bars(case.inputs["path"], result, Path(args.out) / "plots" / f"{case.name}.png", args.site)
+        return [result.to_dict() for result in results]
 
-        settings = {"model": str(args.model_path), "labels": labels, "templates": args.templates, "site": args.site,
-                    "compat": args.compat}  # fmt: skip
-        cases = [Case(name, {"path": path}) for name, path in _names(paths).items()]
-        report = run_cases(
-            cases, predict, args.work_dir, settings=settings, batch_size=args.batch_size, restart=args.restart
-        )
-    except (FolderError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(table(report.rows, labels, Path(args.work_dir)))
+    settings = {"model": str(args.model), "labels": labels, "templates": args.templates, "site": args.site,
+                "compat": args.compat}  # fmt: skip
+    names = ResultNames(args.out).all(paths)
+    cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
+    report = run_cases(cases, predict, args.out, settings=settings, batch_size=args.batch_size, restart=args.restart)
+    print(table(report.rows, labels, Path(args.out)))
     print_failures(report)
     return report.exit_code
 
@@ -72,19 +73,7 @@ def _files(places: Sequence[str]) -> list[str]:
             raise FileNotFoundError(f"{place}: no such file or folder")
     if not files:
         raise FileNotFoundError(f"no image in {', '.join(map(str, places))}; known suffixes are {', '.join(SUFFIXES)}")
-    return [str(path) for path in files]
-
-
-def _names(paths: Sequence[str]) -> dict[str, str]:
-    """Name of each case: that of the file, with as much of its folders as makes it unique."""
-    names: dict[str, str] = {}
-    for path in paths:
-        parts = Path(path).resolve().with_suffix("").parts
-        depth = 1
-        while (name := "-".join(parts[-depth:])) in names and depth < len(parts):
-            depth += 1
-        names[name if name not in names else f"{name}{Path(path).suffix}"] = path
-    return names
+    return list(dict.fromkeys(str(path) for path in files))
 
 
 def table(rows: Sequence[dict], labels: Sequence[str], work_dir: Path) -> str:
@@ -109,13 +98,13 @@ def bars(image, result, path: Path, site: str = "", most: int = 12) -> Path:
     from matplotlib.figure import Figure
 
     from unimed.files import write_atomic
-    from unimed.models.clip.processing import as_rgb
+    from unimed.io.images import load as load_image
 
     ranked = result.ranked()[:most]
     figure = Figure(figsize=(9, max(2.6, 0.42 * len(ranked) + 1)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
-    left.imshow(as_rgb(image, site))
+    left.imshow(load_image(image, site=site).rgb)
     left.axis("off")
     names = [name if len(name) <= 40 else name[:38] + "..." for name, _ in ranked]
     values = [value for _, value in ranked]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.io.display import display
-from unimed.io.read import read, read_bytes
+from unimed.io import raster
+from unimed.io.images import load as load_image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
+SUFFIXES = (*raster.SUFFIXES, ".dcm", ".dicom")
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def fingerprint(path, data: bytes | None = None) -> Fingerprint:
     if data is None:
         with open(path, "rb") as stream:
             digest = hashlib.sha256(stream.read()).hexdigest()
-        array, geometry = read(path)
+        image = load_image(path)
     else:
         digest = hashlib.sha256(data).hexdigest()
-        array, geometry = read_bytes(data, str(path))
-    return Fingerprint(str(path), digest, look_of(display(array, geometry)))
+        image = load_image(data, name=str(path))
+    return Fingerprint(str(path), digest, look_of(image.pixels))
 
 
 def find_overlap(first: Iterable[Fingerprint], second: Iterable[Fingerprint], bits: int = 2) -> list[dict]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.io.images import ROAD_VERSION
 from unimed.io.write import write_npz
 
 
 def model_fingerprint(model) -> str:
-    """Hash of all weights and of the preprocessing; another model or another size never meets its features."""
+    """Hash of weights, preprocessing and the reading of images; another model or size never meets its features."""
     import torch
 
     digest = hashlib.sha256()
@@ -20,7 +21,14 @@ def model_fingerprint(model) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     config = model.config
-    digest.update(repr((config.image_size, sorted(config.preprocess_cfg.items()), model.processor.compat)).encode())
+    road = (
+        "raw features",
+        ROAD_VERSION,
+        config.image_size,
+        sorted(config.preprocess_cfg.items()),
+        model.processor.compat,
+    )
+    digest.update(repr(road).encode())
     return digest.hexdigest()[:24]
 
 
@@ -50,8 +58,11 @@ class FeatureCache:
                 except (OSError, ValueError, KeyError):
                     continue  # a damaged part is computed again
 
-    def encode(self, paths: Sequence[str | Path], batch_size: int = 64) -> np.ndarray:
-        """Unit features [N, D] float32 of image files.
+    def encode(self, paths: Sequence[str | Path], batch_size: int = 64, normalize: bool = True) -> np.ndarray:
+        """Features [N, D] float32 of image files.
+
+        Args:
+            normalize: to unit length; False gives them as the tower does, as class norm needs them.
 
         Raises:
             ImageError, ReadError, FileNotFoundError: the file is named.
@@ -63,12 +74,29 @@ class FeatureCache:
         items = list(todo.items())
         for start in range(0, len(items), batch_size):
             part = items[start : start + batch_size]
-            features = self.model.encode_image([str(path) for _, path in part], site=self.site).numpy()
+            features = self.model.encode_image([str(path) for _, path in part], normalize=False, site=self.site)
+            features = features.numpy()
             self.known.update(zip((key for key, _ in part), features, strict=True))
             self._keep([key for key, _ in part], features)
         if not keys:
             return np.zeros((0, self.model.config.model_cfg["embed_dim"]), np.float32)
-        return np.stack([self.known[key] for key in keys])
+        features = np.stack([self.known[key] for key in keys])
+        length = np.linalg.norm(features, axis=1, keepdims=True) if normalize else 1.0
+        return features / np.maximum(length, np.float32(1e-12))
+
+    def similarity(self, paths: Sequence[str | Path], labels, templates=None, class_norm: bool = False):
+        """Names of the classes, and the similarity [N, C] of image files to them; arguments as `ClipModel.classifier`.
+
+        Args:
+            class_norm: z-score every dimension over the classes, of the images' raw features too, as published.
+        """
+        names, weights = self.model.classifier(labels, templates, class_norm)
+        features = self.encode(paths, normalize=not class_norm)
+        if class_norm:
+            mean, std = (value.numpy() for value in self.model.class_statistics(labels, templates))
+            features = (features - mean) / std
+            features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.float32(1e-12))
+        return names, features @ weights.numpy().T
 
     def _keep(self, keys: list[str], features: np.ndarray) -> None:
         if self.folder is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.files import plain, write_text
+from unimed.evaluation.cases import renamed
+from unimed.files import read_json_lines, write_json_lines
+from unimed.markup import for_markdown
 from unimed.metrics.statistics import Interval, bootstrap_mean
 
 
@@ -92,7 +93,7 @@ def _cell(value, digits: int) -> str:
         return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
     if isinstance(value, float | np.floating):
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
-    return "-" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+    return "-" if value is None else for_markdown(str(value))
 
 
 def this_command() -> str:
@@ -105,24 +106,13 @@ def write_cases(path: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
 
     NaN and Inf become null, numpy values become plain ones, so that any JSON reader takes the file.
     """
-    return write_text(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    return write_json_lines(path, rows)
 
 
 def read_cases(path: str | os.PathLike) -> list[dict]:
-    """Rows of a per-case file.
+    """Rows of a per-case file, columns of older files under their names of today (`cases.ALIASES`).
 
     Raises:
         ValueError: a line is no JSON object; file and line are named.
     """
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error.msg}); expected one object per line") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-        rows.append(row)
-    return rows
+    return [renamed(row) for _, row in read_json_lines(path)]

@@ -154,7 +154,9 @@ def hierarchy(found: Sequence[Found]) -> dict:
     return tree
 
 
-def as_prediction(found: Sequence[Found], geometry: Geometry | None = None, seconds: float = 0.0, model: str = ""):
+def as_prediction(
+    found: Sequence[Found], geometry: Geometry | None = None, seconds: float = 0.0, model: str = "", image=None
+):
     """Regions with masks and boxes, ready to be saved; targets without a mask keep their presence."""
     regions = []
     for one in found:
@@ -164,7 +166,7 @@ def as_prediction(found: Sequence[Found], geometry: Geometry | None = None, seco
             box = tuple(float(v) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
         certain = float(one.probability[one.mask].mean()) if one.mask.any() else None
         regions.append(Region(one.target, mask=one.mask, box_xyxy_px=box, presence=one.presence, confidence=certain))
-    return Prediction("", tuple(regions), geometry, {"segment": seconds}, model)
+    return Prediction("", tuple(regions), geometry, {"segment": seconds}, model, image=image)
 
 
 def predict(

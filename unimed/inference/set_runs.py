@@ -6,7 +6,6 @@ picture called "run" or "cases" cannot collide with it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +13,25 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.data.readers.unibiomed import TreeError, load_image, load_mask
+from unimed.data.readers.unibiomed import TreeError
 from unimed.data.readers.unibiomed_tests import within
-from unimed.inference.runs import FolderError, FolderReport, run_cases
+from unimed.files import read_json
+from unimed.inference.runs import (
+    FolderError,
+    FolderReport,
+    case_content,
+    other_settings,
+    read_finished,
+    run_cases,
+    run_settings,
+)
 from unimed.io.answers import write_answer, write_mask
+from unimed.io.images import load as load_image
+from unimed.io.images import load_stack
+from unimed.io.masks import load_mask
 from unimed.io.overlay import scale_to_width, write_overlay
 from unimed.io.region_box import paint_box
+from unimed.locks import FolderInUseError, describe_owner, living_owner
 from unimed.structures import Case, Region
 
 #: Width in pixels at which overlays are drawn: captions need room.
@@ -63,37 +75,31 @@ def run_shared(
     """
     rank, size = ranks(launcher)
     folder = run.state if size == 1 else run.state / f"rank-{rank}-of-{size}"
-    settings = json.loads(json.dumps({**settings, "max_new_tokens": run.max_new_tokens}, default=str))
+    kept = run_settings({**settings, "max_new_tokens": run.max_new_tokens})
     mine, elsewhere = list(cases)[rank::size], {}
     for path in sorted(run.state.rglob("run.json")) if run.state.is_dir() else ():
         if path.parent == folder:
             continue
+        sibling = path.parent.name.endswith(f"-of-{size}") and size > 1
+        if not sibling and (owner := living_owner(path.parent / ".lock")):
+            raise FolderInUseError(f"{path.parent} is in use: {describe_owner(owner)}; wait for it or stop it")
         if run.restart:
             # Those of this number of processes are the business of the other processes.
-            if not path.parent.name.endswith(f"-of-{size}"):
+            if not sibling:
                 (path.parent / "cases.jsonl").unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
-        elif json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise FolderError(f"{path.parent} holds results of other settings; choose another folder or restart")
+        elif (before := read_json(path, error=FolderError)) != kept:
+            raise FolderError(other_settings(path.parent, before, kept))
         else:
-            elsewhere |= _finished(path.parent / "cases.jsonl")
-    todo = [case for case in mine if case.name not in elsewhere]
+            elsewhere |= read_finished(path.parent / "cases.jsonl")
+    done = {case.name for case in mine if elsewhere.get(case.name, {}).get("content") == case_content(case)}
+    todo = [case for case in mine if case.name not in done]
+    settings = {**settings, "max_new_tokens": run.max_new_tokens}
     report = run_cases(todo, predict, folder, settings=settings, batch_size=run.batch_size, restart=run.restart)
-    report.skipped += len(mine) - len(todo)
-    rows = elsewhere | {row["case"]: row for row in report.rows}
+    report.skipped += len(done)
+    rows = {name: elsewhere[name] for name in done} | {row["case"]: row for row in report.rows}
     report.rows = [rows[case.name] for case in mine if case.name in rows]
     return report
-
-
-def _finished(path: Path) -> dict[str, dict]:
-    rows = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-            rows[row["case"]] = row
-        except (ValueError, KeyError, TypeError):  # the torn last line of a killed process
-            continue
-    return rows
 
 
 def _shown(cases: Sequence[Case], count: int) -> set[str]:
@@ -131,12 +137,10 @@ def _shifted(region: Region, columns: int) -> Region:
 
 def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: Mapping, launcher="none"):
     """Answer `segmentation_cases`; the first mask of each goes to OUT/<split>/<mask_file> as 0 and 255."""
-    from unimed.io.images import read_image
-
     shown = _shown(cases, run.overlays)
 
     def predict(batch: list[Case]) -> list[dict]:
-        images = [read_image(str(case.inputs["image"])) for case in batch]
+        images = [load_image(str(case.inputs["image"])) for case in batch]
         texts = [case.inputs["text"] for case in batch]
         answers = model.predict_batch(images, texts, batch_size=len(batch), max_new_tokens=run.max_new_tokens)
         rows = []
@@ -145,7 +149,7 @@ def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: 
             write_mask(within(out, case.inputs["out"]), mask)
             if case.name in shown:
                 truth = case.inputs["truth"]
-                truth = load_mask(truth, image.rgb.shape[:2], resize=True) if truth.is_file() else None
+                truth = load_mask(truth, image=image, resize=True)[0] if truth.is_file() else None
                 _picture(
                     within(run.pictures, f"{case.name.removesuffix('.png')}.png"), image.rgb, answer.regions, truth
                 )
@@ -171,12 +175,10 @@ def answer_images(
         form: how captions are cut, see `answers.FORMS`.
         masks_to: folder of the first mask of each answer under the name of its image; None leaves masks out.
     """
-    from unimed.io.images import read_image
-
     shown = _shown(cases, run.overlays)
 
     def predict(batch: list[Case]) -> list[dict]:
-        images = [read_image(str(case.inputs["image"])) for case in batch]
+        images = [load_image(str(case.inputs["image"])) for case in batch]
         answers = _ask(model, batch, images, run.max_new_tokens)
         rows = []
         for case, image, answer in zip(batch, images, answers, strict=True):
@@ -200,7 +202,7 @@ def _ask(model, batch: list[Case], images: list, max_new_tokens: int) -> list:
         return model.predict_batch(images, texts, batch_size=len(batch), max_new_tokens=max_new_tokens)
     regions = []
     for case, image in zip(batch, images, strict=True):
-        mask = load_mask(case.inputs["region"], image.rgb.shape[:2], resize=True)
+        mask = load_mask(case.inputs["region"], image=image, resize=True)[0]
         if not mask.any():
             raise TreeError(f"{case.inputs['region']}: mask is empty; there is no region to ask about")
         regions.append(mask)
@@ -231,7 +233,8 @@ def segment_volumes(
     def predict(batch: list[Case]) -> list[dict]:
         (case,) = batch
         slices = case.inputs["slices"]
-        pictures = [load_image(path) for path in slices]
+        images = load_stack(slices, compat=compat)
+        pictures = [image.pixels for image in images]
         answer = model.predict_frames(pictures, case.inputs["text"], compat=compat, max_new_tokens=run.max_new_tokens)
         mask = _first_mask(answer, (len(pictures), *pictures[0].shape[:2]))
         for path, plane in zip(slices, mask, strict=True):
@@ -239,7 +242,8 @@ def segment_volumes(
         if case.name in shown:
             largest = int(mask.sum(axis=(1, 2)).argmax()) if mask.any() else len(mask) // 2
             shape, truth = pictures[largest].shape[:2], case.inputs["truth"].get(slices[largest].name)
-            truth = load_mask(truth, shape, resize=True) if truth and truth.is_file() else np.zeros(shape, dtype=bool)
+            known = truth is not None and truth.is_file()
+            truth = load_mask(truth, image=images[largest], resize=True)[0] if known else np.zeros(shape, dtype=bool)
             region = Region(case.inputs["phrase"], mask=mask[largest])
             _picture(within(run.pictures, f"{case.name.removesuffix('.png')}.png"), pictures[largest], [region], truth)
         return [_row(case, answer) | {"mask_voxels": int(mask.sum()), "slices": len(slices)}]

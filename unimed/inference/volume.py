@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from unimed.geometry import Geometry, reorient
+from unimed.io.errors import WindowError
+from unimed.io.images import ImageSource, load_stack
 from unimed.io.read import read
 from unimed.io.result import Prediction
-from unimed.io.windows import CT_WINDOWS_HU, window_to_uint8
+from unimed.io.windows import CT_WINDOWS_HU, Window, choose_window
 from unimed.structures import Region
 
 #: How the axes of a volume must grow so that axis 0 runs through the slices and a slice is seen as usual:
 #: the patient's left on the right, the back (or the feet) below.
 PLANES = {"axial": "SPL", "coronal": "PIL", "sagittal": "LIP"}
-#: Percentiles are taken from about this many voxels.
-PERCENTILE_VOXELS = 2_000_000
 
 
 class VolumeError(ValueError):
@@ -32,6 +32,8 @@ def predict_volume(
     *,
     plane: str = "axial",
     site: str = "",
+    modality: str = "",
+    window: tuple[float, float] | str | None = None,
     **options,
 ) -> Prediction | list[Prediction]:
     """Answer a question about a volume, with a 3D mask per [SEG] in the grid of the source.
@@ -47,8 +49,8 @@ def predict_volume(
             that `model.predict` takes.
         text: one question, or several about the same volume (slices are encoded once); a list gives a list.
         plane: "axial", "coronal" or "sagittal"; it counts only where the geometry says where the patient lies.
-        site: body site whose CT window is used; by default the 0.5 and 99.5 percentiles of the volume, and 8-bit values
-            as they are.
+        site, modality, window: choose the grey values of all slices, see `unimed.io.windows.choose_window`; what was
+            chosen is in `image.steps` of the result.
         options: `keys`, `follow`, `compat`, `clear_absent`, `max_new_tokens`, `presence_threshold` of `predict_frames`.
 
     Returns:
@@ -63,58 +65,50 @@ def predict_volume(
     if plane not in PLANES:
         raise VolumeError(f"unknown plane {plane!r}; known are {', '.join(PLANES)}")
     if isinstance(volume, list):
-        found = model.predict_frames(volume, text, site=site, **options)
-        return _with(found, Geometry.pixels(), lambda mask: mask)
+        slices = load_stack(volume, site=site, modality=modality, window=window) if volume else []
+        found = model.predict_frames(slices, text, **options)
+        source = slices[0].source if slices else None
+        return _with(found, Geometry.pixels(), lambda mask: mask, source)
     array, geometry, name = _read(volume)
     if array.ndim != 3 or 0 in array.shape:
         raise VolumeError(f"{name}: shape {array.shape} is no volume; give three axes, all longer than zero")
     if not geometry.is_physical:
-        slices = Slices(array, site)
-        return _with(model.predict_frames(slices, text, **options), geometry, lambda mask: mask)
+        slices = Slices(array, site, geometry, modality=modality, window=window)
+        found = model.predict_frames(slices, text, **options)
+        return _with(found, geometry, lambda mask: mask, _source(name, array, geometry, slices.window))
     turned, turned_geometry = reorient(array, geometry, PLANES[plane])
 
     def back(mask: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(reorient(mask, turned_geometry, geometry.orientation)[0])
 
-    return _with(model.predict_frames(Slices(turned, site), text, **options), geometry, back)
+    slices = Slices(turned, site, geometry, modality=modality, window=window)
+    source = _source(name, array, geometry, slices.window, f"cut as {turned_geometry.orientation}")
+    return _with(model.predict_frames(slices, text, **options), geometry, back, source)
 
 
 class Slices(Sequence):
     """The slices of a volume (D, H, W) as uint8, made when asked for and with one window for all.
 
     Args:
-        array: any number type; uint8 is taken as it is, bool becomes 0 and 255.
-        site: see `predict_volume`.
+        array: any number type. geometry: its header holds what the file says of window, modality and polarity.
+        options: of `unimed.io.windows.choose_window`.
 
     Raises:
-        VolumeError: NaN or Inf.
+        VolumeError: NaN or Inf, an unknown site.
     """
 
-    def __init__(self, array: np.ndarray, site: str = ""):
+    def __init__(self, array: np.ndarray, site: str = "", geometry: Geometry | None = None, **options):
         self.array = array
-        self.window = None
-        if array.dtype == np.uint8 or array.dtype == np.bool_:
-            return
-        if site:
-            self.window = CT_WINDOWS_HU[site]
-            return
-        step = max(1, int(np.cbrt(array.size / PERCENTILE_VOXELS)))
-        values = array[::step, ::step, ::step].astype(np.float32).ravel()
-        if not np.isfinite(values).all():
-            raise VolumeError("the volume holds NaN or Inf; replace them before use")
-        # Exact zeros are the empty border of MR and ultrasound, whose share says nothing about contrast.
-        values = values[values != 0] if (values != 0).any() else values
-        low, high = (float(value) for value in np.percentile(values, (0.5, 99.5)))
-        self.window = ((low + high) / 2, max(high - low, 1e-6))
+        try:
+            self.window: Window = choose_window(array, geometry, site=site, **options)
+        except WindowError as error:
+            raise VolumeError(f"the volume cannot be shown: {error}") from error
 
     def __len__(self) -> int:
         return len(self.array)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        image = self.array[index]
-        if self.array.dtype == np.bool_:
-            return image.astype(np.uint8) * 255
-        return np.ascontiguousarray(image) if self.window is None else window_to_uint8(image, *self.window)
+        return np.ascontiguousarray(self.window(self.array[index]))
 
 
 def _read(volume) -> tuple[np.ndarray, Geometry, str]:
@@ -129,11 +123,16 @@ def _read(volume) -> tuple[np.ndarray, Geometry, str]:
     )
 
 
-def _with(found, geometry: Geometry, back):
+def _source(name: str, array: np.ndarray, geometry: Geometry, window: Window, *steps: str) -> ImageSource:
+    return ImageSource(name, (*steps, *window.steps), window, array.shape, geometry)
+
+
+def _with(found, geometry: Geometry, back, source: ImageSource | None = None):
     if isinstance(found, list):
-        return [_with(one, geometry, back) for one in found]
+        return [_with(one, geometry, back, source) for one in found]
 
     def moved(region: Region) -> Region:
         return dataclasses.replace(region, mask=None if region.mask is None else back(region.mask))
 
-    return dataclasses.replace(found, geometry=geometry, regions=tuple(moved(region) for region in found.regions))
+    regions = tuple(moved(region) for region in found.regions)
+    return dataclasses.replace(found, geometry=geometry, regions=regions, image=source)

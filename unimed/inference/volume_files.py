@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from unimed.geometry import Geometry
 from unimed.io.challenge import Prompts, read_prompts
-from unimed.io.read import ReadError, read
+from unimed.io.dicom_series import BESIDE, is_dicom, kind_of_dicom
+from unimed.io.dicom_series import SUFFIXES as DICOM_SUFFIXES
+from unimed.io.read import VOLUME_SUFFIXES, ReadError, read
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".npz", ".dcm", ".dicom")
+#: What `find_volumes` looks for by name. The `.img` and `.raw` files of pairs are read through their headers.
+SUFFIXES = tuple(suffix for suffix in VOLUME_SUFFIXES if suffix != ".img")
 
 
 def find_volumes(folder: str | Path) -> list[Path]:
     """Files with a volume suffix, and folders that hold DICOM slices, below `folder`, in order.
 
-    A folder that itself holds DICOM slices is one volume. NPZ files of truths (`gts`) and results (`segs`)
-    without `imgs` are left out; one with none of the three is kept, so that reading it says what is missing.
+    A folder that itself holds DICOM slices, whatever their names, is one volume; where it holds several series, reading
+    it lists them. DICOM files of many frames (cines, enhanced objects) are volumes of their own; so is a lone file.
+    DICOM results (segmentations) are left out, as are NPZ files of truths (`gts`) and results (`segs`) without `imgs`;
+    an NPZ with none of the three is kept, so that reading it says what is missing.
 
     Raises:
         FileNotFoundError: no such folder, or no volume in it.
@@ -29,14 +35,16 @@ def find_volumes(folder: str | Path) -> list[Path]:
     found = []
     for place in sorted([folder, *(p for p in folder.rglob("*") if p.is_dir())]):
         files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
-        dicoms = [p for p in files if p.suffix.lower() in (".dcm", ".dicom", ".ima", "")]
-        if len(dicoms) > 1 and _is_dicom(dicoms[0]):
+        kinds = {path: kind_of_dicom(path) for path in files if _may_be_dicom(path)}
+        slices = [path for path, kind in kinds.items() if kind == "slice"]
+        if len(slices) > 1:
             found.append(place)
-        found += [
-            p
-            for p in files
-            if p.name.lower().endswith(SUFFIXES) and not (p in dicoms and len(dicoms) > 1) and _is_image(p)
-        ]
+        for path in files:
+            if path in kinds:
+                if kinds[path] == "frames" or (kinds[path] == "slice" and len(slices) == 1):
+                    found.append(path)
+            elif path.name.lower().endswith(SUFFIXES) and _is_image(path):
+                found.append(path)
     if not found:
         raise FileNotFoundError(
             f"{folder}: no volume in it; known are {', '.join(SUFFIXES)} and folders of DICOM slices"
@@ -44,16 +52,29 @@ def find_volumes(folder: str | Path) -> list[Path]:
     return found
 
 
-def read_volume(path: str | Path) -> tuple[np.ndarray, Geometry]:
+def read_volume(
+    path: str | Path, *, series: str | int | None = None, phase: str | int | None = None, irregular: str = "refuse"
+) -> tuple[np.ndarray, Geometry]:
     """As `unimed.io.read.read`; anything that has not three axes is refused.
 
+    A color volume whose channels are equal is taken as grey, which `geometry.steps` says.
+
     Raises:
-        ReadError: a picture, or 4D data with more than one phase; and what `read` raises.
+        ReadError: a picture, colors, a cine, or 4D data with more than one phase; and what `read` raises.
     """
-    array, geometry = read(path)
+    array, geometry = read(path, series=series, phase=phase, irregular=irregular)
+    if geometry.header.get("cine"):
+        raise ReadError(f"{path}: a cine of {len(array)} frames, not a volume; its frames have no place in space")
+    if geometry.header.get("color") and array.ndim == 4:
+        if not (array[..., :3] == array[..., :1]).all():
+            raise ReadError(f"{path}: a color volume {array.shape}; give one channel as a file")
+        header = dict(geometry.header) | {"steps": (*geometry.steps, "equal color channels taken as grey")}
+        header.pop("color")
+        array, geometry = array[..., 0], replace(geometry, header=header)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.ndim != 3 or (array.shape[-1] == 3 and geometry.source_format == "picture"):
+    if array.ndim != 3 or (array.shape[-1] == 3 and geometry.source_format in ("picture", "dicom") and not
+                           geometry.is_physical):  # fmt: skip
         raise ReadError(f"{path}: {array.ndim}D data {array.shape} is no volume; give one phase or channel as a file")
     return array, geometry
 
@@ -73,17 +94,6 @@ def prompts_for(path: str | Path, texts: Sequence[str] | None = None, table: str
     raise ReadError(f"{path}: say what to look for with --prompts or --prompt-file; this format holds no prompts")
 
 
-def name_of(path: Path, root: Path) -> str:
-    """A name for the results of a volume: its place below `root` without suffix, with `-` between folders."""
-    relative = path.relative_to(root) if path != root else Path(path.name)
-    stem = relative.name
-    for suffix in SUFFIXES:
-        if path.is_file() and stem.lower().endswith(suffix):
-            stem = stem[: -len(suffix)]
-            break
-    return "-".join((*relative.parts[:-1], stem))
-
-
 def _is_image(path: Path) -> bool:
     if not path.name.lower().endswith(".npz"):
         return True
@@ -97,7 +107,11 @@ def _is_image(path: Path) -> bool:
         return True  # reading it will say what is wrong
 
 
-def _is_dicom(path: Path) -> bool:
-    with open(path, "rb") as stream:
-        stream.seek(128)
-        return stream.read(4) == b"DICM"
+def _may_be_dicom(path: Path) -> bool:
+    """By its name a DICOM file, or by nothing any other volume: then the mark inside decides."""
+    name = path.name.lower()
+    if name in BESIDE:
+        return False
+    if name.endswith(DICOM_SUFFIXES):
+        return True
+    return not name.endswith(SUFFIXES) and is_dicom(path)

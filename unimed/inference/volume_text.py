@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from unimed.data.wordings.biomedparse_targets import site_of
 from unimed.geometry import Geometry
-from unimed.inference.intensity import Intensity, choose_intensity
 from unimed.io.slices import SliceGrid, to_view, with_neighbours
 from unimed.io.volume_result import VolumeSegmentation
+from unimed.io.windows import Window, check_site, choose_window, modality_of
 
 DEFAULT_SLICE_BATCH = 4
 
@@ -48,7 +49,8 @@ def segment_volume(
     modality: str = "",
     site: str = "",
     view: str | None = None,
-    intensity: Intensity | None = None,
+    window: Window | tuple[float, float] | str | None = None,
+    percentiles: tuple[float, float] | None = None,
     threshold: float = 0.5,
     overlap: str = "nms",
     instances: bool = False,
@@ -65,7 +67,8 @@ def segment_volume(
         model: offers `encode_prompts`, `segment_slices`, `config.image_size`, as `BoltzFormerModel`.
         array: (I, J, K) numbers in the grid of `geometry`.
         prompts: texts, numbered from 1, or label -> text.
-        modality, site: choose the grey values, see `intensity.choose_intensity`; `intensity` overrides the choice.
+        modality, site, window, percentiles: choose the grey values, see `io.windows.choose_window`; a `Window` is taken
+            as it is. CT without a site goes by that the prompts agree on. The windows are those of the model.
         view: along which direction slices are cut, see `io.slices.to_view`.
         threshold: least existence for a target to be drawn on a slice.
         overlap: "nms": a prompt that repeats a surer one on a slice is dropped, then each voxel goes to the most
@@ -75,7 +78,7 @@ def segment_volume(
         progress: called with (slices done, slices in all).
 
     Raises:
-        PromptError, IntensityError, ValueError: see the functions named above.
+        PromptError, WindowError, ValueError: see the functions named above.
     """
     import torch
 
@@ -86,12 +89,17 @@ def segment_volume(
         raise ValueError(f"unknown overlap {overlap!r}; known are {', '.join(OVERLAPS)}")
     if slice_batch < 1 or not 0 <= threshold <= 1:
         raise ValueError(f"slice_batch must be at least 1 and threshold in [0, 1], got {slice_batch} and {threshold}")
+    windows = getattr(model.config, "ct_windows", None)
+    check_site(site, windows)
     begin = time.perf_counter()
     array = _three_axes(array)
     turned, turned_geometry, axis = to_view(array, geometry, view)
-    mapping = intensity or choose_intensity(
-        turned, geometry, modality=modality, site=site, prompts=tuple(prompts.values())
-    )
+    mapping = window
+    if not isinstance(window, Window):
+        mapping = choose_window(
+            turned, geometry, window=window, percentiles=percentiles, modality=modality,
+            site=site or _site_of(prompts, geometry, modality), windows=windows,
+        )  # fmt: skip
     grid = SliceGrid(turned.shape, axis, model.config.image_size)
     ids, depth = list(prompts), grid.depth
     labels = _Planes(np.uint8 if max(ids) < 256 else np.uint16)
@@ -140,13 +148,19 @@ def segment_volume(
         presence={label: float(existence[row].max()) for row, label in enumerate(ids)},
         existence=existence,
         geometry=geometry,
-        intensity=str(mapping),
+        intensity="; ".join([str(mapping), *([mapping.remark] if mapping.remark else [])]),
         view=f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}",
         masks={label: whole(planes) for label, planes in masks.items()},
         instances=number_instances(drawn_labels, whole(edges)) if instances else None,
         seconds=time.perf_counter() - begin,
         model_reference=str(getattr(model.config, "_name_or_path", "") or ""),
     )
+
+
+def _site_of(prompts: Mapping[int, str], geometry: Geometry, modality: str) -> str:
+    """The site that the prompts agree on, where it chooses a CT window."""
+    kind = modality_of(modality) or modality_of(str(geometry.header.get("modality", "")))
+    return site_of(tuple(prompts.values())) or "" if kind == "CT" else ""
 
 
 class _Planes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.files import write_atomic
+from unimed.files import read_json, write_atomic
 from unimed.io.rle import decode_mask, encode_compressed
 from unimed.tokens import PHRASE_END, PHRASE_START, SEG_TOKEN
 
@@ -69,7 +69,7 @@ def read_answer(path: Path) -> dict:
         AnswerError: not JSON, no caption, or run lengths that do not fit.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
         masks = [decode_mask(entry) for entry in content.get("pred_masks") or ()]
         return {**content, "caption": str(content["caption"]), "pred_masks": masks}
     except FileNotFoundError:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.io.read import ReadError
+from unimed.files import read_json
+from unimed.io.limits import ReadError
+from unimed.io.npz import members, names_in, spacing_of
 
 #: A prompt table is a few kB; more than this is no prompt table.
 MAX_PROMPT_BYTES = 2**20
@@ -52,10 +54,7 @@ def read_prompts(path: str | Path) -> Prompts:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".json":
-        try:
-            return parse_prompts(json.loads(path.read_text(encoding="utf-8")), path)
-        except json.JSONDecodeError as error:
-            raise ReadError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
+        return parse_prompts(read_json(path, error=ReadError), path)
     try:
         with zipfile.ZipFile(path) as archive:
             if "text_prompts.npy" not in archive.namelist():
@@ -104,24 +103,19 @@ def read_labels(path: str | Path, key: str | None = None) -> tuple[np.ndarray, t
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = [key] if key else [name for name in ("gts", "segs", "labels") if name in archive.files]
-            if not names or names[0] not in archive.files:
-                raise ReadError(f"{path}: no array `{key or 'gts'}` or `segs`; found {', '.join(archive.files)}")
-            labels = archive[names[0]]
-            spacing = np.asarray(archive["spacing"], dtype=np.float64) if "spacing" in archive.files else None
-    except ReadError:
-        raise
-    except Exception as error:  # zip, zlib, header and pickle errors alike
-        raise ReadError(f"{path}: cannot be read as plain arrays ({type(error).__name__}: {error})") from error
+    held = names_in(path)
+    names = [key] if key else [name for name in ("gts", "segs", "labels") if name in held]
+    if not names or names[0] not in held:
+        raise ReadError(f"{path}: no array `{key or 'gts'}` or `segs`; found {', '.join(held)}")
+    found = members(path, (names[0], "spacing"))
+    labels, spacing = found[names[0]], found.get("spacing")
     if labels.ndim not in (2, 3) or labels.dtype.kind not in "iub":
         raise ReadError(
             f"{path}: `{names[0]}` must be integers of two or three axes, found {labels.dtype} {labels.shape}"
         )
-    if spacing is not None and (spacing.shape != (3,) or not (spacing > 0).all()):
-        raise ReadError(f"{path}: `spacing` must be three positive numbers, found {spacing.tolist()}")
-    return labels, None if spacing is None else tuple(float(v) for v in spacing[::-1])
+    if spacing is None:
+        return labels, None
+    return labels, tuple(float(v) for v in spacing_of(path, spacing)[::-1])
 
 
 class _Holder:

@@ -1,54 +1,139 @@
-"""Readers: a path in, an array and its `Geometry` out. Nothing is unpickled and no value is rescaled silently."""
+"""The one door for files: a path in, an array and its `Geometry` out.
+
+Nothing is unpickled, no value is rescaled silently, and no memory is taken for what a header merely claims. What a
+reader decided, converted or assumed is in `geometry.steps`; the table of formats is in `docs/data.md`.
+"""
 
 from __future__ import annotations
 
 import io
 import re
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from unimed.geometry import Geometry, GeometryError, lps_to_ras
+from unimed.geometry import Geometry, GeometryError
+from unimed.io.dicom import read_dicom
+from unimed.io.dicom_series import is_dicom, read_series
+from unimed.io.itk import read_meta_image, read_nrrd
+from unimed.io.limits import (
+    Limits,
+    ReadError,
+    head_of,
+    limited,
+    refuse_large_file,
+    refuse_placeholder,
+)
+from unimed.io.nifti import read_mgh, read_nifti
+from unimed.io.npz import read_npz
+from unimed.io.raster import SUFFIXES as PICTURE_SUFFIXES
+from unimed.io.raster import decode, shown, steps_of
 
-#: Arrays larger than this are refused before memory is taken for them: a header may claim anything.
-MAX_VOXELS = 2**31
+#: Suffixes of volumes; `read` also takes pictures, DICOM files of any name, and folders of DICOM files.
+VOLUME_SUFFIXES = (
+    ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz", ".mgz", ".mgh", ".img", ".hdr",
+    ".dcm", ".dicom", ".ima",
+)  # fmt: skip
 
 
-class ReadError(ValueError):
-    """A file that cannot be read as an image; the message names the file and what to do."""
-
-
-def read(path: str | Path) -> tuple[np.ndarray, Geometry]:
+def read(
+    path: str | Path,
+    *,
+    series: str | int | None = None,
+    phase: str | int | None = None,
+    frame: int | None = None,
+    irregular: str = "refuse",
+    detached: bool = True,
+    limits: Limits | None = None,
+) -> tuple[np.ndarray, Geometry]:
     """Read an image or volume, the format told by the suffix; a folder is read as a DICOM series.
 
+    Args:
+        series: of a folder with several DICOM series: UID, number or description. The error without it lists them.
+        phase: of data with several phases: its number, or for DICOM also its value. "all" keeps all phases of a NIfTI,
+            NRRD or MetaImage file as a fourth axis.
+        frame: of a DICOM cine: one frame instead of all; of a TIFF of several pages: the page, which it needs.
+        irregular: of DICOM slices that are not one complete, evenly spaced, aligned stack: "refuse" them, or "resample"
+            them to one, which `geometry.steps` says.
+        detached: whether a header may name a data file in its own folder; False for files from elsewhere (uploads).
+        limits: instead of those of the environment, see `unimed.io.limits`.
+
     Returns:
-        The array and its geometry. PNG, JPEG and TIFF give HxW or HxWx3 in uint8 or uint16; volumes give (I, J, K)
-        in the order of the file, with the affine that says where each axis leads.
+        The array and its geometry. Pictures give HxW or HxWx3 as a viewer shows them, in the depth of the file
+        (`unimed.io.raster`); volumes give (I, J, K) in the order of the file, with the affine that says where each axis
+        leads. `geometry.header["color"]` names the last axis of color volumes.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ReadError: unknown suffix, damaged or truncated file, NaN or Inf voxels, singular affine, too many voxels.
+        ReadError: unknown suffix, damaged or truncated file, several series or phases without a choice, irregular
+            slices, NaN or Inf voxels, complex or structured voxels, singular affine, or more than the limits allow.
+        ValueError: unknown `irregular`.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    reader = _reader_of(path)
-    if path.is_file() and path.stat().st_size == 0:
-        raise ReadError(f"{path}: the file is empty")
+    with limited(limits):
+        return _read(path, series, phase, frame, irregular, detached)
+
+
+def _read(path: Path, series, phase, frame, irregular: str, detached: bool) -> tuple[np.ndarray, Geometry]:
+    reader, options = _reader_of(path), {"phase": phase}
+    if reader is read_series:
+        options |= {"series": series, "irregular": irregular}
+    elif series is not None:
+        raise ReadError(f"{path}: series= chooses within a folder of DICOM files, this is one file")
+    if reader is read_dicom:
+        options |= {"frame": frame, "irregular": irregular}
+    elif reader is _read_picture:
+        options = {"page": frame}
+    elif frame is not None:
+        raise ReadError(f"{path}: frame= chooses a frame of a DICOM cine; this is none")
+    if reader in (read_nrrd, read_meta_image):
+        options |= {"detached": detached}
+    if reader in (_read_picture, read_npz):
+        options.pop("phase", None)
+        if phase not in (None, 0, "0", "all"):
+            raise ReadError(f"{path}: there are no phases in this format")
+    if not detached and path.name.lower().endswith((".hdr", ".img")):
+        raise ReadError(f"{path}: header and data lie in two files; give them in one, such as .nii.gz")
+    if path.is_file():
+        if path.stat().st_size == 0:
+            raise ReadError(f"{path}: the file is empty")
+        refuse_large_file(path)
+        refuse_placeholder(path, head_of(path))
     try:
-        array, geometry = reader(path)
-    except ReadError:
-        raise
+        with warnings.catch_warnings():
+            # What libraries have to say of odd headers is either an error here or in the steps.
+            warnings.filterwarnings("ignore", module=r"(pydicom|nibabel|numpy)")
+            array, geometry = reader(path, **options)
+        return _checked(str(path), array), geometry
+    except ReadError as error:
+        raise error if str(path.name) in str(error) else ReadError(f"{path}: {error}") from error
     except GeometryError as error:
         raise ReadError(f"{path}: {error}; repair the header before use") from error
+    except MemoryError as error:
+        raise ReadError(f"{path}: there is not enough memory for it; lower UNIMED_MAX_BYTES to refuse it") from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
+        if isinstance(error, ValueError) and "irregular" in str(error):
+            raise
         raise ReadError(f"{path}: damaged or not of its suffix's format ({_reason(error)})") from error
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ReadError(f"{path}: {int((~np.isfinite(array)).sum())} voxels are NaN or Inf; replace them before use")
-    return array, geometry
+
+
+def _checked(where: str, array: np.ndarray) -> np.ndarray:
+    """An array of real, finite numbers in the byte order of this machine."""
+    if array.size == 0:
+        raise ReadError(f"{where}: shape {array.shape} holds no voxel")
+    if array.dtype.kind not in "iufb":
+        raise ReadError(f"{where}: values of the type {array.dtype} are not read; save real numbers")
+    if array.dtype.kind == "f":
+        broken = sum(int((~np.isfinite(plane)).sum()) for plane in (array if array.ndim > 2 else [array]))
+        if broken:
+            raise ReadError(f"{where}: {broken} voxels are NaN or Inf; replace them before use")
+    if array.dtype.itemsize > 8 or array.dtype == np.float16:
+        array = array.astype(np.float32)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
@@ -61,15 +146,15 @@ def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
         ReadError: as `read`; or neither a picture nor DICOM.
     """
     try:
+        refuse_placeholder(name, data[:512])
         # DICOM has its mark after a preamble of 128 bytes.
-        array, geometry = (_read_dicom if data[128:132] == b"DICM" else _read_picture)(io.BytesIO(data))
+        dicom = data[128:132] == b"DICM"
+        array, geometry = read_dicom(io.BytesIO(data)) if dicom else _read_picture(data, name)
+        return _checked(name, array), geometry
     except ReadError as error:
-        raise ReadError(f"{name}: {error}") from error
+        raise error if name in str(error) else ReadError(f"{name}: {error}") from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
         raise ReadError(f"{name}: damaged or no picture ({_reason(error)})") from error
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ReadError(f"{name}: {int((~np.isfinite(array)).sum())} pixels are NaN or Inf")
-    return array, geometry
 
 
 def _reason(error: Exception) -> str:
@@ -78,243 +163,32 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {said}"
 
 
-def _reader_of(path: Path) -> Callable[[Path], tuple[np.ndarray, Geometry]]:
+def _reader_of(path: Path) -> Callable[..., tuple[np.ndarray, Geometry]]:
     if path.is_dir():
-        return _read_dicom_series
+        return read_series
     name = path.name.lower()
     for suffixes, reader in _READERS:
         if name.endswith(suffixes):
             return reader
+    if is_dicom(path):
+        return read_dicom  # named by its UID, or without suffix
+    refuse_placeholder(path, head_of(path))
     known = ", ".join(suffix for suffixes, _ in _READERS for suffix in suffixes)
-    raise ReadError(f"{path}: unknown suffix; known are {known}, and a folder of DICOM files")
+    raise ReadError(f"{path}: unknown suffix; known are {known}, DICOM files of any name, and folders of them")
 
 
-def _refuse_too_large(path: Path, shape: tuple[int, ...]) -> None:
-    voxels = 1
-    for extent in shape:
-        voxels *= int(extent)
-    if voxels > MAX_VOXELS:
-        raise ReadError(f"{path}: the header claims {voxels} voxels {tuple(shape)}, more than the limit {MAX_VOXELS}")
-
-
-def _read_picture(path: Path) -> tuple[np.ndarray, Geometry]:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        _refuse_too_large(path, picture.size)
-        picture.load()
-        if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
-            array = np.asarray(picture)
-            if array.min() < 0 or array.max() > np.iinfo(np.uint16).max:
-                raise ReadError(f"{path}: integer values outside 0..65535 in a picture; save it as a volume")
-            array = array.astype(np.uint16)
-        elif picture.mode in ("F", "L"):
-            array = np.asarray(picture)
-        elif picture.mode in ("1", "LA"):
-            array = np.asarray(picture.convert("L"))
-        else:  # palette, RGBA and CMYK mean colours: transparency is dropped
-            array = np.asarray(picture.convert("RGB"))
-    return array.copy(), Geometry.pixels(source_format="picture")
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
-    import nibabel
-
-    image = nibabel.load(path)
-    _refuse_too_large(path, image.shape)
-    if len(image.shape) < 3:
-        raise ReadError(f"{path}: expected at least three axes, found shape {image.shape}")
-    header = {"zooms": tuple(float(v) for v in image.header.get_zooms())}
-    array = np.asanyarray(image.dataobj)
-    if array.dtype == np.float64:
-        array = array.astype(np.float32)
-    return array, Geometry(image.affine, source_format="nifti", header=header)
-
-
-def _read_nrrd(path: Path) -> tuple[np.ndarray, Geometry]:
-    import SimpleITK
-
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    _refuse_too_large(path, reader.GetSize())
-    image = reader.Execute()
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ReadError(f"{path}: expected a scalar volume of three axes, found {image.GetSize()}")
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    # SimpleITK hands numpy the axes in reverse order (k, j, i).
-    array = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
-    return array, Geometry(lps_to_ras(affine), source_format="nrrd")
-
-
-def _read_npz(path: Path) -> tuple[np.ndarray, Geometry]:
-    """CVPR-25 layout: `imgs` (D, H, W) and optional `spacing` in mm as (x, y, z), the reverse of the array's axes.
-
-    The format carries no directions. As ITK does for want of better, columns are taken to run to the patient's left,
-    rows to the back and slices to the head; `header["orientation_assumed"]` says so.
-    """
-    with zipfile.ZipFile(path) as archive:
-        _refuse_false_header(path, archive)
-        if archive.testzip() is not None:
-            raise ReadError(f"{path}: checksum of {archive.testzip()} is wrong; fetch the file again")
-    with np.load(path, allow_pickle=False) as archive:
-        if "imgs" not in archive:
-            raise ReadError(f"{path}: no array `imgs`; found {', '.join(archive.files) or 'nothing'}")
-        array = archive["imgs"]
-        spacing = np.asarray(archive["spacing"], dtype=np.float64) if "spacing" in archive else None
-    if array.ndim != 3:
-        raise ReadError(f"{path}: `imgs` must have three axes, found shape {array.shape}")
-    if spacing is None:
-        return array, Geometry.pixels(source_format="npz")  # not even a unit is known
-    if spacing.shape != (3,):
-        raise ReadError(f"{path}: `spacing` must hold three numbers, found shape {spacing.shape}")
-    affine = np.eye(4)
-    affine[:3, :3] = np.fliplr(np.diag(spacing))
-    return array, Geometry(lps_to_ras(affine), source_format="npz", header={"orientation_assumed": True})
-
-
-def _refuse_false_header(path: Path, archive: zipfile.ZipFile) -> None:
-    """The array's header must promise what the archive holds: numpy would take memory for the promise first."""
-    if "imgs.npy" not in archive.namelist():
-        return
-    with archive.open("imgs.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
-        held = archive.getinfo("imgs.npy").file_size - stream.tell()
-    if dtype.hasobject:
-        raise ReadError(f"{path}: `imgs` holds pickled objects, which are not read; save it as an array of numbers")
-    _refuse_too_large(path, shape)
-    if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize != held:
-        raise ReadError(f"{path}: the header of `imgs` claims {dtype} {shape}, the file holds {held} bytes")
-
-
-def _pixels_of_dicom(path: Path, dataset) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut
-
-    frames = int(dataset.get("NumberOfFrames", 1) or 1)
-    _refuse_too_large(path, (frames, int(dataset.Rows), int(dataset.Columns)))
-    array = apply_modality_lut(dataset.pixel_array, dataset)
-    return array.astype(np.float32) if array.dtype == np.float64 else array
-
-
-def _has_place(dataset) -> bool:
-    return "ImageOrientationPatient" in dataset and "ImagePositionPatient" in dataset
-
-
-def _window_of_dicom(dataset) -> dict:
-    """{"window": (level, width)} where the file says how it is to be looked at; the first of several."""
-    values = []
-    for name in ("WindowCenter", "WindowWidth"):
-        value = dataset.get(name)
-        value = value[0] if hasattr(value, "__len__") and not isinstance(value, str) and len(value) else value
-        values.append(float(value) if value not in (None, "") else 0.0)
-    return {"window": tuple(values)} if values[1] > 0 else {}
-
-
-def _dicom_plane(dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """In-plane directions with spacing (column index, row index) and the position of the first pixel, LPS mm."""
-    row_direction, column_direction = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-    between_rows, between_columns = (float(v) for v in dataset.PixelSpacing)
-    origin = np.array(dataset.ImagePositionPatient, dtype=np.float64)
-    return row_direction * between_columns, column_direction * between_rows, origin
-
-
-def _read_dicom(path: Path) -> tuple[np.ndarray, Geometry]:
-    import pydicom
-
-    dataset = pydicom.dcmread(path)
-    array = _pixels_of_dicom(path, dataset)
-    header = {"modality": str(dataset.get("Modality", "")), "photometric": str(dataset.PhotometricInterpretation)}
-    header |= _window_of_dicom(dataset)
-    if not _has_place(dataset) or array.ndim != 2:
-        return array, Geometry.pixels(source_format="dicom", header=header)
-    volume, affine = _stack([(array, *_dicom_plane(dataset))], float(dataset.get("SliceThickness", 0) or 1.0))
-    if not isinstance(path, io.BytesIO):
-        header["files"] = (str(path),)
-    return volume, Geometry(lps_to_ras(affine), source_format="dicom", header=header)
-
-
-def _stack(planes, single_slice_thickness_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Planes of one orientation, sorted along their normal, to (columns, rows, slices) and an LPS affine."""
-    _, along_columns, along_rows, first = planes[0]
-    normal = np.cross(along_columns, along_rows)
-    normal /= np.linalg.norm(normal)
-    planes = sorted(planes, key=lambda plane: float(plane[3] @ normal))
-    first = planes[0][3]
-    if len(planes) > 1:
-        step = (planes[-1][3] - first) / (len(planes) - 1)
-    else:
-        step = normal * single_slice_thickness_mm
-    affine = np.eye(4)
-    affine[:3] = np.column_stack((along_columns, along_rows, step, first))
-    return np.stack([plane[0].T for plane in planes], axis=-1), affine
-
-
-def _read_dicom_series(folder: Path) -> tuple[np.ndarray, Geometry]:
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    datasets = []
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        try:
-            dataset = pydicom.dcmread(path)
-        except InvalidDicomError:
-            continue  # notes and DICOMDIR leftovers may lie beside the slices
-        if "PixelData" in dataset:
-            datasets.append((path, dataset))
-    if not datasets:
-        raise ReadError(f"{folder}: no DICOM image in this folder")
-    series = {str(dataset.get("SeriesInstanceUID", "")) for _, dataset in datasets}
-    if len(series) > 1:
-        raise ReadError(f"{folder}: {len(series)} DICOM series in one folder; give each a folder of its own")
-    planes = []
-    for path, dataset in datasets:
-        if not _has_place(dataset):
-            raise ReadError(f"{path}: no ImageOrientationPatient or ImagePositionPatient, its place is unknown")
-        planes.append((_pixels_of_dicom(path, dataset), *_dicom_plane(dataset)))
-    if len({plane[0].shape for plane in planes}) > 1:
-        raise ReadError(f"{folder}: slices of different size in one series")
-    for path, plane in zip((p for p, _ in datasets), planes, strict=True):
-        if not (np.allclose(plane[1], planes[0][1], atol=1e-3) and np.allclose(plane[2], planes[0][2], atol=1e-3)):
-            raise ReadError(f"{path}: the slice is tilted against the others or has another pixel spacing")
-    first = datasets[0][1]
-    volume, affine = _stack(planes, float(first.get("SliceThickness", 0) or 1.0))
-    _refuse_uneven_slices(folder, planes)
-    header = {"modality": str(first.get("Modality", "")), "photometric": str(first.PhotometricInterpretation)}
-    header |= _window_of_dicom(first)
-    # In the order of the volume's slices: whoever writes DICOM of the same patient has to read their headers again.
-    normal = np.cross(planes[0][1], planes[0][2])
-    order = sorted(range(len(planes)), key=lambda index: float(planes[index][3] @ normal))
-    header["files"] = tuple(str(datasets[index][0]) for index in order)
-    return volume, Geometry(lps_to_ras(affine), source_format="dicom", header=header)
-
-
-def _refuse_uneven_slices(folder: Path, planes) -> None:
-    normal = np.cross(planes[0][1], planes[0][2])
-    normal /= np.linalg.norm(normal)
-    gaps = np.diff(sorted(float(plane[3] @ normal) for plane in planes))
-    if len(gaps) and (gaps.min() < 1e-3 or gaps.max() - gaps.min() > 0.1 * float(np.median(gaps))):
-        if gaps.min() < 1e-3:
-            raise ReadError(f"{folder}: two slices lie at the same place; remove the duplicate")
-        if gaps.max() > 1.5 * float(np.median(gaps)):
-            # An affine has one spacing: everything behind the hole would lie at the wrong place.
-            raise ReadError(
-                f"{folder}: slices are {np.median(gaps):.3f} mm apart but once {gaps.max():.3f} mm: "
-                "a slice is missing; export the series again"
-            )
-        warnings.warn(
-            f"{folder}: slice gaps vary from {gaps.min():.3f} to {gaps.max():.3f} mm; the mean is taken",
-            stacklevel=2,
-        )
+def _read_picture(source: Path | bytes, name: str = "", page: int | None = None) -> tuple[np.ndarray, Geometry]:
+    raster = decode(source, name=name or str(source), page=page)
+    header = {"orientation": raster.orientation, "bits": raster.bits, "steps": steps_of(raster)}
+    return shown(raster), Geometry.pixels(source_format="picture", header=header)
 
 
 _READERS = (
-    ((".nii", ".nii.gz"), _read_nifti),
-    ((".nrrd", ".nhdr", ".mha"), _read_nrrd),
-    ((".npz",), _read_npz),
-    ((".dcm", ".dicom"), _read_dicom),
-    ((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"), _read_picture),
+    ((".nii", ".nii.gz", ".img", ".hdr"), read_nifti),
+    ((".nrrd", ".nhdr"), read_nrrd),
+    ((".mha", ".mhd"), read_meta_image),
+    ((".mgz", ".mgh"), read_mgh),
+    ((".npz",), read_npz),
+    ((".dcm", ".dicom", ".ima"), read_dicom),
+    (PICTURE_SUFFIXES, _read_picture),
 )

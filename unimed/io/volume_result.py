@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.files import write_atomic
+from unimed.files import write_text
 from unimed.geometry import Geometry
-from unimed.io.result import Prediction
-from unimed.io.write import write_nifti, write_npz
+from unimed.io.result import Prediction, without_folders
+from unimed.io.write import write_npz, write_volume
+from unimed.names import source_of
 from unimed.structures import Region
 
 FORMATS = ("nifti", "npz", "json", "dicom-seg")
@@ -68,7 +69,7 @@ class VolumeSegmentation:
 
     def summary(self) -> dict:
         """Plain numbers for JSON: what was asked, found, and how."""
-        millilitres = float(np.prod(self.geometry.spacing)) / 1000 if self.geometry.is_physical else None
+        millilitres = self.geometry.voxel_volume / 1000 if self.geometry.is_physical else None
         found = self.voxels()
         return {
             "targets": [
@@ -85,8 +86,9 @@ class VolumeSegmentation:
             "instances": None if self.instances is None else int(len(np.unique(self.instances)) - 1),
             "intensity": self.intensity,
             "view": self.view,
+            "steps": list(self.geometry.steps),
             "seconds": round(self.seconds, 3),
-            "model": self.model_reference,
+            "model": without_folders(self.model_reference),
             "notice": "research use only",
         }
 
@@ -99,7 +101,8 @@ def save_volume(result: VolumeSegmentation, folder, name: str, formats: Sequence
     """Write a result; every file appears whole or not at all.
 
     nifti: `NAME.nii.gz`, the label map in the geometry of the source (one `NAME-LABEL.nii.gz` per target where
-        overlaps were kept; `NAME-instances.nii.gz` where instances were numbered).
+        overlaps were kept; `NAME-instances.nii.gz` where instances were numbered). A sheared grid, which ITK cannot
+        open as NIfTI, becomes `NAME.nrrd`.
     npz: `NAME.npz` with `segs` as the challenge wants it (labels, or numbers of instances), `existence`,
         `text_prompts` as JSON text, and `masks` where overlaps were kept.
     dicom-seg: `NAME.seg.dcm` for a DICOM series in which something was found.
@@ -118,7 +121,7 @@ def save_volume(result: VolumeSegmentation, folder, name: str, formats: Sequence
             maps = {f"{name}-{label}": mask for label, mask in result.masks.items()} or {name: result.labels}
             if result.instances is not None:
                 maps[f"{name}-instances"] = result.instances
-            written += [write_nifti(folder / f"{stem}.nii.gz", m, result.geometry) for stem, m in maps.items()]
+            written += [write_volume(folder / f"{stem}.nii.gz", m, result.geometry) for stem, m in maps.items()]
         elif form == "npz":
             arrays = {
                 "segs": result.labels if result.instances is None else result.instances,
@@ -145,6 +148,6 @@ def save_volume(result: VolumeSegmentation, folder, name: str, formats: Sequence
                 )
             )
         else:
-            text = json.dumps(result.summary(), indent=1, ensure_ascii=False)
-            written.append(write_atomic(folder / f"{name}.json", lambda p, t=text: p.write_text(t, encoding="utf-8")))
+            values = result.summary() | ({"source_id": source} if (source := source_of(folder, name)) else {})
+            written.append(write_text(folder / f"{name}.json", json.dumps(values, indent=1, ensure_ascii=False)))
     return written

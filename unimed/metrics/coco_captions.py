@@ -1,4 +1,9 @@
-"""Caption metrics by the COCO caption tools, which need Java; without it the plain-Python ones, and that is said."""
+"""Caption metrics under the names of the COCO caption tools; their METEOR needs Java, and where it is missing that is
+said.
+
+Texts are cut by `words.ptb_tokens` with and without Java, so that a number does not depend on the machine. What goes to
+a program outside is one line of visible characters (`words.one_line`); empty texts never go there and are counted here.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,16 @@ import contextlib
 import importlib.util
 import io
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.metrics import text
+from unimed.metrics.words import one_line, ptb_tokens
 
 NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+#: Stands for an empty text: a word nobody writes, so that it matches nothing.
+_NOTHING = "qzemptytextqz"
 
 
 def missing() -> str:
@@ -34,14 +43,22 @@ def spice_missing() -> str:
 
 
 def caption_scores(
-    hypotheses: Sequence[str], references: Sequence, spice: bool = False, java: bool | None = None
+    hypotheses: Sequence[str],
+    references: Sequence,
+    spice: bool = False,
+    java: bool | None = None,
+    compat: str | None = None,
 ) -> tuple[dict[str, float], list[str]]:
     """BLEU-1..4, METEOR, ROUGE-L and CIDEr of a corpus under the names of the COCO tools, and remarks.
 
     Args:
-        references: one text, or a list of texts, per hypothesis.
+        references: one text, or a list of texts, per hypothesis; an empty one counts as a text nothing matches but
+            another empty one.
         spice: also SPICE, where it can be had.
         java: True insists on the COCO tools, False never starts them; None takes them where they are.
+        compat: "reference" cuts texts by the Java tokenizer where it is, and gives BLEU its published constants; both
+            differ from the default in the texts it cuts otherwise (emoticons, some addresses) and in corpora without
+            a single text of four words.
 
     Returns:
         scores (METEOR is left out where Java is missing: its exact stage alone would be another number), and what was
@@ -49,54 +66,100 @@ def caption_scores(
 
     Raises:
         RuntimeError: `java` is True and the tools are missing.
-        ValueError: no texts, or counts differ.
+        ValueError: no texts, counts differ, or a list of references is empty.
     """
     if not len(hypotheses) or len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} hypotheses and {len(references)} references; they are pairs, at least one")
+    lists = [[entry] if isinstance(entry, str) else list(entry) for entry in references]
+    if not all(lists):
+        raise ValueError(f"references[{[bool(entry) for entry in lists].index(False)}] holds no text")
     why = missing() if java is not False else "the COCO caption tools were not to be started here"
     if java and why:
         raise RuntimeError(f"the COCO caption tools cannot run: {why}")
-    lists = [[entry] if isinstance(entry, str) else list(entry) for entry in references]
-    if why:
-        plain = text.captions(hypotheses, lists)
-        scores = {f"Bleu_{n}": plain[f"bleu_{n}"] for n in range(1, 5)}
-        scores |= {"ROUGE_L": plain["rouge_l"], "CIDEr": plain["cider_d"]}
-        return scores, [f"METEOR is left out and words are cut by our own rules: {why}"]
-    scores = _by_coco(hypotheses, lists)
-    remarks = []
+    predicted = [" ".join(ptb_tokens(words)) for words in hypotheses]
+    true = [[" ".join(ptb_tokens(words)) for words in entry] for entry in lists]
+    remarks = [f"METEOR is left out: {why}"] if why else []
+    if compat == "reference" and why:
+        remarks.append("words are cut by our own rules and not by the published tokenizer")
+    elif compat == "reference":
+        predicted, true = _java_tokens(hypotheses, lists)
+    plain = text.captions(predicted, true, tokenise=str.split, compat=compat)
+    scores = {f"Bleu_{n}": plain[f"bleu_{n}"] for n in range(1, 5)}
+    if not why:
+        scores["METEOR"] = meteor(predicted, true)
+    scores |= {"ROUGE_L": plain["rouge_l"], "CIDEr": plain["cider_d"]}
     if spice:
         if why := spice_missing():
             remarks.append(f"SPICE is left out: {why}")
         else:
-            from pycocoevalcap.spice.spice import Spice
-
-            scores["SPICE"] = float(Spice().compute_score(*_tokenised(hypotheses, lists))[0])
+            scores["SPICE"] = _spice(predicted, true)
     return scores, remarks
 
 
-def _tokenised(hypotheses, lists):
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+def meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """METEOR 1.5 of a corpus by its Java program, from tokens joined by blanks; two empty texts match wholly.
 
-    tokenizer = PTBTokenizer()
-    said = tokenizer.tokenize({i: [{"caption": words}] for i, words in enumerate(hypotheses)})
-    true = tokenizer.tokenize({i: [{"caption": words} for words in entry] for i, entry in enumerate(lists)})
-    return true, said
+    Raises:
+        RuntimeError: the program answers with something else than numbers.
+    """
+    from pycocoevalcap.meteor import meteor as module
+    from pycocoevalcap.meteor.meteor import METEOR_JAR
+
+    pairs = [
+        (_NOTHING if not _line(h) else _line(h), [_line(r) or f"{_NOTHING}{'' if not _line(h) else 'x'}" for r in refs])
+        for h, refs in zip(hypotheses, references, strict=True)
+    ]
+    command = ["java", "-Xmx2G", "-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
+    folder = Path(module.__file__).parent
+    with subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
+    ) as program:
+        try:
+            counts = [_ask(program, " ||| ".join(["SCORE", *refs, hyp])) for hyp, refs in pairs]
+            _ask(program, " ||| ".join(["EVAL", *counts]), lines=len(pairs))
+            value = program.stdout.readline().strip()
+            return float(value)
+        except ValueError as error:
+            raise RuntimeError(f"METEOR did not answer with a number: {error}") from None
+        finally:
+            program.kill()
 
 
-def _by_coco(hypotheses, lists) -> dict[str, float]:
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.meteor.meteor import Meteor
-    from pycocoevalcap.rouge.rouge import Rouge
+def _ask(program, line: str, lines: int = 1) -> str:
+    program.stdin.write(line + "\n")
+    program.stdin.flush()
+    answers = [program.stdout.readline().strip() for _ in range(lines)]
+    if not answers[-1] or answers[-1].startswith("Error"):
+        raise RuntimeError(f"METEOR gave no score for {line[:80]!r}: {answers[-1] or 'the program ended'}")
+    return answers[-1]
 
-    # Their programs print as they go.
-    with contextlib.redirect_stdout(io.StringIO()):
-        true, said = _tokenised(hypotheses, lists)
-        scores = {f"Bleu_{n}": float(v) for n, v in enumerate(Bleu(4).compute_score(true, said)[0], 1)}
-        meteor = Meteor()
-        scores["METEOR"] = float(meteor.compute_score(true, said)[0])
-        meteor.meteor_p.kill()
-        meteor.meteor_p.wait()
-        scores["ROUGE_L"] = float(Rouge().compute_score(true, said)[0])
-        scores["CIDEr"] = float(Cider().compute_score(true, said)[0])
-    return scores
+
+def _line(words: str) -> str:
+    return " ".join(one_line(words).replace("|", " ").split())
+
+
+def _java_tokens(hypotheses, lists) -> tuple[list[str], list[list[str]]]:
+    """Texts as the Java tokenizer cuts them, words joined by blanks."""
+    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
+
+    flat = [*hypotheses, *(words for entry in lists for words in entry)]
+    # An empty line may be lost on the way, so each text is closed by a word of its own.
+    lines = "".join(f"{one_line(words)} {_NOTHING}\n" for words in flat)
+    folder = next(iter(importlib.util.find_spec("pycocoevalcap.tokenizer").submodule_search_locations))
+    command = ["java", "-Dfile.encoding=UTF-8", "-cp", STANFORD_CORENLP_3_4_1_JAR]
+    command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+    done = subprocess.run(command, cwd=folder, input=lines.encode(), capture_output=True, check=False)
+    found = done.stdout.decode().rstrip("\n").split("\n")
+    if done.returncode or len(found) != len(flat):
+        raise RuntimeError(f"the Java tokenizer gave {len(found)} lines for {len(flat)} texts")
+    kept = iter(" ".join(w for w in line.split() if w not in (*PUNCTUATIONS, _NOTHING)) for line in found)
+    return [next(kept) for _ in hypotheses], [[next(kept) for _ in entry] for entry in lists]
+
+
+def _spice(predicted, true) -> float:
+    from pycocoevalcap.spice.spice import Spice
+
+    given = {i: [words or _NOTHING] for i, words in enumerate(predicted)}
+    known = {i: [words or f"{_NOTHING}x" for words in entry] for i, entry in enumerate(true)}
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+        return float(Spice().compute_score(known, given)[0])

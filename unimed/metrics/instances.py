@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import generate_binary_structure, label
-from scipy.optimize import linear_sum_assignment
+
+from unimed.metrics.matching import assign
+from unimed.metrics.registered import metric
 
 
 def components(mask: np.ndarray) -> np.ndarray:
@@ -37,13 +39,7 @@ def label_iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def match_instances(overlap: np.ndarray, threshold: float = 0.5) -> list[tuple[int, int, float]]:
     """One-to-one pairs (predicted, true, IoU) with IoU >= threshold: most pairs first, then largest total IoU."""
-    overlap = np.asarray(overlap, dtype=np.float64)
-    if not overlap.size:
-        return []
-    rows, columns = linear_sum_assignment(-((overlap >= threshold) + overlap / (2 * min(overlap.shape))))
-    return [
-        (int(i), int(j), float(overlap[i, j])) for i, j in zip(rows, columns, strict=True) if overlap[i, j] >= threshold
-    ]
+    return assign(overlap, at_least=threshold)
 
 
 def instance_scores(
@@ -90,3 +86,14 @@ def _detection(hits, n_predicted, n_true, name):
         f"f1_{name}": 2 * hits / (n_predicted + n_true) if n_predicted + n_true else nan,
         f"ap_{name}": hits / (n_predicted + n_true - hits) if n_predicted + n_true else nan,
     }
+
+
+def _register_instance_metrics() -> None:
+    for threshold in (50, 75):
+        for name in (f"f1_{threshold}", f"ap_{threshold}"):
+            metric(name, "instances", nan="no instance on either side")(
+                lambda predicted, truth, key=name, t=threshold / 100: instance_scores(predicted, truth, (t,))[key]
+            )
+
+
+_register_instance_metrics()

@@ -1,8 +1,10 @@
 """Text metrics in plain Python: BLEU, ROUGE-L, CIDEr-D, METEOR (exact stage), token F1, exact match, phrase F1.
 
-Corpus functions take one hypothesis and one list of references per sample. Texts go through `tokens` by default;
-`tokenise=str.split` scores the raw strings, as some published tables do. With the same tokens BLEU, ROUGE-L and
-CIDEr-D give the numbers of the COCO caption tools.
+Corpus functions take one hypothesis and one list of references per sample. Texts go through `tokens` by default
+(`captions` through `ptb_tokens`, as the COCO caption tools cut them); `tokenise=str.split` scores the raw strings, as
+some published tables do. With the same tokens BLEU, ROUGE-L and CIDEr-D give the numbers of the COCO caption tools.
+
+An empty text is a text: it matches an empty one wholly and any other not at all, and is counted either way.
 """
 
 from __future__ import annotations
@@ -15,8 +17,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from unimed.metrics.boxes import as_boxes, iou_matrix
+from unimed.metrics.matching import assign
+from unimed.metrics.registered import metric
+from unimed.metrics.words import exact_match, normal_form, one_line, ptb_tokens, tokens
 
-_WORD = re.compile(r"\d+(?:[.,]\d+)+|\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-/.]\w+)*")
+__all__ = [
+    "bleu", "captions", "cider_d", "corpus_meteor_exact", "exact_match", "meteor_exact", "normal_form", "open_answers",
+    "phrase_counts", "phrase_f1", "ptb_tokens", "rouge_l", "sentence_bleu", "token_f1", "tokens",
+]  # fmt: skip
 Tokenise = Callable[[str], list[str]]
 
 # The commonest English words: METEOR lets them weigh a third of the others (0.25 against 0.75). Where its own list
@@ -27,11 +35,6 @@ _FUNCTION_WORDS = frozenset(
     " so some such than that the their them then there these they this time to two up was we were what when which who"
     " will with would you your . , ; : ? ! ( ) ' - -- \"".split()
 )
-
-
-def tokens(text: str) -> list[str]:
-    """Lower-case words without punctuation, close to the Penn Treebank tokens of the COCO caption tools."""
-    return _WORD.findall(text.lower().replace("’", "'"))
 
 
 def _ngrams(words: Sequence[str], n: int) -> Counter:
@@ -49,9 +52,18 @@ def _prepare(hypotheses: Sequence[str], references: Sequence, tokenise: Tokenise
 
 
 def bleu(
-    hypotheses: Sequence[str], references: Sequence, *, order: int = 4, tokenise: Tokenise = tokens
+    hypotheses: Sequence[str],
+    references: Sequence,
+    *,
+    order: int = 4,
+    tokenise: Tokenise = tokens,
+    compat: str | None = None,
 ) -> list[float]:
     """Corpus BLEU-1..`order` (Papineni 2002): clipped counts summed over the corpus, closest reference length.
+
+    Args:
+        compat: None leaves out an order of which neither side holds a single n-gram, so that equal short texts score 1.
+            "reference" gives it a precision of 1e-6, as the COCO tools do.
 
     Returns:
         `order` values in [0, 1]; all NaN without samples.
@@ -60,32 +72,43 @@ def bleu(
     if not hypotheses:
         return [float("nan")] * order
     parts = [_bleu_counts(h, r, order) for h, r in zip(hypotheses, references, strict=True)]
-    return _bleu_value(*(np.sum([part[i] for part in parts], axis=0) for i in range(4)))
+    return _bleu_value(*(np.sum([part[i] for part in parts], axis=0) for i in range(5)), compat)
 
 
-def sentence_bleu(hypothesis: str, references, *, order: int = 4, tokenise: Tokenise = tokens) -> list[float]:
-    """BLEU-1..`order` of one sample, the n-gram orders without a match at about 1e-9 instead of 0."""
+def sentence_bleu(
+    hypothesis: str, references, *, order: int = 4, tokenise: Tokenise = tokens, compat: str | None = None
+) -> list[float]:
+    """BLEU-1..`order` of one sample, the n-gram orders without a match at about 1e-9 instead of 0; see `bleu`."""
     (words,), (refs,) = _prepare([hypothesis], [references], tokenise)
-    return _bleu_value(*_bleu_counts(words, refs, order))
+    return _bleu_value(*_bleu_counts(words, refs, order), compat)
 
 
 def _bleu_counts(words, refs, order):
+    """Matches, n-grams of the hypothesis, its length, length of the closest reference, n-grams of that reference."""
     correct = np.zeros(order)
     for n in range(1, order + 1):
         allowed: Counter = Counter()
         for ref in refs:
             allowed |= _ngrams(ref, n)
         correct[n - 1] = sum((_ngrams(words, n) & allowed).values())
-    guessed = np.array([max(0, len(words) - n + 1) for n in range(1, order + 1)], dtype=float)
-    return correct, guessed, len(words), min((abs(len(ref) - len(words)), len(ref)) for ref in refs)[1]
+    closest = min((abs(len(ref) - len(words)), len(ref)) for ref in refs)[1]
+    guessed, there = (np.array([max(0, size - n) for n in range(order)], dtype=float) for size in (len(words), closest))
+    return correct, guessed, len(words), closest, there
 
 
-def _bleu_value(correct, guessed, length, ref_length):
+def _bleu_value(correct, guessed, length, ref_length, there, compat):
     # The small constants keep empty texts from dividing by zero; they are those of the COCO tools.
     precision = (np.asarray(correct) + 1e-15) / (np.asarray(guessed) + 1e-9)
-    values = np.cumprod(precision) ** (1 / np.arange(1, len(precision) + 1))
+    orders = np.arange(1, len(precision) + 1)
+    if compat != "reference":
+        used = (np.asarray(guessed) > 0) | (np.asarray(there) > 0)
+        whole = ~used | (np.asarray(correct) == np.asarray(guessed)) & (np.asarray(guessed) > 0)
+        precision, orders = np.where(whole, 1.0, precision), np.maximum(np.cumsum(used), 1)
+        if length == ref_length:
+            return [float(v) for v in np.cumprod(precision) ** (1 / orders)]
+    values = np.cumprod(precision) ** (1 / orders)
     ratio = (length + 1e-15) / (ref_length + 1e-9)
-    return [float(v) for v in values * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)]
+    return [min(1.0, float(v)) for v in values * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)]
 
 
 def _lcs(first: Sequence[str], second: Sequence[str]) -> int:
@@ -102,6 +125,9 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokeni
     hypotheses, references = _prepare(hypotheses, references, tokenise)
     values = []
     for words, refs in zip(hypotheses, references, strict=True):
+        if not words and any(not ref for ref in refs):
+            values.append(1.0)
+            continue
         common = [_lcs(words, ref) for ref in refs]
         precision = max((c / len(words) for c in common), default=0.0) if words else 0.0
         recall = max((c / len(ref) if ref else 0.0) for c, ref in zip(common, refs, strict=True))
@@ -165,7 +191,7 @@ def corpus_meteor_exact(hypotheses: Sequence[str], references: Sequence, *, toke
 
 
 def _words_and_marks(text):
-    return re.findall(r"\w+(?:[-'/]\w+)*|[^\w\s]", text.lower())
+    return re.findall(r"\w+(?:[-'/]\w+)*|[^\w\s]", one_line(text).lower())
 
 
 def _meteor_counts(words, ref):
@@ -182,10 +208,10 @@ def _meteor_counts(words, ref):
 
 
 def _meteor_value(counts):
-    hits, said, true, matched, chunks = counts
+    hits, predicted, true, matched, chunks = counts
     if not matched:
-        return 0.0
-    precision, recall = hits / said, hits / true
+        return float(not predicted and not true)
+    precision, recall = hits / predicted, hits / true
     f_mean = precision * recall / (0.85 * precision + 0.15 * recall)
     return f_mean * (1 - 0.6 * (chunks / matched) ** 0.2)
 
@@ -209,22 +235,13 @@ def _align(words, ref, width: int = 40):
     return best[4], best[1]
 
 
+@metric("token_f1", "text")
 def token_f1(hypothesis: str, reference: str, *, tokenise: Tokenise = tokens) -> float:
     """F1 of the two bags of words, surplus copies counted (SQuAD); both empty: 1, one empty: 0."""
     mine, other = Counter(tokenise(hypothesis)), Counter(tokenise(reference))
     if not mine or not other:
         return float(mine == other)
     return 2 * sum((mine & other).values()) / (sum(mine.values()) + sum(other.values()))
-
-
-def normal_form(text: str, *, tokenise: Tokenise = tokens) -> str:
-    """A text as it is compared: tokens joined by one space, articles left out."""
-    return " ".join(word for word in tokenise(text) if word not in ("a", "an", "the"))
-
-
-def exact_match(hypothesis: str, reference: str) -> bool:
-    """Equal after `normal_form`: case, punctuation and articles do not matter, every other word does."""
-    return normal_form(hypothesis) == normal_form(reference)
 
 
 def open_answers(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
@@ -241,13 +258,15 @@ def open_answers(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, fl
     }
 
 
-def captions(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise = tokens) -> dict[str, float]:
+def captions(
+    hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise = ptb_tokens, compat: str | None = None
+) -> dict[str, float]:
     """BLEU-1..4 and METEOR's exact stage (both of the corpus), ROUGE-L and CIDEr-D (means over samples) of reports."""
 
     def mean(values):
         return float(np.mean(values)) if values else float("nan")
 
-    result = {f"bleu_{n}": v for n, v in enumerate(bleu(hypotheses, references, tokenise=tokenise), 1)}
+    result = {f"bleu_{n}": v for n, v in enumerate(bleu(hypotheses, references, tokenise=tokenise, compat=compat), 1)}
     return result | {
         "rouge_l": mean(rouge_l(hypotheses, references, tokenise=tokenise)),
         "cider_d": mean(cider_d(hypotheses, references, tokenise=tokenise)),
@@ -272,8 +291,6 @@ def phrase_counts(
     Returns:
         tp, predicted and true counts; add them up over reports and call `phrase_f1`.
     """
-    from scipy.optimize import linear_sum_assignment
-
     likeness = np.zeros((len(predicted), len(truth)))
     for i, phrase in enumerate(predicted):
         for j, other in enumerate(truth):
@@ -286,9 +303,8 @@ def phrase_counts(
                 f"one box per phrase: {len(predicted)} phrases with {len(first)} boxes, {len(truth)} with {len(second)}"
             )
         likeness *= iou_matrix(first, second) >= iou
-    rows, columns = linear_sum_assignment(-((likeness > 0) + likeness / (2 * max(1, *likeness.shape))))
     return {
-        "tp": int((likeness[rows, columns] > 0).sum()),
+        "tp": len(assign(likeness)),
         "predicted": len(predicted),
         "true": len(truth),
     }
@@ -306,3 +322,37 @@ def phrase_f1(counts: Sequence[dict[str, int]]) -> dict[str, float]:
 
 def _boxes(boxes, name):
     return as_boxes([] if boxes is None else boxes, name)
+
+
+@metric("exact_match", "text")
+def exact(hypothesis: str, reference: str) -> float:
+    """1.0 where `exact_match` holds."""
+    return float(exact_match(hypothesis, reference))
+
+
+@metric("rouge_l", "text")
+def rouge_l_of_pair(hypothesis: str, reference: str) -> float:
+    """`rouge_l` of one sample with one reference."""
+    return rouge_l([hypothesis], [reference])[0]
+
+
+@metric("phrase_f1", "phrases", aggregation="micro: counts are summed first", nan="no phrase on either side")
+def phrase_f1_of_lists(predicted: Sequence[str], truth: Sequence[str]) -> float:
+    """F1 of the phrases of one report, equal ones matched once each."""
+    return phrase_f1([phrase_counts(predicted, truth)])["phrase_f1_micro"]
+
+
+def _register_corpus_metrics() -> None:
+    for order in range(1, 5):
+        metric(f"bleu_{order}", "corpus", aggregation="corpus: counts are summed first", nan="no samples")(
+            lambda hypotheses, references, n=order: bleu(hypotheses, references, order=n, tokenise=ptb_tokens)[-1]
+        )
+    metric("meteor_exact", "corpus", aggregation="corpus: counts are summed first", nan="no samples")(
+        lambda hypotheses, references: corpus_meteor_exact(hypotheses, references, tokenise=ptb_tokens)
+    )
+    metric("cider_d", "corpus", range=(0.0, 10.0), perfect=None, nan="no samples")(
+        lambda hypotheses, references: float(np.mean(cider_d(hypotheses, references, tokenise=ptb_tokens) or np.nan))
+    )
+
+
+_register_corpus_metrics()

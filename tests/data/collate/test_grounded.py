@@ -9,7 +9,7 @@ from small_models import tiny_model  # noqa: E402
 from unimed.data.collate.grounded import GroundedCollator, RegionCountError  # noqa: E402
 from unimed.geometry import Geometry  # noqa: E402
 from unimed.structures import Region, Sample  # noqa: E402
-from unimed.tasks.grounding import GroundingTask  # noqa: E402
+from unimed.tasks.grounding import INPUTS, GroundingTask  # noqa: E402
 
 RNG = np.random.default_rng(0)
 
@@ -48,26 +48,24 @@ def test_images_regions_and_volumes_share_a_batch(kind, tmp_path):
     collate = GroundedCollator(task.processor)
     batch = collate(samples)
     assert batch["masks"].shape[0] == 5 and batch["presence"].tolist() == [1, 1]
-    assert batch["seg_of_mask"].tolist() == [0, 1, 1, 1, 1]
-    assert batch["image_of_mask"].tolist() == [0, 1, 2, 3, 4]
+    assert batch["layout"].seg_of_mask.tolist() == [0, 1, 1, 1, 1]
+    assert batch["layout"].image_of_mask.tolist() == [0, 1, 2, 3, 4]
     assert batch["masks"][1].sum() == 0 < batch["masks"][2].sum(), "a frame without the thing has an empty target"
     together = task(batch)
     assert torch.isfinite(together["loss"])
-    # Every row has the states it has alone.
-    names = "input_ids attention_mask mask_pixel_values".split()
-    from unimed.tasks.grounding import IMAGE_INPUTS
 
+    # Every row has the states it has alone.
     def states(batch):
-        return task.model(**{n: batch[n] for n in (*names, *IMAGE_INPUTS) if n in batch}).hidden
+        return task.model(**{n: batch[n] for n in INPUTS if n in batch}).hidden
 
     rows = states(batch)
     for row, sample in enumerate(samples):
         alone = states(collate([sample]))[0]
         assert torch.allclose(rows[row, : len(alone)], alone, atol=1e-4), row
     # The masks of the volume are those of its own frames.
-    output = task.model(**{n: batch[n] for n in (*names, *IMAGE_INPUTS) if n in batch}).masks
+    output = task.model(**{n: batch[n] for n in INPUTS if n in batch}).masks
     alone = collate([samples[1]])
-    alone = task.model(**{n: alone[n] for n in (*names, *IMAGE_INPUTS) if n in alone}).masks
+    alone = task.model(**{n: alone[n] for n in INPUTS if n in alone}).masks
     assert torch.allclose(output.logits[1:], alone.logits, atol=1e-3)
 
 
@@ -75,7 +73,7 @@ def test_the_region_of_a_question_learns(tmp_path):
     task = task_of(tiny_sam2_model(), tmp_path)
     batch = GroundedCollator(task.processor)([picture("region", "nuclei.")])
     assert len(batch["masks"]) == 0
-    index = batch["image_token_index"]
+    index = batch["layout"].token_index
     assert len(index) > index.max() + 1, "tokens under the region stand twice"
     task(batch)["loss"].backward()
     assert task.model.backbone.vlm.model.multi_modal_projector.linear_2.weight.grad.abs().sum() > 0
@@ -84,7 +82,7 @@ def test_the_region_of_a_question_learns(tmp_path):
 def test_few_frames_are_read_and_all_are_segmented():
     processor = tiny_sam2_model().processor
     batch = GroundedCollator(processor, language_frames=2)([volume()])
-    assert batch["pixel_values"].shape[0] == 2 and batch["read_images"].tolist() == [0, 3]
+    assert batch["pixel_values"].shape[0] == 2 and batch["layout"].encoded.tolist() == [0, 3]
     assert batch["mask_pixel_values"].shape[0] == 4 == len(batch["masks"])
 
 

@@ -56,6 +56,8 @@ def test_what_does_not_fit_is_named(folders, capsys):
     (folders / "labels" / "v0.nii.gz").unlink()
     import argparse
 
-    arguments = dict(images=folders / "images", labels=folders / "labels", names=folders / "names.json", site="")
+    arguments = dict(
+        images=folders / "images", labels=folders / "labels", names=folders / "names.json", site="", modality=""
+    )
     assert run(argparse.Namespace(**arguments, out=folders / "new", split="train")) == 1
     assert "no label map for v0" in capsys.readouterr().err

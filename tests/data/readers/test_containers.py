@@ -135,7 +135,7 @@ def test_a_path_outside_of_the_folder_is_refused(tmp_path):
     (tmp_path / "records").mkdir()
     record = dict(id="a", task="vqa", image="../secret.png", question="?", answer="!")
     (tmp_path / "records/train.jsonl").write_text(json.dumps(record))
-    with pytest.raises(RecordError, match="outside of the data set"):
+    with pytest.raises(RecordError, match="leads out of"):
         RecordDataset(tmp_path)[0]
 
 
@@ -144,3 +144,25 @@ def test_columns_that_are_missing_are_named(tmp_path):
     datasets.Dataset.from_dict({"id": ["a"], "text": ["b"]}).save_to_disk(tmp_path / "d")
     with pytest.raises(RecordError, match="column task, question, answer is missing; it holds id, text"):
         ArrowDataset(tmp_path / "d")
+
+
+def test_names_in_capitals_and_with_dots_are_packed(tmp_path):
+    (tmp_path / "records").mkdir()
+    records = []
+    for number, name in enumerate(("A.PNG", "1.2.840.1.png", "1.2.840.2.png")):
+        Image.new("L", (4, 4), number).save(tmp_path / name)
+        records.append(dict(id=name, task="vqa", image=name, question="?", answer=str(number)))
+    (tmp_path / "records/train.jsonl").write_text("\n".join(map(json.dumps, records)))
+    packed = ShardDataset(repack.write_shards(RecordDataset(tmp_path), tmp_path / "out", "train"))
+    assert [(s.sample_id, int(s.images[0].max())) for s in (packed[i] for i in range(3))] == [
+        (record["id"], number) for number, record in enumerate(records)
+    ]
+
+
+def test_a_key_twice_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("a.json", "a.png", "a.png"):
+            (tmp_path / name).write_text("{}")
+            archive.add(tmp_path / name, arcname=name)
+    with pytest.raises(RecordError, match=r"key a stands twice, as a\.png \(byte \d+\) and a\.png"):
+        ShardDataset(tmp_path / "a.tar")

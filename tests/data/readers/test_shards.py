@@ -164,3 +164,63 @@ def test_sixteen_bits_are_windowed(tmp_path):
     path = write_shard(tmp_path / "d.tar", [("0.jpg", stream.getvalue()), ("0.txt", b"deep")])
     image = ImageTextShards(path)[0].images[0]
     assert image.dtype == np.uint8 and 100 < image.mean() < 155
+
+
+def named(path, *names):
+    """A shard of these members; an image is as bright as its place, a text says its place."""
+    members = [(name, str(n).encode() if name.endswith("txt") else png(n)) for n, name in enumerate(names, 1)]
+    return write_shard(path, members)
+
+
+def pairs(path):
+    """{key: (brightness of the image, words of the text)}, numbers of which differ by one where they belong together"""
+    data = ImageTextShards(path)
+    samples = [data[index] for index in range(len(data))]
+    return {
+        s.sample_id.partition("/")[2]: (int(s.images[0].max()), int(s.labels["captions"][0].rstrip(".")))
+        for s in samples
+    }
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        (["x1.png", "x1.txt", "1.2.840.7.png", "1.2.840.7.txt"], {"x1": (1, 2), "1.2.840.7": (3, 4)}),
+        (["1.2.1.png", "1.2.1.txt", "1.2.2.png", "1.2.2.txt"], {"1.2.1": (1, 2), "1.2.2": (3, 4)}),
+        (["a/1.2.png", "a/1.2.txt", "b/1.2.png", "b/1.2.txt"], {"a/1.2": (1, 2), "b/1.2": (3, 4)}),
+        (["a.png", "a.seg.png", "a.txt", "a.0.mask.png"], {"a": (1, 3)}),
+        (["./a.PNG", "./a.TXT".lower(), "./._a.png"], {"a": (1, 2)}),
+        (["b.png", "a.png", "a.txt", "b.txt"], {"b": (1, 4), "a": (2, 3)}),
+        (["v.1/a.png", "v.1/a.txt", "v.2/a.png", "v.2/a.txt"], {"v.1/a": (1, 2), "v.2/a": (3, 4)}),
+    ],
+)
+def test_no_name_is_left_out_or_mixed(tmp_path, members, expected):
+    assert pairs(named(tmp_path / "a.tar", *members)) == expected
+
+
+def test_half_a_sample_with_dots_is_named(tmp_path):
+    data = ImageTextShards(named(tmp_path / "a.tar", "x.png", "x.txt", "1.2.840.png"))
+    assert len(data) == 2
+    with pytest.raises(ShardError, match=r"sample 1\.2\.840 has no text"):
+        data[1]
+
+
+@pytest.mark.parametrize(
+    "members", [["a.png", "a.txt", "a.png", "a.txt"], ["a.png", "a.PNG", "a.txt"], ["a.png", "a.jpg", "a.txt"]]
+    + [["1.2.png", "1.2.txt", "1.2.png"], ["./a.png", "a.png", "a.txt"], ["a.png", "b.png", "b.txt", "a.txt", "a.txt"]],
+)  # fmt: skip
+def test_a_key_twice_names_both(tmp_path, members):
+    with pytest.raises(ShardError, match=r"a\.tar: key [a12.]+ stands twice, as \S+ \(byte \d+\) and \S+ \(byte \d+\)"):
+        ImageTextShards(named(tmp_path / "a.tar", *members))
+
+
+def test_an_index_of_another_version_is_made_again(tmp_path):
+    path = shard(tmp_path, 1)
+    ImageTextShards(path)
+    (kept,) = (tmp_path / "cache" / "shards").iterdir()
+    with np.load(kept) as archive:
+        arrays = dict(archive)
+    arrays["stamp"][0] -= 1
+    arrays["names"], arrays["table"] = arrays["names"][:1], arrays["table"][:1]
+    np.savez(kept, **arrays)
+    assert len(ImageTextShards(path)) == 3

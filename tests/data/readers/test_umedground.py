@@ -178,7 +178,7 @@ def test_ms_cxr_reads_its_own_file(root):
     dataset, said = build(root, file, format="ms_cxr", reports=str(root / "reports"))
     assert dataset[0].labels["text"] == "FINDINGS: Large heart." and "s50000002.txt is missing" in said[0]
     file.write_text("{")
-    with pytest.raises(GroundingDataError, match="not a JSON file"):
+    with pytest.raises(GroundingDataError, match="not JSON"):
         build(root, file, format="ms_cxr")
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from golden_files import large
+from golden_files import recording
 from PIL import Image
 
 from unimed.data.readers import uni_med
@@ -166,8 +166,8 @@ def test_recorded_prompts_with_the_wording_of_the_reference(tmp_path):
     """Instructions as recorded: a pool made of the recorded sentence, the record, and the processor's layout."""
     from unimed.models.uni_med.processing import UniMedProcessor
 
-    recorded = json.loads(large("uni_med", "prompts", "train_prompts.json").read_text())["samples"]
-    processor = UniMedProcessor(large("uni_med", "full", "tokenizer.model"), compat="reference")
+    recorded = json.loads(recording("uni_med", "prompts", "train_prompts.json").read_text())["samples"]
+    processor = UniMedProcessor(recording("uni_med", "full", "tokenizer.model"), compat="reference")
     checked = 0
     for entry in recorded:
         task, raw = entry["task"], entry["raw"]

@@ -1,25 +1,27 @@
 """Sets evaluated from files, features kept by content, demo and page, averaged weights, the command line."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from closeness import MODEL, assert_close
 from data.readers.test_shards import png
 from data.readers.test_zero_shot_sets import make_set
-from golden_files import large
+from golden_files import tensors
 from models.clip.recorded import FOLDER, converted
 from PIL import Image
 from safetensors.torch import load_file
 
-from unimed.commands import zero_shot as zero_shot_demo
+from unimed.commands.clip import clip
+from unimed.commands.zero_shot import zero_shot as zero_shot_demo
 from unimed.data.readers.zero_shot_sets import ZeroShotSetError, catalogue
 from unimed.evaluation.feature_cache import FeatureCache, model_fingerprint
 from unimed.evaluation.scorers import zero_shot
 from unimed.models.clip import ClipModel
 from unimed.models.clip.averaging import average_folders, interpolate
+from unimed.models.clip.modeling import TEMPLATES, class_normalise
 
 ROOT = Path(__file__).parents[3]
 PICTURES = FOLDER / "pictures"
@@ -38,26 +40,47 @@ def model(folder):
 def test_recorded_classifiers(model):
     """Weights from prompts, from templates with synonyms, from unequal counts, and z-scored over the classes."""
     recorded = json.loads((FOLDER / "zeroshot.json").read_text())["prompts"]
-    tensors = load_file(FOLDER / "zeroshot.safetensors")
+    kept = load_file(FOLDER / "zeroshot.safetensors")
     made = {
         "dict_prompts.weights": model.classifier(recorded["dict"]),
         "dict_prompts.weights_classnorm": model.classifier(recorded["dict"], class_norm=True),
         "template_labels.weights": model.classifier(recorded["labels_with_synonyms"], recorded["templates"]),
         "ragged.weights": model.classifier(recorded["ragged"]),
     }
-    worst = {name: float((weights - tensors[name]).abs().max()) for name, (_, weights) in made.items()}
-    print("largest differences:", worst)
-    assert max(worst.values()) < 1e-5
+    for name, (_, weights) in made.items():
+        assert_close(weights, kept[name], name, MODEL)
 
 
 def test_recorded_end_to_end(model):
-    tensors = load_file(large("unimed_clip", "zeroshot.safetensors"))
+    kept = tensors("unimed_clip", "zeroshot.safetensors")
     recorded = json.loads((FOLDER / "zeroshot.json").read_text())
     _, weights = model.classifier(recorded["prompts"]["dict"])
-    similarity = model.encode_image(tensors["e2e.images"]) @ weights.T
-    assert float((similarity - tensors["e2e.similarity"]).abs().max()) < 1e-5
-    hits = (similarity.argmax(1) == tensors["e2e.targets"]).float().mean()
+    similarity = model.encode_image(kept["e2e.images"]) @ weights.T
+    assert_close(similarity, kept["e2e.similarity"], "similarity", MODEL)
+    hits = (similarity.argmax(1) == kept["e2e.targets"]).float().mean()
     assert 100 * float(hits) == pytest.approx(recorded["e2e_accuracy_multiclass"], abs=1e-4)
+    _, weights = model.classifier(recorded["prompts"]["dict"], class_norm=True)
+    mean, std = model.class_statistics(recorded["prompts"]["dict"])
+    assert_close(mean, kept["dict_prompts.classnorm_mean"], "mean of the classes", MODEL)
+    assert_close(std, kept["dict_prompts.classnorm_std"], "deviation of the classes", MODEL)
+    images = class_normalise(model.encode_image(kept["e2e.images"], normalize=False), mean, std)
+    hits = ((images @ weights.T).argmax(1) == kept["e2e.targets"]).float().mean()
+    assert 100 * float(hits) == pytest.approx(recorded["e2e_accuracy_multiclass_classnorm"], abs=1e-4)
+
+
+def test_class_norm_is_one_computation_in_every_place(model, tmp_path):
+    """The raw image features are shifted and scaled by the classes' statistics before they are compared."""
+    paths, labels = [PICTURES / "rgb.png", PICTURES / "gray_L.png"], ["lung", "heart", "liver"]
+    _, similarity = FeatureCache(model, tmp_path).similarity(paths, labels, class_norm=True)
+    names, weights = model.classifier(labels, class_norm=True)
+    text = torch.stack([model.encode_text([t.format(label) for t in TEMPLATES]).mean(0) for label in labels])
+    shifted = (model.encode_image(paths, normalize=False) - text.mean(0)) / text.std(0)
+    expected = torch.nn.functional.normalize(shifted, dim=-1) @ weights.T
+    assert np.abs(similarity - expected.numpy()).max() < 1e-5
+    for row, one in zip(expected, model.zero_shot(paths, labels, class_norm=True), strict=True):
+        assert one.similarities == pytest.approx(row.tolist(), abs=1e-5) and one.label == names[int(row.argmax())]
+    plain = FeatureCache(model, None).similarity(paths, labels)[1]
+    assert np.abs(plain - similarity).max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["acl_mri", "rsna_pneumonia", "BACH"])
@@ -89,7 +112,7 @@ def test_features_are_kept_by_content(model, folder, tmp_path):
     assert np.array_equal(second.encode([copy, paths[1]]), features) and (second.hits, second.misses) == (2, 0)
     copy.write_bytes(paths[1].read_bytes())  # the same name, another picture
     assert np.array_equal(second.encode([copy])[0], features[1])
-    assert np.abs(features - model.encode_image(paths).numpy()).max() < 1e-6
+    assert_close(features, model.encode_image(paths), relative=MODEL)
     other = ClipModel.from_pretrained(folder).eval()
     with torch.no_grad():
         other.towers.visual.proj.add_(1e-3)
@@ -105,7 +128,7 @@ def test_averages_between_two_models(model, folder, tmp_path):
     tuned = {name: tensor + 0.5 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     assert torch.equal(interpolate(state, tuned, 0.0)["towers.visual.proj"], state["towers.visual.proj"])
     half = interpolate(state, tuned, 0.5)["towers.visual.proj"]
-    assert torch.allclose(half, state["towers.visual.proj"] + 0.25, atol=1e-6)
+    assert_close(half, state["towers.visual.proj"] + 0.25, relative=MODEL)
     with pytest.raises(ValueError, match="alpha"):
         interpolate(state, tuned, 1.5)
     with pytest.raises(ValueError, match="one of the two"):
@@ -115,7 +138,7 @@ def test_averages_between_two_models(model, folder, tmp_path):
     other.save_pretrained(tmp_path / "tuned")
     average_folders(folder, tmp_path / "tuned", tmp_path / "mean", 0.5)
     mean = ClipModel.from_pretrained(tmp_path / "mean")
-    assert torch.allclose(mean.towers.visual.proj, half, atol=1e-6)
+    assert_close(mean.towers.visual.proj, half, relative=MODEL)
     with pytest.raises(FileExistsError):
         average_folders(folder, tmp_path / "tuned", tmp_path / "mean")
 
@@ -127,7 +150,7 @@ def test_the_demo(folder, tmp_path, capsys):
     Image.fromarray(deep).save(tmp_path / "in" / "deep.tif")
     words = ["--model_path", folder, "--images", tmp_path / "in", PICTURES / "rgb.png", "--labels", "lung|heart",
              "a liver, inflamed", "--work-dir", tmp_path / "out", "--device", "cpu"]  # fmt: skip
-    assert zero_shot_demo.main([str(word) for word in words]) == 1  # one file is broken
+    assert zero_shot_demo([str(word) for word in words]) == 2  # one file is broken
     shown = capsys.readouterr()
     assert (
         "failed: cut" in shown.err and "a liver, inflamed" in shown.out and "no probabilities of a disease" in shown.out
@@ -139,17 +162,10 @@ def test_the_demo(folder, tmp_path, capsys):
     assert plots == ["deep.png", "rgb.png"]
     assert Image.open(tmp_path / "out" / "plots" / "rgb.png").size[0] > 500
     first, rest = ["--model_path", str(folder)], ["--work-dir", str(tmp_path / "x"), "--device", "cpu"]
-    assert zero_shot_demo.main([*first, "--images", str(PICTURES / "rgb.png"), "--labels", "alone", *rest]) == 1
+    assert zero_shot_demo([*first, "--images", str(PICTURES / "rgb.png"), "--labels", "alone", *rest]) == 1
     assert "only one label" in capsys.readouterr().err
-    assert zero_shot_demo.main([*first, "--images", str(tmp_path / "gone"), "--labels", "a", "b", *rest]) == 1
+    assert zero_shot_demo([*first, "--images", str(tmp_path / "gone"), "--labels", "a", "b", *rest]) == 1
     assert "gone" in capsys.readouterr().err
-
-
-def tool():
-    specification = importlib.util.spec_from_file_location("clip_tool", ROOT / "tools" / "clip.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def test_the_command_line(folder, tmp_path, capsys, monkeypatch):
@@ -157,10 +173,9 @@ def test_the_command_line(folder, tmp_path, capsys, monkeypatch):
     one = catalogue()["acl_mri"]
     make_set(one, tmp_path / "data" / "acl_mri", per_class=4)
     (tmp_path / "data" / "BACH").mkdir()
-    clip = tool()
     words = ["zero-shot", folder, "--data", tmp_path / "data", "--out", tmp_path / "out", "--cache", tmp_path / "c",
              "--resamples", "20"]  # fmt: skip
-    assert clip.main(list(map(str, words))) == 1  # one set cannot be read, the other is scored all the same
+    assert clip(list(map(str, words))) == 2  # one set cannot be read, the other is scored all the same
     shown = capsys.readouterr()
     assert "failed: BACH" in shown.err and "acl_mri" in shown.out and "Prompts marked own" in shown.out
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["sets"][0]["images"] == 8
@@ -171,23 +186,23 @@ def test_the_command_line(folder, tmp_path, capsys, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png(grey + number))
     own = tmp_path / "own"
-    assert clip.main(["zero-shot", str(folder), "--data", str(own), "--labels", "--resamples", "20"]) == 0
+    assert clip(["zero-shot", str(folder), "--data", str(own), "--labels", "--resamples", "20"]) == 0
     pytest.importorskip("sklearn")
-    assert clip.main(["probe", str(folder), "--train", str(own), "--test", str(own), "--shots", "1", "2"]) == 0
+    assert clip(["probe", str(folder), "--train", str(own), "--test", str(own), "--shots", "1", "2"]) == 0
     shown = capsys.readouterr().out
     assert "linear probe" in shown and "few-shot from the text" in shown
-    assert clip.main(["average", str(folder), str(folder), str(tmp_path / "curve"), "--curve", str(own)]) == 0
+    assert clip(["average", str(folder), str(folder), str(tmp_path / "curve"), "--curve", str(own)]) == 0
     assert (tmp_path / "curve" / "table.md").is_file()
-    assert clip.main(["overlap", str(own), str(own / "dark")]) == 0
+    assert clip(["overlap", str(own), str(own / "dark")]) == 0
     assert "equal bytes" in capsys.readouterr().out
     from data.readers.test_shards import shard
 
     shard(tmp_path / "s", 1)
-    assert clip.main(["retrieval", str(folder), "--shards", str(tmp_path / "s" / "*.tar"), "--resamples", "20"]) == 0
+    assert clip(["retrieval", str(folder), "--shards", str(tmp_path / "s" / "*.tar"), "--resamples", "20"]) == 0
     assert "chance_R@1" in capsys.readouterr().out
-    assert clip.main(["speed", str(folder), str(own)]) == 0
+    assert clip(["speed", str(folder), str(own)]) == 0
     assert "from the cache" in capsys.readouterr().out
-    assert clip.main(["zero-shot", str(folder), "--data", str(tmp_path / "none")]) == 1
+    assert clip(["zero-shot", str(folder), "--data", str(tmp_path / "none")]) == 1
 
 
 def test_the_page(model):

@@ -1,9 +1,7 @@
 """Recorded numbers of BiomedParse, and the small models with the recorded weights."""
 
-import numpy as np
-import torch
-from golden_files import large
-from safetensors.torch import load_file
+from closeness import MODEL, assert_close
+from golden_files import tensors
 
 from unimed.models.boltzformer import BiomedParseV1Config, BiomedParseV1Model, BoltzFormerConfig, BoltzFormerModel
 from unimed.models.checkpoints.biomedparse import load_into
@@ -13,13 +11,13 @@ class Recording:
     """Tensors of one file by name."""
 
     def __init__(self, name):
-        self.arrays = np.load(large("biomedparse", name), allow_pickle=False)
+        self.tensors = tensors("biomedparse", name)
 
     def __getitem__(self, name):
-        return torch.from_numpy(self.arrays[name])
+        return self.tensors[name]
 
     def __contains__(self, name):
-        return name in self.arrays.files
+        return name in self.tensors
 
     def draws(self, group=0, layers=4):
         """The recorded uniform numbers of one group of slices."""
@@ -33,16 +31,17 @@ class Recording:
 def v2_model(**changes):
     """The recorded v2 model: padding as published."""
     model = BoltzFormerModel(BoltzFormerConfig.tiny(**({"compat": "reference"} | changes)))
-    load_into(model, load_file(large("biomedparse", "v2_tiny_weights.safetensors")))
+    load_into(model, tensors("biomedparse", "v2_tiny_weights.safetensors"))
     return model.eval()
 
 
 def v1_model(**changes):
     """The recorded v1 model."""
     model = BiomedParseV1Model(BiomedParseV1Config.tiny(**changes))
-    load_into(model, load_file(large("biomedparse", "v1_tiny_weights.safetensors")))
+    load_into(model, tensors("biomedparse", "v1_tiny_weights.safetensors"))
     return model.eval()
 
 
-def distance(found, expected):
-    return (found.float() - expected.float()).abs().max().item()
+def near(found, expected, relative=MODEL, name=""):
+    """Assert that what was found is what was recorded, up to a part of the largest value."""
+    return assert_close(found.float(), expected, name, relative)

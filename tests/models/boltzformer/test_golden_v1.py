@@ -1,12 +1,9 @@
 """BiomedParse v1 beside its recording: every intermediate, the query each prompt chooses, and the masks."""
 
-import numpy as np
 import pytest
 import torch
-from models.boltzformer.recorded import Recording, distance, v1_model
+from models.boltzformer.recorded import Recording, near, v1_model
 from torch.nn import functional as F
-
-TOLERANCE = 1e-4
 
 
 @pytest.mark.parametrize(("case", "compat"), [("two", "reference"), ("one", "reference"), ("one", None)])
@@ -16,27 +13,27 @@ def test_prompts_asked_together_and_alone(case, compat):
     image = recorded["image"].float()[None]
     with torch.no_grad():
         output = model(image, prompts, record=record)
-    assert distance(prompts.tokens[prompts.valid], recorded[f"{case}.grounding_tokens"][:, 0]) <= TOLERANCE
-    assert distance(prompts.end, recorded[f"{case}.class_emb"]) <= TOLERANCE
-    assert distance(output.masks, recorded[f"{case}.pred_masks"]) <= TOLERANCE
-    assert distance(output.vectors, recorded[f"{case}.pred_captions"]) <= TOLERANCE
-    assert distance(output.similarity[0].T, recorded[f"{case}.similarity"]) <= TOLERANCE
+    near(prompts.tokens[prompts.valid], recorded[f"{case}.grounding_tokens"][:, 0])
+    near(prompts.end, recorded[f"{case}.class_emb"])
+    near(output.masks, recorded[f"{case}.pred_masks"])
+    near(output.vectors, recorded[f"{case}.pred_captions"])
+    near(output.similarity[0].T, recorded[f"{case}.similarity"])
     assert torch.equal(output.matched[0], recorded[f"{case}.matched_id"])
     classes = model.class_logits(output.vectors, recorded["default_text_embeddings"])
-    assert distance(classes, recorded[f"{case}.pred_logits"]) <= TOLERANCE
+    near(classes, recorded[f"{case}.pred_logits"])
     probability = F.interpolate(output.chosen, image.shape[-2:], mode="bilinear", align_corners=False)[0].sigmoid()
-    assert np.abs(probability.numpy() - recorded[f"{case}.prob"].numpy()).max() <= 1e-3  # recorded in half precision
+    near(probability, recorded[f"{case}.prob"], 1e-3)  # recorded in half precision
     if case == "one":
         return
     for k in (2, 3, 4, 5):
-        assert distance(record[f"res{k}"], recorded[f"two.backbone.res{k}"]) <= TOLERANCE
+        near(record[f"res{k}"], recorded[f"two.backbone.res{k}"])
     for name in ("mask_features", "multi_scale.0", "multi_scale.1", "multi_scale.2"):
-        assert distance(record[name], recorded[f"two.{name}"]) <= TOLERANCE
+        near(record[name], recorded[f"two.{name}"])
     for k in range(5):
-        assert distance(record[f"heads{k}.mask_logits"], recorded[f"two.heads{k}.mask_logits"]) <= TOLERANCE
+        near(record[f"heads{k}.mask_logits"], recorded[f"two.heads{k}.mask_logits"])
     for k in range(4):
         for part in ("after_cross", "after_self", "after_ffn"):
-            assert distance(record[f"layer{k}.{part}"], recorded[f"two.layer{k}.{part}"].transpose(0, 1)) <= TOLERANCE
+            near(record[f"layer{k}.{part}"], recorded[f"two.layer{k}.{part}"].transpose(0, 1))
         blocked = recorded[f"two.heads{k}.attn_mask_blocked"][None]
         opened = (~blocked | blocked.all(-1, keepdim=True)).expand(1, 4, -1, -1)
         assert torch.equal(record[f"heads{k}.may_attend"].expand_as(opened), opened)

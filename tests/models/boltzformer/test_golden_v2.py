@@ -1,9 +1,7 @@
 """BiomedParse v2 beside its recording: every intermediate and output, and each sampled position."""
 
 import torch
-from models.boltzformer.recorded import Recording, distance, v2_model
-
-TOLERANCE = 1e-4
+from models.boltzformer.recorded import Recording, near, v2_model
 
 
 def compare(recorded, record, prefix, items, heads=4):
@@ -27,7 +25,7 @@ def compare(recorded, record, prefix, items, heads=4):
         elif theirs.endswith("transformer"):
             expected = expected.flatten(2).transpose(1, 2)
         assert found.shape == expected.shape, theirs
-        assert distance(found, expected) <= TOLERANCE, theirs
+        near(found, expected, name=theirs)
         count += 1
     for k in range(4):
         blocked = recorded[f"{prefix}decoder.heads{k}.attn_mask_blocked"].unflatten(0, (items, heads))
@@ -50,19 +48,19 @@ def test_images_with_uneven_prompts():
         )
         pixels = (recorded["image"].float() - model.pixel_mean) / model.pixel_std
         patches, size = model.backbone.embeddings(pixels)
-    assert distance(patches.transpose(1, 2).unflatten(2, size), recorded["backbone.patch_embed"]) <= TOLERANCE
+    near(patches.transpose(1, 2).unflatten(2, size), recorded["backbone.patch_embed"])
     assert compare(recorded, record, "", 3) >= 20
-    assert distance(output.masks, recorded["out.pred_gmasks"]) <= TOLERANCE
-    assert distance(output.edges, recorded["out.edge_masks"]) <= TOLERANCE
-    assert distance(output.existence, recorded["out.object_existence"]) <= TOLERANCE
-    assert distance(output.prompt_vectors, recorded["out.class_emb"]) <= TOLERANCE
+    near(output.masks, recorded["out.pred_gmasks"])
+    near(output.edges, recorded["out.edge_masks"])
+    near(output.existence, recorded["out.object_existence"])
+    near(output.prompt_vectors, recorded["out.class_emb"])
 
 
 def test_volume_in_groups_of_slices():
     recorded, model = Recording("v2_3d.npz"), v2_model()
     features = model.encode_ids(recorded["input_ids"], recorded["attention_mask"])
-    assert distance(features.tokens, recorded["grounding_tokens"].transpose(0, 1)) <= TOLERANCE
-    assert distance(features.end, recorded["class_emb"]) <= TOLERANCE
+    near(features.tokens, recorded["grounding_tokens"].transpose(0, 1))
+    near(features.end, recorded["class_emb"])
     slices, parts = recorded["packed_rgb_slices"].float(), []
     for group, start in enumerate(range(0, 5, 2)):
         record, images = {}, slices[start : start + 2]
@@ -78,7 +76,7 @@ def test_volume_in_groups_of_slices():
                 assert torch.equal(sampled.nonzero(), kept)
     for name, key in (("masks", "pred_gmasks"), ("edges", "edge_masks"), ("existence", "object_existence")):
         found = torch.cat([getattr(part, name).unflatten(0, (-1, 2)) for part in parts])[:, :, 0]
-        assert distance(found.transpose(0, 1), recorded[f"out.{key}"]) <= TOLERANCE
+        near(found.transpose(0, 1), recorded[f"out.{key}"])
 
 
 def test_the_seam_gives_the_recorded_volume():
@@ -86,9 +84,9 @@ def test_the_seam_gives_the_recorded_volume():
     features = model.encode_ids(recorded["input_ids"], recorded["attention_mask"])
     images = recorded["image_volume"].float()[:, None].expand(-1, 3, -1, -1)
     output = model.segment_slices(images, features, draws=recorded.draws())
-    assert distance(output.mask_logits[:, 0], recorded["out.pred_gmasks"][0]) <= TOLERANCE
-    assert distance(output.edge_logits[:, 0], recorded["out.edge_masks"][0]) <= TOLERANCE
-    assert distance(output.existence, recorded["out.object_existence"].sigmoid()) <= TOLERANCE
+    near(output.mask_logits[:, 0], recorded["out.pred_gmasks"][0])
+    near(output.edge_logits[:, 0], recorded["out.edge_masks"][0])
+    near(output.existence, recorded["out.object_existence"].sigmoid())
 
 
 def test_whole_chain_before_postprocessing():
@@ -103,9 +101,9 @@ def test_whole_chain_before_postprocessing():
         for group, start in enumerate((0, 4))
     ]
     masks = torch.cat([part.mask_logits for part in parts]).transpose(0, 1)
-    assert distance(masks, recorded["pred_gmasks"]) <= TOLERANCE
+    near(masks, recorded["pred_gmasks"])
     existence = torch.cat([part.existence for part in parts]).transpose(0, 1)
-    assert distance(existence, recorded["object_existence"].sigmoid()) <= TOLERANCE
+    near(existence, recorded["object_existence"].sigmoid())
 
 
 def test_masked_attention_without_sampling():
@@ -115,9 +113,9 @@ def test_masked_attention_without_sampling():
         output = model(
             inputs["image"].float(), inputs["input_ids"], inputs["attention_mask"], inputs["num_prompts"].tolist()
         )
-    assert distance(output.masks, recorded["out.pred_gmasks"]) <= TOLERANCE
-    assert distance(output.edges, recorded["out.edge_masks"]) <= TOLERANCE
-    assert distance(output.existence, recorded["out.object_existence"]) <= TOLERANCE
+    near(output.masks, recorded["out.pred_gmasks"])
+    near(output.edges, recorded["out.edge_masks"])
+    near(output.existence, recorded["out.object_existence"])
 
 
 def test_draws_after_the_last_layer_follow_the_same_rule():

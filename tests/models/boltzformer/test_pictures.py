@@ -90,7 +90,7 @@ def test_volumes_do_not_depend_on_the_size_of_groups(model):
     assert masks.shape == (3, 5, 40, 52) and presence.shape == (3,)
     for size in (1, 2, 3):
         again, there = volume_masks(model, volume, PROMPTS, threshold=0.0, batch_size=size)
-        assert (again != masks).mean() < 1e-3 and np.allclose(there, presence, atol=1e-5)
+        assert (again != masks).mean() < 1e-3 and np.allclose(there, presence, atol=1e-4)
     lying, _ = volume_masks(model, np.moveaxis(volume, 0, 2), PROMPTS, threshold=0.0)
     assert np.array_equal(np.moveaxis(lying, 3, 1), masks)
 
@@ -108,3 +108,15 @@ def test_sharpened_masks_equal_the_recording(picture, tmp_path):
     assert output.mask_logits.shape == (2, 3, 32, 32) and output.edge_logits.shape == (2, 3, 16, 16)
     model.save_pretrained(tmp_path)
     assert unimed.load(tmp_path, device="cpu").predict(picture, "liver").regions[0].mask.shape == (50, 71)
+
+
+def test_one_call_makes_what_forward_takes(model):
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    inputs = model.processor(images=[image, image[:30]], text=["liver[SEP]spleen", "tumor"], return_tensors="pt")
+    assert inputs["num_prompts"].tolist() == [2, 1]
+    output = model(**inputs, seed=0)
+    assert output.masks.shape[0] == 3
+    shared = model.processor(images=[image, image], text="liver")
+    assert shared["num_prompts"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="2 texts for 3 images"):
+        model.processor(images=[image] * 3, text=["a", "b"])

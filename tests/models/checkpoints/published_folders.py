@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import torch
-from golden_files import SMALL
+from golden_files import SMALL, recording, tensors
 from safetensors.torch import save_file
 
 from unimed.models.checkpoints import unibiomed
@@ -22,6 +24,16 @@ TINY_SAM2 = dict(
                window_pos_embed_bkg_spatial_size=[7, 7], window_spec=[8, 4, 4, 4]),
     d_model=64, mem_attn_layers=1, mem_attn_ff=32, mem_dim=64, decoder_mlp=32, iou_hidden=32, image_size=128,
 )  # fmt: skip
+
+
+def recorded_unibiomed(folder):
+    """The recorded tiny UniBiomed as it would be published: its configuration, weights and tokenizer in a folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [recording("unibiomed", "config.json"), *recording("unibiomed", "tokenizer").iterdir()]:
+        shutil.copy(path, folder / path.name)
+    save_file(tensors("unibiomed", "model.safetensors"), folder / "model.safetensors")
+    return folder
 
 
 def names_of(kind):

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from golden_files import large
+from golden_files import recording, tensors
 from PIL import Image
-from published_folders import publish
-from safetensors.torch import load_file
+from published_folders import publish, recorded_unibiomed
 
 from unimed.models.checkpoints import unibiomed
 
@@ -56,13 +55,8 @@ def test_the_published_script_runs_on_a_converted_folder(tmp_path):
 
 
 def test_the_published_script_gives_the_recorded_answer(tmp_path):
-    (tmp_path / "published").mkdir()
-    for path in [large("unibiomed", "config.json"), large("unibiomed", "model.safetensors")]:
-        (tmp_path / "published" / path.name).write_bytes(path.read_bytes())
-    for path in large("unibiomed", "tokenizer").iterdir():
-        (tmp_path / "published" / path.name).write_bytes(path.read_bytes())
-    unibiomed.convert(tmp_path / "published", tmp_path / "ours")
-    said, mask = run(tmp_path, tmp_path / "ours", large("unibiomed", "inputs", "image_a_256x128.png"))
-    recorded = load_file(large("unibiomed", "e2e_image_seg_fp32.safetensors"))
+    unibiomed.convert(recorded_unibiomed(tmp_path / "published"), tmp_path / "ours")
+    said, mask = run(tmp_path, tmp_path / "ours", recording("unibiomed", "inputs", "image_a_256x128.png"))
+    recorded = tensors("unibiomed", "e2e_image_seg_fp32.safetensors")
     assert said == "Sure, it is [SEG].<|end|>"
     assert (mask == recorded["pred_mask_bool"][0, 0].bool().numpy()).all()

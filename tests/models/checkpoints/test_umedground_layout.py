@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden_files import SMALL, large
+from closeness import LAYER, MODEL, assert_close
+from golden_files import SMALL, recorded_normal, tensors
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
@@ -14,6 +15,7 @@ import unimed
 from unimed.losses import box_published
 from unimed.models.checkpoints import lisa, llava_v1, umedground
 from unimed.models.checkpoints.reading import CheckpointError
+from unimed.models.grounded.generation import generate
 from unimed.models.grounded.modeling import GroundedMLLM
 
 GOLDEN = SMALL / "umedground"
@@ -86,8 +88,8 @@ def test_adapters_merge_as_recorded():
         merged = lisa.merge_lora(state, 16.0)
         assert list(merged) == ["model.layers.0.self_attn.q_proj.weight"]
         (weight,) = merged.values()
-        torch.testing.assert_close(weight, recorded["W_merged"], atol=1e-6, rtol=0)
-        torch.testing.assert_close(recorded["x"] @ weight.T, recorded["y_unmerged"], atol=1e-4, rtol=0)
+        assert_close(weight, recorded["W_merged"], "merged weight", LAYER)
+        assert_close(recorded["x"] @ weight.T, recorded["y_unmerged"], "output", LAYER)
     del state["base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"]
     with pytest.raises(CheckpointError, match="q_proj"):
         lisa.merge_lora(state)
@@ -292,16 +294,9 @@ def test_llava_v1_becomes_transformers_llava(tmp_path, base, clip):
 # -- the recorded model --------------------------------------------------------------------------------------------
 
 
-def recorded_normal(name, shape):
-    import zlib
-
-    generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
-    return torch.tensor(generator.standard_normal(int(np.prod(shape))).reshape(shape), dtype=torch.float32)
-
-
 @pytest.fixture(scope="module")
 def recording():
-    recorded = load_file(large("umedground", "tiny_end_to_end.safetensors"))
+    recorded = tensors("umedground", "tiny_end_to_end.safetensors")
     published = {name[3:]: tensor for name, tensor in recorded.items() if name.startswith("sd.")}
     state = lisa.convert_state_dict(published)
     state = {name: tensor for name, tensor in state.items() if "bbox_prediction_head_drop" not in name}
@@ -353,18 +348,33 @@ def test_recorded_losses_and_gradients(recording, mode):
     total = box_published.batch_total(text, images)
     total.backward()
     name = f"train.{mode}."
-    assert abs(float(output.loss.detach() - recorded[name + "ce_loss"])) < 1e-4
-    torch.testing.assert_close(text.detach(), recorded[name + "ce_loss"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(total.detach(), recorded[name + "total_loss"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(model.lm_head.weight.grad[:320], recorded[name + "grad_lm_head"], atol=1e-5, rtol=1e-4)
+    assert_close(output.loss, recorded[name + "ce_loss"], "loss of the model", MODEL)
+    assert_close(text, recorded[name + "ce_loss"], "loss of the text", MODEL)
+    assert_close(total, recorded[name + "total_loss"], "loss", MODEL)
+    assert_close(model.lm_head.weight.grad[:320], recorded[name + "grad_lm_head"], "gradient of the words", MODEL)
     last = model.box_head.layers[4].weight.grad
-    torch.testing.assert_close(last, recorded[name + "grad_bbox_head_last_w"], atol=1e-5, rtol=1e-4)
+    assert_close(last, recorded[name + "grad_bbox_head_last_w"], "gradient of the boxes", MODEL)
     theirs = recorded[name + "grad_projected"]
     ours = sum(part.grad for part in projected if part.grad is not None)
     # Our projection sees the three [BOX] states alone; all other rows of theirs must be without gradient.
     boxes = torch.nn.functional.pad(batch["input_ids"][:, 1:] == 7, (0, 1))
-    torch.testing.assert_close(ours, theirs[boxes], atol=1e-5, rtol=1e-4)
+    assert_close(ours, theirs[boxes], "gradient of the projection", MODEL)
     assert not theirs[~boxes].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("image", [0, 1])
+def test_recorded_ids_are_generated(recording, image):
+    """The published test loop goes on after a whole dialogue: six words in each recording."""
+    model, recorded, batch = recording
+    length = int(batch["attention_mask"][image].sum())
+    tokens = model.image_tokens(batch["pixel_values"][image : image + 1])[0].flatten(0, 1)
+    embeds = model.merge(batch["input_ids"][image : image + 1, :length], tokens)
+    row = generate(model, embeds, torch.ones(1, length).long(), keep_states_of=[7], max_new_tokens=6)[0]
+    for mode in ("plain", "mhp"):
+        written = recorded[f"eval.{mode}.img{image}.output_ids"][0].tolist()
+        given = recorded["in.input_ids"][image, : len(written) - 6].tolist()
+        assert written == given + row.ids
 
 
 @torch.no_grad()
@@ -372,7 +382,7 @@ def test_recorded_boxes_means_and_variances(recording):
     model, recorded, batch = recording
     output = model(**batch)
     seen = batch["attention_mask"].bool()
-    torch.testing.assert_close(output.hidden[seen], recorded["train.last_hidden_state"][seen], atol=1e-5, rtol=0)
+    assert_close(output.hidden, recorded["train.last_hidden_state"], "states", MODEL, where=seen[..., None])
     start = 0
     for image, count in enumerate((1, 2)):
         rows = slice(start, start + count)
@@ -381,10 +391,11 @@ def test_recorded_boxes_means_and_variances(recording):
         for path in ("infer", "eval"):
             name = f"{path}.mhp.img{image}."
             for ours, theirs in (("boxes", "all_boxes"), ("mean", "mean_boxes"), ("variance", "uncertainty_boxes")):
-                torch.testing.assert_close(mixed[ours], recorded[f"{name}{theirs}.0"], atol=1e-6, rtol=0)
-        torch.testing.assert_close(
-            output.language_boxes[rows], recorded[f"infer.plain.img{image}.pred_llava_boxes.0"], atol=1e-5, rtol=0
-        )
+                # A variance is what is left of values a thousand times its size.
+                relative = 10 * MODEL if ours == "variance" else MODEL
+                assert_close(mixed[ours], recorded[f"{name}{theirs}.0"], name + theirs, relative)
+        language = recorded[f"infer.plain.img{image}.pred_llava_boxes.0"]
+        assert_close(output.language_boxes[rows], language, "boxes of the language model", MODEL)
         if count == 1:
             # With one phrase the published mean is right, and equals ours.
             torch.testing.assert_close(output.boxes.boxes_cxcywh[rows], mixed["mean"])

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import torch
+from closeness import MODEL, assert_close
+from golden_files import tensors
 from models.uni_med.recorded import CONNECTOR, FULL, VISION, batch_of, recorded_model
 from safetensors.torch import load_file, save_file
 
@@ -48,10 +50,10 @@ def test_the_converted_folder_computes_the_same(published, tmp_path):
     report = uni_med.convert(trained, tmp_path / "out", llama=llama, eva=eva, vision=SIZES)
     assert not report.missing and not report.unexpected
     model, original = unimed.load(tmp_path / "out", device="cpu"), recorded_model()
-    images = load_file(FULL / "io.safetensors")["images"]
+    images = tensors("uni_med", "full", "io.safetensors")["images"]
     batch = batch_of("vqa", images)
     with torch.no_grad():
-        torch.testing.assert_close(model(**batch).logits, original(**batch).logits, atol=1e-6, rtol=0)
+        assert_close(model(**batch).logits, original(**batch).logits, relative=MODEL)
     assert model.processor.options.tokens_per_image == 16
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["layout"] == "uni_med"
 
@@ -85,10 +87,10 @@ def test_a_new_model_of_its_parts(published, tmp_path):
     parts = {"llama": str(llama), "eva": str(eva), "vision": VISION, "lora": {"r": 2}}
     task = MultiTask(model=parts, connector=CONNECTOR)
     original = recorded_model()
-    images = load_file(FULL / "io.safetensors")["images"]
+    images = tensors("uni_med", "full", "io.safetensors")["images"]
     with torch.no_grad():
         features = task.model.eval().visual_encoder(images[:1])
-    torch.testing.assert_close(features, original.visual_encoder(images[:1]), atol=1e-6, rtol=0)
+    assert_close(features, original.visual_encoder(images[:1]), relative=MODEL)
     language = task.model.language_model.state_dict()
     for name, tensor in original.language_model.state_dict().items():
         if "lora_" not in name:

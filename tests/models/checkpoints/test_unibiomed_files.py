@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from closeness import MODEL, assert_close
 from golden_files import SMALL
 from published_folders import SIZES, VIT, full_size_names, names_of, publish, tokenizer_with, write_shards
 
@@ -112,7 +113,7 @@ def test_a_training_file_becomes_the_model_it_trained(form, base, tmp_path):
     model, report = unibiomed.build(source, base=folder)
     wanted = unibiomed.convert_state_dict(expected, json.loads((folder / "config.json").read_text())["llm_config"])
     for name, tensor in model.state_dict().items():
-        assert torch.allclose(tensor, wanted[name], atol=1e-6), name
+        assert_close(tensor, wanted[name], relative=MODEL)
     assert "14 adapters" in report.notes[0]
 
 
@@ -168,7 +169,7 @@ def test_a_model_starts_from_internvl_and_sam2(base, tmp_path):
     assert len(model.processor.tokenizer) == len(bare) + 5 == 273
     rows = model.get_input_embeddings().weight
     assert torch.equal(rows[: len(bare)], parts["language_model.model.embed_tokens.weight"])
-    assert torch.allclose(rows[-1], rows[: len(bare)].mean(0), atol=1e-6)
+    assert_close(rows[-1], rows[: len(bare)].mean(0), relative=MODEL)
     assert model.presence_head is not None
     again = build_on_parts(internvl, tmp_path / "sam2_hiera_tiny.pt")
     assert torch.equal(model.seg_projection[0].weight, again.seg_projection[0].weight)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import MODEL, assert_close
 from PIL import Image
 from small_models import teach, tiny_model
 from transformers import AutoModel, InternVLConfig, LlavaConfig
@@ -59,20 +60,13 @@ def test_batched_padded_and_shuffled_is_the_same_as_one_by_one():
     together = model.predict_batch([images[i] for i in order], [texts[i] for i in order], max_new_tokens=16)
     for i, prediction in zip(order, together, strict=True):
         assert prediction.text == model.predict(images[i], texts[i], max_new_tokens=16).text
-    prompts = [model.processor.encode_prompt([("user", text)], 1) for text in texts]
-    sources = [tuple_image(image) for image in images]
-    rows, _ = model._decode_rows(sources, list(range(8)), prompts, 6, 0.0, None, True)
+    rows, _ = model._decode(model.processor(images=images, text=texts), max_new_tokens=6)
     for index in range(8):
-        alone, _ = model._decode_rows(sources, [index], [prompts[index]], 6, 0.0, None, False)
+        one = model.processor(images=images[index], text=texts[index])
+        alone, _ = model._decode(one, max_new_tokens=6, use_cache=False)
         assert alone[0].ids == rows[index].ids, "with and without cache, alone and together"
         for ours, theirs in zip(alone[0].states, rows[index].states, strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-4)
-
-
-def tuple_image(image):
-    from unimed.io.images import read_image
-
-    return read_image(image)
+            assert_close(ours, theirs, relative=MODEL)
 
 
 def test_states_of_special_tokens_are_kept_even_for_the_last_token():
@@ -91,7 +85,7 @@ def test_states_of_special_tokens_are_kept_even_for_the_last_token():
     # The state is the one a plain forward pass gives at the token.
     full = torch.cat([prompt, torch.tensor([[seg, seg]])], dim=1)
     hidden = model.language_model(inputs_embeds=model.embed_tokens(full)).last_hidden_state
-    assert torch.allclose(hidden[0, -2], rows[0].states[0], atol=1e-5)
+    assert_close(hidden[0, -2], rows[0].states[0], relative=MODEL)
 
 
 def test_saved_and_loaded_it_gives_the_same_numbers(tmp_path):
@@ -243,7 +237,7 @@ def test_experts_behind_any_backbone_see_the_task_of_each_image(kind, router):
     # A mixed batch is its samples one by one, and another task is another answer.
     for place, name in enumerate(("vqa", "refer")):
         alone = model(**inputs, task=model.connector.task_ids([name] * 2))
-        torch.testing.assert_close(alone.hidden[place], mixed.hidden[place], atol=1e-5, rtol=1e-4)
+        assert_close(alone.hidden[place], mixed.hidden[place], relative=MODEL)
         assert (alone.hidden[1 - place] - mixed.hidden[1 - place]).abs().max() > 0
     mixed.hidden.sum().backward()
     assert model.connector.router.fc1.weight.grad.abs().sum() > 0

@@ -68,7 +68,7 @@ def test_the_processor_cuts_text_the_same_way():
     # Predicting begins with exactly what training saw before the answer.
     assert processor.encode_prompt([("user", question)], 1) == ids[: labels.count(-100)]
     parsed = processor.parse([i for i in labels if i != -100])
-    assert [(token, phrase) for token, phrase, _ in parsed.targets] == [
+    assert [(target.token, target.phrase) for target in parsed.targets] == [
         ("[BOX]", "Patchy opacity in the right lower lobe")
     ]
     with pytest.raises(ValueError, match="phrase_style"):

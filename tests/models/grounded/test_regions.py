@@ -64,14 +64,7 @@ def test_answers_about_regions_are_the_same_alone_and_in_a_batch(kind):
     # Another region under the same words is another question.
     states = []
     for given in ((0, 0, 30, 30), (60, 30, 90, 60)):
-        cells = model.processor.region_cells([given], (60, 90))
-        units = model.processor.unit_count(60, 90)
-        ids = torch.tensor([model.processor.encode_prompt([("user", "What is region1?")], units, cells=cells)])
-        pixels, grid = model.processor.pixels(IMAGE)
-        index = model.processor.token_index(units, cells)
-        states.append(
-            model(input_ids=ids, pixel_values=pixels, image_grid_thw=grid, image_token_index=index).hidden[0, -1]
-        )
+        states.append(model(**model.processor(images=IMAGE, text="What is region1?", regions=[given])).hidden[0, -1])
     assert not torch.allclose(*states, atol=1e-4)
 
 

@@ -2,12 +2,11 @@
 
 import json
 import re
-import zlib
 
-import numpy as np
 import pytest
 import torch
-from golden_files import SMALL, large
+from closeness import LAYER, MODEL, assert_close
+from golden_files import SMALL, recipe, recorded_normal, tensors
 from safetensors.torch import load_file, save_file
 from transformers import SamModel
 
@@ -18,20 +17,6 @@ from unimed.models.heads.mask import MaskFeatures
 from unimed.models.heads.sam import SamMaskHead, output_tokens
 
 GOLDEN = SMALL / "umedground"
-
-
-def normal(name, shape):
-    generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
-    return torch.tensor(generator.standard_normal(int(np.prod(shape))).reshape(shape), dtype=torch.float32)
-
-
-def recipe(name, shape):
-    values = normal(name, shape).double()
-    if len(shape) >= 2:
-        values = values / np.sqrt(np.prod(shape[1:]))
-    else:
-        values = 1 + 0.05 * values if name.endswith("weight") else 0.05 * values
-    return values.float()
 
 
 @torch.no_grad()
@@ -56,17 +41,16 @@ def test_boxes_at_the_published_size():
     code.positional_embedding.copy_(state["shared_image_embedding.positional_embedding"])
     steps = (torch.arange(64) + 0.5) / 64
     place = code(torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)).permute(2, 0, 1)[None]
-    torch.testing.assert_close(place[..., ::16, ::16], recorded["dense_pe_strided"], atol=1e-5, rtol=0)
-    embedding = normal("full.in.image_embedding", (1, 256, 64, 64))
-    prompts = normal("full.in.text_embeds", (3, 256))
+    assert_close(place[..., ::16, ::16], recorded["dense_pe_strided"], "position code", LAYER)
+    embedding = recorded_normal("full.in.image_embedding", (1, 256, 64, 64))
+    prompts = recorded_normal("full.in.text_embeds", (3, 256))
     dense = state["prompt_encoder.no_mask_embed.weight"].reshape(1, -1, 1, 1).expand_as(embedding)
     tokens = output_tokens(decoder, embedding, place, prompts[:, None], dense, 0)
     head = build_box_head("mhp", 256, tokens=True)
     layers = {f"layers.{2 * i}.{n}": own[f"bbox_prediction_head.layers.{i}.{n}"] for i in range(3) for n in ("weight", "bias")}  # fmt: skip # noqa: E501
     head.load_state_dict(layers)
     boxes = head(tokens).hypotheses
-    worst = max(float((boxes[:, k] - recorded[f"box_hyp{k}"]).abs().max()) for k in range(3))
-    assert worst < 1e-5, worst
+    worst = max(assert_close(boxes[:, k], recorded[f"box_hyp{k}"], f"boxes {k}", MODEL) for k in range(3))
     # The trap: transformers' default moves the boxes visibly.
     for layer in decoder.transformer.layers:
         for norm in (layer.layer_norm1, layer.layer_norm2, layer.layer_norm3, layer.layer_norm4):
@@ -76,7 +60,7 @@ def test_boxes_at_the_published_size():
 
 
 def test_the_whole_tiny_sam_with_gradients():
-    recorded = load_file(large("umedground", "sam_box_decoder_tiny.safetensors"))
+    recorded = tensors("umedground", "sam_box_decoder_tiny.safetensors")
     weights = {name[3:]: value for name, value in recorded.items() if name.startswith("sd.")}
     config = sam.config_of(weights)
     assert config.vision_config.global_attn_indexes == [1] and config.vision_config.window_size == 5
@@ -85,12 +69,13 @@ def test_the_whole_tiny_sam_with_gradients():
     left = head.sam.load_state_dict(sam.convert_state_dict(weights), strict=False)
     assert not left.missing_keys
     assert all("bbox_prediction_head" in name for name in left.unexpected_keys)
-    features = head.encode(normal("in.pixels", (1, 3, 256, 256)))
-    torch.testing.assert_close(features.embedding, recorded["image_embedding"], atol=1e-4, rtol=0)
-    embedding = recorded["image_embedding"].clone().requires_grad_()
+    features = head.encode(recorded_normal("in.pixels", (1, 3, 256, 256)))
+    assert_close(features.embedding, recorded["image_embedding"], "image embedding", MODEL)
+    assert_close(head.sam.get_image_wide_positional_embeddings(), recorded["dense_pe"], "position code", LAYER)
+    embedding = features.embedding.detach().requires_grad_()
     prompts = recorded["text_embeds"].clone().requires_grad_()
     tokens = head.decode_tokens(MaskFeatures(embedding), torch.zeros(2, dtype=torch.long), prompts)
-    torch.testing.assert_close(tokens, recorded["hs"][:, :5], atol=1e-5, rtol=0)
+    assert_close(tokens, recorded["hs"][:, :5], "tokens", MODEL)
     boxes = build_box_head("mhp", 64, tokens=True)
     prefix = "mask_decoder.bbox_prediction_head.layers."
     boxes.load_state_dict(
@@ -102,16 +87,16 @@ def test_the_whole_tiny_sam_with_gradients():
     )
     prediction = boxes(tokens)
     for index in range(3):
-        torch.testing.assert_close(prediction.hypotheses[:, index], recorded[f"box_hyp{index}"], atol=1e-5, rtol=0)
+        assert_close(prediction.hypotheses[:, index], recorded[f"box_hyp{index}"], f"boxes {index}", MODEL)
     for phrase in range(2):
-        torch.testing.assert_close(prediction.boxes_cxcywh[phrase], recorded[f"per_phrase{phrase}.mean"], atol=1e-5, rtol=0)  # fmt: skip # noqa: E501
-        torch.testing.assert_close(prediction.hypotheses[phrase].var(0), recorded[f"per_phrase{phrase}.var"], atol=1e-6, rtol=0)  # fmt: skip # noqa: E501
+        assert_close(prediction.boxes_cxcywh[phrase], recorded[f"per_phrase{phrase}.mean"], "mean", MODEL)
+        assert_close(prediction.hypotheses[phrase].var(0), recorded[f"per_phrase{phrase}.var"], "variance", MODEL)
     h0, h1, h2 = prediction.hypotheses.unbind(1)
     scalar = (h0 * torch.tensor([1.0, 2, 3, 4])).sum() + h1.square().sum() - h2.sum()
     scalar.backward()
-    torch.testing.assert_close(scalar, recorded["scalar"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(prompts.grad, recorded["grad_text_embeds"], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(embedding.grad, recorded["grad_image_embedding"], atol=1e-5, rtol=1e-4)
+    assert_close(scalar, recorded["scalar"], "sum", MODEL)
+    assert_close(prompts.grad, recorded["grad_text_embeds"], "gradient of the prompts", MODEL)
+    assert_close(embedding.grad, recorded["grad_image_embedding"], "gradient of the image embedding", MODEL)
     with pytest.raises(ValueError, match="draw masks"):
         head.decode(features, torch.zeros(1, dtype=torch.long), prompts[:1].detach())
 
@@ -127,7 +112,7 @@ def test_encoder_adapters_fold_into_qkv():
     assert sorted(folded) == ["image_encoder.blocks.0.attn.qkv.bias", "image_encoder.blocks.0.attn.qkv.weight"]
     weight, bias = (folded[f"image_encoder.blocks.0.attn.qkv.{name}"] for name in ("weight", "bias"))
     ours = torch.nn.functional.linear(recorded["x"], weight, bias)
-    torch.testing.assert_close(ours, recorded["qkv_out"], atol=1e-5, rtol=0)
+    assert_close(ours, recorded["qkv_out"], "queries, keys and values", LAYER)
 
 
 OFFICIAL = [

@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from golden_files import SMALL, large
-from models.uni_med.recorded import FULL, INDEX, batch_of, processor, recorded_model
+from closeness import LAYER, MODEL, assert_close
+from golden_files import SMALL, tensors
+from models.uni_med.recorded import INDEX, batch_of, processor, recorded_model
 from safetensors.torch import load_file
 
 from unimed.models.uni_med.vision import EvaEncoder, Float32LayerNorm, ImageSizeError, resize_positions
 
-IO = load_file(FULL / "io.safetensors")
-BATCHES = [name for name in INDEX["batches"] if f"{name}.loss" in IO]
+IO = tensors("uni_med", "full", "io.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -19,38 +19,28 @@ def model():
     return recorded_model()
 
 
-def check_batch(model, name, io, stride):
-    batch = batch_of(name, io["images"])
+@pytest.mark.parametrize("name", INDEX["batches"])
+def test_a_recorded_batch(model, name):
+    batch = batch_of(name, IO["images"])
     with torch.no_grad():
         output = model(**batch)
-    assert torch.equal(batch["labels"], io[f"{name}.labels"])
-    assert torch.equal(batch["attention_mask"], io[f"{name}.attention_mask"])
-    error = abs(float(output.loss) - float(io[f"{name}.loss"]))
+    assert torch.equal(batch["labels"], IO[f"{name}.labels"])
+    assert torch.equal(batch["attention_mask"], IO[f"{name}.attention_mask"])
+    assert_close(output.loss.reshape(1), IO[f"{name}.loss"], "loss", MODEL)
     counts = (batch["labels"][:, 1:] != -100).sum(1)
     # The published loss per sample is its sum over the length of the padded row.
     per_row = output.sample_losses * counts / (batch["labels"].shape[1] - 1)
-    error = max(error, float((per_row - io[f"{name}.loss_none"]).abs().max()))
-    if output.routing is not None:
-        mean = output.routing.mean((0, 1))
-        if name != "multi_image":  # the recorded mean also counts an image that is not used
-            error = max(error, float((mean - io[f"{name}.routing_mean"]).abs().max()))
-    if f"{name}.logits" in io:
-        difference = (output.logits[..., ::stride] - io[f"{name}.logits"]).abs()
-        error = max(error, float(difference[batch["attention_mask"].bool()].max()))
-    return error
+    assert_close(per_row, IO[f"{name}.loss_none"], "loss per sample", MODEL)
+    if output.routing is not None and name != "multi_image":  # the recorded mean counts an image that is not used
+        assert_close(output.routing.mean((0, 1)), IO[f"{name}.routing_mean"], "mean routing", MODEL)
+        assert_close(output.routing, IO[f"{name}.routing"], "routing", MODEL)
+    if f"{name}.logits" in IO:
+        seen = batch["attention_mask"].bool()[..., None]
+        assert_close(output.logits, IO[f"{name}.logits"], "logits", MODEL, where=seen)
 
 
-@pytest.mark.parametrize("name", BATCHES)
-def test_a_recorded_batch(model, name):
-    assert check_batch(model, name, IO, 40) < 1e-4
-
-
-def test_all_eighteen_batches(model):
-    io = load_file(large("uni_med", "full", "io.safetensors"))
-    errors = {name: check_batch(model, name, io, 1) for name in INDEX["batches"]}
-    assert len(errors) == 18
-    print("largest difference", max(errors.values()), errors)
-    assert max(errors.values()) < 1e-4
+def test_all_batches_are_recorded():
+    assert len(INDEX["batches"]) == 18 and sum(f"{name}.logits" in IO for name in INDEX["batches"]) >= 5
 
 
 @pytest.mark.parametrize("name", [n for n in INDEX["tokenization"]])
@@ -65,13 +55,13 @@ def test_ids_of_prompts_and_answers(name):
         assert reader.answer(answer) == recorded["answer_ids"][row][:64]
 
 
-@pytest.mark.parametrize("name", ["g_vqa", "g_refer", "g_qa"])
+@pytest.mark.parametrize("name", ["g_vqa", "g_refer", "g_caption", "g_qa"])
 def test_generated_answers(model, name):
     record = INDEX["generation"][name]
     questions = record.get("questions", ["[qa] is aspirin safe?"])
     reader = model.processor
     images = 0 if record["img"] is None else 1
-    texts = [("<Img><ImageHere></Img> " if images else "") + q + (" " if images else "") for q in questions]
+    texts = [f"<Img><ImageHere></Img> {q.rstrip()} " if images else q for q in questions]
     prompts = [reader.prompt(text, images, predicting=True) for text in texts]
     pixels = IO["images"][record["img"]] if images else None
     recorded = IO[f"{name}.output_ids"][:, 1:].tolist()
@@ -111,7 +101,7 @@ def test_mixed_tasks_lose_what_single_tasks_lose(model):
     with torch.no_grad():
         losses = model(**mixed).sample_losses
     recorded = torch.cat([IO[f"{name}.loss"] for name in names])
-    torch.testing.assert_close(losses, recorded, atol=1e-5, rtol=0)
+    assert_close(losses, recorded, "losses", MODEL)
 
 
 def test_vit_and_its_norm():
@@ -122,16 +112,16 @@ def test_vit_and_its_norm():
     norm = Float32LayerNorm(32, eps=1e-5)
     with torch.no_grad():
         features = encoder(io["image"])
-        torch.testing.assert_close(features, io["features"], atol=1e-5, rtol=0)
-        torch.testing.assert_close(norm(features), io["ln_vision_identity_affine_out"], atol=1e-5, rtol=0)
+        assert_close(features, io["features"], "features", MODEL)
+        assert_close(norm(features), io["ln_vision_identity_affine_out"], "norm without weights", MODEL)
         norm.load_state_dict({n.removeprefix("ln_vision."): t for n, t in weights.items() if n.startswith("ln")})
-        torch.testing.assert_close(norm(features), io["ln_vision_out"], atol=1e-5, rtol=0)
+        assert_close(norm(features), io["ln_vision_out"], "norm", MODEL)
         half = norm(io["ln_vision_half_in"])
     assert half.dtype == torch.float16
-    torch.testing.assert_close(half, io["ln_vision_half_out"], atol=1e-3, rtol=0)
+    assert_close(half.float(), io["ln_vision_half_out"].float(), "norm of half precision", 1e-3)
     for size in (4, 11):
         resized = resize_positions(io[f"interp_in_8to{size}"], size**2 + 1)
-        torch.testing.assert_close(resized.float(), io[f"interp_out_8to{size}"], atol=1e-5, rtol=0)
+        assert_close(resized.float(), io[f"interp_out_8to{size}"], f"positions for {size}", LAYER)
     with pytest.raises(ImageSizeError, match="112, 112"):
         encoder(torch.zeros(1, 3, 98, 98))
 
@@ -144,7 +134,7 @@ def test_saved_and_opened_again(model, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "unimed_uni_med"
     batch = batch_of("vqa", IO["images"])
     with torch.no_grad():
-        torch.testing.assert_close(again(**batch).logits, model(**batch).logits, atol=1e-6, rtol=0)
+        assert_close(again(**batch).logits, model(**batch).logits, "logits", LAYER)
     learning = {n.split(".")[0] for n, p in again.named_parameters() if p.requires_grad}
     assert learning == {"connector", "language_model"}
     assert again.predict(torch.zeros(40, 50, 3, dtype=torch.uint8).numpy(), "what organ?", max_new_tokens=3).text == (

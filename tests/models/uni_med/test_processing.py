@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden_files import large
+from closeness import LAYER, MODEL, assert_close
+from golden_files import recording, tensors
 from models.uni_med.recorded import processor
-from safetensors.torch import load_file
 
 from unimed.data.readers.uni_med import PUBLISHED_WORDS, clean
 from unimed.data.readers.uni_med_records import box_text
@@ -84,23 +84,23 @@ def test_pictures():
     expected = (128 / 255 - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor(
         [0.26862954, 0.26130258, 0.27577711]
     )
-    torch.testing.assert_close(flat[:, 5, 5], expected, atol=1e-6, rtol=0)
+    assert_close(flat[:, 5, 5], expected, relative=MODEL)
 
 
 def test_recorded_pictures_texts_and_boxes():
-    stored = load_file(large("uni_med", "prompts", "image_processor.safetensors"))
+    stored = tensors("uni_med", "prompts", "image_processor.safetensors")
     reader, checked = processor("reference", image_size=56), 0
     for name in [name for name in stored if name.endswith("input_uint8")]:
         expected = stored[name.replace("input_uint8", "out")]
         array = stored[name].numpy()
         rgb = np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else array[..., :3]
-        torch.testing.assert_close(reader.pixels(rgb), expected, atol=1e-5, rtol=0)
+        assert_close(reader.pixels(rgb), expected, name, LAYER)
         checked += 1
     assert checked
-    for entry in json.loads(large("uni_med", "prompts", "text_processor.json").read_text()):
+    for entry in json.loads(recording("uni_med", "prompts", "text_processor.json").read_text()):
         options = {"prompt": "", "max_words": PUBLISHED_WORDS} | entry.get("config", {})
         assert options["prompt"] + clean(entry["input"], options["max_words"]) == entry["blip_caption_new"]
-    for entry in json.loads(large("uni_med", "prompts", "boxes.json").read_text()):
+    for entry in json.loads(recording("uni_med", "prompts", "boxes.json").read_text()):
         x, y, w, h = entry["bbox_xywh"]
         width, height = entry["image_size_wh"]
         assert box_text((x, y, x + w, y + h), width, height) == entry["text"]

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from unimed.io.images import load as load_image
 from unimed.io.slices import choose_axis
-from unimed.io.windows import percentiles_to_uint8
+from unimed.io.windows import to_uint8
 from unimed.registry import COLLATORS
 from unimed.structures import Sample
 
@@ -41,7 +42,8 @@ class ParseCollator:
             regions = regions[: self.max_prompts]
             if not regions:
                 raise NoPromptError(f"sample {sample.sample_id}: no region with a mask or a presence to ask for")
-            images.append(self.processor.image(sample.images[0]))
+            image = load_image(sample.images[0], modality=sample.modality, name=f"sample {sample.sample_id}")
+            images.append(self.processor.image(image.pixels))
             counts.append(len(regions))
             for region in regions:
                 prompts.append(region.phrase)
@@ -71,7 +73,7 @@ class ParseCollator:
 def slice_of_volume(sample: Sample) -> Sample:
     """A volume DxHxW as its slice that shows most of the targets, with both neighbours as channels; others as they are.
 
-    At the ends the one existing neighbour stands for both. Grey values are brought to 0..255 by percentiles.
+    At the ends the one existing neighbour stands for both. One window brings the grey values to 0..255.
     """
     image = sample.images[0]
     if image.ndim != 3 or image.shape[-1] == 3:
@@ -84,7 +86,7 @@ def slice_of_volume(sample: Sample) -> Sample:
             shown += np.moveaxis(region.mask, axis, 0).sum((1, 2))
     z, last = int(shown.argmax()), len(planes) - 1
     before, after = (z - 1 if z else min(1, last)), (z + 1 if z < last else max(last - 1, 0))
-    grey = planes if planes.dtype == np.uint8 else percentiles_to_uint8(planes)
+    grey = to_uint8(planes)
 
     def cut(mask):
         return None if mask is None else np.ascontiguousarray(np.moveaxis(mask, axis, 0)[z])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 from PIL import Image
 
+from unimed.io.windows import known_site, to_uint8
 from unimed.registry import COLLATORS
 from unimed.structures import Sample
 from unimed.tokens import BOX_TOKEN, SEG_TOKEN
@@ -16,20 +16,6 @@ from unimed.tokens import BOX_TOKEN, SEG_TOKEN
 
 class RegionCountError(ValueError):
     """An answer whose [SEG] and [BOX] tokens are not matched by masks and boxes, one to one."""
-
-
-@dataclass
-class _Row:
-    """What one sample gives: token ids and labels, and its frames (one for an image)."""
-
-    ids: list[int]
-    labels: list[int]
-    mask_pixels: list[torch.Tensor]
-    pixels: list[torch.Tensor]
-    grids: list[torch.Tensor]
-    units: list[int]
-    read: list[int]  # the frames the language model sees
-    cells: torch.Tensor | None
 
 
 @COLLATORS.register_module()
@@ -63,124 +49,43 @@ class GroundedCollator:
         self.language_frames = language_frames
 
     def __call__(self, samples: list[Sample]) -> dict:
-        rows = [self._row(sample) for sample in samples]
-        if self.pack:
-            tokens, order = self._packed(rows)
-            rows, samples = [rows[i] for i in order], [samples[i] for i in order]
-        else:
-            tokens = self._padded(rows)
-        pixels = [frame for row in rows for frame in row.mask_pixels]
-        batch = {
-            **tokens,
-            "mask_pixel_values": torch.stack(pixels),
-            "image_keys": [hashlib.sha1(p.numpy().tobytes()).hexdigest() for p in pixels],
+        assembly = self.processor.assembly(share_images=False)
+        examples = [self._add(assembly, sample) for sample in samples]
+        batch = assembly.batch(pack=self.pack)
+        order = batch.pop("order", range(len(samples)))
+        samples, examples = [samples[i] for i in order], [examples[i] for i in order]
+        if any(len(example.images) > 1 for example in examples):
+            batch["layout"] = self._with_frames(batch["layout"], samples, examples)
+        return {
+            **batch,
             "sample_ids": [sample.sample_id for sample in samples],
             "tasks": [str(sample.labels.get("task", "")) for sample in samples],
-            "pictures_per_sample": [sum(1 if row.grids else len(t) for t in row.pixels) for row in rows],
             **self._targets(samples),
         }
-        if rows[0].pixels:
-            batch["pixel_values"] = torch.cat([tiles for row in rows for tiles in row.pixels])
-        if rows[0].grids:
-            batch["image_grid_thw"] = torch.cat([grid for row in rows for grid in row.grids])
-        if any(row.cells is not None for row in rows):
-            batch["image_token_index"] = self._token_index(rows)
-        if any(len(row.mask_pixels) > 1 for row in rows):
-            batch |= self._frames(samples, rows)
-        return batch
 
-    def _padded(self, rows: list[_Row]) -> dict[str, torch.Tensor]:
-        length = max(len(row.ids) for row in rows)
-        pad = self.processor.tokenizer.pad_token_id or 0
-        input_ids = torch.full((len(rows), length), pad)
-        labels = torch.full((len(rows), length), -100)
-        attention = torch.zeros(len(rows), length, dtype=torch.long)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
-            labels[index, : len(row.ids)] = torch.tensor(row.labels)
-            attention[index, : len(row.ids)] = 1
-        return {"input_ids": input_ids, "labels": labels, "attention_mask": attention}
-
-    def _packed(self, rows: list[_Row]) -> tuple[dict[str, torch.Tensor], list[int]]:
-        """Tokens of several samples per row, and the order of the samples in reading order."""
-        from unimed.data.collate.packing import block_diagonal_mask, pack_rows
-
-        if any(row.grids for row in rows):
-            raise ValueError("this backbone counts positions by the picture, which packed rows do not; set pack=0")
-        sequences = [{"input_ids": torch.tensor(row.ids), "labels": torch.tensor(row.labels)} for row in rows]
-        budget = max(self.pack, *(len(row.ids) for row in rows))
-        pad = {"input_ids": self.processor.tokenizer.pad_token_id or 0, "labels": -100}
-        packed = pack_rows(sequences, budget, pad)
-        members, segments = packed.pop("members"), packed.pop("segment_ids")
-        starts = torch.tensor([0] + [len(row) for row in members[:-1]]).cumsum(0)
-        packed["sequence_of_token"] = torch.where(segments > 0, starts[:, None] + segments - 1, -1)
-        packed["attention_mask"] = block_diagonal_mask(segments)
-        return packed, [i for row in members for i in row]
-
-    def _row(self, sample: Sample) -> _Row:
+    def _add(self, assembly, sample: Sample):
         image = sample.images[0]
-        if image.dtype != np.uint8:
-            raise ValueError(
-                f"sample {sample.sample_id}: images are uint8 by the time they are batched, got {image.dtype}"
-            )
-        volume = _is_volume(sample)
-        frames = [_rgb(frame) for frame in image] if volume else [_rgb(image)]
-        read = list(range(len(frames)))
-        if self.language_frames is not None and len(read) > self.language_frames:
-            read = np.linspace(0, len(frames) - 1, self.language_frames).round().astype(int).tolist()
-        most = 1 if volume else None
-        pixels = [self.processor.pixels(frames[index], most) for index in read]
-        size = frames[0].shape[:2]
-        units = [self.processor.unit_count(*size, most)] * len(read)
-        cells = None
-        if sample.labels.get("task") == "region" and sample.regions:
-            cells = self._cells(sample, size)
-        ids, labels = self.processor.encode_example(sample.conversation, units if volume else units[0], cells=cells)
-        return _Row(
-            ids,
-            labels,
-            [self.processor.mask_pixels(frame) for frame in frames],
-            [tiles for tiles, _ in pixels if tiles is not None],
-            [grid for _, grid in pixels if grid is not None],
-            units,
-            read,
-            cells,
-        )
-
-    def _cells(self, sample: Sample, size: tuple[int, int]) -> torch.Tensor:
+        frames, read = image, None
+        if _is_volume(sample):
+            frames = list(volume_to_uint8(sample))
+            if self.language_frames is not None and len(frames) > self.language_frames:
+                read = np.linspace(0, len(frames) - 1, self.language_frames).round().astype(int).tolist()
+        given = sample.regions if sample.labels.get("task") == "region" else None
         try:
-            return self.processor.region_cells(sample.regions, size)
+            return assembly.add(frames, sample.conversation, given, read)
         except ValueError as error:
-            raise ValueError(f"sample {sample.sample_id}: {error}") from error
+            raise type(error)(f"sample {sample.sample_id}: {error}") from error
 
-    def _token_index(self, rows: list[_Row]) -> torch.Tensor:
-        parts, start = [], 0
-        for row in rows:
-            count = sum(row.units)
-            parts.append(start + self.processor.token_index(count, row.cells))
-            start += count * self.processor.tokens_per_tile
-        return torch.cat(parts)
-
-    def _frames(self, samples: list[Sample], rows: list[_Row]) -> dict:
-        """Which [SEG] and which frame each mask belongs to, and which frames the language model reads."""
-        seg_of_mask, image_of_mask, read, first, seg = [], [], [], [], 0
-        start = 0
-        for sample, row in zip(samples, rows, strict=True):
-            first.append(start)
-            read += [start + frame for frame in row.read]
+    def _with_frames(self, layout, samples: list[Sample], examples: list):
+        """Which [SEG] and which frame each mask belongs to."""
+        seg_of_mask, image_of_mask, seg = [], [], 0
+        for start, sample, example in zip(layout.image_of_sample.tolist(), samples, examples, strict=True):
             for _ in range(_answer_of(sample).count(SEG_TOKEN)):
-                for frame in range(len(row.mask_pixels)):
-                    seg_of_mask.append(seg)
-                    image_of_mask.append(start + frame)
+                seg_of_mask += [seg] * len(example.images)
+                image_of_mask += range(start, start + len(example.images))
                 seg += 1
-            start += len(row.mask_pixels)
-        return {
-            "seg_of_mask": torch.tensor(seg_of_mask, dtype=torch.long),
-            "image_of_mask": torch.tensor(image_of_mask, dtype=torch.long),
-            "read_images": torch.tensor(read),
-            "image_of_row": torch.tensor(first),
-            "images_per_row": torch.tensor([len(row.read) for row in rows]),
-        }
+        return replace(layout, seg_of_mask=torch.tensor(seg_of_mask, dtype=torch.long),
+                       image_of_mask=torch.tensor(image_of_mask, dtype=torch.long))  # fmt: skip
 
     def _targets(self, samples: list[Sample]) -> dict:
         masks, presence, boxes, groups = [], [], [], []
@@ -232,12 +137,21 @@ class GroundedCollator:
         return target
 
 
+def volume_to_uint8(sample: Sample) -> np.ndarray:
+    """The volume of a sample as 0..255, one window for all slices, chosen by what the sample says of itself.
+
+    Raises:
+        ValueError: NaN or Inf; the sample is named.
+    """
+    site = known_site(sample.labels.get("site") or "", sample.modality)
+    try:
+        return to_uint8(sample.images[0], sample.geometry, modality=sample.modality, site=site)
+    except ValueError as error:
+        raise ValueError(f"sample {sample.sample_id}: {error}") from error
+
+
 def _is_volume(sample: Sample) -> bool:
     return sample.labels.get("task") == "volume" and sample.images[0].ndim == 3
-
-
-def _rgb(image: np.ndarray) -> np.ndarray:
-    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 def _answer_of(sample: Sample) -> str:

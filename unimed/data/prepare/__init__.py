@@ -1,11 +1,14 @@
-"""`tools/prepare_data.py VERB`: each verb is a module with `add_arguments(parser)` and `run(args) -> int`."""
+"""Kinds of data that `unimed prepare KIND` makes: modules with `add_arguments(parser)` and `run(args) -> int`."""
 
-#: Verb -> module. Modules are imported only when their verb is typed.
+#: Kind -> (module, what it makes). A module is imported only when its kind is typed.
 COMMANDS = {
-    "sample": "unimed.data.prepare.sample",
-    "biomed-shapes": "unimed.data.prepare.biomed_shapes",
-    "biomed-volumes": "unimed.data.prepare.biomed_volumes",
-    "biomedparse": "unimed.data.prepare.biomedparse",
-    "unimed-clip": "unimed.data.prepare.unimed_clip",
-    "repack": "unimed.data.prepare.repack",
+    "sample": ("unimed.data.prepare.sample", "the small set of the quickstart, out of packages"),
+    "biomed-shapes": ("unimed.data.prepare.biomed_shapes", "drawn shapes in the layout of UniBiomed's sets, for tests"),
+    "biomed-volumes": ("unimed.data.prepare.biomed_volumes", "volumes as the slices that UniBiomed's 3D demo reads"),
+    "biomedparse": (
+        "unimed.data.prepare.biomedparse",
+        "images and masks by BiomedParse file names as its training set",
+    ),
+    "unimed-clip": ("unimed.data.prepare.unimed_clip", "image-text shards of UniMed-CLIP's sources"),
+    "repack": ("unimed.data.prepare.repack", "records and their files as tar shards or Parquet"),
 }

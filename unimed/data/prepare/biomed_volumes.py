@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from unimed.files import read_json, resolve_inside, scratch_folder, write_text
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".npz")
 
@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", required=True, help='JSON file {"1": "liver in abdomen CT", ...}')
     parser.add_argument("--out", required=True, help="folder of the set; a split that is there already is refused")
     parser.add_argument("--split", default="train", choices=("train", "test"))
-    parser.add_argument("--site", default="", help="CT window: abdomen, brain, lung, ...; percentiles without it")
+    parser.add_argument(
+        "--site", default="", help="CT window: abdomen, brain, lung, ... (default: by file, percentiles)"
+    )
+    parser.add_argument("--modality", default="", help="CT, MR, ...; default: as the file says")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,15 +33,17 @@ def run(args: argparse.Namespace) -> int:
     from unimed.io.read import ReadError
 
     try:
-        names = json.loads(Path(args.names).read_text(encoding="utf-8"))
-        print(build(args.images, args.labels, names, args.out, args.split, args.site))
+        names = read_json(args.names)
+        print(build(args.images, args.labels, names, args.out, args.split, args.site, args.modality))
     except (OSError, ReadError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def build(images, labels, names: Mapping[str, str], out, split: str = "train", site: str = "") -> Path:
+def build(
+    images, labels, names: Mapping[str, str], out, split: str = "train", site: str = "", modality: str = ""
+) -> Path:
     """Write one split of a 3D set; it appears whole or not at all.
 
     Every axial slice is written, seen as usual (the patient's left on the right, the back below); a mask is written for
@@ -47,7 +52,7 @@ def build(images, labels, names: Mapping[str, str], out, split: str = "train", s
     Args:
         images, labels: folders; a volume and its label map have one name (suffixes may differ).
         names: {label value: what it is called}; values that are not named are ignored.
-        site: see `ct_to_uint8`.
+        site, modality: see `unimed.io.windows.choose_window`; a volume has one window for all slices.
 
     Returns:
         the path of `meta_<split>.json`.
@@ -67,21 +72,16 @@ def build(images, labels, names: Mapping[str, str], out, split: str = "train", s
         raise ValueError(f"{images}: no volume in it; known are {', '.join(SUFFIXES)} and folders of DICOM files")
     if absent := sorted(set(sources) - set(maps)):
         raise FileNotFoundError(f"{labels}: no label map for {', '.join(absent[:5])}")
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out, prefix=".volumes-"))
-    try:
-        volumes = {name: _write(name, sources[name], maps[name], wanted, temporary, site) for name in sorted(sources)}
+    with scratch_folder(out) as temporary:
+        volumes = {
+            name: _write(name, sources[name], maps[name], wanted, temporary, site, modality) for name in sorted(sources)
+        }
         for folder in sorted(temporary.iterdir()):
             if (out / folder.name).exists():
                 raise FileExistsError(f"{out / folder.name} is there already; volumes of both splits need other names")
         for folder in sorted(temporary.iterdir()):
             folder.rename(out / folder.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    from unimed.files import write_atomic
-
-    text = json.dumps({"volumes": volumes})
-    return write_atomic(meta, lambda path: path.write_text(text, encoding="utf-8"))
+    return write_text(meta, json.dumps({"volumes": volumes}))
 
 
 def _volumes(folder: Path) -> dict[str, Path]:
@@ -92,25 +92,32 @@ def _volumes(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
         if (suffix or path.is_dir()) and not path.name.startswith("."):
-            found[path.name[: len(path.name) - len(suffix)]] = path
+            name = path.name[: len(path.name) - len(suffix)]
+            if name in found:
+                raise ValueError(f"{found[name]} and {path} have one name; which of them is the volume {name}?")
+            found[name] = resolve_inside(folder, path.name)
     return found
 
 
-def _write(name: str, image_path: Path, label_path: Path, wanted, root: Path, site: str) -> dict:
+def _write(name: str, image_path: Path, label_path: Path, wanted, root: Path, site: str, modality: str) -> dict:
     from PIL import Image
 
-    from unimed.geometry import reorient
+    from unimed.geometry import GeometryError, align, reorient
+    from unimed.io.masks import whole_numbers
     from unimed.io.read import read
-    from unimed.io.windows import ct_to_uint8, percentiles_to_uint8
+    from unimed.io.windows import choose_window
 
     image, geometry = read(image_path)
     truth, truth_geometry = read(label_path)
-    same = np.allclose(geometry.affine, truth_geometry.affine, atol=1e-2)
-    if image.ndim != 3 or truth.shape != image.shape or not same:
-        raise ValueError(f"{label_path}: {truth.shape} is not in the grid of {image_path} {image.shape}; resample it")
-    image, truth = reorient(image, geometry, "SPL")[0], reorient(truth, truth_geometry, "SPL")[0]
-    if image.dtype != np.uint8:
-        image = ct_to_uint8(image, site) if site else percentiles_to_uint8(image)
+    if image.ndim != 3:
+        raise ValueError(f"{image_path}: shape {image.shape} is no volume")
+    try:
+        truth, _ = align(truth, truth_geometry, geometry, image.shape)
+    except GeometryError as error:
+        raise ValueError(f"{label_path}: it is not in the grid of {image_path}: {error}") from error
+    image = choose_window(image, geometry, site=site, modality=modality)(image)
+    truth = whole_numbers(truth, str(label_path))
+    image, truth = reorient(image, geometry, "SPL")[0], reorient(truth, geometry, "SPL")[0]
     (root / name).mkdir()
     (root / f"{name}_mask").mkdir()
     slices = [f"{name}-s{index:04d}.png" for index in range(len(image))]

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.files import resolve_inside
+
 KINDS = ("name", "missing file", "mask", "unreadable", "duplicate", "patient leakage")
 
 
@@ -75,7 +77,8 @@ def check_images(folder: Path, patient_pattern: str | None = None):
     from unimed.data.checks import Report
     from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name, parse_mask_name
     from unimed.data.wordings.biomedparse_targets import category
-    from unimed.io.read import ReadError, read
+    from unimed.io.errors import ImageError, MaskError, ReadError
+    from unimed.io.images import load
 
     splits = sorted(p.name for p in folder.iterdir() if p.is_dir() and (folder / f"{p.name}_mask").is_dir())
     if not splits:
@@ -88,15 +91,16 @@ def check_images(folder: Path, patient_pattern: str | None = None):
         for path in sorted((folder / split).iterdir()):
             try:
                 name = parse_image_name(path.name)
-                image = read(path)[0]
+                source = load(resolve_inside(folder, f"{split}/{path.name}", error=ReadError), modality=name.modality)
+                image = source.pixels
             except FileNameError as error:
                 report.problems.append((split, "name", str(error)))
                 continue
-            except ReadError as error:
+            except (ReadError, ImageError) as error:
                 report.problems.append((split, "unreadable", str(error)))
                 continue
             patient = re.search(patient_pattern, path.name) if patient_pattern else None
-            row = {"image": name, "file": path.name, "size": image.shape[:2], "masks": {}}
+            row = {"image": name, "file": path.name, "size": image.shape[:2], "masks": {}, "source": source.source}
             row["patient"] = patient.group(1) if patient else ""
             images[name.stem] = row
             contents[hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()].add((split, path.name))
@@ -113,9 +117,12 @@ def check_images(folder: Path, patient_pattern: str | None = None):
                 report.problems.append((split, "missing file", f"{path.name}: no image {name.stem}.png in {split}"))
                 continue
             try:
-                problem = _mask_problem(read(path)[0], row["size"])
-            except ReadError as error:
-                report.problems.append((split, "unreadable", str(error)))
+                path = resolve_inside(folder, f"{split}_mask/{path.name}", error=ReadError)
+                problem, said = _mask_problem(path, row)
+                report.remarks += [f"{split}/{path.name}: {one}" for one in said]
+            except (ReadError, MaskError) as error:
+                kind = "mask" if isinstance(error, MaskError) else "unreadable"
+                report.problems.append((split, kind, str(error)))
                 continue
             if problem:
                 report.problems.append((split, "mask", f"{path.name}: {problem}"))
@@ -208,16 +215,20 @@ def write(folder: Path, tables: dict[str, list[dict]]) -> list[Path]:
     return paths
 
 
-def _mask_problem(mask: np.ndarray, size: tuple[int, int]) -> str:
-    if mask.shape[:2] != tuple(size):
-        return f"mask is {mask.shape[:2]}, its image {tuple(size)}"
-    flat = mask if mask.ndim == 2 else mask.reshape(-1, mask.shape[2]).max(-1)
-    values = np.unique(flat)
-    if values[-1] == 0:
-        return "mask is empty"
-    if len(values[values > 0]) > 1:
-        return f"mask is not binary, it has {len(values)} values; threshold it, or split it into one file per target"
-    return ""
+def _mask_problem(path: Path, row) -> tuple[str, tuple[str, ...]]:
+    """What is wrong with a mask, "" for nothing, and what should be looked at."""
+    from unimed.io.images import Image
+    from unimed.io.masks import load_mask
+
+    # The mask belongs to the picture as it is shown; of that only its size and its EXIF turn are needed here.
+    image = Image(np.broadcast_to(np.uint8(0), (*row["size"], 3)), source=row["source"])
+    mask, said = load_mask(path, image=image, name=path.name)
+    if not mask.any():
+        return "mask is empty", ()
+    several = [one for one in said if "count" in one]
+    if several:
+        return f"mask is not binary: {several[0]}; threshold it, or split it into one file per target", ()
+    return "", said
 
 
 def _places(places) -> str:

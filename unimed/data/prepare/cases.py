@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from unimed.files import write_atomic
+from unimed.files import write_atomic, write_json_lines
 from unimed.geometry import Geometry
 from unimed.io.write import write_nifti
 
@@ -139,9 +139,7 @@ class Folder:
     def close(self, description: dict) -> None:
         """Write the records of all splits and `dataset.json`."""
         for split, records in self.records.items():
-            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            path = self.root / "records" / f"{split}.jsonl"
-            write_atomic(path, lambda temporary, text=lines: temporary.write_text(text, encoding="utf-8"))
+            write_json_lines(self.root / "records" / f"{split}.jsonl", records)
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         write_atomic(self.root / "dataset.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

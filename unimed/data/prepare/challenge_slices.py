@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.files import resolve_inside
+
 KINDS = ("unreadable", "labels", "prompts", "spacing", "duplicate", "patient leakage")
 #: Spacings that differ by no more than this share of the largest count as equal in all directions.
 ISOTROPIC = 0.1
@@ -28,6 +30,8 @@ def prepare_volumes(args):
     splits = {"train": flat} if flat else {}
     for path in sorted(folder.glob("*/*.npz")):
         splits.setdefault(path.parent.name, []).append(path)
+    for path in (path for paths in splits.values() for path in paths):
+        resolve_inside(folder, path.relative_to(folder))
     given = read_prompts(args.prompts) if args.prompts else None
     report, sound = check_volumes(splits, args.patient_pattern, given)
     if args.check_only or (report.problems and not args.skip_bad):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
-from unimed.data.readers.records import RecordDataset
+from unimed.data.readers.records import RecordDataset, RecordError
+from unimed.files import atomic_folder, resolve_inside
 
 
 def add_arguments(parser) -> None:
@@ -84,7 +86,7 @@ def write_shards(records: RecordDataset, folder: str | Path, name: str, per_shar
 def _entry(records: RecordDataset, index: int) -> dict:
     record = json.loads(json.dumps(records.records[index]))
     kind = "image" if "image" in record else "volume"
-    entry = {name: (records.root / path).read_bytes() for name, path in _files(record).items()}
+    entry = {name: _bytes(records, record, path) for name, path in _files(record).items()}
     record[kind] = _suffix(record[kind])
     for number, region in enumerate(record.get("regions") or ()):
         if region.get("mask"):
@@ -129,20 +131,21 @@ def write_arrow(records: RecordDataset, folder: str | Path) -> Path:
         for record in _each(records):
             row = dict.fromkeys(features) | {k: v for k, v in record.items() if k in features}
             for kind in ("image", "volume"):
-                row[kind] = _picture(records, record.get(kind))
+                row[kind] = _picture(records, record, record.get(kind))
             row["regions"] = [
-                dict.fromkeys(region) | entry | {"mask": _picture(records, entry.get("mask"))}
+                dict.fromkeys(region) | entry | {"mask": _picture(records, record, entry.get("mask"))}
                 for entry in record.get("regions") or ()
             ]
             yield row
 
-    import tempfile
+    from datasets.exceptions import DatasetGenerationError
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        table = datasets.Dataset.from_generator(rows, features=features, cache_dir=f"{temporary}/cache")
-        table.save_to_disk(f"{temporary}/whole")
-        Path(temporary, "whole").rename(folder)
+    with tempfile.TemporaryDirectory(prefix="unimed-") as cache, atomic_folder(folder) as temporary:
+        try:
+            table = datasets.Dataset.from_generator(rows, features=features, cache_dir=cache)
+        except DatasetGenerationError as error:
+            raise (error.__cause__ if isinstance(error.__cause__, RecordError) else error) from None
+        table.save_to_disk(str(temporary))
     return folder
 
 
@@ -150,5 +153,15 @@ def _each(records: RecordDataset):
     return (records.records[index] for index in range(len(records)))
 
 
-def _picture(records: RecordDataset, name: str | None) -> dict | None:
-    return None if not name else {"bytes": (records.root / name).read_bytes(), "path": Path(name).name}
+def _picture(records: RecordDataset, record: dict, name: str | None) -> dict | None:
+    return None if not name else {"bytes": _bytes(records, record, name), "path": Path(name).name}
+
+
+def _bytes(records: RecordDataset, record: dict, name: str) -> bytes:
+    """The content of a file of the data set; what lies elsewhere is nobody's to pack."""
+    where = f"{records.file}: record {record['id']}"
+    path = resolve_inside(records.root, name, where=where, error=RecordError)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{where} names {name}, which cannot be read ({error.strerror})") from error

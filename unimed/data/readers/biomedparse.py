@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from pathlib import Path
 
 import numpy as np
 
 from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name
-from unimed.data.readers.unibiomed import TreeError, load_image, load_mask, read_json
+from unimed.data.readers.unibiomed import TreeError, read_json
 from unimed.data.wordings.biomedparse_targets import lineage
+from unimed.files import resolve_inside
 from unimed.geometry import Geometry
-from unimed.io.read import read
+from unimed.io.errors import MaskError
+from unimed.io.images import Image
+from unimed.io.images import load as load_image
+from unimed.io.masks import RESIZED, load_labels, load_mask
 from unimed.registry import DATASETS
 from unimed.structures import Region, Sample
 from unimed.tokens import PHRASE_END, PHRASE_START, SEG_TOKEN
@@ -68,6 +72,8 @@ class BiomedParseDataset:
         self.root, self.split, self.prompts, self.absent = Path(root), split, prompts, absent
         self.sentence, self.seed, self.epoch, self.resize_masks = sentence, seed, 0, resize_masks
         self.patient = re.compile(patient_pattern) if patient_pattern else None
+        #: What the masks read last should be looked at for; the checker collects it.
+        self.remarks: deque[str] = deque(maxlen=1000)
         self.file = self.root / f"{split}.json"
         content = read_json(self.file)
         self.of_volumes = "class_prompts" in content
@@ -90,10 +96,11 @@ class BiomedParseDataset:
     def __getitem__(self, index: int) -> Sample:
         item = self.items[index]
         draw = random.Random(f"{self.seed}/{self.epoch}/{index}")
-        image = load_image(self.root / self.split / item["file"])
+        source = load_image(self._place(f"{self.split}/{item['file']}"), modality=item["group"][0])
+        image = source.pixels
         if self.of_volumes and image.ndim == 3:
             image = np.ascontiguousarray(image[..., ::-1])  # stored as (next, previous, slice)
-        masks, instances = self._masks(item, image.shape[:2])
+        masks, instances = self._masks(item, source)
         regions, targets = [], []
         for target in self._chosen(item, list(masks), draw):
             words = item["words"].get(target) or self.wordings[item["group"]][target]
@@ -120,18 +127,26 @@ class BiomedParseDataset:
             label_origin="data set",
         )
 
-    def _masks(self, item, shape) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        folder = self.root / f"{self.split}_mask"
+    def _place(self, name: str) -> Path:
+        return resolve_inside(self.root, name, where=str(self.file), error=TreeError)
+
+    def _masks(self, item, image: Image) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         if not self.of_volumes:
             masks = {}
             for target, file in item["masks"].items():
-                mask = load_mask(folder / file, shape, self.resize_masks)
+                path = self._place(f"{self.split}_mask/{file}")
+                try:
+                    mask, said = load_mask(path, image=image, resize=self.resize_masks)
+                except MaskError as error:
+                    raise TreeError(str(error)) from error
+                self.remarks.extend(f"{path}: {one}" for one in said if one != RESIZED)
                 if mask.any():
                     masks[target] = mask
             return masks, None
-        labels = read(folder / item["mask"])[0]
-        if labels.shape != shape:
-            raise TreeError(f"{folder / item['mask']}: label map is {labels.shape}, its slice {shape}")
+        try:
+            labels, _ = load_labels(self._place(f"{self.split}_mask/{item['mask']}"), shape=image.rgb.shape[:2])
+        except MaskError as error:
+            raise TreeError(str(error)) from error
         if item["instances"]:
             mask = labels > 0
             return ({"1": mask} if mask.any() else {}), labels

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.data.readers.unibiomed import TreeError
+from unimed.files import resolve_inside
 from unimed.io.challenge import read_labels, read_prompts
 from unimed.io.read import read
 from unimed.registry import DATASETS
@@ -34,7 +35,8 @@ class ParseVolumes:
         self.root, self.truth, self.prompts = Path(root), Path(truth) if truth else None, prompts
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root}: no such folder")
-        self.files = sorted(self.root.glob("*.npz"))[:limit]
+        names = sorted(path.name for path in self.root.glob("*.npz"))[:limit]
+        self.files = [resolve_inside(self.root, name, error=TreeError) for name in names]
         if not self.files:
             raise TreeError(f"{self.root}: holds no *.npz")
         missing = [f.name for f in self.files if self.truth and not (self.truth / f.name).is_file()]

@@ -9,35 +9,43 @@ from __future__ import annotations
 
 import glob
 import json
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.data.readers.records import TASKS, RecordDataset, RecordError, check_record
 from unimed.data.readers.shards import IMAGES, expand_shards
-from unimed.io.read import ReadError, read, read_bytes
+from unimed.data.readers.tars import ShardError, by_key, tar_members
+from unimed.io.errors import ImageError, MaskError, ReadError
+from unimed.io.read import read, read_bytes
 from unimed.registry import DATASETS
 
 
 class _Contained(RecordDataset):
     """What both containers share: the bytes of a picture, told its format by the suffix of its name."""
 
-    def _decode(self, record: dict, name: str, content: bytes):
-        if name.lower().rpartition(".")[2] in IMAGES:
-            try:
-                return read_bytes(content, f"{self.file}: record {record.get('id')}: {name}")
-            except ReadError as error:
-                raise RecordError(str(error)) from error
-        # Volumes are read by libraries that open files themselves.
+    def _volume(self, record: dict, name):
+        """Volumes are read by libraries that open files themselves."""
+        content, suffixes = self._source(record, name), self._name_of(name)
+        if suffixes.lower().rpartition(".")[2] in IMAGES:
+            return self._tried(record, name, lambda *_: read_bytes(content, suffixes))
         with tempfile.TemporaryDirectory(prefix="unimed-") as folder:
-            path = Path(folder) / f"content.{Path(name).name}"
+            path = Path(folder) / f"content.{Path(suffixes).name}"
             path.write_bytes(content)
             try:
                 return read(path)
             except ReadError as error:
-                why = str(error).replace(str(path), name)
+                why = str(error).replace(str(path), suffixes)
                 raise RecordError(f"{self.file}: record {record.get('id')}: {why}") from error
+
+    def _tried(self, record: dict, name, work):
+        try:
+            return work(self._source(record, name), self._name_of(name))
+        except (ReadError, ImageError, MaskError) as error:
+            raise RecordError(f"{self.file}: record {record.get('id')}: {error}") from error
+
+    def _name_of(self, name) -> str:
+        return str(name)
 
     def _only(self, tasks, limit) -> None:
         if tasks is not None:
@@ -81,11 +89,11 @@ class ShardDataset(_Contained):
         self.records = _ShardRecords(files)
         self._only(tasks, limit)
 
-    def _load(self, record: dict, name: str):
+    def _source(self, record: dict, name: str) -> bytes:
         shard, members = record["__members__"]
-        if name not in members:
+        if name.lower() not in members:
             raise FileNotFoundError(f"{shard}: record {record['id']} names {name}, which is not beside it")
-        return self._decode(record, name, _bytes_at(shard, *members[name]))
+        return _bytes_at(shard, *members[name.lower()])
 
 
 class _ShardRecords(Sequence):
@@ -96,7 +104,7 @@ class _ShardRecords(Sequence):
         for file in files:
             for key, members in _members(file).items():
                 if "json" not in members:
-                    raise RecordError(f"{file}: key {key} has no record {key}.json")
+                    raise RecordError(f"{file}: key {key} has no record {key}.json; a key ends at the first dot")
                 self.places.append((file, key, members))
 
     def __len__(self) -> int:
@@ -114,25 +122,14 @@ class _ShardRecords(Sequence):
 
 def _members(file: str) -> dict[str, dict[str, tuple[int, int]]]:
     """{key: {rest of the name: (offset, size)}} in the order of the shard."""
-    keys: dict[str, dict] = {}
     try:
-        with tarfile.open(file, mode="r:") as archive:
-            for member in archive:
-                if not member.isreg():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                first, _, rest = name.partition(".")
-                keys.setdefault(f"{folder}/{first}" if folder else first, {})[rest] = (member.offset_data, member.size)
-            end = max((offset + size for m in keys.values() for offset, size in m.values()), default=0)
-    except FileNotFoundError:
-        raise
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise RecordError(
-            f"{file}: not an uncompressed tar file, or cut off ({error}); unpack .tar.gz to .tar first"
-        ) from error
-    if Path(file).stat().st_size < end:
-        raise RecordError(f"{file}: cut off, {Path(file).stat().st_size} of at least {end} bytes; fetch it again")
-    return keys
+        members, problem = tar_members(file)
+        keys = by_key(file, members)
+    except ShardError as error:
+        raise RecordError(f"{error}; unpack .tar.gz to .tar first") from error
+    if problem:
+        raise RecordError(f"{file}: cut off ({problem}); fetch it again")
+    return {key: {rest: member[1:] for rest, member in parts.items()} for key, parts in keys.items()}
 
 
 def _bytes_at(file: str, offset: int, size: int) -> bytes:
@@ -173,10 +170,13 @@ class ArrowDataset(_Contained):
         self.records = _ArrowRecords(_open_arrow(self.file, split), self.file)
         self._only(tasks, limit)
 
-    def _load(self, record: dict, name):
+    def _source(self, record: dict, name) -> bytes:
         if not isinstance(name, dict) or not name.get("bytes"):
             raise RecordError(f"{self.file}: record {record['id']}: a picture without bytes")
-        return self._decode(record, name.get("path") or "content.png", name["bytes"])
+        return name["bytes"]
+
+    def _name_of(self, name) -> str:
+        return (name.get("path") if isinstance(name, dict) else None) or "content.png"
 
 
 def _open_arrow(path: Path, split: str | None):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from unimed.geometry import Geometry, reorient
-from unimed.io.read import ReadError, read
+from unimed.files import read_json_lines, resolve_inside
+from unimed.geometry import Geometry, GeometryError, align, reorient
+from unimed.io.errors import ImageError, MaskError, ReadError, WindowError
+from unimed.io.images import Image
+from unimed.io.images import load as load_image
+from unimed.io.masks import load_mask, whole_numbers
+from unimed.io.read import read
 from unimed.io.volume_slices import choose_slices
-from unimed.io.windows import percentiles_to_uint8
+from unimed.io.windows import choose_window, known_site
 from unimed.registry import DATASETS
 from unimed.structures import Region, Sample
 from unimed.tokens import BOX_TOKEN, SEG_TOKEN
@@ -38,13 +43,7 @@ def read_records(path: str | Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `tools/prepare_data.py sample` makes one, or see docs/data.md")
     records, ids = [], set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RecordError(f"{path}:{number}: not JSON ({error.msg})") from error
+    for number, record in read_json_lines(path, error=RecordError):
         check_record(record, f"{path}:{number}")
         if record["id"] in ids:
             raise RecordError(f"{path}:{number}: id {record['id']!r} is used twice")
@@ -142,6 +141,11 @@ class RecordDataset:
         records = [r for r in read_records(self.file) if tasks is None or r["task"] in tasks]
         self.records = records if limit is None else records[:limit]
 
+    @property
+    def remarks(self) -> deque:
+        """What the masks read last should be looked at for; the checker collects it."""
+        return self.__dict__.setdefault("_remarks", deque(maxlen=1000))
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -153,13 +157,23 @@ class RecordDataset:
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         check_counts(record)
-        array, geometry = self._load(record, record.get("image") or record["volume"])
+        image = stored = held = None
         if "volume" in record:
+            array, geometry = self._volume(record, record["volume"])
+            stored, held = geometry, array.shape
             array, geometry = reorient(array, geometry, "SPL")
             array = np.ascontiguousarray(array)
-        regions = tuple(self._region(record, entry, array.shape) for entry in record.get("regions") or ())
+        else:
+            image = self._image(record)
+            self._note_turn(record, image)
+            array, geometry = image.pixels, image.geometry
+        source = image if image is not None else (held, stored)
+        regions = tuple(self._region(record, entry, array.shape, source) for entry in record.get("regions") or ())
         if "volume" in record and self.eight_bit and array.dtype != np.uint8:
-            array = percentiles_to_uint8(array)
+            try:
+                array = choose_window(array, stored, **self._known(record))(array)
+            except WindowError as error:
+                raise RecordError(f"{self.file}: record {record['id']}: {record['volume']}: {error}") from error
         if "volume" in record and self.slices is not None:
             array, geometry, regions = self._thinned(array, geometry, regions)
         return Sample(
@@ -191,29 +205,72 @@ class RecordDataset:
         # Slices lie at uneven distances now, which no affine can say.
         return array[chosen], Geometry.pixels(source_format=geometry.source_format), tuple(thinned)
 
-    def _load(self, record: dict, name: str):
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise RecordError(f"{self.file}: record {record['id']} names {name}, which is outside of the data set")
+    def _known(self, record: dict) -> dict:
+        """What a record says that chooses grey values."""
+        modality = str(record.get("modality") or "")
+        return {"modality": modality, "site": known_site(record.get("site") or "", modality)}
+
+    def _image(self, record: dict) -> Image:
+        known = self._known(record)
+        return self._tried(record, record["image"], lambda source, name: load_image(source, name=name, **known))
+
+    def _volume(self, record: dict, name: str) -> tuple[np.ndarray, Geometry]:
+        return self._tried(record, name, lambda source, _: read(source))
+
+    def _tried(self, record: dict, name: str, work):
+        """`work(source, name)` on what the record names; what goes wrong names the record."""
         try:
-            return read(self.root / name)
+            return work(self._source(record, name), str(self.root / name))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{self.file}: record {record['id']} names {name}, which is missing") from error
-        except ReadError as error:
+        except (ReadError, ImageError, MaskError) as error:
             raise RecordError(f"{self.file}: record {record['id']}: {error}") from error
 
-    def _region(self, record: dict, entry: dict, shape: tuple[int, ...]) -> Region:
+    def _source(self, record: dict, name: str) -> Path | bytes:
+        """Where the bytes of a name are."""
+        return resolve_inside(self.root, name, where=f"{self.file}: record {record['id']}", error=RecordError)
+
+    def _volume_mask(self, record: dict, name: str, shape: tuple[int, ...], target: Geometry) -> np.ndarray:
+        """At the same place in the patient as its volume, whatever the order of its axes; turned to "SPL" as that is.
+
+        Args:
+            shape, target: of the volume as stored, which is what two files without directions have in common.
+        """
+        mask, geometry = self._volume(record, name)
+        try:
+            mask = align(whole_numbers(mask, name), geometry, target, shape)[0]
+            return np.ascontiguousarray(reorient(mask, target, "SPL")[0]) > 0
+        except (GeometryError, MaskError) as error:
+            raise RecordError(
+                f"{self.file}: record {record['id']}: mask {name} is {mask.shape}, the image {shape}: {error}"
+            ) from error
+
+    def _note_turn(self, record: dict, image: Image) -> None:
+        if image.source.orientation != 1 and any(r.get("box_xyxy_px") for r in record.get("regions") or ()):
+            turn = image.source.orientation
+            self.remarks.append(
+                f"record {record['id']}: image {record['image']}: EXIF orientation {turn}; boxes are taken to be drawn "
+                "on the upright picture"
+            )
+
+    def _picture_mask(self, record: dict, name: str, label, image: Image) -> np.ndarray:
+        mask, said = self._tried(
+            record, name, lambda source, where: load_mask(source, label=label, image=image, name=where)
+        )
+        self.remarks.extend(f"record {record['id']}: mask {name}: {one}" for one in said)
+        return mask
+
+    def _region(self, record: dict, entry: dict, shape: tuple[int, ...], source: Image | tuple) -> Region:
+        """`shape` is that of the sample's image; `source` the image, or shape and geometry of the volume as stored."""
         mask, box, span = None, entry.get("box_xyxy_px"), entry.get("phrase_span")
         if entry.get("mask"):
-            mask, geometry = self._load(record, entry["mask"])
-            if "volume" in record:
-                mask, expected = np.ascontiguousarray(reorient(mask, geometry, "SPL")[0]), shape
+            if isinstance(source, tuple):
+                mask = self._volume_mask(record, entry["mask"], *source)
             else:
-                mask, expected = (mask if mask.ndim == 2 else mask[..., 0]), shape[:2]
-            if mask.shape != expected:
-                raise RecordError(
-                    f"{self.file}: record {record['id']}: mask {entry['mask']} is {mask.shape}, the image {expected}"
+                label = entry.get("mask_label")
+                mask = self._picture_mask(
+                    record, entry["mask"], tuple(label) if isinstance(label, list) else label, source
                 )
-            mask = mask > 0
             if not mask.any():
                 raise RecordError(f"{self.file}: record {record['id']}: mask {entry['mask']} is empty")
         present = entry.get("present")

@@ -12,29 +12,28 @@ import hashlib
 import json
 import os
 import re
-import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from unimed.data.readers.tars import Member, ShardError, by_key, tar_members, twice
 from unimed.data.wordings.captions import parse_captions
+from unimed.files import cache_folder
 from unimed.geometry import Geometry
-from unimed.io.display import display
-from unimed.io.read import read_bytes
+from unimed.io.images import load as load_image
+from unimed.io.raster import SUFFIXES
 from unimed.io.write import write_npz
 from unimed.registry import DATASETS
 from unimed.structures import Sample
 
-IMAGES = ("jpg", "jpeg", "png", "tif", "tiff", "bmp", "dcm", "webp")
+IMAGES = (*(suffix[1:] for suffix in SUFFIXES), "dcm", "dicom")
 TEXTS = ("json", "txt")
 #: Columns of an index: where image and text begin and how long they are (-1: not there), and which kind the text is.
 COLUMNS = ("image", "image_size", "text", "text_size", "is_json")
-
-
-class ShardError(ValueError):
-    """A shard or sample that cannot be used; the message names shard, sample and reason."""
+#: Indices of other versions are made again.
+INDEX_VERSION = 2
 
 
 def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -79,50 +78,46 @@ def _expand_braces(pattern: str) -> list[str]:
 def read_index(path: Path) -> tuple[list[str], np.ndarray, str]:
     """Names and places of the samples of a tar file, and what is wrong with its end ("" where nothing is).
 
+    A key ends at the first dot of the file's name, as WebDataset has it, so that `KEY.seg.png` is a further file of
+    sample KEY. Files that fit no key this way (`1.2.840.7.png` beside `1.2.840.7.txt`) are samples of the name before
+    their last dot: a name with dots is not left out.
+
     Raises:
-        ShardError: the file is missing or no tar file.
+        ShardError: the file is missing or no tar file, or a key has two images or two texts of one kind.
     """
-    names: list[str] = []
-    rows: list[list[int]] = []
-    problem, place, end = "", {}, 0
     try:
-        with tarfile.open(path, "r:") as archive:
-            try:
-                for member in archive:
-                    end = member.offset_data + -(-member.size // 512) * 512
-                    if not member.isfile():
-                        continue
-                    folder, _, file = member.name.rpartition("/")
-                    name, _, suffix = file.partition(".")
-                    name = f"{folder}/{name}" if folder not in ("", ".") else name
-                    suffix = suffix.lower()
-                    if suffix not in IMAGES and suffix not in TEXTS:
-                        continue
-                    if name not in place:
-                        place[name] = len(names)
-                        names.append(name)
-                        rows.append([-1, 0, -1, 0, 0])
-                    row = rows[place[name]]
-                    if suffix in IMAGES:
-                        row[0:2] = [member.offset_data, member.size]
-                    elif row[2] < 0 or suffix == "json":
-                        row[2:5] = [member.offset_data, member.size, int(suffix == "json")]
-            except tarfile.ReadError as error:
-                problem = f"the file ends early or is damaged ({error})"
+        members, problem = tar_members(path)
     except FileNotFoundError as error:
         raise ShardError(f"{path}: no such shard") from error
-    except (tarfile.TarError, OSError) as error:
-        raise ShardError(f"{path}: not a tar file, or it cannot be read ({error})") from error
-    table = np.array(rows, dtype=np.int64).reshape(-1, len(COLUMNS))
-    return names, table, problem or _end_of(path, end)
+    plain, dotted = {}, {}
+    order = {member: number for number, member in enumerate(members)}
+    for key, parts in by_key(path, members).items():
+        for rest, member in parts.items():
+            if rest in IMAGES or rest in TEXTS:
+                plain.setdefault(key, []).append((rest, member))
+            elif rest.rpartition(".")[2] in IMAGES + TEXTS:
+                name, _, suffix = member.name.removeprefix("./").rpartition(".")
+                dotted.setdefault(name, []).append((key, suffix.lower(), member))
+    for name, parts in dotted.items():
+        suffixes = {suffix for _, suffix, _ in parts}
+        whole = suffixes & set(IMAGES) and suffixes & set(TEXTS)
+        if whole or parts[0][0] not in plain:  # else further files of a sample
+            plain.setdefault(name, []).extend((suffix, member) for _, suffix, member in parts)
+    samples = sorted(plain.items(), key=lambda sample: min(order[member] for _, member in sample[1]))
+    rows = [_row(path, name, parts) for name, parts in samples]
+    return [name for name, _ in samples], np.array(rows, dtype=np.int64).reshape(-1, len(COLUMNS)), problem
 
 
-def _end_of(path: Path, end: int) -> str:
-    """What is wrong after the last whole member: a tar file ends in blocks of zeros."""
-    with open(path, "rb") as stream:
-        stream.seek(end)
-        block = stream.read(512)
-    return "" if len(block) == 512 and not block.strip(b"\0") else "the file ends early"
+def _row(path: Path, name: str, parts: list[tuple[str, Member]]) -> list[int]:
+    row, image = [-1, 0, -1, 0, 0], None
+    for suffix, member in parts:
+        if suffix in IMAGES:
+            if image is not None:
+                raise twice(path, name, image, member)
+            image, row[0:2] = member, [member.offset, member.size]
+        elif row[2] < 0 or suffix == "json":
+            row[2:5] = [member.offset, member.size, int(suffix == "json")]
+    return row
 
 
 @DATASETS.register_module()
@@ -156,8 +151,7 @@ class ImageTextShards:
     ):
         self.paths = expand_shards(shards)
         self.name, self.compat = name, compat
-        root = Path(os.environ.get("UNIMED_CACHE") or Path.home() / ".cache" / "unimed")
-        self.index_dir = Path(index_dir) if index_dir else root / "shards"
+        self.index_dir = Path(index_dir) if index_dir else cache_folder("shards")
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(self._index, self.paths))
         self.names = [names for names, _, _, _ in found]
@@ -210,10 +204,10 @@ class ImageTextShards:
             raise ShardError(f"{path}: the shard is gone or cannot be read ({error})") from error
         if len(data) < image_size or len(words) < text_size:
             raise ShardError(f"{where} ends early")
-        array, geometry = read_bytes(data, where)
+        image = load_image(data, name=where)
         return Sample(
-            images=(display(array, geometry),),
-            geometry=Geometry.pixels(source_format=geometry.source_format),
+            images=(image.pixels,),
+            geometry=Geometry.pixels(source_format=image.geometry.source_format),
             sample_id=f"{path.name}/{key}",
             labels=self._labels(words, bool(is_json), where),
             source=self.name or path.parent.name,
@@ -240,14 +234,19 @@ class ImageTextShards:
         if kept.is_file():
             try:
                 with np.load(kept, allow_pickle=False) as archive:
-                    if archive["stamp"].tolist() == stamp:
+                    if archive["stamp"].tolist() == [INDEX_VERSION, *stamp]:
                         return archive["names"], archive["table"], str(archive["problem"]), stamp
             except (OSError, ValueError, KeyError):
                 pass  # a damaged index is made again
         found, table, problem = read_index(path)
         # Five million names as Python strings would take half a gigabyte in every process.
         names = np.array([name.encode("utf-8") for name in found], dtype=bytes)
-        arrays = {"names": names, "table": table, "problem": np.array(problem), "stamp": np.array(stamp)}
+        arrays = {
+            "names": names,
+            "table": table,
+            "problem": np.array(problem),
+            "stamp": np.array([INDEX_VERSION, *stamp]),
+        }
         try:
             write_npz(kept, arrays)
         except OSError:

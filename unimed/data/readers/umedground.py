@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from unimed.data.readers.umedground_formats import FORMATS
 from unimed.data.readers.umedground_records import (
     Counts,
@@ -18,8 +16,9 @@ from unimed.data.readers.umedground_records import (
     part_of,
 )
 from unimed.data.wordings import umedground as grounding_text
-from unimed.io.read import ReadError, read
-from unimed.io.windows import percentiles_to_uint8
+from unimed.files import resolve_inside
+from unimed.io.errors import ImageError, ReadError
+from unimed.io.images import load as load_image
 from unimed.registry import DATASETS
 from unimed.structures import Region, Sample
 
@@ -187,27 +186,22 @@ class MedicalGroundingDataset:
         )
 
     def _image(self, record: GroundingRecord):
-        name = Path(record.image)
-        if name.is_absolute() or ".." in name.parts:
-            raise GroundingDataError(f"{self.file}: record {record.record_id}: {name} leads out of {self.images}")
+        name, where = Path(record.image), f"{self.file}: record {record.record_id}"
+        path = resolve_inside(self.images, name, where=where, error=GroundingDataError)
         try:
-            array, geometry = read(self.images / name)
+            image = load_image(path, modality="X-ray")
         except FileNotFoundError as error:
-            raise GroundingDataError(
-                f"{self.file}: record {record.record_id}: image {self.images / name} is missing"
-            ) from error
-        except ReadError as error:
+            raise GroundingDataError(f"{where}: image {path} is missing") from error
+        except (ReadError, ImageError) as error:
             raise GroundingDataError(f"{self.file}: record {record.record_id}: {error}") from error
-        if array.dtype != np.uint8:
-            array = percentiles_to_uint8(array)
-        array = array[..., :3] if array.ndim == 3 else array
+        array = image.pixels
         if array.shape[:2] != record.frame_hw and self.resized is None:
             raise GroundingDataError(
                 f"{self.file}: record {record.record_id}: image {name} is {array.shape[1]} x {array.shape[0]} px, its "
                 f"boxes speak of {record.frame_hw[1]} x {record.frame_hw[0]}; say how it was resized with "
                 f"resized={' or '.join(map(repr, RESIZED))}"
             )
-        return array, geometry
+        return array, image.geometry
 
     def _boxes(self, record: GroundingRecord, boxes, size_hw) -> list[tuple[float, float, float, float]]:
         """Boxes in pixels of the image on disk, cut at its edge (annotations may leave it by a pixel)."""

@@ -6,13 +6,13 @@ Every reader yields a `GroundingRecord`, or the error of a record that cannot be
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from unimed.data.readers.umedground_records import GroundingDataError, GroundingRecord, from_xywh, patient_of
 from unimed.data.wordings.umedground import place_of
+from unimed.files import read_json, read_json_lines, resolve_inside
 
 #: Side of the frame in which the MRG files give boxes, and of ChestX-ray8's images.
 MRG_SIDE, CHESTXRAY_SIDE = 640, 1024
@@ -156,7 +156,8 @@ def _report_of(image_path: str, reports: Path, where: str) -> str:
     study = next((index for index, part in enumerate(parts) if part.startswith("s") and part[1:].isdigit()), None)
     if study is None:
         raise GroundingDataError(f"{where}: no study (s followed by digits) in {image_path}")
-    file = reports / Path(*[part for part in parts[:study] if part != "files"]) / f"{parts[study]}.txt"
+    name = "/".join([*(part for part in parts[:study] if part not in ("files", "/")), f"{parts[study]}.txt"])
+    file = resolve_inside(reports, name, where=where, error=GroundingDataError)
     if not file.is_file():
         raise GroundingDataError(f"{where}: report {file} is missing; give MIMIC-CXR's `files` folder as `reports`")
     return " ".join(file.read_text(encoding="utf-8").split())
@@ -213,12 +214,9 @@ def read_questions(path: Path) -> Iterator[GroundingRecord | GroundingDataError]
     Raises:
         FileNotFoundError: no such file.
     """
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row in read_json_lines(path, error=GroundingDataError):
         where = f"{path}: record {number}"
         try:
-            row = json.loads(line)
             if "report" in row:
                 text, kind = row["report"], "report"
             elif "question" in row:
@@ -252,10 +250,9 @@ def _as_error(error: Exception, where: str) -> GroundingDataError:
 
 
 def _json(path: Path):
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise GroundingDataError(f"{path}: not a JSON file ({error})") from error
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return read_json(path, error=GroundingDataError)
 
 
 #: Format -> reader of (path, reports).

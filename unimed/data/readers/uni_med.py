@@ -7,7 +7,6 @@ multi (caption) - dermamnist, organsmnist (cls). Every sample's `labels` hold `t
 from __future__ import annotations
 
 import csv
-import json
 import pickle
 import re
 from collections.abc import Sequence
@@ -17,8 +16,10 @@ import numpy as np
 
 from unimed.data.readers.uni_med_records import box_text
 from unimed.data.wordings.uni_med import fill
+from unimed.files import read_json, read_json_lines, read_lines, resolve_inside
 from unimed.geometry import Geometry
-from unimed.io.read import ReadError, read
+from unimed.io.errors import ImageError, ReadError
+from unimed.io.images import load as load_image
 from unimed.registry import DATASETS
 from unimed.structures import Region, Sample
 
@@ -63,10 +64,7 @@ def field(record, name: str, kind, where: str):
 def _json(path: Path, kind):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise FieldError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
+    value = read_json(path, error=FieldError)
     if not isinstance(value, kind):
         raise FieldError(f"{path}: holds {type(value).__name__}, expected {kind.__name__}")
     return value
@@ -148,10 +146,10 @@ class UniMedDataset:
 
     def image(self, path: Path):
         try:
-            array, geometry = read(path)
-        except (FileNotFoundError, ReadError) as error:
+            image = load_image(path)
+        except (FileNotFoundError, ReadError, ImageError) as error:
             raise FieldError(f"{self.benchmark}: image {path}: {error}") from error
-        return (array[..., :3] if array.ndim == 3 else array), geometry
+        return image.pixels, image.geometry
 
     def cut_question(self, text: str) -> str:
         # The published code counts the task's tag as a word of text-only questions.
@@ -172,12 +170,8 @@ class MedQADataset(UniMedDataset):
         path = self.root / "questions" / "US" / f"{self.split}.jsonl"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        for number, record in read_json_lines(path, error=FieldError):
             where = f"{path}: record {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise FieldError(f"{where}: not JSON ({error.msg})") from error
             yield field(record, "question", str, where), field(record, "answer", str, where)
 
     def __getitem__(self, index: int) -> Sample:
@@ -211,7 +205,7 @@ class SlakeVQADataset(UniMedDataset):
 
     def read(self):
         for folder in _folders(self.root, self.split):
-            path = self.root / "imgs" / folder / "question.json"
+            path = inside(self.root, f"imgs/{folder}/question.json", f"{self.root}/{self.split}.txt")
             for number, record in enumerate(_json(path, list)):
                 where = f"{path}: record {number}"
                 values = {name: field(record, name, str, where) for name in
@@ -222,7 +216,7 @@ class SlakeVQADataset(UniMedDataset):
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         question = self.ask("vqa", clean(record["question"], self.words))
-        images = [self.root / "imgs" / record["img_name"]]
+        images = [inside(self.root, f"imgs/{record['img_name']}", f"{self.benchmark}: record {index}")]
         answer = clean(record["answer"], self.words)
         return self.sample(index, "vqa", question, answer, images, answer_type=record["answer_type"])
 
@@ -260,7 +254,8 @@ class PathVQADataset(UniMedDataset):
         folder = record["image"].split("_")[0]
         kind = "CLOSED" if record["type"] == "yes/no" else "OPEN"
         question = self.ask("vqa", clean(record["question"], self.words))
-        images = [self.image_root / folder / f"{record['image']}.jpg"]
+        name = f"{folder}/{record['image']}.jpg"
+        images = [inside(self.image_root, name, f"{self.path}: question {record['id']}")]
         answer = clean(record["answer"], self.words)
         return self.sample(record["id"], "vqa", question, answer, images, answer_type=kind)
 
@@ -310,7 +305,7 @@ class SlakeBoxDataset(_Boxes):
 
     def read(self):
         for folder in _folders(self.root, self.split):
-            place = self.root / "imgs" / folder
+            place = inside(self.root, f"imgs/{folder}", f"{self.root}/{self.split}.txt")
             yield from self.entries(place / "detection.json", place / "source.jpg", folder)
 
 
@@ -328,7 +323,8 @@ class SAMedBoxDataset(_Boxes):
         if not self.region_dir.is_dir():
             raise FileNotFoundError(f"{self.region_dir}: no such folder")
         for path in sorted(self.region_dir.glob("*/*.json")):
-            yield from self.entries(path, self.image_dir / path.parent.name / f"{path.stem}.png", path.stem)
+            image = inside(self.image_dir, f"{path.parent.name}/{path.stem}.png", str(path))
+            yield from self.entries(path, image, path.stem)
 
 
 @DATASETS.register_module()
@@ -351,7 +347,7 @@ class MimicReportDataset(UniMedDataset):
             paths, report = field(record, "image_path", list, where), field(record, "report", str, where)
             if not paths:
                 raise FieldError(f"{where}: field 'image_path' is empty")
-            image = self.image_root / "files" / paths[0]
+            image = inside(self.image_root, f"files/{paths[0]}", where)
             if image.is_file():
                 yield image, report
             else:
@@ -385,7 +381,7 @@ class MedPixDataset(UniMedDataset):
                 if kind != "caption" or not all(row.values()):
                     continue
                 names = [name] if self.separator is None else [n.strip() for n in name.split(self.separator)]
-                images = [self.image_dir / n for n in names]
+                images = [inside(self.image_dir, n, where) for n in names]
                 if all(image.is_file() for image in images):
                     yield images, context
                 else:
@@ -434,8 +430,13 @@ class MedMnistDataset(UniMedDataset):
         return self.sample(index, "cls", question, answer, [self.images[index]], choices=list(classes))
 
 
+def inside(root: Path, name: str, where: str) -> Path:
+    """A file that the data set names, within its folder; see `resolve_inside`."""
+    return resolve_inside(root, name, where=where, error=FieldError)
+
+
 def _folders(root: Path, split: str) -> list[str]:
     path = root / f"{split}.txt"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it names the image folders of the split, one a line")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return read_lines(path)

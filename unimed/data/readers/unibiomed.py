@@ -8,17 +8,22 @@ ROOT/meta_train.json, VOLUME/SLICE              3D sets
 
 from __future__ import annotations
 
-import json
 import random
 import re
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from unimed.data.wordings.unibiomed import word
+from unimed.files import read_json as read_json_file
+from unimed.files import resolve_inside
 from unimed.geometry import Geometry
-from unimed.io.read import ReadError, read
+from unimed.io.errors import ImageError, MaskError, ReadError
+from unimed.io.images import Image, load_stack
+from unimed.io.images import load as load_image
+from unimed.io.masks import RESIZED, load_mask
 from unimed.io.region_box import paint_box
 from unimed.io.volume_slices import choose_slices
 from unimed.registry import DATASETS
@@ -47,40 +52,7 @@ def read_json(path: Path):
         near = path.parent if path.parent.is_dir() else path.parent.parent
         found = ", ".join(sorted(p.name for p in near.iterdir())[:12]) if near.is_dir() else "nothing"
         raise FileNotFoundError(f"{path}: no such file; {near} holds {found or 'nothing'}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise TreeError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
-
-
-def load_image(path: Path) -> np.ndarray:
-    """Picture as uint8 HxW or HxWx3; errors as `unimed.io.read.read`."""
-    array, _ = read(path)
-    return array if array.dtype == np.uint8 else (array >> 8).astype(np.uint8)
-
-
-def load_mask(path: Path, shape: tuple[int, int], resize: bool) -> np.ndarray:
-    """First channel > 0 as bool HxW.
-
-    Args:
-        shape: (H, W) of the image.
-        resize: bring a mask of another size to that of the image (nearest); else it is an error.
-
-    Raises:
-        TreeError: wrong size while `resize` is False.
-    """
-    mask = read(path)[0]
-    mask = (mask if mask.ndim == 2 else mask[..., 0]) > 0
-    if mask.shape != tuple(shape):
-        if not resize:
-            raise TreeError(
-                f"{path}: mask is {mask.shape}, its image {tuple(shape)}; repair it or set resize_masks=True"
-            )
-        from PIL import Image
-
-        picture = Image.fromarray(mask.astype(np.uint8) * 255).resize(shape[::-1], Image.Resampling.NEAREST)
-        mask = np.asarray(picture) > 0
-    return mask
+    return read_json_file(path, error=TreeError)
 
 
 class _Tree:
@@ -92,11 +64,12 @@ class _Tree:
         wording: "fixed", or "random": questions and answers are drawn from their pools each time a sample is read, by
             the global `random`, which training seeds per sample and epoch. UniBiomed draws the sentence once for all.
         pools: a JSON file of wordings in place of ours, see `biomed_templates`.
-        resize_masks: see `load_mask`.
+        resize_masks: bring masks of another size to that of their image (nearest) instead of refusing them.
         limit: keep only the first so many records.
         at_least: repeat a set of fewer samples as often as fits into this number (UniBiomed: 5000, regions 3000).
         repeats: repeat the set so often (UniBiomed: 2 for reports and questions, 10 for volumes).
-        compat: "reference" repeats choices of UniBiomed that the default mends; each reader says which.
+        compat: "reference" repeats choices of UniBiomed that the default mends; each reader says which. Pictures are
+            then read as published readers do (`unimed.io.images.load`), and of masks the first channel counts.
     """
 
     tokens_about = TILED_TOKENS
@@ -122,6 +95,8 @@ class _Tree:
         self.limit, self.at_least, self.repeats, self.compat = limit, at_least, repeats, compat
         self.name = self.root.name
         self.items: list = []
+        #: What the masks read last should be looked at for; the checker collects it.
+        self.remarks: deque[str] = deque(maxlen=1000)
 
     def __len__(self) -> int:
         count = len(self.items)
@@ -152,7 +127,7 @@ class _Tree:
             label_origin="data set",
         )
 
-    def _region_sample(self, identifier, image, mask, pool: str, answer: str, shown_by: str, label=None):
+    def _region_sample(self, identifier, image: np.ndarray, mask, pool: str, answer: str, shown_by: str, label=None):
         """A question about a region that is given: painted on the image, or as its mask."""
         if shown_by == "box":
             painted = paint_box(image, mask, random if self.drawn else None)
@@ -161,10 +136,30 @@ class _Tree:
         question = self._word(pool.replace("region", "region1"))
         return self._sample(identifier, (image,), question, answer, (region,), "region", label)
 
-    def _mask(self, path: Path, image: np.ndarray) -> np.ndarray:
-        mask = load_mask(path, image.shape[:2], self.resize_masks)
+    def _place(self, name: str, identifier) -> Path:
+        """A file that an annotation names, within the set.
+
+        Raises:
+            TreeError: it lies outside.
+        """
+        return resolve_inside(self.root, name, where=f"{self.root}: {self.split} {identifier}", error=TreeError)
+
+    def _image(self, name: str, identifier) -> Image:
+        return load_image(self._place(name, identifier), compat=self.compat)
+
+    def _any_mask(self, name: str, identifier, image: Image) -> np.ndarray:
+        path = self._place(name, identifier)
+        try:
+            mask, said = load_mask(path, image=image, resize=self.resize_masks, compat=self.compat)
+        except MaskError as error:
+            raise TreeError(str(error)) from error
+        self.remarks.extend(f"{path}: {one}" for one in said if one != RESIZED)
+        return mask
+
+    def _mask(self, name: str, identifier, image: Image) -> np.ndarray:
+        mask = self._any_mask(name, identifier, image)
         if not mask.any():
-            raise TreeError(f"{path}: mask is empty; remove the annotation or repair the mask")
+            raise TreeError(f"{self._place(name, identifier)}: mask is empty; remove the annotation or repair the mask")
         return mask
 
 
@@ -220,7 +215,8 @@ class BiomedDataset(_Tree):
             self.items.append((annotation.get("id", number), file_name, annotation))
 
     def read(self, identifier, file_name: str, annotation: dict) -> Sample:
-        image = load_image(self.root / self.split / file_name)
+        source = self._image(f"{self.split}/{file_name}", identifier)
+        image = source.pixels
         sentences = annotation["sentences"]
         chosen = random.choice(sentences) if self.sentence == "random" else sentences[0]
         phrase = str(chosen.get("raw") or chosen.get("sent")).lower().strip()
@@ -228,7 +224,7 @@ class BiomedDataset(_Tree):
             phrase = phrase.rstrip(".")
         if self.kind == "disease" and NO_FINDINGS in phrase:
             return self._nothing_found(identifier, image, phrase)
-        mask = self._mask(self.root / f"{self.split}_mask" / annotation["mask_file"], image)
+        mask = self._mask(f"{self.split}_mask/{annotation['mask_file']}", identifier, source)
         if self.kind == "region":
             return self._region_sample(identifier, image, mask, "region", phrase, self.shown_by, phrase)
         if self.kind == "segmentation":
@@ -269,12 +265,13 @@ class MedTrinityDataset(_Tree):
             self.items.append((annotation.get("id", number), annotation))
 
     def read(self, identifier, annotation: dict) -> Sample:
-        path = self.root / annotation["file_name"]
+        path = self._place(annotation["file_name"], identifier)
         if not path.is_file():  # region sets keep their images in a folder per split
-            path = self.root / self.split / annotation["file_name"]
-        image, caption = load_image(path), annotation["caption"]
+            path = self._place(f"{self.split}/{annotation['file_name']}", identifier)
+        source = load_image(path, compat=self.compat)
+        image, caption = source.pixels, annotation["caption"]
         if self.masks:
-            mask = self._mask(self.root / f"{self.split}_mask" / annotation["mask_file"], image)
+            mask = self._mask(f"{self.split}_mask/{annotation['mask_file']}", identifier, source)
             return self._region_sample(identifier, image, mask, "region_caption", caption, self.shown_by)
         return self._sample(identifier, (image,), self._word("caption"), caption, (), "caption")
 
@@ -302,7 +299,8 @@ class RadGenomeDataset(_Tree):
             self.items.append((identifier, entry))
 
     def read(self, identifier, entry: dict) -> Sample:
-        image = load_image(self.root / entry["image_file"])
+        source = self._image(entry["image_file"], identifier)
+        image = source.pixels
         phrase = str(entry["abnormality"]).lower().strip().rstrip(".") + "."
         if self.kind == "report":
             phrase = f"{phrase} {str(entry['report']).lower().strip()}"
@@ -312,7 +310,7 @@ class RadGenomeDataset(_Tree):
             region = Region(phrase, presence=0.0)
             answer = answer if self.compat == "reference" else phrase
         else:
-            mask = self._mask(self.root / entry["mask_file"], image)
+            mask = self._mask(entry["mask_file"], identifier, source)
             start = answer.index(phrase)
             region = Region(phrase, mask=mask, presence=1.0, phrase_span=(start, start + len(phrase)))
         label = str(entry["abnormality"]).lower()
@@ -357,24 +355,25 @@ class BiomedVolumeDataset(_Tree):
         files = [Path(name).name for name in names]
         if unknown := sorted(set(masks) - set(files)):
             raise TreeError(f"{self.root}: {volume}/{identifier} has a mask for {unknown[0]}, which is no slice of it")
-        images, planes = [], []
         shows = [name in masks for name in files]
-        for index in choose_slices(shows, self.slices, self.with_object, self.drawn):
-            image = load_image(self.root / volume / files[index])
-            if images and image.shape != images[0].shape:
-                raise TreeError(
-                    f"{self.root / volume / files[index]}: slice is {image.shape}, the first {images[0].shape}"
-                )
-            images.append(image)
-            plane = np.zeros(image.shape[:2], bool)
+        chosen, where = choose_slices(shows, self.slices, self.with_object, self.drawn), f"{volume}/{identifier}"
+        try:
+            # All slices of a volume share a window, whichever of them are taken.
+            paths = [self._place(f"{volume}/{name}", where) for name in files]
+            images = load_stack(paths, chosen=chosen, compat=self.compat)
+        except ImageError as error:
+            raise TreeError(str(error)) from error
+        planes = []
+        for index, image in zip(chosen, images, strict=True):
+            plane = np.zeros(image.rgb.shape[:2], bool)
             if files[index] in masks:
-                plane = load_mask(self.root / masks[files[index]], image.shape[:2], self.resize_masks)
+                plane = self._any_mask(masks[files[index]], where, image)
             planes.append(plane)
         phrase = expression["exp"].strip()
         name = phrase.rstrip(".?")
         question = phrase if "?" in phrase else self._word("segmentation", name)
         mask = np.stack(planes)
-        stack = np.stack([image if image.ndim == 2 else image[..., 0] for image in images])
+        stack = np.stack([image.rgb[..., 0] for image in images])
         region = Region(name, mask=mask if mask.any() else None, presence=float(mask.any()))
         answer = self._word("segmentation_answer") if mask.any() else f"There is no {name} here."
         return self._sample(f"{volume}/{identifier}", (stack,), question, answer, (region,), "volume", label=name)

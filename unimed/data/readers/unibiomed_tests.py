@@ -9,6 +9,8 @@ from pathlib import Path
 
 from unimed.data.readers.unibiomed import TreeError, read_json
 from unimed.data.wordings.unibiomed import POOLS
+from unimed.files import resolve_inside
+from unimed.names import distinct_names
 from unimed.structures import Case
 
 #: Fixed questions of the demos, in our own words but for those a published checkpoint knows. As in UniBiomed's demos
@@ -23,19 +25,14 @@ def within(folder: Path, name: str) -> Path:
     """`folder / name`, refused where it would lie outside of `folder`.
 
     Raises:
-        TreeError: an absolute name, or one that climbs out.
+        TreeError: an absolute name, or one that leads out (links are resolved).
     """
-    folder = Path(folder)
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise TreeError(f"{name!r} is no path below {folder}; repair the JSON that names it")
-    return folder / name
+    return resolve_inside(folder, name, error=TreeError)
 
 
 def named_once(file_names: Iterable[str]) -> dict[str, str]:
     """A name per file: its stem, or its whole path without suffix where two files have the same stem."""
-    files = list(dict.fromkeys(file_names))
-    stems = Counter(Path(name).stem for name in files)
-    return {name: Path(name).stem if stems[Path(name).stem] == 1 else str(Path(name).with_suffix("")) for name in files}
+    return distinct_names(file_names)
 
 
 def find_json(given: str | Path, *folders) -> Path:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from unimed.files import write_atomic
+from unimed.files import resolve_inside, write_atomic
+from unimed.io.raster import SUFFIXES
 
 CATALOGUE = Path(__file__).parent.parent / "manifests" / "zero_shot_sets.json"
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
+IMAGES = (*SUFFIXES, ".dcm", ".dicom")
 
 
 class ZeroShotSetError(ValueError):
@@ -124,15 +125,20 @@ def _folders(one, folder, reader):
     for number, name in enumerate(reader["folders"]):
         if not (folder / name).is_dir():
             raise ZeroShotSetError(f"{one.id}: the folder {folder / name} is not there")
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGES)
+        files = _images_below(one, folder, folder / name)
         paths += files
         targets += [number] * len(files)
     return paths, targets
 
 
+def _images_below(one, root: Path, folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES)
+    return [resolve_inside(root, p.relative_to(root), where=one.id, error=ZeroShotSetError) for p in found]
+
+
 def _file_names(one, folder, reader):
     """Class number between the first underscore and the next dot."""
-    paths, targets = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES), []
+    paths, targets = _images_below(one, folder, folder), []
     for path in paths:
         number = path.name.partition("_")[2].partition(".")[0]
         if not number.isdigit() or int(number) >= len(one.classes):
@@ -198,9 +204,7 @@ def _rows(one, file: Path, with_head: bool = True):
 
 
 def _image(one, folder: Path, name: str, place: str) -> Path:
-    if ".." in Path(name).parts:
-        raise ZeroShotSetError(f"{place}: {name!r} leads out of the folder")
-    path = folder / name.lstrip("/")
+    path = resolve_inside(folder, name.lstrip("/"), where=place, error=ZeroShotSetError)
     if not path.is_file():
         raise ZeroShotSetError(f"{place}: the image {path} is not there")
     return path

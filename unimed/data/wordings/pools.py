@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+
+from unimed.files import read_json
 
 
 class TemplateError(ValueError):
@@ -22,7 +23,7 @@ def load_pools(path: str | None, known: Mapping[str, list[str]]) -> dict[str, li
         return dict(known)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of question pools")
-    given = json.loads(Path(path).read_text(encoding="utf-8"))
+    given = read_json(path, error=TemplateError)
     for name, pool in given.items():
         if name not in known:
             raise TemplateError(f"{path}: unknown pool {name!r}; known are {', '.join(known)}")

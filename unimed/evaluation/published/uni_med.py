@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unimed.metrics.text import bleu, corpus_meteor_exact, tokens
+from unimed.metrics.text import bleu, corpus_meteor_exact, ptb_tokens
 
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!:'
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 _NUMBERS["none"] = "0"
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -44,7 +44,7 @@ def normalise(text: str) -> str:
     """The published normal form of an answer, a variant of the VQA challenge's.
 
     Quirks kept: a mark is deleted when it touches a space anywhere (or digits with a comma occur anywhere), else it
-    becomes a space; at most 32 full stops go, and only where no digit follows; "none" becomes 0.
+    becomes a space; a colon stays; at most 32 full stops go, and only where no digit follows; "none" becomes 0.
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     result = text
@@ -154,10 +154,12 @@ def captions(rows: Sequence[Mapping]) -> dict:
     pairs = [(row["answer_pred"], row["answer_gt"]) for row in rows if row["answer_pred"] and row["answer_gt"]]
     predicted, truth = [p for p, _ in pairs], [t for _, t in pairs]
     plain = [(normalise(p), normalise(t)) for p, t in pairs]
-    rouges = [_rouge(p.split(), t.split()) for p, t in plain if p and t]
+    rouges = [_rouge(p, t) for p, t in plain if p and t]
     return {
-        "bleu_scores": {f"bleu{n}": v for n, v in enumerate(bleu(predicted, truth), 1)},
-        "meteor_scores": corpus_meteor_exact([p for p, _ in plain], [t for _, t in plain], tokenise=tokens),
+        "bleu_scores": {
+            f"bleu{n}": v for n, v in enumerate(bleu(predicted, truth, tokenise=ptb_tokens, compat="reference"), 1)
+        },
+        "meteor_scores": corpus_meteor_exact([p for p, _ in plain], [t for _, t in plain], tokenise=ptb_tokens),
         "rouge_scores": {
             f"rouge_{name}": float(np.mean([row[name] for row in rouges])) if rouges else float("nan")
             for name in ("1", "2", "l")
@@ -166,18 +168,44 @@ def captions(rows: Sequence[Mapping]) -> dict:
     }
 
 
-def _rouge(words, ref):
-    """ROUGE-1, -2 and -L F as the `rouge` package has them: over sets of n-grams, each counted once."""
-    from unimed.metrics.text import _lcs
+def _rouge(predicted: str, truth: str) -> dict[str, float]:
+    """ROUGE-1, -2 and -L F as the `rouge` package has them: over sets of n-grams, each counted once.
 
+    A full stop ends a sentence and is left out, that of "2.5" too; ROUGE-L unites the words of the longest common
+    subsequences of every pair of sentences.
+    """
+    sentences = [[" ".join(part.split()) for part in text.split(".") if part] for text in (predicted, truth)]
+    words, ref = ([word for part in parts for word in part.split(" ")] for parts in sentences)
     scores = {}
     for name, n in (("1", 1), ("2", 2)):
         mine, other = ({tuple(w[i : i + n]) for i in range(len(w) - n + 1)} for w in (words, ref))
         scores[name] = _f(len(mine & other), len(mine), len(other))
-    scores["l"] = _f(_lcs(words, ref), len(set(words)), len(set(ref)))
+    shared: set[str] = set()
+    for mine in sentences[0]:
+        for other in sentences[1]:
+            shared |= _common_words(other.split(" "), mine.split(" "))
+    scores["l"] = _f(len(shared), len(set(words)), len(set(ref)))
     return scores
 
 
-def _f(hits, said, true):
-    precision, recall = hits / said if said else 0.0, hits / true if true else 0.0
+def _common_words(first: Sequence[str], second: Sequence[str]) -> set[str]:
+    """The words of the longest common subsequence the package finds: of equals, the one that ends first in `second`."""
+    table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
+    for i, word in enumerate(first, 1):
+        for j, other in enumerate(second, 1):
+            table[i][j] = table[i - 1][j - 1] + 1 if word == other else max(table[i - 1][j], table[i][j - 1])
+    i, j, found = len(first), len(second), set()
+    while i and j:
+        if first[i - 1] == second[j - 1]:
+            found.add(first[i - 1])
+            i, j = i - 1, j - 1
+        elif table[i - 1][j] > table[i][j - 1]:
+            i -= 1
+        else:
+            j -= 1
+    return found
+
+
+def _f(hits: int, predicted: int, true: int) -> float:
+    precision, recall = hits / predicted if predicted else 0.0, hits / true if true else 0.0
     return 2 * precision * recall / (precision + recall + 1e-8)

@@ -78,9 +78,10 @@ def short_region(caption: str) -> str:
 
 
 def region_correct(predicted: str, truth: str) -> bool:
-    """Published correctness of a short region caption: equal targets, true modality a substring of the stated one."""
-    parts = [text.lower().split(" in ") for text in (predicted, truth)]
-    return parts[0][0] == parts[1][0] and parts[1][-1] in parts[0][-1]
+    """Published correctness of a region caption: what stands before the first " in " is equal, and the last word of the
+    truth (the modality) is a substring of the last word of the answer."""
+    said, true = predicted.lower(), truth.lower()
+    return said.split(" in ")[0] == true.split(" in ")[0] and true.split(" ")[-1] in said.split(" ")[-1]
 
 
 def answer_accuracy(predicted: Sequence[str], truth: Sequence[str]) -> float:

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from unimed.data.wordings.biomedparse_targets import named_in
+from unimed.evaluation.cases import case_row
 from unimed.evaluation.published.cvpr25 import score_instances, score_semantic
 from unimed.evaluation.tables import markdown_table, means_by, write_cases
 from unimed.files import write_report, write_text
+from unimed.geometry import Geometry, GeometryError, align
 from unimed.io.challenge import Prompts, ReadError, read_labels, read_prompts
+from unimed.io.npz import members, names_in
 from unimed.io.read import read
 from unimed.io.slices import choose_axis
 from unimed.io.windows import modality_of
@@ -22,20 +25,22 @@ from unimed.metrics.masks import EMPTY_POLICIES, dice, iou
 from unimed.metrics.presence import presence_scores
 from unimed.metrics.surfaces import nsd
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".npz")
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".npz")
 #: Parts of names that tell image, truth and result of one case apart.
 ROLES = (".img", ".gt", ".seg")
 
 
 @dataclass
 class VolumeScores:
-    """Rows per (volume, target), per instance volume and per challenge volume, and what went wrong."""
+    """Rows per (volume, target), per instance volume and per challenge volume, what went wrong, and what was done
+    to results in another grid."""
 
     targets: list[dict] = field(default_factory=list)
     instances: list[dict] = field(default_factory=list)
     challenge: list[dict] = field(default_factory=list)
     presence: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def case_name(path: Path) -> str:
@@ -71,7 +76,7 @@ def score_folder(
             presence of targets is taken from the NPZ or from `NAME.json`.
         truths: folder of NPZ (`gts`), NIfTI or NRRD label maps.
         prompts: JSON table for all volumes; else the truth's or the result's own.
-        empty: what a target scores that is neither there nor painted, see `masks.EMPTY_POLICIES`.
+        empty: what a target scores that is neither there nor predicted, see `masks.EMPTY_POLICIES`.
         compat: of the challenge scoring, see `challenge.score_semantic`.
         surfaces: compute NSD (needs MONAI). only: beginning of the case names to score.
 
@@ -80,24 +85,23 @@ def score_folder(
     """
     if empty not in EMPTY_POLICIES:
         raise ValueError(f"unknown policy {empty!r}; known are {', '.join(EMPTY_POLICIES)}")
-    found = _by_name(Path(truths), None)
-    results = _by_name(Path(predictions), "result")
+    pairs = label_pairs(predictions, truths)
     table = read_prompts(prompts) if prompts else None
     scores = VolumeScores()
-    for name, path in found.items():
+    for name, (path, result) in pairs.items():
         if only and not name.startswith(only):
             continue
         try:
-            truth, spacing = _labels(path)
-            result = results.get(name)
+            truth, spacing, grid = _labels(path)
             predicted, existence = np.zeros(truth.shape, np.int32), None
             if result is None:
                 scores.problems.append(f"{name}: no result in {predictions}; scored as empty")
             else:
-                predicted, existence = _labels(result)[0], _existence(result)
+                predicted, existence = _labels(result)[0::2], _existence(result)
+                predicted, resampled = _in_grid_of_truth(result, *predicted, truth, grid)
+                if resampled:
+                    scores.remarks.append(f"{name}: the result has another grid; compared by nearest labels")
             asked = table or _prompts(path, result, truth)
-            if predicted.shape != truth.shape:
-                raise ReadError(f"{result}: shape {predicted.shape}, the truth has {truth.shape}")
         except (ReadError, FileNotFoundError) as error:
             scores.problems.append(f"{name}: {error}")
             continue
@@ -110,15 +114,30 @@ def score_folder(
     return scores
 
 
+def label_pairs(predictions: str | Path, truths: str | Path) -> dict[str, tuple[Path, Path | None]]:
+    """Case name -> (file of the truth, file of the result or None), for every truth.
+
+    Raises:
+        FileNotFoundError: a folder is missing or holds no truth.
+    """
+    results = _by_name(Path(predictions), "result")
+    return {name: (path, results.get(name)) for name, path in _by_name(Path(truths), None).items()}
+
+
 def summarise(scores: VolumeScores, out: str | Path, *, command: str, empty: str, compat: str | None = None) -> str:
     """Write `cases.jsonl`, `scores.json` and `scores.md`; returns the text of the last."""
-    out, parts, summary = Path(out), [], {"problems": scores.problems, "empty_policy": EMPTY_POLICIES[empty]}
+    out, parts, summary = (
+        Path(out),
+        [],
+        {"problems": scores.problems, "remarks": scores.remarks},
+    )
+    summary["empty_policy"] = EMPTY_POLICIES[empty]
     if scores.targets:
         metrics = [key for key in scores.targets[0] if key.startswith(("dice", "iou", "nsd"))]
         parts += ["## Targets", markdown_table(means_by(scores.targets, ("modality", "target"), metrics))]
         parts += ["## Modalities", markdown_table(means_by(scores.targets, "modality", metrics))]
         counts = [{
-            "painted_on_absent": sum(r["predicted_voxels"] > 0 and not r["truth_voxels"] for r in scores.targets),
+            "predicted_on_absent": sum(r["predicted_voxels"] > 0 and not r["truth_voxels"] for r in scores.targets),
             "missed": sum(r["truth_voxels"] > 0 and not r["predicted_voxels"] for r in scores.targets),
             "both_empty": sum(not r["truth_voxels"] and not r["predicted_voxels"] for r in scores.targets),
             "pairs": len(scores.targets),
@@ -152,6 +171,7 @@ def summarise(scores: VolumeScores, out: str | Path, *, command: str, empty: str
         parts += [f"## Challenge scoring ({rule})", markdown_table(table)]
         summary["challenge"] = {"rule": rule, "rows": table}
     parts += [f"problem: {problem}" for problem in scores.problems]
+    parts += [f"remark: {remark}" for remark in scores.remarks]
     text = "\n".join([*parts, f"\n`{command}`", "Research use only.\n"])
     write_cases(out / "cases.jsonl", [*scores.targets, *scores.instances, *scores.challenge])
     write_report(out / "scores.json", summary)
@@ -166,20 +186,22 @@ def _score_targets(
     slices = np.moveaxis(truth, axis, 0).reshape(truth.shape[axis], -1)
     for label, text in asked.first().items():
         known = named_in(text)
-        said, there = predicted == label, truth == label
-        line = {
-            "case": name,
-            "group": name,
-            "modality": modality,
-            "target": known["target"] if known else text,
-            "label": label,
-            "dice": dice(said, there, empty=empty),
-            "iou": iou(said, there, empty=empty),
-            "truth_voxels": int(there.sum()),
-            "predicted_voxels": int(said.sum()),
-        }
+        found, there = predicted == label, truth == label
+        line = case_row(
+            name,
+            "mask",
+            modality=modality,
+            task="volume",
+            target=known["target"] if known else text,
+            dice=dice(found, there, empty=empty),
+            iou=iou(found, there, empty=empty),
+            truth_voxels=int(there.sum()),
+            predicted_voxels=int(found.sum()),
+            present=bool(there.any()),
+            label=label,
+        )
         if spacing is not None:
-            values = nsd(said, there, spacing, list(tolerances), empty=empty)
+            values = nsd(found, there, spacing, list(tolerances), empty=empty)
             line |= {f"nsd_{t:g}mm": value for t, value in zip(tolerances, values, strict=True)}
         scores.targets.append(line)
         if existence is not None and label in existence:
@@ -194,7 +216,7 @@ def _score_targets(
                 ]
     official = score_semantic(predicted, truth, list(asked.texts), spacing_mm=spacing, compat=compat)
     scores.challenge.append(
-        {"case": name, "group": name, "modality": modality, "DSC": official["DSC"]}
+        case_row(name, "challenge", modality=modality, task="volume", DSC=official["DSC"])
         | ({"NSD": official["NSD"]} if "NSD" in official else {})
         | {"false_labels": len(official["false_labels"])}
     )
@@ -202,11 +224,11 @@ def _score_targets(
 
 def _score_instances(scores, name, modality, predicted, truth, thresholds, compat):
     split = predicted if len(np.unique(predicted[predicted > 0])) > 1 else components(predicted > 0)
-    line = {"case": name, "group": name, "modality": modality, **instance_scores(split, truth, thresholds)}
-    scores.instances.append(line)
+    found = instance_scores(split, truth, thresholds)
+    scores.instances.append(case_row(name, "instances", modality=modality, task="volume", **found))
     official = score_instances(predicted, truth, compat=compat)
     scores.challenge.append(
-        {"case": name, "group": name, "modality": modality, "F1": official["F1"], "DSC_TP": official["DSC_TP"]}
+        case_row(name, "challenge", modality=modality, task="volume", F1=official["F1"], DSC_TP=official["DSC_TP"])
     )
 
 
@@ -222,6 +244,8 @@ def _by_name(folder: Path, role: str | None) -> dict[str, Path]:
             if role is None and path.name.lower().endswith(".img.npz"):
                 continue  # the image of a challenge case, beside its NAME.gt.npz
             name = case_name(path)
+            if name in found and found[name].parent != path.parent:
+                raise ValueError(f"{found[name]} and {path} have one name; which of them is {name}?")
             if name not in found or path.suffix == ".npz":
                 found[name] = path
     if not found and role is None:
@@ -229,15 +253,31 @@ def _by_name(folder: Path, role: str | None) -> dict[str, Path]:
     return found
 
 
-def _labels(path: Path) -> tuple[np.ndarray, tuple[float, ...] | None]:
+def _in_grid_of_truth(path: Path, labels: np.ndarray, grid: Geometry | None, truth: np.ndarray, target):
+    """(labels at the same places in the patient as the truth, whether they were resampled).
+
+    Formats that carry no directions (NPZ) are compared voxel by voxel, which needs the same shape.
+    """
+    if grid is None or target is None:
+        if labels.shape != truth.shape:
+            raise ReadError(f"{path}: shape {labels.shape}, the truth has {truth.shape}")
+        return labels, False
+    try:
+        return align(labels, grid, target, truth.shape, resample=True)
+    except GeometryError as error:
+        raise ReadError(f"{path}: not in the grid of the truth: {error}") from error
+
+
+def _labels(path: Path) -> tuple[np.ndarray, tuple[float, ...] | None, Geometry | None]:
+    """Labels, spacing in mm along their axes, and the grid where the format carries one."""
     if path.suffix == ".npz":
-        return read_labels(path)
+        return *read_labels(path), None
     array, geometry = read(path)
     if array.dtype.kind not in "iub":
         if array.dtype.kind != "f" or (array != np.rint(array)).any():
             raise ReadError(f"{path}: a label map holds whole numbers, found {array.dtype}")
         array = array.astype(np.int32)
-    return array, geometry.spacing if geometry.is_physical else None
+    return array, geometry.spacing if geometry.is_physical else None, geometry
 
 
 def _prompts(truth: Path, result: Path | None, labels: np.ndarray) -> Prompts:
@@ -245,9 +285,7 @@ def _prompts(truth: Path, result: Path | None, labels: np.ndarray) -> Prompts:
         if path is None:
             continue
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                held = "text_prompts" in archive.files
-            if held:
+            if "text_prompts" in names_in(path):
                 return read_prompts(path)
         beside = path.with_name(f"{path.name[: -len(_suffix(path))]}.json")
         if beside.is_file():
@@ -260,10 +298,9 @@ def _prompts(truth: Path, result: Path | None, labels: np.ndarray) -> Prompts:
 def _existence(path: Path) -> dict[int, np.ndarray] | None:
     """Label -> existence per slice (or of the whole volume, as one number)."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            if "existence" not in archive.files:
-                return None
-            existence = archive["existence"]
+        existence = members(path, ("existence",)).get("existence")
+        if existence is None:
+            return None
         return dict(zip(read_prompts(path).first(), existence, strict=True))
     beside = path.with_name(f"{path.name[: -len(_suffix(path))]}.json")
     if not beside.is_file():

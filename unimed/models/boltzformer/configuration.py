@@ -9,6 +9,24 @@ from unimed.models import foreign
 ATTENTION_MODES = ("sample", "expectation", "masked")
 COMPATIBILITY = (None, "reference")
 CHANNELS = ("slices", "rgb")
+_V2 = {"soft tissue": (40, 400), "lung": (-160, 1500), "brain": (40, 80), "bone": (400, 1800)}
+#: CT windows, site -> (level, width) in Hounsfield units, that the published v2 weights were trained with.
+V2_WINDOWS_HU = {
+    **_V2,
+    **dict.fromkeys(("abdomen", "pelvis", "liver", "kidney", "pancreas", "colon", "heart", "neck"), _V2["soft tissue"]),
+    **dict.fromkeys(("chest", "thorax", "thoracic"), _V2["lung"]),
+    **dict.fromkeys(("head", "skull base"), _V2["brain"]),
+    **dict.fromkeys(("spine", "skeleton", "msk"), _V2["bone"]),
+}
+#: The same of v1.
+V1_WINDOWS_HU = {
+    "abdomen": (50, 400),
+    "lung": (0, 2000),
+    "pelvis": (72.5, 255),
+    "liver": (102.5, 255),
+    "colon": (59.5, 255),
+    "pancreas": (50, 300),
+}
 
 
 class BoltzFormerConfig(PretrainedConfig):
@@ -32,11 +50,14 @@ class BoltzFormerConfig(PretrainedConfig):
         detach_existence: the existence loss reaches its own layers alone, as published. False lets it teach the rest of
             the model too, which a small model needs to tell absent from present.
 
+        ct_windows: site -> (level, width) in HU that the weights were trained with.
+
     Raises:
         ValueError: unknown `attention`, `compat` or `channels`, or `edge_queries` that leave no query for the object.
     """
 
     model_type = "unimed_boltzformer"
+    published_windows = V2_WINDOWS_HU
 
     def __init__(
         self,
@@ -68,6 +89,7 @@ class BoltzFormerConfig(PretrainedConfig):
         channels="slices",
         learned_upsampling=False,
         detach_existence=True,
+        ct_windows=None,
         **kwargs,
     ):
         if attention not in ATTENTION_MODES:
@@ -93,6 +115,8 @@ class BoltzFormerConfig(PretrainedConfig):
         self.text_layers, self.text_heads, self.text_length = text_layers, text_heads, text_length
         self.image_size, self.channels = image_size, channels
         self.learned_upsampling, self.detach_existence = learned_upsampling, detach_existence
+        table = self.published_windows if ct_windows is None else ct_windows
+        self.ct_windows = {site: list(window) for site, window in table.items()}
         super().__init__(**foreign.clean(kwargs))
 
     @classmethod
@@ -131,6 +155,7 @@ class BiomedParseV1Config(BoltzFormerConfig):
     """
 
     model_type = "unimed_biomedparse_v1"
+    published_windows = V1_WINDOWS_HU
 
     def __init__(self, num_queries=101, edge_queries=0, attention="masked", image_size=1024, channels="rgb", **kwargs):
         if attention != "masked" or edge_queries:

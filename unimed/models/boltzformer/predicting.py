@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from unimed.io.images import read_image
+from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts
 from unimed.structures import Region, as_list
@@ -74,7 +74,10 @@ class PicturePredictor:
         show = _brightness if self.config.channels == "slices" and not as_channels else np.asarray
         for start in range(0, len(images), batch_size):
             begun = time.perf_counter()
-            inputs = [read_image(image, site) for image in images[start : start + batch_size]]
+            inputs = [
+                load_image(image, site=site, windows=self.config.ct_windows)
+                for image in images[start : start + batch_size]
+            ]
             features = self.encode_images(torch.stack([processor.image(show(item.rgb)) for item in inputs]))
             encoded = time.perf_counter() - begun
             for number, (item, asked) in enumerate(zip(inputs, prompts[start : start + batch_size], strict=True)):
@@ -87,7 +90,9 @@ class PicturePredictor:
                 ]
                 seconds = {"image": encoded / len(inputs), "masks": time.perf_counter() - begun}
                 name = str(self.config._name_or_path or type(self).__name__)
-                predictions.append(Prediction(_sentence(regions), tuple(regions), item.geometry, seconds, name))
+                predictions.append(
+                    Prediction(_sentence(regions), tuple(regions), item.geometry, seconds, name, image=item.source)
+                )
         return predictions
 
 
@@ -117,4 +122,5 @@ def _sentence(regions: Sequence[Region]) -> str:
 
 
 def _prediction(regions, whole: Prediction) -> Prediction:
-    return Prediction(_sentence(regions), tuple(regions), whole.geometry, whole.timing_s, whole.model_reference)
+    return Prediction(_sentence(regions), tuple(regions), whole.geometry, whole.timing_s, whole.model_reference,
+                      image=whole.image)  # fmt: skip

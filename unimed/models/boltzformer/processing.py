@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers import BatchFeature
 
+from unimed.io.images import load as load_image
 from unimed.models.boltzformer.postprocessing import enlarge_bilinear, upsample
-from unimed.models.boltzformer.tokenizing import tokenize
+from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts, tokenize
 
 
 class ParseProcessor:
@@ -18,11 +20,45 @@ class ParseProcessor:
     Args:
         image_size: side of the model's images, px. text_length: most tokens of a prompt.
         smooth: pictures are shrunk with antialiasing and masks enlarged linearly (v1), instead of the other way round.
+        windows: CT windows of the model, site -> (level, width) in HU.
     """
 
-    def __init__(self, tokenizer, image_size: int, text_length: int, smooth: bool = False):
+    def __init__(self, tokenizer, image_size: int, text_length: int, smooth: bool = False, windows=None):
         self.tokenizer, self.image_size, self.text_length = tokenizer, image_size, text_length
-        self.smooth = smooth
+        self.smooth, self.windows = smooth, windows
+
+    def __call__(self, images=None, text=None, *, site: str = "", return_tensors: str = "pt", padding: bool = True):
+        """What `forward` of the model takes: `pixel_values` [B, 3, S, S], `input_ids` and `attention_mask` [P, L], and
+        `num_prompts` [B], the prompts of each image one after the other (a `BatchFeature`).
+
+        Args:
+            images: an image or several: path, PIL image or array.
+            text: prompts for each image: a text or a list of texts per image, several in one text joined by "[SEP]". A
+                single text is asked of all images.
+
+        Raises:
+            ValueError: another number of texts than of images, or a prompt that is empty.
+            ImageError, ReadError: an image that cannot be read.
+        """
+        if images is None or text is None or return_tensors != "pt":
+            raise ValueError("give images and text; return_tensors is 'pt'")
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        texts = [text] * len(images) if isinstance(text, str) else [text] if len(images) == 1 else list(text)
+        if len(texts) != len(images):
+            raise ValueError(f"{len(texts)} texts for {len(images)} images; give one, or a list of prompts, per image")
+        prompts = []
+        for one in texts:
+            parts = [part for entry in ([one] if isinstance(one, str) else one) for part in entry.split(SEPARATOR)]
+            prompts.append(check_prompts([part.strip() for part in parts]))
+        return BatchFeature(
+            {
+                "pixel_values": torch.stack(
+                    [self.image(load_image(image, site=site, windows=self.windows).rgb) for image in images]
+                ),
+                **self.prompts([prompt for group in prompts for prompt in group]),
+                "num_prompts": torch.tensor([len(group) for group in prompts]),
+            }
+        )
 
     def prompts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` [P, L]."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from unimed.io.slices import SliceGrid, choose_axis, with_neighbours
-from unimed.io.windows import percentiles_to_uint8
+from unimed.io.windows import to_uint8
 from unimed.models.boltzformer.postprocessing import upsample
 
 
@@ -19,15 +19,14 @@ def volume_masks(
     """Every prompt by itself, slice by slice; masks may overlap.
 
     Args:
-        volume: (I, J, K); anything but uint8 is brought to 0..255 by percentiles.
+        volume: (I, J, K); anything but uint8 is windowed as `choose_window` says.
         threshold: least existence of a target on a slice.
         batch_size: slices at a time.
 
     Returns:
         masks bool [P, I, J, K], and the highest existence over the slices [P].
     """
-    if volume.dtype != np.uint8:
-        volume = percentiles_to_uint8(volume)
+    volume = to_uint8(volume)
     grid = SliceGrid(volume.shape, choose_axis(volume.shape), model.config.image_size)
     features = model.encode_prompts(prompts)
     masks = np.zeros((len(prompts), *volume.shape), bool)

@@ -107,18 +107,20 @@ class ClipModel(WholeWeights, PreTrainedModel):
         return getattr(self.towers, "logit_bias", None) is not None
 
     # -- forward ----------------------------------------------------------------------------------------------------
-    def forward(self, images: torch.Tensor, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor | None = None, input_ids: torch.Tensor | None = None, pixel_values=None
+    ) -> dict[str, torch.Tensor]:
         """Normalised features of both towers.
 
         Args:
-            images: [N, 3, S, S], uint8 or normalised floats.
+            images: [N, 3, S, S], uint8 or normalised floats; `pixel_values` is the name the processor gives them.
             input_ids: [M, L].
 
         Returns:
             `image_features` [N, D], `text_features` [M, D], `logit_scale` (not its logarithm), `logit_bias` or None.
         """
         return {
-            "image_features": self.image_features(images),
+            "image_features": self.image_features(pixel_values if images is None else images),
             "text_features": self.text_features(input_ids),
             "logit_scale": self.towers.logit_scale.exp(),
             "logit_bias": getattr(self.towers, "logit_bias", None),
@@ -194,19 +196,32 @@ class ClipModel(WholeWeights, PreTrainedModel):
         Args:
             labels: names, put into every template; or {name: prompts}, taken as they are.
             templates: texts with one `{}`.
-            class_norm: z-score every dimension over the classes before the last normalisation.
+            class_norm: z-score every dimension over the classes before the last normalisation. The features of the
+                images have to be brought there too: see `class_statistics` and `class_normalise`.
 
         Raises:
             ValueError: no label, a label twice, a class without prompts, or a template without `{}`.
         """
+        names, weights = self._class_features(labels, templates)
+        if class_norm:
+            return names, class_normalise(weights, *_statistics(weights))
+        return names, F.normalize(weights, dim=-1)
+
+    def class_statistics(
+        self, labels: Sequence[str] | Mapping[str, Sequence[str]], templates: Sequence[str] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation [1, D] over the classes of their text features; arguments as `classifier`."""
+        return _statistics(self._class_features(labels, templates)[1])
+
+    def _class_features(self, labels, templates) -> tuple[tuple[str, ...], torch.Tensor]:
+        """Names and the mean of the unit vectors of each class's prompts, [C, D]."""
         prompts = _prompts(labels, templates)
         texts = list(dict.fromkeys(text for group in prompts.values() for text in group))
         place = {text: number for number, text in enumerate(texts)}
         features = self.encode_text(texts)
-        weights = torch.stack([features[[place[text] for text in group]].mean(0) for group in prompts.values()])
-        if class_norm:
-            weights = (weights - weights.mean(0, keepdim=True)) / weights.std(0, keepdim=True).clamp_min(1e-12)
-        return tuple(prompts), F.normalize(weights, dim=-1)
+        return tuple(prompts), torch.stack(
+            [features[[place[text] for text in group]].mean(0) for group in prompts.values()]
+        )
 
     def zero_shot(
         self,
@@ -215,6 +230,7 @@ class ClipModel(WholeWeights, PreTrainedModel):
         templates: Sequence[str] | None = None,
         site: str = "",
         compat: str | None = None,
+        class_norm: bool = False,
     ):
         """Which of the labels fits an image.
 
@@ -223,12 +239,13 @@ class ClipModel(WholeWeights, PreTrainedModel):
             labels, templates: see `classifier`.
             compat: "reference" compares image features that were not normalised, at scale 1, as the published
                 demonstration of UniMed-CLIP did; the order of the labels is the same.
+            class_norm: compare after every dimension was z-scored over the classes, on both sides.
 
         Raises:
             ValueError: fewer than two labels where probabilities are shared among them (one label would always get 1),
                 and what `classifier` raises.
         """
-        names, weights = self.classifier(labels, templates)
+        names, weights = self.classifier(labels, templates, class_norm)
         if len(names) < 2 and not self.sigmoid:
             raise ValueError(
                 f"only one label ({names[0]!r}) was given: its probability would be 1 whatever the image shows; "
@@ -236,7 +253,9 @@ class ClipModel(WholeWeights, PreTrainedModel):
             )
         several = image.ndim == 4 if torch.is_tensor(image) else _several(image)
         image = as_list(image) if several and not torch.is_tensor(image) else image
-        features = self.encode_image(image, normalize=compat != "reference", site=site)
+        features = self.encode_image(image, normalize=compat != "reference" and not class_norm, site=site)
+        if class_norm:
+            features = class_normalise(features, *self.class_statistics(labels, templates))
         scale = 1.0 if compat == "reference" else float(self.towers.logit_scale.detach().float().exp())
         logits = scale * features @ weights.T
         if self.sigmoid:
@@ -297,6 +316,18 @@ def _several(images) -> bool:
     return isinstance(images, list | tuple | Iterator) or (
         hasattr(images, "__len__") and hasattr(images, "__getitem__") and not isinstance(images, str | PurePath | bytes)
     )
+
+
+def class_normalise(features: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Unit vectors of features [N, D] that were shifted and scaled by the statistics of the classes.
+
+    Image features must be raw (not of unit length): the shift has the scale of the towers' output.
+    """
+    return F.normalize((features - mean) / std, dim=-1)
+
+
+def _statistics(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return weights.mean(0, keepdim=True), weights.std(0, keepdim=True).clamp_min(1e-12)
 
 
 def _is_file(text: str) -> bool:

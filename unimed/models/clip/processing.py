@@ -7,29 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import BatchFeature
 
-from unimed.io.display import display
-from unimed.io.images import ImageError, read_image
-from unimed.io.read import read
+from unimed.io.images import load as load_image
+from unimed.markup import without_surrogates
 from unimed.models import foreign
 from unimed.models.clip.configuration import ClipConfig
 
 TOKENIZER_FOLDER = "tokenizer"
-
-
-def as_rgb(image, site: str = "") -> np.ndarray:
-    """Path, PIL image or array -> HxWx3 uint8, windowed and turned as `unimed.io.display` says.
-
-    Raises:
-        ImageError, ReadError: no image, or a volume.
-    """
-    if isinstance(image, (str, Path)):
-        array, geometry = read(image)
-        try:
-            image = display(array, geometry, site)
-        except ValueError as error:
-            raise ImageError(f"{image}: {error}") from error
-    return read_image(image, site).rgb
 
 
 class ClipProcessor:
@@ -60,12 +45,33 @@ class ClipProcessor:
         )
         self._source, self._tokenizer, self._crop = tokenizer, None, None
 
+    def __call__(self, images=None, text=None, *, site: str = "", return_tensors: str = "pt", padding="longest"):
+        """What `ClipModel.forward` takes: `pixel_values` [N, 3, S, S] and `input_ids` [M, L] (a `BatchFeature`).
+
+        Args:
+            images: an image or several: path, PIL image or array. text: a text or several. One of both may be missing.
+            site, padding: see `image` and `texts`; True is "longest".
+
+        Raises:
+            ValueError: neither images nor text. ImageError, ReadError: an image that cannot be read.
+        """
+        if images is None and text is None:
+            raise ValueError("give images, text, or both")
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is 'pt', got {return_tensors!r}")
+        batch = {}
+        if images is not None:
+            batch["pixel_values"] = self.images(images if isinstance(images, (list, tuple)) else [images], site)
+        if text is not None:
+            padding = "longest" if padding is True else padding
+            batch["input_ids"], _ = self.texts([text] if isinstance(text, str) else text, padding)
+        return BatchFeature(batch)
+
     # -- images -----------------------------------------------------------------------------------------------------
     def image(self, image, site: str = "") -> torch.Tensor:
         """Path, PIL image or array -> [3, S, S] float32, normalised.
 
-        Values deeper than 8 bit are windowed first: by the CT window of `site` where one is given, else by the window
-        in a DICOM file, else by percentiles.
+        Values deeper than 8 bit are windowed first, see `unimed.io.windows.choose_window`.
 
         Raises:
             ImageError, ReadError: no image the model can read.
@@ -75,7 +81,7 @@ class ClipProcessor:
         if self.compat == "reference":
             picture = Image.open(image) if isinstance(image, (str, Path)) else image
             return self._evaluate(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture)
-        return self._evaluate(Image.fromarray(as_rgb(image, site)))
+        return self._evaluate(Image.fromarray(load_image(image, site=site).rgb))
 
     def images(self, images: Sequence, site: str = "") -> torch.Tensor:
         """[N, 3, S, S]; see `image`."""
@@ -92,7 +98,7 @@ class ClipProcessor:
 
         if self._crop is None or tuple(self._crop.scale) != tuple(scale):
             self._crop = RandomResizedCrop(self.size, scale=scale, interpolation=InterpolationMode.BICUBIC)
-        return pil_to_tensor(self._crop(Image.fromarray(as_rgb(image, site))))
+        return pil_to_tensor(self._crop(Image.fromarray(load_image(image, site=site).rgb)))
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 3, S, S] uint8 -> float, as `image` gives; floats are taken as normalised already."""
@@ -147,6 +153,7 @@ class ClipProcessor:
         texts = list(texts)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"texts must be strings, at least one; got {texts[:3]!r}")
+        texts = [without_surrogates(text) for text in texts]
         if padding not in ("longest", "max_length"):
             raise ValueError(f"padding {padding!r} is not known; choose longest or max_length")
         inner = self._huggingface

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unimed.chat import TEMPLATES
-from unimed.io.images import ImageError, read_image
+from unimed.io.images import ImageError
+from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated
-from unimed.models.grounded.processing import PromptError
-from unimed.models.heads.mask import MaskOutput, concatenate, resize_mask_logits
+from unimed.models.grounded.processing import PromptError, asked_phrase
+from unimed.models.heads.mask import ImageFeatures, MaskOutput, concatenate, resize_mask_logits
 from unimed.models.heads.sam2 import Sam2MaskHead
 from unimed.models.heads.sam2_memory import MaskPropagation
-from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
+from unimed.tokens import SEG_TOKEN
 
 #: The language model reads this many frames, and the masks of as many start the propagation (UniBiomed, Sa2VA).
 KEY_FRAMES = 5
@@ -25,53 +25,31 @@ KEY_FRAMES = 5
 OBJECTS_AT_ONCE = 8
 
 
-@dataclass
-class FrameTokens:
-    """Image tokens [N, D] of several frames, their grids [F, 3] where the backbone wants them, and units per frame."""
-
-    tokens: torch.Tensor
-    grid: torch.Tensor | None
-    units: list[int]
-
-
-@torch.no_grad()
-def frame_tokens(model, frames: Sequence[np.ndarray]) -> FrameTokens:
-    """Image tokens of frames (HxWx3 uint8), one tile each."""
-    tokens, grids, units = [], [], []
-    for frame in frames:
-        pixels, grid = model.processor.pixels(frame, max_tiles=1)
-        seen = None
-        if model.reads_mask_encoder:
-            seen = model.mask_head.encode(model.processor.mask_pixels(frame)[None].to(model.device))
-        else:
-            pixels = pixels.to(model.device)
-        grids.append(grid)
-        tokens.append(model.image_tokens(pixels, seen, image_grid_thw=grid)[0].flatten(0, -2))
-        units.append(model.processor.unit_count(*frame.shape[:2], max_tiles=1))
-    return FrameTokens(torch.cat(tokens), None if grids[0] is None else torch.cat(grids), units)
-
-
 def ask(
-    model, seen: FrameTokens, text: str, max_new_tokens: int, past_text: str = "", literal: bool = True
-) -> Generated:
-    """Put one question about frames.
+    model, frames: Sequence[np.ndarray], texts: Sequence[str], max_new_tokens: int, together: int = 8, **options
+) -> list[Generated]:
+    """Put questions about the same frames, which are encoded once.
 
     Args:
-        text: "<image>" says where the frames stand; otherwise they come first.
-        past_text: turns before, already written in the template of the model.
-        literal: see `GroundedProcessor.question`.
+        texts: "<image>" says where the frames stand; otherwise they come first.
+        together: questions answered at a time.
+        options: of `GroundedProcessor.assembly`.
 
     Raises:
         PromptError: empty or too long.
     """
-    processor = model.processor
-    asked = text
-    if IMAGE_PLACEHOLDER in text or not past_text:
-        asked = processor.question(text, seen.units, literal=literal).strip()
-    ids = processor.prompt_ids(past_text + TEMPLATES[processor.template].prompt([("user", asked)]))
-    if len(ids) > processor.max_prompt_tokens:
-        raise PromptError(f"the question has {len(ids)} tokens, the model reads at most {processor.max_prompt_tokens}")
-    return model.answer([ids], seen.tokens, seen.grid, max_new_tokens=max_new_tokens)[0]
+    assembly = model.processor.assembly(**options)
+    for text in texts:
+        assembly.add(list(frames), [("user", text)])
+    rows, tokens = [], None
+    for start in range(0, len(texts), together):
+        part = range(start, min(start + together, len(texts)))
+        inputs = assembly.batch(part, mask_images=model.reads_mask_encoder)
+        if tokens is None:
+            inputs = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in inputs.items()}
+            tokens = model._image_tokens(inputs, ImageFeatures(model.mask_head, inputs.get("mask_pixel_values")))
+        rows += model._decode(inputs, tokens, max_new_tokens=max_new_tokens)[0]
+    return rows
 
 
 def key_frames(count: int, wanted: int, first: bool = False) -> list[int]:
@@ -100,7 +78,7 @@ def predict_frames(
     objects there are; frames are asked for one at a time and not kept.
 
     Args:
-        frames: images of one size, all that `read_image` takes; may be lazy (`len` and `[index]`).
+        frames: images of one size, all that `unimed.io.images.load` takes; may be lazy (`len` and `[index]`).
         text: one question, or several about the same frames; a list gives a list.
         follow: "memory" carries masks from the key frames to the others by SAM 2's memory; "prompt" prompts every frame
             with the words alone; "auto" takes memory where the mask head has one.
@@ -122,8 +100,7 @@ def predict_frames(
     memory = _follows_by_memory(model, follow)
     begin = time.perf_counter()
     chosen = key_frames(len(lazy), keys, first=compat == "reference")
-    seen = frame_tokens(model, [lazy[index] for index in chosen])
-    rows = [ask(model, seen, one, max_new_tokens) for one in text]
+    rows = ask(model, [lazy[index] for index in chosen], text, max_new_tokens)
     answered = time.perf_counter()
     states = [model.seg_states(row) for row in rows]
     counts = [0 if one is None else len(one) for one in states]
@@ -185,16 +162,15 @@ def _follow(model, frames: _Frames, states, chosen, memory: bool, clear_absent: 
 
 
 def _regions(answer, question: str, tracked: list[_Tracked]) -> tuple:
-    from unimed.models.grounded.processing import asked_phrase
     from unimed.structures import Region
 
-    targets = [target for target in answer.targets if target[0] == SEG_TOKEN]
+    targets = [target for target in answer.targets if target.token == SEG_TOKEN]
     return tuple(
         Region(
-            phrase or asked_phrase(question), mask=one.mask, presence=one.presence, confidence=one.confidence,
-            phrase_span=span,
+            target.phrase or asked_phrase(question), mask=one.mask, presence=one.presence, confidence=one.confidence,
+            phrase_span=target.span,
         )
-        for (_, phrase, span), one in zip(targets, tracked, strict=False)
+        for target, one in zip(targets, tracked, strict=False)
     )  # fmt: skip
 
 
@@ -205,13 +181,13 @@ class _Frames:
         if not len(frames):
             raise PromptError("there is no frame")
         self.frames, self.site = frames, site
-        self.size = read_image(frames[0], site).rgb.shape[:2]
+        self.size = load_image(frames[0], site=site).rgb.shape[:2]
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        rgb = read_image(self.frames[index], self.site).rgb
+        rgb = load_image(self.frames[index], site=self.site).rgb
         if rgb.shape[:2] != self.size:
             raise ImageError(f"frame {index} is {rgb.shape[:2]}, the first {self.size}; all frames need one size")
         return rgb

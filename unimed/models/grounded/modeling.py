@@ -15,6 +15,7 @@ from transformers.utils import is_flash_attn_2_available
 from unimed.models.backbones.vision_language import VisionLanguageBackbone, build_backbone
 from unimed.models.connectors import build_connector
 from unimed.models.grounded.configuration import GroundedConfig
+from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.predicting import GroundedPredictor
 from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection
 from unimed.models.heads.medsam_lite import MedSamLiteMaskHead
@@ -198,67 +199,37 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
-        image_token_index: torch.Tensor | None = None,
         mask_features: MaskFeatures | None = None,
         mask_pixel_values: torch.Tensor | None = None,
-        image_of_row: torch.Tensor | None = None,
-        images_per_row: torch.Tensor | None = None,
-        read_images: torch.Tensor | None = None,
-        seg_of_mask: torch.Tensor | None = None,
-        image_of_mask: torch.Tensor | None = None,
+        layout: ImageLayout | None = None,
         labels: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         task: torch.Tensor | None = None,
         return_logits: bool = True,
-        sequence_of_token: torch.Tensor | None = None,
         **kwargs,
     ) -> GroundedOutput:
         """One teacher-forced pass.
 
         Args:
-            input_ids: [B, L], padded on the right.
+            input_ids: [B, L], padded on either side.
             attention_mask: [B, L], or bool [B, 1, L, L] where several sequences share a row.
             pixel_values: [T, 3, H, W] tiles in reading order (patches with `image_grid_thw` [I, 3] for backbones that
                 read them so); or `image_tokens` [.., D] computed before.
-            image_token_index: [places], which image token stands at each place of the text, in reading order; all in
-                order by default. Regions given with the question repeat tokens (`regions.token_index`).
             mask_pixel_values: [I, 3, S, S] images for the mask head; or `mask_features` computed before.
-            image_of_row: [B], which of the I images a row talks about; row i talks about image i by default.
-            images_per_row: [B], how many of the images of `image_grid_thw` each row shows; one by default.
-            read_images: [U], the images whose tokens the text holds, where the backbone has no vision part of its own
-                and a row shows several frames; the image of each row by default.
-            seg_of_mask, image_of_mask: [M], the [SEG] (counted in reading order over the batch) and the image of each
-                wanted mask, where a [SEG] speaks of several frames; one mask per [SEG] by default.
+            layout: which image stands where and which one a row speaks of; by default row i shows and speaks of image
+                i, where it shows one, and its tokens stand in order.
             labels: [B, L], -100 where no loss is taken.
+            task: ids of the tasks [N] of samples (of images or tiles without `layout`), for connectors that route.
             return_logits: False leaves out the [B, L, V] logits; the loss reads only labelled places.
-            sequence_of_token: [B, L], for packed rows: which of the I images (in reading order) a token talks about.
         """
-        auxiliary = None
         if mask_features is None and mask_pixel_values is not None:
             mask_features = self.mask_head.encode(mask_pixel_values)
-        if image_of_row is None:
-            image_of_row = torch.arange(len(input_ids), device=input_ids.device)
-        image_of_token = image_of_row[:, None].expand_as(input_ids) if sequence_of_token is None else sequence_of_token
-        has_image = (input_ids == self.config.image_token_id).any(dim=1)
-        if image_tokens is None and (pixel_values is not None or bool(has_image.any())):
-            seen = mask_features
-            if self.reads_mask_encoder:
-                if read_images is not None and task is not None and images_per_row is not None:
-                    task = task.repeat_interleave(images_per_row)
-                elif sequence_of_token is None:
-                    index, task = image_of_row[has_image], None if task is None else task[has_image]
-                else:
-                    index = torch.unique_consecutive(image_of_token[input_ids == self.config.image_token_id])
-                    task = None if task is None else task[index]
-                if read_images is not None:
-                    index = read_images
-                seen = MaskFeatures(mask_features.embedding[index])
-            image_tokens, auxiliary = self.image_tokens(pixel_values, seen, task, image_grid_thw)
-        if image_token_index is not None:
-            image_tokens = image_tokens.flatten(0, -2)[image_token_index]
-        embeds = self.merge(input_ids, image_tokens)
-        if position_ids is None:
-            position_ids = self.backbone.position_ids(input_ids, attention_mask, image_grid_thw, images_per_row)
+        if layout is not None:
+            layout = layout.to(input_ids.device)
+        embeds, position_ids, auxiliary = self.embed(
+            input_ids, attention_mask, pixel_values, image_grid_thw, image_tokens, mask_features, layout, task,
+            position_ids,
+        )  # fmt: skip
         if attention_mask is not None and attention_mask.ndim == 4:
             # Every attention implementation adds a mask of numbers; not all know one of booleans.
             hidden_from = torch.finfo(embeds.dtype).min
@@ -275,14 +246,54 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             wanted = labels[:, 1:] != -100
             logits = self.lm_head(hidden[:, :-1][wanted]).float()
             output.loss = F.cross_entropy(logits, labels[:, 1:][wanted]) if len(logits) else hidden.sum() * 0.0
+        self._point(output, input_ids, labels, mask_features, layout)
+        return output
+
+    def embed(
+        self, input_ids, attention_mask, pixel_values=None, image_grid_thw=None, image_tokens=None,
+        mask_features: MaskFeatures | None = None, layout: ImageLayout | None = None, task=None, position_ids=None,
+    ):  # fmt: skip
+        """Embeddings [B, L, D] of text and images, positions (None for their order), and the connector's loss.
+
+        Arguments are those of `forward`.
+        """
+        auxiliary = None
+        places = input_ids == self.config.image_token_id
+        if image_tokens is None and (pixel_values is not None or bool(places.any())):
+            seen = None
+            if layout is not None and isinstance(task, torch.Tensor):
+                task = layout.per_tile(task)
+            if self.reads_mask_encoder:
+                if mask_features is None:
+                    raise ValueError("this model reads images through its mask head: give mask_pixel_values")
+                index = torch.nonzero(places.any(dim=1))[:, 0] if layout is None else layout.encoded
+                task = task[index] if layout is None and isinstance(task, torch.Tensor) else task
+                seen = MaskFeatures(mask_features.embedding[index])
+            image_tokens, auxiliary = self.image_tokens(pixel_values, seen, task, image_grid_thw)
+        if layout is not None and layout.token_index is not None:
+            image_tokens = image_tokens.flatten(0, -2)[layout.token_index]
+        if position_ids is None:
+            grids = image_grid_thw
+            if grids is not None and layout is not None:
+                grids = grids[layout.shown]
+            per_row = None if layout is None else layout.per_sample
+            position_ids = self.backbone.position_ids(input_ids, attention_mask, grids, per_row)
+        return self.merge(input_ids, image_tokens), position_ids, auxiliary
+
+    def _point(self, output: GroundedOutput, input_ids, labels, features: MaskFeatures | None, layout) -> None:
+        """Masks, presence and boxes of the [SEG] and [BOX] of a batch."""
+        if layout is None:
+            image_of_token = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
+        else:
+            image_of_token = layout.image_of_token(input_ids)
         seg = input_ids == self.config.seg_token_id
-        if mask_features is not None and bool(seg.any()):
-            states = self.prompting_states(hidden, seg)
+        if features is not None and bool(seg.any()):
+            states = self.prompting_states(output.hidden, seg)
             prompts = self.seg_projection(states)
-            if seg_of_mask is not None:
-                output.masks = self.mask_head.decode(mask_features, image_of_mask, prompts[seg_of_mask])
+            if layout is not None and layout.seg_of_mask is not None:
+                output.masks = self.mask_head.decode(features, layout.image_of_mask, prompts[layout.seg_of_mask])
             else:
-                output.masks = self.mask_head.decode(mask_features, image_of_token[seg], prompts)
+                output.masks = self.mask_head.decode(features, image_of_token[seg], prompts)
             if self.presence_head is not None:
                 output.presence_logits = self.presence_head(states)[:, 0]
         if self.box_head is not None and self.config.box_token_id is not None:
@@ -290,12 +301,11 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             if labels is not None:
                 # Where [BOX] is no token of its own, its first piece may also stand in a question.
                 box &= labels != -100
-            if bool(box.any()) and not (self.config.box_decoder and mask_features is None):
-                states = self.prompting_states(hidden, box)
-                output.boxes = self.boxes_of(states, mask_features, image_of_token[box])
+            if bool(box.any()) and not (self.config.box_decoder and features is None):
+                states = self.prompting_states(output.hidden, box)
+                output.boxes = self.boxes_of(states, features, image_of_token[box])
                 if self.config.language_box_head:
                     output.language_boxes = self.language_box_head.raw(self.seg_projection(states))
-        return output
 
     def prompting_states(self, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """States [N, D] that stand for the tokens at `places` [B, L] of `hidden` [B, L, D]."""

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers.modeling_outputs import ModelOutput
 
-from unimed.io.images import ImageInput, read_image
+from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
-from unimed.models.grounded.regions import token_index
-from unimed.models.heads.mask import MaskFeatures, resize_mask_logits
-from unimed.structures import Region, as_list, identity
+from unimed.models.heads.mask import ImageFeatures, MaskFeatures, resize_mask_logits
+from unimed.structures import Region, as_list
 from unimed.tokens import SEG_TOKEN
+
+
+@dataclass
+class GroundedGeneration(ModelOutput):
+    """`sequences` [B, L] as transformers gives them; `rows`, one `Generated` per row."""
+
+    sequences: torch.Tensor | None = None
+    rows: list[Generated] | None = None
 
 
 class GroundedPredictor:
@@ -106,21 +115,19 @@ class GroundedPredictor:
         was_training = self.training
         self.eval()
         try:
-            inputs, slots = _unique(images, lambda image: None if image is None else read_image(image, site))
-            prompts, cells = [], []
-            for text, slot, given in zip(texts, slots, regions, strict=True):
-                cells.append(self._cells_of(inputs[slot], given))
-                count = 0 if inputs[slot] is None else self.processor.unit_count(*inputs[slot].rgb.shape[:2])
-                prompts.append(self.processor.encode_prompt([("user", text)], count, cells=cells[-1]))
+            assembly = self.processor.assembly(site=site)
+            for image, text, given in zip(images, texts, regions, strict=True):
+                assembly.add(image, [("user", text)], given)
+            lengths = [len(example.ids) for example in assembly.examples]
             # Prompts of like length stand together, so that little is padded; drawn answers keep their order.
-            order = sorted(range(len(texts)), key=lambda i: len(prompts[i]) if temperature == 0 else i)
+            order = sorted(range(len(texts)), key=lambda i: lengths[i] if temperature == 0 else i)
             predictions: list = [None] * len(texts)
             for start in range(0, len(texts), batch_size):
                 part = order[start : start + batch_size]
+                options = dict(max_new_tokens=max_new_tokens, temperature=temperature, generator=generator)
                 done = self._predict_part(
-                    inputs, *([values[i] for i in part] for values in (slots, texts, prompts, cells)),
-                    max_new_tokens, presence_threshold, temperature, generator, use_cache,
-                )  # fmt: skip
+                    assembly, part, [texts[i] for i in part], presence_threshold, use_cache=use_cache, **options
+                )
                 for place, prediction in zip(part, done, strict=True):
                     predictions[place] = prediction
             return predictions
@@ -148,7 +155,7 @@ class GroundedPredictor:
             ValueError: no box, or a box that is not four finite numbers, has no area, or lies outside the image.
         """
         self.eval()
-        source = read_image(image, site)
+        source = load_image(image, site=site)
         height, width = source.rgb.shape[:2]
         phrases = list(phrases) or [f"box {index + 1}" for index in range(len(boxes_xyxy_px))]
         regions = [
@@ -185,8 +192,9 @@ class GroundedPredictor:
             for r, mask, iou in zip(regions, masks, quality, strict=True)
         ]
         return Prediction(
-            "", tuple(regions), source.geometry, {"masks": time.perf_counter() - begin}, self._reference()
-        )
+            "", tuple(regions), source.geometry, {"masks": time.perf_counter() - begin}, self._reference(),
+            image=source.source,
+        )  # fmt: skip
 
     @torch.no_grad()
     def predict_forward(
@@ -208,79 +216,98 @@ class GroundedPredictor:
 
         return predict_published(self, image, text, past_text, mask_prompts, video, max_new_tokens)
 
-    # -- steps --------------------------------------------------------------------------------------------------
-    def _cells_of(self, source: ImageInput | None, regions) -> torch.Tensor | None:
-        """Image tokens under the regions of a question, bool [N, rows, columns]; None without regions.
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        mask_pixel_values: torch.Tensor | None = None,
+        layout=None,
+        *,
+        max_new_tokens: int = 512,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+        return_dict_in_generate: bool = False,
+        **unknown,
+    ):
+        """Ids [B, L + answer] as transformers' `generate` gives them: the prompt, the answer, padding behind it.
+
+        Takes what the processor gives: `model.generate(**model.processor(images=image, text="..."))`. Regions and their
+        masks come with `predict`; the text of an answer and what it points at with `processor.parse(ids)`.
+
+        Args:
+            do_sample, temperature, generator: greedy by default.
+            return_dict_in_generate: also what the heads read: `rows`, one `Generated` per row, beside `sequences`.
 
         Raises:
-            PromptError: regions without an image, or that do not fit it.
+            ValueError: rows padded on the right, or an option this decoding does not have.
         """
-        if regions is None or not len(regions):
-            return None
-        if source is None:
-            raise PromptError("regions were given without an image")
-        return self.processor.region_cells(regions, source.rgb.shape[:2])
-
-    def _chunks(self, slots: Sequence[int]) -> list[list[int]]:
-        # A processor gains nothing from several images at once and loses its cache; a GPU does gain.
-        size = 1 if self.device.type == "cpu" else 8
-        return [list(slots[start : start + size]) for start in range(0, len(slots), size)]
-
-    def _mask_features(self, inputs, slots: Sequence[int]) -> dict[int, MaskFeatures]:
-        """Features of the mask head for each image named, a chunk at a time."""
-        features = {}
-        for chunk in self._chunks(slots):
-            pixels = torch.stack([self.processor.mask_pixels(inputs[slot].rgb) for slot in chunk])
-            encoded = self.mask_head.encode(pixels.to(self.device))
-            features |= {slot: encoded.select(place) for place, slot in enumerate(chunk)}
-        return features
-
-    def _image_tokens(self, inputs, slots: Sequence[int], features) -> dict[int, torch.Tensor]:
-        """Image tokens [N, D] of each image named; `features` are needed where the mask head does the seeing."""
-        tokens = {}
-        for chunk in self._chunks(slots):
-            seen, pixels, grids = None, None, None
-            if self.reads_mask_encoder:
-                seen = MaskFeatures(torch.cat([features[slot].embedding for slot in chunk]))
-            else:
-                read = [self.processor.pixels(inputs[slot].rgb) for slot in chunk]
-                pixels = torch.cat([values for values, _ in read]).to(self.device)
-                grids = None if read[0][1] is None else torch.cat([grid for _, grid in read]).to(self.device)
-            together, _ = self.image_tokens(pixels, seen, image_grid_thw=grids)
-            counts = [self.processor.unit_count(*inputs[slot].rgb.shape[:2]) for slot in chunk]
-            together = together.flatten(0, -2)
-            parts = together.split([len(together) * count // sum(counts) for count in counts])
-            tokens |= dict(zip(chunk, parts, strict=True))
-        return tokens
-
-    def _decode_rows(
-        self, inputs, slots, prompts, max_new_tokens, temperature, generator, use_cache, cells=None
-    ) -> tuple[list[Generated], dict[int, MaskFeatures]]:
-        """Generated rows, and the mask features of the images whose answers point at something."""
-        cells = [None] * len(slots) if cells is None else cells
-        used = list(dict.fromkeys(slot for slot in slots if inputs[slot] is not None))
-        features = self._mask_features(inputs, used) if self.reads_mask_encoder else {}
-        tokens = self._image_tokens(inputs, used, features)
-        seen = [
-            tokens[slot][token_index(len(tokens[slot]), one).to(self.device)]
-            for slot, one in zip(slots, cells, strict=True)
-            if slot in tokens
-        ]
-        grids = [
-            torch.tensor([[1, *(side * self.processor.merge_size for side in self.processor.token_grid(*size))]])
-            for size in (inputs[slot].rgb.shape[:2] for slot in slots if slot in tokens)
-            if self.processor.native_pixels is not None
-        ]
-        rows = self.answer(
-            prompts, torch.cat(seen) if seen else None, torch.cat(grids) if grids else None,
-            max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, use_cache=use_cache,
+        if unknown:
+            raise ValueError(
+                f"generate does not know {', '.join(sorted(unknown))}; known are max_new_tokens, do_sample, "
+                "temperature, generator, use_cache, return_dict_in_generate"
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if not bool(attention_mask[:, -1].all()):
+            raise ValueError("rows are padded on the right; questions are padded on the left, as the processor does it")
+        inputs = dict(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+        inputs |= dict(image_grid_thw=image_grid_thw, mask_pixel_values=mask_pixel_values, layout=layout)
+        rows, _ = self._decode(
+            inputs, max_new_tokens=max_new_tokens, temperature=temperature if do_sample else 0.0, generator=generator,
+            use_cache=use_cache,
         )  # fmt: skip
-        asking = {self.config.seg_token_id} | ({self.config.box_token_id} if self.config.box_decoder else set())
-        pointing = {
-            slot for slot, row in zip(slots, rows, strict=True) if slot in tokens and asking & set(row.state_ids)
-        }
-        missing = [slot for slot in used if slot in pointing and slot not in features]
-        return rows, features | self._mask_features(inputs, missing)
+        longest = max(len(row.ids) for row in rows)
+        new = torch.full((len(rows), longest), self.processor.pad_id, device=input_ids.device)
+        for place, row in enumerate(rows):
+            new[place, : len(row.ids)] = torch.tensor(row.ids, device=new.device)
+        sequences = torch.cat([input_ids, new], dim=1)
+        return GroundedGeneration(sequences=sequences, rows=rows) if return_dict_in_generate else sequences
+
+    # -- steps --------------------------------------------------------------------------------------------------
+    def _decode(self, inputs, image_tokens=None, task=None, **options) -> tuple[list[Generated], ImageFeatures]:
+        """Answers to the questions of a batch of the processor, and the mask head's features of its images.
+
+        Args:
+            image_tokens: those of the images of the batch, where they were computed before.
+            task: of the batch, for connectors that route; `routing_task` by default.
+        """
+        inputs = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in inputs.items()}
+        features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"))
+        if image_tokens is None:
+            image_tokens = self._image_tokens(inputs, features)
+        embeds, positions, _ = self.embed(
+            inputs["input_ids"], inputs["attention_mask"], image_grid_thw=inputs.get("image_grid_thw"),
+            image_tokens=image_tokens, layout=inputs.get("layout"),
+        )  # fmt: skip
+        return self._answer(embeds, inputs["attention_mask"], positions, **options), features
+
+    def _image_tokens(self, inputs, features: ImageFeatures) -> torch.Tensor | None:
+        """Image tokens [N, D] of all images of a batch, one after the other; None where it has none."""
+        layout, pixels, grids = inputs.get("layout"), inputs.get("pixel_values"), inputs.get("image_grid_thw")
+        if layout is None or not len(layout.encoded):
+            seen = None
+            if self.reads_mask_encoder and inputs.get("mask_pixel_values") is not None:
+                seen = features[list(range(len(inputs["mask_pixel_values"])))]
+            if pixels is None and seen is None:
+                return None
+            return self.image_tokens(pixels, seen, image_grid_thw=grids)[0].flatten(0, -2)
+        # A CPU gains nothing from several images at once and loses its cache; a GPU does gain.
+        size = 1 if self.device.type == "cpu" else 8
+        numbers = list(range(len(layout.encoded)))
+        counts = layout.tiles.tolist() if grids is None else grids.prod(dim=1).tolist()
+        parts = [None] * len(counts) if pixels is None else pixels.split(counts)
+        tokens = []
+        for chunk in (numbers[start : start + size] for start in range(0, len(numbers), size)):
+            seen = features[layout.encoded[chunk].tolist()] if self.reads_mask_encoder else None
+            read = None if pixels is None else torch.cat([parts[i] for i in chunk])
+            grid = None if grids is None else grids[chunk]
+            tokens.append(self.image_tokens(read, seen, image_grid_thw=grid)[0].flatten(0, -2))
+        return torch.cat(tokens)
 
     @torch.no_grad()
     def answer(self, prompts: Sequence[Sequence[int]], image_tokens=None, image_grid_thw=None, **options):
@@ -296,20 +323,21 @@ class GroundedPredictor:
             one `Generated` per row.
         """
         length = max(len(ids) for ids in prompts)
-        padding_id = self.processor.tokenizer.pad_token_id or 0
-        padding_id = padding_id if padding_id != self.config.image_token_id else 0
-        input_ids = torch.full((len(prompts), length), padding_id, device=self.device)
+        input_ids = torch.full((len(prompts), length), self.processor.pad_id, device=self.device)
         mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(prompts):
             input_ids[row, length - len(ids) :] = torch.tensor(ids, device=self.device)
             mask[row, length - len(ids) :] = 1
+        positions = self.backbone.position_ids(input_ids, mask, image_grid_thw)
+        return self._answer(self.merge(input_ids, image_tokens), mask, positions, **options)
+
+    def _answer(self, embeds, attention_mask, position_ids, **options) -> list[Generated]:
         special = [self.config.seg_token_id]
         if self.box_head is not None and self.config.box_token_id is not None:
             special.append(self.config.box_token_id)
         return generate(
-            self, self.merge(input_ids, image_tokens), mask,
-            position_ids=self.backbone.position_ids(input_ids, mask, image_grid_thw),
-            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
+            self, embeds, attention_mask, position_ids=position_ids, keep_states_of=special,
+            stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
             state_before=self.config.prompt_state == "before", **options,
         )  # fmt: skip
 
@@ -333,21 +361,26 @@ class GroundedPredictor:
         content = self.processor.frame(size).content_hw
         return resize_mask_logits(output.logits, size, self.mask_head.image_size, content), output.iou, presence
 
-    def _predict_part(
-        self, inputs, slots, texts, prompts, cells, max_new_tokens, threshold, temperature, generator, cache
-    ) -> list[Prediction]:
+    def _predict_part(self, assembly, part, texts, threshold, **options) -> list[Prediction]:
         begin = time.perf_counter()
-        rows, features = self._decode_rows(inputs, slots, prompts, max_new_tokens, temperature, generator, cache, cells)
+        inputs = assembly.batch(part)
+        rows, features = self._decode(inputs, **options)
         answered = time.perf_counter()
+        asking = {self.config.seg_token_id} | ({self.config.box_token_id} if self.config.box_decoder else set())
+        images = inputs["layout"].image_of_sample.tolist()
+        pointing = [image for image, row in zip(images, rows, strict=True) if asking & set(row.state_ids)]
+        features.encode(pointing if "mask_pixel_values" in inputs else ())
         predictions = []
-        for row, slot, text in zip(rows, slots, texts, strict=True):
+        for row, number, image, text in zip(rows, part, images, texts, strict=True):
+            example = assembly.examples[number]
+            source = assembly.sources[example.images[0]] if example.images else None
+            mine = features.get(image) if example.images else None
             answer = self.processor.parse(row.ids)
-            source = inputs[slot]
             regions = []
             if source is not None:
                 size = source.rgb.shape[:2]
-                logits, iou, presence = self._masks_of(row, features.get(slot), size)
-                boxes = self._boxes_of(row, features.get(slot), size)
+                logits, iou, presence = self._masks_of(row, mine, size)
+                boxes = self._boxes_of(row, mine, size)
                 regions = _regions(answer, text, logits, iou, presence, boxes, threshold)
                 if self.calibration is not None:
                     # Learnt from boxes that a [BOX] gave; a box around a mask has another law.
@@ -356,8 +389,14 @@ class GroundedPredictor:
             geometry = None if source is None else source.geometry
             predictions.append(
                 Prediction(
-                    answer.text, tuple(regions), geometry, timing, self._reference(), self.processor.raw_text(row.ids)
-                )
+                    answer.text,
+                    tuple(regions),
+                    geometry,
+                    timing,
+                    self._reference(),
+                    self.processor.raw_text(row.ids),
+                    None if source is None else source.source,
+                )  # fmt: skip
             )
         share = (time.perf_counter() - answered) / len(rows)
         for prediction in predictions:
@@ -401,9 +440,9 @@ class GroundedPredictor:
 
 def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Region]:
     regions, seg, box = [], 0, 0
-    for token, phrase, span in answer.targets:
-        phrase = phrase or asked_phrase(text)
-        if token == SEG_TOKEN:
+    for target in answer.targets:
+        phrase, span = target.phrase or asked_phrase(text), target.span
+        if target.token == SEG_TOKEN:
             if seg >= len(logits):
                 continue
             there = None if presence is None else float(presence[seg])
@@ -447,18 +486,6 @@ def _box_around(mask: np.ndarray):
 
 def _unit(value: float) -> float:
     return float(min(1.0, max(0.0, value)))
-
-
-def _unique(items: list, make):
-    """(what was made, place of each item in it); what is equal is made once."""
-    made, slots, seen = [], [], {}
-    for item in items:
-        key = identity(item)
-        if key not in seen:
-            seen[key] = len(made)
-            made.append(make(item))
-        slots.append(seen[key])
-    return made, slots
 
 
 def _box_within(phrase: str, box: Sequence, width: int, height: int) -> tuple:

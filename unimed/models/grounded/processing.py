@@ -5,32 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from unimed.chat import TEMPLATES, as_plain_text
+from unimed.markup import without_surrogates
 from unimed.models import foreign
+from unimed.models.grounded.answers import ParsedAnswer, Target, parse_pieces, pieces_of_text
+from unimed.models.grounded.assembly import Assembly, conversations_of
 from unimed.models.grounded.framing import MASK_FITS, TILE_FITS, Frame, frame, normalised, one_tile, place
-from unimed.models.grounded.llava_text import PHRASE_STYLES, sentence_phrase, separate_ids
+from unimed.models.grounded.llava_text import PHRASE_STYLES, separate_ids
 from unimed.models.grounded.regions import PromptError, region_cells, region_masks, region_text, token_index
 from unimed.models.grounded.tiling import best_grid, tile
-from unimed.tokens import BOX_TOKEN, IMAGE_PLACEHOLDER, PHRASE_END, PHRASE_START, SEG_TOKEN
-
-
-@dataclass
-class ParsedAnswer:
-    """An answer without its markers.
-
-    `text` is what a person reads; `targets` has one entry per [SEG] and [BOX] in order: (token, phrase, span), where
-    the span are character offsets of the phrase in `text`, or None where the answer marks no phrase before it.
-    """
-
-    text: str
-    targets: list[tuple[str, str, tuple[int, int] | None]] = field(default_factory=list)
+from unimed.tokens import BOX_TOKEN, IMAGE_PLACEHOLDER, SEG_TOKEN
 
 
 class GroundedProcessor(ProcessorMixin):
@@ -123,6 +113,77 @@ class GroundedProcessor(ProcessorMixin):
             # One unit of `unit_count` is then a token, not a tile.
             self.tokens_per_tile = 1
         super().__init__(tokenizer)
+
+    # -- all at once --------------------------------------------------------------------------------------------
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        regions=None,
+        *,
+        site: str = "",
+        literal: bool = True,
+        past_text: str = "",
+        mask_images: bool = True,
+        return_tensors: str = "pt",
+        padding: bool = True,
+    ) -> BatchFeature:
+        """What `GroundedMLLM.forward` and `generate` take.
+
+        Args:
+            images: one image for all texts, or one per text: a path, PIL image, array, several of these (frames, or the
+                images of one question; one tile each), or None for a text without. An object given twice is encoded
+                once.
+            text: a question; a list of questions; or conversations, turns as (role, text) or as {"role", "content"}.
+                "<image>" says where the image stands, it comes first otherwise. Where the last turn is an answer
+                (role "assistant") the batch has labels.
+            regions: what a question speaks of as "region1", "region2", ...: masks [H, W], boxes (x1, y1, x2, y2) in
+                pixels of the image, or `Region`s; one list for one text, else one list (or None) per text.
+            site: body site whose CT window is used for images deeper than 8 bit.
+            literal: read control strings in questions as plain text (always, except for published inputs).
+            past_text: turns before, already written in the template of the model.
+            mask_images: False leaves out what the mask head sees, where only the text of an answer is wanted.
+            return_tensors: "pt", nothing else is there. padding: rows of a batch always have one length.
+
+        Returns:
+            `input_ids` and `attention_mask` [B, L] (questions padded on the left, answers on the right), `labels`;
+            `pixel_values` [T, 3, s, s] or patches [P, K] with `image_grid_thw` [I, 3]; `mask_pixel_values`
+            [I, 3, S, S]; and `layout`, an `ImageLayout`.
+
+        Raises:
+            PromptError: no text, another number of images or lists of regions than of texts, a question that is empty
+                or too long, or a region that does not fit.
+            ImageError, ReadError: an image that cannot be read.
+        """
+        if text is None:
+            raise PromptError("give `text`: a question, a list of questions, or a conversation")
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is 'pt', got {return_tensors!r}")
+        conversations = conversations_of(text)
+        if isinstance(images, (list, tuple)):
+            images = [one[0] if isinstance(one, (list, tuple)) and len(one) == 1 else one for one in images]
+        else:
+            images = [images] * len(conversations)
+        if regions is not None and len(conversations) == 1 and not _is_list_per_text(regions):
+            regions = [regions]
+        regions = [None] * len(conversations) if regions is None else list(regions)
+        for name, values in (("images", images), ("lists of regions", regions)):
+            if len(values) != len(conversations):
+                raise PromptError(f"{len(values)} {name} for {len(conversations)} texts; give one per text, or None")
+        assembly = self.assembly(site=site, literal=literal, past_text=past_text)
+        for image, conversation, given in zip(images, conversations, regions, strict=True):
+            assembly.add(image, conversation, given)
+        return BatchFeature(assembly.batch(mask_images=mask_images))
+
+    def assembly(self, **options) -> Assembly:
+        """An empty `Assembly`, for callers that add questions one by one and take several batches out of it."""
+        return Assembly(self, **options)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills short rows; never the image token."""
+        padding = self.tokenizer.pad_token_id or 0
+        return padding if padding != self.tokenizer.convert_tokens_to_ids(self.image_token) else 0
 
     # -- images -------------------------------------------------------------------------------------------------
     def tiles(self, image: np.ndarray, max_tiles: int | None = None) -> torch.Tensor | None:
@@ -238,19 +299,29 @@ class GroundedProcessor(ProcessorMixin):
         return image + ("\n" if cells is None else "") + before
 
     def encode_prompt(
-        self, turns: list[tuple[str, str]], unit_count: int | Sequence[int], literal: bool = True, cells=None
+        self,
+        turns: list[tuple[str, str]],
+        unit_count: int | Sequence[int],
+        literal: bool = True,
+        cells=None,
+        past_text: str = "",
     ) -> list[int]:
         """Ids of a conversation up to where the model answers.
+
+        Args:
+            past_text: turns before, already written in the template of the model; the image may stand there.
 
         Raises:
             PromptError: empty or longer than `max_prompt_tokens`.
         """
+        if past_text and IMAGE_PLACEHOLDER not in turns[0][1]:
+            unit_count = 0  # it stands in what was said before
         # The image belongs to the first question; later ones speak of the same image.
         written = [
             (role, text if role != "user" else self._turn(text, index, unit_count, literal, cells))
             for index, (role, text) in enumerate(turns)
         ]
-        ids = self.prompt_ids(TEMPLATES[self.template].prompt(written, self.system))
+        ids = self.prompt_ids(past_text + TEMPLATES[self.template].prompt(written, "" if past_text else self.system))
         if len(ids) > self.max_prompt_tokens:
             raise PromptError(f"the question has {len(ids)} tokens, the model reads at most {self.max_prompt_tokens}")
         return ids
@@ -278,6 +349,7 @@ class GroundedProcessor(ProcessorMixin):
         return ([self.tokenizer.bos_token_id] if begins else []) + self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
+        text = without_surrogates(text)
         if self.separate_tokens:
             return separate_ids(self.tokenizer, text)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -299,59 +371,50 @@ class GroundedProcessor(ProcessorMixin):
         """Text of an answer with all its markers, as UniBiomed returns it."""
         return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
 
-    def parse(self, ids: list[int]) -> ParsedAnswer:
+    def parse(self, answer: str | Sequence[int] | torch.Tensor) -> ParsedAnswer:
         """Text without markers, and what each [SEG] and [BOX] points at.
 
-        A target counts only where its token was said: the same letters spelled in pieces are plain text.
-        """
-        stop = TEMPLATES[self.template].stop
-        marks = self._marks()
-        end = self.tokenizer.eos_token
-        text, targets, phrase, start, said = "", [], None, None, 0
-        chunk: list[int] = []
+        Of ids a target counts only where its token was said: the same letters spelled in pieces are plain text. Of text
+        every marker counts.
 
-        def take(chunk):
-            nonlocal text, phrase, start
+        Args:
+            answer: ids of one answer (without its question), or its text.
+        """
+        stop, end = TEMPLATES[self.template].stop, self.tokenizer.eos_token
+        if isinstance(answer, str):
+            spelled = {SEG_TOKEN: SEG_TOKEN, BOX_TOKEN: BOX_TOKEN}
+            return parse_pieces(pieces_of_text(answer, spelled, (stop, end)), self.phrase_style)
+        marks, pieces, chunk = self._marks(), [], []
+
+        def take() -> str:
             words = self.tokenizer.decode(chunk, skip_special_tokens=False) if chunk else ""
             words = words.split(stop)[0]
-            if end:
-                words = words.replace(end, "")
-            for piece in re.split(f"({re.escape(PHRASE_START)}|{re.escape(PHRASE_END)})", words):
-                if piece == PHRASE_START:
-                    start, phrase = len(text), None
-                elif piece == PHRASE_END:
-                    if start is not None:
-                        inner = text[start:]
-                        left = start + len(inner) - len(inner.lstrip())
-                        phrase = (left, max(left, len(text.rstrip())))
-                    start = None
-                elif piece:
-                    piece = re.sub(r"\s+", " ", piece)
-                    if not text or text.endswith(" "):
-                        piece = piece.lstrip(" ")
-                    if re.match(r"[.,;:!?]", piece.lstrip()):
-                        text, piece = text.rstrip(" "), piece.lstrip()
-                    text += piece
+            chunk.clear()
+            return words.replace(end, "") if end else words
 
-        for token in ids:
+        for token in answer.tolist() if isinstance(answer, torch.Tensor) else answer:
             if token in marks:
-                take(chunk)
-                chunk = []
-                if self.phrase_style == "sentence":
-                    phrase = sentence_phrase(text, said) or phrase
-                    said = len(text)
-                span = phrase if phrase and phrase[1] > phrase[0] else None
-                targets.append((marks[token], text[slice(*span)] if span else "", span))
+                pieces += [take(), Target(marks[token])]
             else:
                 chunk.append(token)
-        take(chunk)
-        return ParsedAnswer(text.rstrip(), targets)
+        return parse_pieces([*pieces, take()], self.phrase_style)
 
     def _marks(self) -> dict[int, str]:
         """Ids of the tokens that point at something, as far as the tokenizer has them."""
         spelled = {SEG_TOKEN: SEG_TOKEN, self.box_token: BOX_TOKEN}
         ids = {self.tokenizer.convert_tokens_to_ids(token): name for token, name in spelled.items()}
         return {i: name for i, name in ids.items() if i is not None and i != self.tokenizer.unk_token_id}
+
+
+def _is_list_per_text(regions) -> bool:
+    """Whether regions of one text are wrapped in a list of their own already."""
+    return len(regions) == 1 and (
+        regions[0] is None or isinstance(regions[0], (list, tuple)) and not _is_box(regions[0])
+    )
+
+
+def _is_box(region) -> bool:
+    return len(region) == 4 and all(isinstance(value, (int, float, np.number)) for value in region)
 
 
 AutoProcessor.register("unimed_grounded", GroundedProcessor)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from unimed.chat import TEMPLATES
-from unimed.io.images import read_image
-from unimed.models.grounded.frames import KEY_FRAMES, ask, frame_tokens, propagate
+from unimed.io.images import load as load_image
+from unimed.models.grounded.frames import KEY_FRAMES, ask, propagate
 from unimed.models.grounded.processing import PromptError
 from unimed.models.heads.mask import resize_mask_logits
 from unimed.models.heads.sam2 import Sam2MaskHead
@@ -31,29 +30,22 @@ def predict_published(model, image, text, past_text, mask_prompts, video, max_ne
 
 
 def _image(model, image, text, past_text, mask_prompts, max_new_tokens) -> dict:
-    processor = model.processor
-    source = None if image is None else read_image(image)
-    cells = None
+    source = None if image is None else load_image(image)
+    regions = None
     if mask_prompts is not None:
         if len(mask_prompts) != 1:
             raise PromptError(f"mask_prompts holds one array [N, H, W] for the one image, got {len(mask_prompts)}")
         masks = np.asarray(mask_prompts[0])
-        try:
-            cells = model._cells_of(source, list(masks[None] if masks.ndim == 2 else masks))
-        except PromptError as error:
-            raise PromptError(f"mask_prompts: {error}") from error
-    asked = text
-    if source is None:
-        asked = text.replace(IMAGE_PLACEHOLDER, "")
-    elif IMAGE_PLACEHOLDER in text:
-        units = processor.unit_count(*source.rgb.shape[:2])
-        asked = processor.question(text, units, literal=False, cells=cells)
-    prompt = past_text + TEMPLATES[processor.template].prompt([("user", asked)])
-    rows, features = model._decode_rows(
-        [source], [0], [processor.prompt_ids(prompt)], max_new_tokens, 0.0, None, True, [cells]
-    )
+        regions = list(masks[None] if masks.ndim == 2 else masks)
+    assembly = model.processor.assembly(literal=False, past_text=past_text)
+    try:
+        assembly.add(source, [("user", text if source is not None else text.replace(IMAGE_PLACEHOLDER, ""))], regions)
+    except PromptError as error:
+        raise PromptError(f"mask_prompts: {error}" if regions is not None else str(error)) from error
+    rows, features = model._decode(assembly.batch(), max_new_tokens=max_new_tokens)
     masks = []
     if source is not None:
+        features.encode([0] if model.seg_states(rows[0]) is not None else [])
         logits, _, _ = model._masks_of(rows[0], features.get(0), source.rgb.shape[:2])
         # Sigmoid above one half, as published; no presence gate.
         masks = [mask[None] for mask in (logits > 0).cpu().numpy()]
@@ -65,14 +57,13 @@ def _video(model, video, text, past_text, max_new_tokens) -> dict:
         raise PromptError(
             "this model's mask head has no memory for frames; use unimed.inference.predict_volume, slice by slice"
         )
-    frames = [read_image(frame).rgb for frame in video]
+    frames = [load_image(frame).rgb for frame in video]
     if not frames:
         raise PromptError("the video has no frame")
     sizes = {frame.shape[:2] for frame in frames}
     if len(sizes) > 1:
         raise PromptError(f"all frames must have one size, found {sorted(sizes)}")
-    seen = frame_tokens(model, frames[:KEY_FRAMES])
-    row = ask(model, seen, text, max_new_tokens, past_text, literal=False)
+    (row,) = ask(model, frames[:KEY_FRAMES], [text.strip()], max_new_tokens, past_text=past_text, literal=False)
     states = model.seg_states(row)
     if states is None:
         return _result(model, row, [])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from unimed.io.images import read_image
+from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated
 from unimed.structures import Region
@@ -29,33 +29,28 @@ def teacher_forced(model, images: Sequence, questions: Sequence[str], answers: S
     try:
         for image, question, answer in zip(images, questions, answers, strict=True):
             begin = time.perf_counter()
-            source = read_image(image)
+            source = load_image(image)
             processor, size = model.processor, source.rgb.shape[:2]
-            conversation = (("user", question), ("assistant", answer))
-            ids, labels = processor.encode_example(conversation, processor.unit_count(*size))
-            pixels, _ = processor.pixels(source.rgb)
-            features = model.mask_head.encode(processor.mask_pixels(source.rgb)[None].to(model.device))
-            row = torch.tensor([ids], device=model.device)
-            output = model(
-                row,
-                pixel_values=None if pixels is None else pixels.to(model.device),
-                mask_features=features,
-                labels=torch.tensor([labels], device=model.device),
-                return_logits=False,
-            )
-            learnt = [i for i in labels if i != -100]
-            places = (row == model.config.box_token_id) & (torch.tensor([labels], device=row.device) != -100)
+            inputs = processor(images=source, text=[("user", question), ("assistant", answer)]).to(model.device)
+            features = model.mask_head.encode(inputs.pop("mask_pixel_values"))
+            output = model(**inputs, mask_features=features, return_logits=False)
+            row, labels = inputs["input_ids"], inputs["labels"]
+            learnt = labels[labels != -100].tolist()
+            places = (row == model.config.box_token_id) & (labels != -100)
             states = list(model.prompting_states(output.hidden, places))
             said = Generated(learnt, states, [model.config.box_token_id] * len(states), [1.0] * len(states), True)
             parsed = processor.parse(learnt)
             boxes = model._boxes_of(said, features, size)
             regions = [
-                Region(phrase or question[:200], box_xyxy_px=box, confidence=sure, box_std_px=std, phrase_span=span)
-                for (_, phrase, span), (box, std, sure) in zip(parsed.targets, boxes, strict=True)
+                Region(one.phrase or question[:200], box_xyxy_px=box, confidence=sure, box_std_px=std,
+                       phrase_span=one.span)
+                for one, (box, std, sure) in zip(parsed.targets, boxes, strict=True)
                 if box[2] > box[0] and box[3] > box[1]
-            ]
+            ]  # fmt: skip
             spent = {"teacher_forced": time.perf_counter() - begin}
-            predictions.append(Prediction(parsed.text, tuple(regions), source.geometry, spent, model._reference()))
+            predictions.append(
+                Prediction(parsed.text, tuple(regions), source.geometry, spent, model._reference(), image=source.source)
+            )
     finally:
         model.train(was_training)
     return predictions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +105,30 @@ def resize_mask_logits(
     if through is not None and content is not None:
         logits = logits[..., : content[0], : content[1]]
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)[:, 0]
+
+
+class ImageFeatures:
+    """Features of the mask head for images [I, 3, S, S], each encoded when it is first asked for."""
+
+    def __init__(self, mask_head, pixels: torch.Tensor | None):
+        self.mask_head, self.pixels = mask_head, pixels
+        self._known: dict[int, MaskFeatures] = {}
+
+    def encode(self, images: Iterable[int]) -> None:
+        """Encode those of `images` that are not known yet."""
+        missing = [image for image in dict.fromkeys(images) if image not in self._known]
+        size = 1 if self.pixels is None or self.pixels.device.type == "cpu" else 8
+        for chunk in (missing[start : start + size] for start in range(0, len(missing), size)):
+            encoded = self.mask_head.encode(self.pixels[chunk])
+            self._known |= {image: encoded.select(place) for place, image in enumerate(chunk)}
+
+    def get(self, image: int) -> MaskFeatures | None:
+        return self._known.get(image)
+
+    def __getitem__(self, images: list[int]) -> MaskFeatures:
+        """Embeddings of several images at once."""
+        self.encode(images)
+        return MaskFeatures(torch.cat([self._known[image].embedding for image in images]))
 
 
 class FeatureCache:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from unimed.files import read_json_lines
 from unimed.models.clip.configuration import ClipConfig
 from unimed.models.clip.modeling import ClipModel
 from unimed.models.clip.processing import ClipProcessor
@@ -26,7 +26,7 @@ def texts_of(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of records; `tools/prepare_data.py sample` makes the sample set")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    records = [record for _, record in read_json_lines(path)]
     names = ("answer", "modality", "site")
     return [str(record[name]) for record in records for name in names if record.get(name)]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig
 
+from unimed.files import read_json_lines
 from unimed.models.connectors import ConnectorConfig
 from unimed.models.connectors.resample import resample
 from unimed.models.uni_med.configuration import UniMedConfig
@@ -27,7 +27,7 @@ def texts_of(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of records; `tools/prepare_data.py sample` makes the sample set")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    records = [record for _, record in read_json_lines(path)]
     texts = [str(record[key]) for record in records for key in ("question", "answer") if record.get(key)]
     if not texts:
         raise ValueError(f"{path}: no record has a question or an answer")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from unimed.geometry import Geometry
-from unimed.io.images import read_image
+from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.connectors import build_connector
 from unimed.models.connectors.modeling import ConnectorOutput
@@ -248,7 +248,7 @@ class UniMedModel(WholeWeights, PreTrainedModel):
             part = slice(start, start + batch_size)
             for image, text, name in zip(images[part], texts[part], given[part], strict=True):
                 several = image if isinstance(image, (list, tuple)) else [] if image is None else [image]
-                sources = [read_image(one) for one in several]
+                sources = [load_image(one) for one in several]
                 name, text = _task_of(name, text, len(sources))
                 instruction = self.processor.instruction(name, text, len(sources))
                 prompts.append(self.processor.prompt(instruction, len(sources), predicting=True))
@@ -269,7 +269,8 @@ class UniMedModel(WholeWeights, PreTrainedModel):
             boxes = self.processor.boxes(text, width, height)
             regions = tuple(Region(phrase=question, box_xyxy_px=box) for box in boxes)
         geometry = sources[0].geometry if sources else Geometry.pixels()
-        return Prediction(text, regions, geometry, {"predict": spent}, str(self.config._name_or_path))
+        return Prediction(text, regions, geometry, {"predict": spent}, str(self.config._name_or_path),
+                          image=sources[0].source if sources else None)  # fmt: skip
 
 
 def _task_of(task: str | None, text: str, images: int) -> tuple[str, str]:

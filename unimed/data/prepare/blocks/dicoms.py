@@ -13,9 +13,8 @@ import numpy as np
 
 from unimed.data.packages import extract_member
 from unimed.data.prepare.cases import Case, shrink
-from unimed.geometry import reorient
+from unimed.io.images import load
 from unimed.io.read import read
-from unimed.io.windows import ct_to_uint8, percentiles_to_uint8
 
 PACKAGES = ("pydicom", "pydicom-data")
 FOLDERS = {"pydicom": "pydicom/data/test_files", "pydicom-data": "data_store/data"}
@@ -63,17 +62,8 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
 
 
 def _display(path: Path, modality: str) -> np.ndarray:
-    """One frame as uint8 HxW or HxWx3, the right way up: axial slices as a radiologist looks at them."""
+    """One frame as uint8 HxW or HxWx3, the right way up; the windows are ours, whatever the file says."""
     array, geometry = read(path)
-    if geometry.is_physical:
-        if geometry.orientation[2] in "SI":
-            array, geometry = reorient(array, geometry, "LPS")
-        array = array[:, :, 0].T
-    while array.ndim > 3 or (array.ndim == 3 and array.shape[2] != 3):
-        array = array[0]
-    if array.ndim == 3:
-        return array.astype(np.uint8)
-    if modality == "CT":
-        return ct_to_uint8(array, "abdomen")
-    grey = percentiles_to_uint8(array, ignore_zero=modality != "X-ray")
-    return 255 - grey if geometry.header.get("photometric") == "MONOCHROME1" else grey
+    several = not geometry.is_physical and array.ndim - (array.shape[-1] == 3) > 2
+    how = dict(window="abdomen") if modality == "CT" else dict(percentiles=(0.5, 99.5))
+    return load(path, **how, ignore_zero=modality != "X-ray", frame=0 if several else None).pixels

@@ -11,7 +11,7 @@ from unimed.data.packages import extract_all
 from unimed.data.prepare.cases import Case, Structure
 from unimed.geometry import reorient
 from unimed.io.read import read
-from unimed.io.windows import ct_to_uint8, percentiles_to_uint8
+from unimed.io.windows import choose_window
 
 PACKAGES = ("pyradiomics",)
 MEMBER = "pyradiomics-3.0.1/data/{}_{}.nrrd"
@@ -37,7 +37,7 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
         array, geometry = reorient(*read(paths[MEMBER.format(name, "image")]), "LPS")
         label, _ = reorient(*read(paths[MEMBER.format(name, "label")]), "LPS")
         lesion = label > 0
-        grey = ct_to_uint8(array, "lung") if modality == "CT" else percentiles_to_uint8(array)
+        grey = choose_window(array, geometry, site="lung" if modality == "CT" else "", modality=modality)(array)
         absent = ["nuclei"]
         if site != "brain":
             absent += ["grey matter", "white matter", "brain"]

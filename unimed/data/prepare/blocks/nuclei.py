@@ -9,8 +9,9 @@ import numpy as np
 
 from unimed.data.packages import extract_all
 from unimed.data.prepare.cases import Case, Structure
+from unimed.io.images import load
+from unimed.io.masks import load_labels
 from unimed.io.read import read
-from unimed.io.windows import window_to_uint8
 
 PACKAGES = ("stardist",)
 TILE_PX = 128
@@ -25,10 +26,10 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
     """Sixteen tiles of 128 x 128: ten to train, two to validate, the right column of four to test."""
     names = ["stardist/data/images/img2d.tif", "stardist/data/images/mask2d.tif"]
     image_path, label_path = extract_all(archives["stardist"], names, folder).values()
-    image, labels = read(image_path)[0], read(label_path)[0]
+    labels, _ = load_labels(label_path)
     # The grey scale is fixed on the columns that are trained on, so that the test tells nothing of itself.
-    low, high = np.percentile(image[:, : TEST_COLUMN * TILE_PX], (0.5, 99.5))
-    image = window_to_uint8(image, (low + high) / 2, high - low)
+    low, high = np.percentile(read(image_path)[0][:, : TEST_COLUMN * TILE_PX], (0.5, 99.5))
+    image = load(image_path, window=((low + high) / 2, high - low)).pixels
     for row in range(image.shape[0] // TILE_PX):
         for column in range(image.shape[1] // TILE_PX):
             window = np.s_[row * TILE_PX : (row + 1) * TILE_PX, column * TILE_PX : (column + 1) * TILE_PX]

@@ -9,8 +9,8 @@ import numpy as np
 
 from unimed.data.packages import extract_member
 from unimed.data.prepare.cases import Case, shrink
+from unimed.io.images import load
 from unimed.io.read import read
-from unimed.io.windows import percentiles_to_uint8
 
 PACKAGES = ("scikit-image", "stardist")
 NOT_IN_TISSUE = ("brain", "grey matter", "white matter")
@@ -56,9 +56,13 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
 def picture_cases(pictures, split: str, archives: dict[str, Path], folder: Path) -> Iterator[Case]:
     """One case per line of a table like `PICTURES`."""
     for package, member, modality, site, licence, caption, absent in pictures:
-        image = read(extract_member(archives[package], member, folder / Path(member).name))[0]
+        path = extract_member(archives[package], member, folder / Path(member).name)
         if modality == "fluorescence microscopy":
-            image = percentiles_to_uint8(image if image.ndim == 2 else image.max(axis=2), ignore_zero=False)
+            bright = read(path)[0]
+            bright = bright if bright.ndim == 2 else bright.max(axis=2)
+            image = load(bright, percentiles=(0.5, 99.5), ignore_zero=False).pixels
+        else:
+            image = load(path).pixels
         yield Case(
             name=f"picture_{package.replace('-', '_')}_{Path(member).stem}",
             image=shrink(np.ascontiguousarray(image)),

@@ -14,6 +14,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from unimed.files import append_json_line, read_json_lines
+
 #: What a template says of each kind of image: with findings, and without any. `{findings}` is a list in words,
 #: `{place}` the part of the body.
 TEMPLATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -158,12 +160,11 @@ class Rewriter:
         self.key_variable, self.count = key_variable, count
         self.known: dict[str, tuple[str, ...]] = {}
         if self.cache.is_file():
-            for line in self.cache.read_text(encoding="utf-8").splitlines():
+            for number, row in read_json_lines(self.cache, error=CaptionError, torn_end=True):
                 try:
-                    row = json.loads(line)
                     self.known[row["key"]] = tuple(row["captions"])
-                except (ValueError, KeyError, TypeError):
-                    continue  # half a line of a killed run
+                except (KeyError, TypeError):
+                    raise CaptionError(f"{self.cache}:{number}: a line holds key and captions") from None
 
     def __call__(self, kind: str, labels: Sequence[str], fields: Mapping[str, str] | None = None) -> tuple[str, ...]:
         """Captions of these labels.
@@ -177,9 +178,7 @@ class Rewriter:
         if key not in self.known:
             captions = self._ask(prompt)
             row = {"key": key, "kind": kind, "labels": described, "model": self.model, "prompt": prompt}
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.cache, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row | {"captions": captions}, ensure_ascii=False) + "\n")
+            append_json_line(self.cache, row | {"captions": captions})
             self.known[key] = tuple(captions)
         return self.known[key]
 

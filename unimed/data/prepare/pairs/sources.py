@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import csv
 import gzip
-import json
 import random
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from unimed.files import read_json, read_json_lines, resolve_inside
 
 Captioner = Callable[..., tuple[str, ...]]
 
@@ -87,11 +88,9 @@ def _need(root: Path, *names: str) -> Path:
 
 
 def _inside(root: Path, name: str, where: str) -> Path:
-    """`root/name`; a name that leads out of the folder is refused."""
-    path = root / name.lstrip("/")
-    if ".." in Path(name).parts:
-        raise SourceError(f"{where}: {name!r} leads out of the folder")
-    return path
+    """`root/name`; a name that leads out of the folder is refused, also by a link."""
+    # Published tables write "/images/a.jpg" for a file of the folder.
+    return resolve_inside(root, str(name).lstrip("/"), where=where, error=SourceError)
 
 
 # -- files with captions, as published -------------------------------------------------------------------------------
@@ -111,8 +110,8 @@ def _captioned(*names: str, with_report: bool = False):
 
 def _openi(root: Path, captioner, published: bool) -> Iterator[Pair]:
     path, refined = _need(root, "filter_cap.json"), _find(root, "openai_refined_concepts.json")
-    entries = json.loads(path.read_text(encoding="utf-8"))["annotations"]
-    more = json.loads(refined.read_text(encoding="utf-8"))["refined_captions"] if refined else [[]] * len(entries)
+    entries = read_json(path, error=SourceError)["annotations"]
+    more = read_json(refined, error=SourceError)["refined_captions"] if refined else [[]] * len(entries)
     if len(more) != len(entries):
         raise SourceError(f"{refined}: {len(more)} refined captions for {len(entries)} images of {path.name}")
     for number, (entry, others) in enumerate(zip(entries, more, strict=True)):
@@ -125,9 +124,11 @@ def _plain(name: str, image: Callable[[dict, list[str]], str], caption: Callable
     def read(root: Path, captioner, published: bool) -> Iterator[Pair]:
         path = _need(root, name)
         if path.suffix in (".json", ".jsonl"):
-            text = path.read_text(encoding="utf-8")
-            entries = json.loads(text) if path.suffix == ".json" else [json.loads(x) for x in text.splitlines() if x]
-            rows = ((number, entry, []) for number, entry in enumerate(entries, 1))
+            if path.suffix == ".json":
+                entries = enumerate(read_json(path, error=SourceError), 1)
+            else:
+                entries = read_json_lines(path, error=SourceError)
+            rows = ((number, entry, []) for number, entry in entries)
         else:
             rows = _rows(path)
         for line, by_name, by_place in rows:
@@ -145,7 +146,7 @@ def _plain(name: str, image: Callable[[dict, list[str]], str], caption: Callable
 def _llava_instruct(root: Path, captioner, published: bool) -> Iterator[Pair]:
     """Figure captions and the first place in the text that mentions the figure; published: as separate samples."""
     path = _need(root, "llava_med_instruct_fig_captions.json")
-    table = json.loads(path.read_text(encoding="utf-8"))
+    table = read_json(path, error=SourceError)
     mentions = []
     for places in table["in_text_mention"]:
         tokens = places[0]["tokens"] if places else ""
@@ -177,8 +178,9 @@ def _retina(root: Path, captioner, published: bool) -> Iterator[Pair]:
             if not name:
                 raise SourceError(f"{where}: neither filename nor image is given")
             image = _inside(root, name, where)
-            if not image.is_file() and (root / path.stem / name).is_file():
-                image = root / path.stem / name
+            if not image.is_file():
+                below = _inside(root, f"{path.stem}/{name}", where)
+                image = below if below.is_file() else image
             labels = _list(row.get("categories") or "", where)
             if row.get("captions"):
                 sentences = _list(row.get("sentence_level_captions") or "", where)
@@ -235,10 +237,11 @@ def _nih_labels(root: Path, captioner, published: bool) -> Iterator[Pair]:
     """`Data_Entry_2017*.csv` of NIH ChestX-ray; images in `images/` or `images_001/images/` and so on."""
     path = _need(root, "Data_Entry_2017*.csv")
     folders = [p for p in (root / "images", *sorted(root.glob("images_*/images"))) if p.is_dir()]
-    places = {file.name: file for folder in folders for file in folder.iterdir()}
+    places = {file.name: str(file.relative_to(root)) for folder in folders for file in folder.iterdir()}
     for line, row, _ in _rows(path):
         labels = row["Finding Labels"].split("|")
-        file = places.get(row["Image Index"], _inside(root / "images", row["Image Index"], f"{path}:{line}"))
+        name = places.get(row["Image Index"], f"images/{row['Image Index']}")
+        file = _inside(root, name, f"{path}:{line}")
         yield Pair(file, captioner("chest x-ray", labels), ", ".join(labels))
 
 
@@ -248,6 +251,7 @@ def _radimagenet_labels(root: Path, captioner, published: bool) -> Iterator[Pair
     if not files:
         raise SourceError(f"{root}: no images MODALITY/ANATOMY/FINDING/*.png, and no annotation file")
     for file in files:
+        file = _inside(root, str(file.relative_to(root)), str(root))
         modality, place, finding = file.relative_to(root).parts[:3]
         words = {"modality": modality, "place": place.replace("_", " ")}
         label = f"{modality}, {words['place']}, {finding.replace('_', ' ')}"
@@ -266,7 +270,7 @@ def _mimic_labels(root: Path, captioner, published: bool) -> Iterator[Pair]:
         if row.get("ViewPosition") not in ("PA", "AP") or (subject, study) not in labels:
             continue
         folder = f"files/p{subject[:2]}/p{subject}/s{study}"
-        report = root / f"{folder}.txt"
+        report = _inside(root, f"{folder}.txt", f"{metadata}:{line}")
         found = labels[subject, study]
         yield Pair(
             _inside(root, f"{folder}/{row['dicom_id']}.jpg", f"{metadata}:{line}"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,8 @@ from pathlib import Path
 
 from unimed.data.packages import sha256_of
 from unimed.data.prepare.pairs.sources import Pair, Source, SourceError, clean_captions, published_text
-from unimed.files import write_atomic
+from unimed.files import append_json_line, read_json_lines, write_atomic, write_json_lines
+from unimed.io.images import load
 
 LAYOUTS = ("json", "published")
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "BMP": "bmp", "WEBP": "webp"}
@@ -114,13 +114,9 @@ def write_shards(
 
 def _resume(out: Path, described: dict) -> Progress:
     """State after the last whole shard. A shard is whole once its line stands in `progress.jsonl`."""
-    file, progress, whole = out / "progress.jsonl", Progress(), []
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break  # half a line of a killed run: its shard is written again
+    file, progress = out / "progress.jsonl", Progress()
+    # Half a line of a killed run is left out: its shard is written again.
+    for _, entry in read_json_lines(file, error=SourceError, torn_end=True) if file.is_file() else ():
         if entry["settings"] != described:
             raise SourceError(f"{out} holds shards of other settings ({entry['settings']}); choose another folder")
         shard = entry["shard"]
@@ -129,10 +125,7 @@ def _resume(out: Path, described: dict) -> Progress:
             raise SourceError(f"{path} is not the file that was written; remove {out} and prepare again")
         progress.shards.append(shard)
         progress.skipped += entry["skipped"]
-        whole.append(line)
     progress.noted = len(progress.skipped)
-    if len(whole) < len(lines):
-        write_atomic(file, lambda path: path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8"))
     return progress
 
 
@@ -144,16 +137,12 @@ def _write(out: Path, progress: Progress, members: list, records: int, described
     skipped = progress.skipped[progress.noted :]
     progress.noted = len(progress.skipped)
     entry = {"shard": progress.shards[-1], "skipped": skipped, "settings": described}
-    with open(out / "progress.jsonl", "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(entry) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    append_json_line(out / "progress.jsonl", entry)
     _name_skipped(out, progress)
 
 
 def _name_skipped(out: Path, progress: Progress) -> None:
-    text = "".join(json.dumps(skip) + "\n" for skip in progress.skipped)
-    write_atomic(out / "skipped.jsonl", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json_lines(out / "skipped.jsonl", progress.skipped)
 
 
 def _tar(path: Path, members: list, start: int) -> None:
@@ -167,23 +156,18 @@ def _tar(path: Path, members: list, start: int) -> None:
 
 
 def _read(source: Source, pair: Pair) -> tuple[bytes, str]:
-    from PIL import Image
-
     path = pair.image
-    for folder in source.options.get("folders", ()):
+    for folder in source.options.get("folders", ()):  # of the catalog, not of the data
         if not path.is_file() and (path.parent / folder / path.name).is_file():
             path = path.parent / folder / path.name
     try:
         data = path.read_bytes()
     except OSError as error:
         return b"", f"the image cannot be read ({error.strerror})"
-    if data[128:132] == b"DICM":
-        return data, ""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.verify()
-    except Exception as error:  # noqa: BLE001 - PIL raises whatever the decoder does
-        return b"", f"no picture ({type(error).__name__})"
+        load(data, name=path.name)  # as training will
+    except ValueError as error:
+        return b"", f"no picture ({error})"
     return data, ""
 
 

@@ -1,0 +1,53 @@
+"""`tools/convert.py` as a user types it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+YAML = """
+model:
+  arch: uni_med
+  llm_model_path: pretrained/Llama-2-7b-chat-hf
+  projector_type: linear
+datasets:
+  path_vqa:
+    batch_size: 2
+run:
+  max_epoch: 1
+"""
+
+
+def convert(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "convert.py"), *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def test_a_yaml_becomes_a_config(tmp_path):
+    (tmp_path / "train.yaml").write_text(YAML)
+    done = convert("--from", "uni_med_yaml", tmp_path / "train.yaml", tmp_path / "train.py", "--data-root", "elsewhere")
+    assert done.returncode == 0, done.stderr
+    assert "elsewhere" in (tmp_path / "train.py").read_text()
+    again = convert("--from", "uni_med_yaml", tmp_path / "train.yaml", tmp_path / "train.py")
+    assert again.returncode == 1 and "already there" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--from", "unibiomd", "a", "b"), "unknown layout 'unibiomd'; did you mean 'unibiomed'? known are unibiomed"),
+        (("--from", "uni_med_yaml", "nothing.yaml", "b"), "nothing.yaml: no such file"),
+        (("--from", "umedground", "nothing.bin", "b"), "nothing.bin: no such file"),
+    ],
+)
+def test_refused(arguments, message):
+    done = convert(*arguments)
+    assert done.returncode != 0 and message in done.stderr
+
+
+def test_help_of_a_layout_shows_its_options():
+    assert "--llama" in convert("--from", "uni_med", "--help").stdout

@@ -1,0 +1,116 @@
+"""What every verb shares: its flags, how it ends, and what a user reads where something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+
+from unimed.markup import plain_line, plain_text
+
+#: Everything was done, nothing was, some cases were and some failed.
+DONE, NOTHING, PARTLY = 0, 1, 2
+INTERRUPTED = 130
+
+#: Flag -> (spellings, what argparse is told). The first spelling is ours; the others are those of published scripts.
+FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
+    "model": (("--model", "--model_path", "--model-path", "--checkpoint"), {"help": "folder or published checkpoint"}),
+    "out": (
+        ("--out", "--work-dir", "--work_dir", "--save_dir", "--save-dir", "--output_dir", "--output-dir"),
+        {"help": "folder of the results"},
+    ),
+    "device": (("--device",), {"default": "auto", "help": "auto, cpu, cuda, cuda:1, ... (default: auto)"}),
+    "dtype": (
+        ("--dtype",),
+        {"default": "auto", "choices": ("auto", "float32", "bfloat16", "float16"), "help": "of the weights"},
+    ),
+    "batch-size": (("--batch-size", "--batch_size"), {"type": int, "default": 4, "help": "images worked on together"}),
+    "max-new-tokens": (("--max-new-tokens", "--max_new_tokens"), {"type": int, "default": 512}),
+    "restart": (("--restart",), {"action": "store_true", "help": "forget what an earlier run finished"}),
+    "site": (("--site",), {"default": "", "help": "body site, for the CT window: abdomen, lung, brain, bone, ..."}),
+    "modality": (("--modality",), {"default": "", "help": "CT, MR, US, ... (default: as the file says)"}),
+    "window": (
+        ("--window",),
+        {"nargs": 2, "type": float, "metavar": ("LEVEL", "WIDTH"), "help": "of grey values, before file and site"},
+    ),
+    "page": (("--page", "--frame"), {"type": int, "help": "of a TIFF of several pages, a cine, an animation; from 0"}),
+    "seed": (("--seed",), {"type": int, "default": 0}),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose refusals follow the exit rule: nothing was done, so the exit code is 1."""
+
+    def __init__(self, description: str, **options):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, **options)
+
+    def error(self, message: str):
+        self.print_usage(sys.stderr)
+        self.exit(NOTHING, f"error: {message}\n")
+
+    def flag(self, name: str, **changes) -> None:
+        """Add a flag of `FLAGS`; `changes` replaces what argparse is told, such as `default` or `required`."""
+        spellings, options = FLAGS[name]
+        self.add_argument(*spellings, **{"dest": name.replace("-", "_"), **options, **changes})
+
+
+def guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run `work(args)` and return its exit code.
+
+    What is wrong with the input becomes one line on standard error and exit code 1; `UNIMED_DEBUG=1` shows where it was
+    found as well. An interruption is one line and exit code 130. Mistakes of this package keep their traceback.
+    """
+    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        return work(args)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (`head`, say) has gone; the interpreter must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOTHING
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
+        if os.environ.get("UNIMED_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return NOTHING
+    finally:
+        warnings.formatwarning = usual
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Errors of files, values and missing extras, every error class of this package, and lack of memory."""
+    ours = type(error).__module__.split(".")[0] == "unimed"
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return ours or memory or isinstance(error, OSError | ValueError | ImportError)
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line: its text without line ends, or the name of its class where it has none."""
+    said = plain_line(str(error))
+    return said or type(error).__name__
+
+
+def print_steps(source) -> None:
+    """What was done to an image before a model saw it: the window and where it came from, turns, pages."""
+    if source is not None and source.steps:
+        print(f"image: {'; '.join(source.steps)}")
+
+
+def say(text: str) -> None:
+    """Print text of a model or user: no control character of it reaches the terminal."""
+    print(plain_text(text))
+
+
+def exit_code(finished: int, failed: int) -> int:
+    """0 where nothing failed, 2 where some cases failed and others did not, 1 where all failed."""
+    if not failed:
+        return DONE
+    return PARTLY if finished else NOTHING

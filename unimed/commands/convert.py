@@ -1,0 +1,68 @@
+"""`unimed convert`: a published checkpoint or configuration as a folder that `unimed.load` opens."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from unimed.commands.common import DONE, NOTHING, Parser, guarded, one_line
+from unimed.registry import did_you_mean
+
+
+def convert(arguments=None, prog: str | None = None) -> int:
+    """Convert as `--from LAYOUT` says; the options of a layout are its own."""
+    from unimed.layouts import CONVERTERS
+
+    first = Parser("", add_help=False)
+    first.add_argument("--from", dest="layout")
+    layout = first.parse_known_args(arguments)[0].layout
+    parser = Parser(
+        "Convert a published checkpoint or configuration. Options of a layout: --from LAYOUT --help.", prog=prog
+    )
+    parser.add_argument("--from", dest="layout", required=True, metavar="LAYOUT", help=", ".join(CONVERTERS))
+    parser.add_argument("source", help="file or folder as published")
+    parser.add_argument("destination", help="folder to write; must not be there yet")
+    parser.add_argument("--report", help="write what became of every tensor as JSON to this file")
+    options = parser.add_argument_group(f"options of {layout}")
+    if layout is not None:
+        if layout not in CONVERTERS:
+            hint = did_you_mean(layout, CONVERTERS) or ";"
+            parser.error(f"unknown layout {layout!r}{hint} known are {', '.join(CONVERTERS)}")
+        # Only the layout that was typed is imported, so that --help is quick.
+        module = importlib.import_module(CONVERTERS[layout])
+        if hasattr(module, "add_arguments"):
+            module.add_arguments(options)
+    args = parser.parse_args(arguments)
+    names = [action.dest for action in options._group_actions]
+    args.options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    args.module = module
+    return guarded(_convert, args)
+
+
+def _convert(args) -> int:
+    from unimed.files import write_report
+
+    if not Path(args.source).exists():
+        raise FileNotFoundError(f"{args.source}: no such file or folder")
+    if Path(args.destination).exists():
+        raise FileExistsError(f"{args.destination} is already there; choose another name or remove it")
+    try:
+        report = args.module.convert(Path(args.source), Path(args.destination), **args.options)
+    except (OSError, ValueError) as error:
+        text = one_line(error)
+        # Some checks see tensors only; the user should still read which file they are from.
+        text = text if args.source in text or args.destination in text else f"{args.source}: {text}"
+        print(f"error: {text}", file=sys.stderr)
+        if args.report and getattr(error, "report", None):
+            write_report(args.report, error.report.to_dict())
+        return NOTHING
+    print(f"{report.layout}: {report.mapped} entries of {report.source} -> {report.destination}")
+    print(f"missing {len(report.missing)}, unexpected {len(report.unexpected)}, dropped {len(report.dropped)}")
+    for name, reason in report.dropped.items():
+        print(f"  dropped {name}: {reason}")
+    for note in report.notes:
+        print(f"  note: {note}")
+    if args.report:
+        write_report(args.report, report.to_dict())
+    return DONE

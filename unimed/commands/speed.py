@@ -1,0 +1,151 @@
+"""Speed of prediction, as ratios measured in one run: `unimed speed phrases MODEL IMAGE`.
+
+phrases  one image with five phrases in one call, against five calls
+batch    a batch of eight images, against one by one; also says whether the answers are the same
+reports  four reports of one image, cached and encoded once, against everything anew for every token and question,
+         as uMedGround's released code decodes
+masks    the mask stage alone, five findings in one image, against encoding the image for each as UniBiomed's code does;
+         MODEL may also be "sam2-large": SAM 2 large in full size with random weights
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from unimed.commands.common import Parser, guarded
+
+PHRASES = [
+    "Segment the brain.",
+    "Segment the grey matter.",
+    "Segment the white matter.",
+    "Segment the nuclei.",
+    "Segment the lesion.",
+]
+
+REPORTS = [
+    f"Axial MRI of the brain. Within the brain, grey matter takes {grey} percent and white matter {100 - grey} percent."
+    for grey in (40, 45, 50, 55)
+]
+
+
+def speed(arguments=None, prog: str | None = None) -> int:
+    """Measure one comparison in turns and print the median ratio."""
+    parser = Parser(__doc__, prog=prog)
+    parser.add_argument("what", choices=("phrases", "batch", "reports", "masks"))
+    parser.add_argument("model", help="folder that unimed.load opens")
+    parser.add_argument("images", nargs="*", help="one image for phrases, up to eight for batch")
+    parser.add_argument("--repeat", type=int, default=5, help="pairs of timings; the median ratio is printed")
+    parser.add_argument("--max-new-tokens", type=int, default=24)
+    args = parser.parse_args(arguments)
+    if args.what != "masks" and not args.images:
+        parser.error("give the images to ask about")
+    return guarded(_speed, args)
+
+
+def _speed(args) -> int:
+
+    if args.what == "masks":
+        return _masks(args)
+
+    import numpy as np
+
+    from unimed.models.auto import load
+
+    model = load(args.model)
+    options = dict(max_new_tokens=args.max_new_tokens)
+    if args.what == "reports":
+        return _reports(model, args)
+    if args.what == "phrases":
+        image = args.images[0]
+        together = lambda: model.predict(image, PHRASES, **options)  # noqa: E731
+        apart = lambda: [model.predict(image, phrase, **options) for phrase in PHRASES]  # noqa: E731
+    else:
+        images = [args.images[i % len(args.images)] for i in range(8)]
+        # Eight different objects: the same path given twice would be encoded once.
+        from unimed.io.images import load as load_image
+
+        arrays = [load_image(image).rgb.copy() for image in images]
+        texts = [PHRASES[i % len(PHRASES)] for i in range(8)]
+        together = lambda: model.predict_batch(arrays, texts, **options)  # noqa: E731
+        apart = lambda: [model.predict(a, t, **options) for a, t in zip(arrays, texts, strict=True)]  # noqa: E731
+    together(), apart()
+    ratios, same = [], True
+    for _ in range(args.repeat):
+        begin = time.perf_counter()
+        joined = together()
+        middle = time.perf_counter()
+        single = apart()
+        ratios.append((time.perf_counter() - middle) / (middle - begin))
+    for a, b in zip(joined, single, strict=True):
+        same &= a.text == b.text and len(a.regions) == len(b.regions)
+        for ours, theirs in zip(a.regions, b.regions, strict=False):
+            same &= ours.mask is None or bool(np.mean(ours.mask != theirs.mask) < 1e-3)
+    print(f"{args.what}: one call is {statistics.median(ratios):.2f} times as fast (median of {args.repeat}, "
+          f"{min(ratios):.2f} to {max(ratios):.2f}); answers {'the same' if same else 'DIFFER'}")  # fmt: skip
+    return 0 if same else 1
+
+
+def _reports(model, args) -> int:
+    import numpy as np
+
+    from unimed.io.images import load as load_image
+    from unimed.models.grounded.uncached_decoding import decode_without_cache
+
+    image = load_image(args.images[0])
+    texts = [f"{report} Please divide this report into phrases and output bounding boxes." for report in REPORTS]
+    ratios, same, boxes = [], True, 0
+    for _ in range(args.repeat + 1):
+        begin = time.perf_counter()
+        ours = model.predict_batch([image] * 4, texts, max_new_tokens=args.max_new_tokens)
+        middle = time.perf_counter()
+        theirs = [decode_without_cache(model, image, text, args.max_new_tokens) for text in texts]
+        ratios.append((time.perf_counter() - middle) / (middle - begin))
+    for prediction, (_, found) in zip(ours, theirs, strict=True):
+        expected = [box for box, _, _ in found if box[2] > box[0] and box[3] > box[1]]
+        said = [region.box_xyxy_px for region in prediction.regions]
+        same &= len(said) == len(expected) and (not said or bool(np.allclose(said, expected, atol=0.1)))
+        boxes += len(said)
+    ratios = ratios[1:]
+    print(f"reports: cached and encoded once is {statistics.median(ratios):.2f} times as fast (median of "
+          f"{args.repeat}, {min(ratios):.2f} to {max(ratios):.2f}); {boxes} boxes {'the same' if same else 'DIFFER'}")  # fmt: skip # noqa: E501
+    return 0 if same else 1
+
+
+def _masks(args) -> int:
+    import torch
+
+    from unimed.models.heads.mask import resize_mask_logits
+
+    if args.model == "sam2-large":
+        from unimed.models.checkpoints.sam2 import HIERA, sam2_video_config
+        from unimed.models.heads.sam2 import Sam2MaskHead
+
+        torch.manual_seed(0)
+        head = Sam2MaskHead(sam2_video_config(144, **HIERA[144, 48])).eval()
+    else:
+        from unimed.models.auto import load
+
+        head = load(args.model).mask_head
+    device = next(head.parameters()).device
+    pixels = torch.randn(1, 3, head.image_size, head.image_size, device=device)
+    prompts = torch.randn(5, head.prompt_dim, device=device)
+    size = (512, 512)
+
+    def masks(features, rows):
+        index = torch.zeros(len(rows), dtype=torch.long, device=device)
+        return resize_mask_logits(head.decode(features, index, rows).logits, size, head.image_size)
+
+    ratios = []
+    with torch.no_grad():
+        for _ in range(args.repeat):
+            begin = time.perf_counter()
+            joined = masks(head.encode(pixels), prompts)
+            middle = time.perf_counter()
+            single = torch.cat([masks(head.encode(pixels), row[None]) for row in prompts])
+            ratios.append((time.perf_counter() - middle) / (middle - begin))
+    same = float(((joined > 0) != (single > 0)).float().mean())
+    pairs = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"masks: five findings with one encoding are {statistics.median(ratios):.2f} times as fast ({pairs}); "
+          f"share of pixels that differ {same:.1e}")  # fmt: skip
+    return 0

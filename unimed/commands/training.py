@@ -1,0 +1,116 @@
+"""`unimed train`, `unimed test` and `unimed export`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from unimed.commands.common import DONE, NOTHING, Parser
+from unimed.engine import errors
+from unimed.engine.shutdown import PREEMPTED, GracefulShutdown, StopRequested
+
+_EXIT = "Exit codes: 0 done, 1 error, 75 asked to stop, checkpoint saved: go on with --resume auto."
+
+
+def _ranked(work: Callable, args) -> int:
+    """Run `work(args)` as one of the ranks and return its exit code.
+
+    Any error is one line and code 1, from all ranks together. A signal that comes before there is anything to save
+    (from here on, not only once torch is imported) is one line and code 75.
+    """
+    from unimed.engine.noise import quiet
+
+    quiet()
+    try:
+        with GracefulShutdown():
+            return work(args)
+    except StopRequested as stop:
+        if _speaks():
+            print(f"stopped by {stop} before there was anything to save", file=sys.stderr)
+        return PREEMPTED
+    except BrokenPipeError:
+        # The reader of a pipe (`head`, say) has gone; the interpreter must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOTHING
+    except Exception as error:
+        return errors.report(error)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _config(parser: Parser) -> None:
+    parser.add_argument("config", help="a python config, e.g. configs/quickstart/unified_small.py")
+    parser.add_argument("--work-dir", help="run folder (default: the config's work_dir, else runs/<config name>)")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="replace config values")
+
+
+def train(arguments=None, prog: str | None = None) -> int:
+    """Train; several ranks are started by `tools/dist.sh`."""
+    parser = Parser(
+        "Train as a config says. Several ranks: bash tools/dist.sh train CONFIG GPUS.", prog=prog, epilog=_EXIT
+    )
+    _config(parser)
+    parser.add_argument("--resume", nargs="?", const="auto", help="'auto' (newest whole checkpoint) or a checkpoint")
+    return _ranked(_train, parser.parse_args(arguments))
+
+
+def _train(args) -> int:
+    from unimed.engine import train as run
+    from unimed.engine.config import parse_options
+
+    result = run(args.config, args.work_dir, args.resume, parse_options(args.cfg_options))
+    if not _speaks():
+        return PREEMPTED if result["stopped"] else DONE
+    saved, folder = result["checkpoint"], result["work_dir"]
+    if result["stopped"]:
+        print(
+            f"stopped by {result['stopped']} at step {result['step']}, saved {saved}; go on with --resume auto",
+            file=sys.stderr,
+        )
+        return PREEMPTED
+    print(
+        f"done after {result['step']} steps; the model is in {saved}\n"
+        f"  test it:    unimed test {args.config} --checkpoint {folder}\n"
+        f"  use it:     unimed export {args.config} {folder} pretrained/{Path(folder).name}\n"
+        f"  train on:   unimed train {args.config} --work-dir {folder} --resume auto --cfg-options max_steps=N"
+    )
+    return DONE
+
+
+def test(arguments=None, prog: str | None = None) -> int:
+    """Test a checkpoint; rank 0 prints the tables."""
+    parser = Parser("Test a checkpoint on the test data of a config.", prog=prog)
+    _config(parser)
+    parser.add_argument("--checkpoint", help="step folder, run folder, or weight file (default: newest of the run)")
+    return _ranked(_test, parser.parse_args(arguments))
+
+
+def _test(args) -> int:
+    from unimed.engine import evaluate
+    from unimed.engine.config import parse_options
+    from unimed.engine.testing import markdown
+
+    metrics = evaluate(args.config, args.checkpoint, args.work_dir, parse_options(args.cfg_options))
+    if _speaks():
+        print(markdown(metrics))
+    return DONE
+
+
+def export(arguments=None, prog: str | None = None) -> int:
+    """Write a trained run as a folder that `unimed.load` and transformers open."""
+    parser = Parser("Write a trained run as a Hugging Face folder.", prog=prog)
+    parser.add_argument("config", help="the config the run was trained with")
+    parser.add_argument("checkpoint", help="run folder (its newest checkpoint), step folder, or weight file")
+    parser.add_argument("destination", help="folder to write; must not be there yet")
+    return _ranked(_export, parser.parse_args(arguments))
+
+
+def _export(args) -> int:
+    from unimed.engine.exporting import export as run
+
+    print(run(args.config, args.checkpoint, args.destination))
+    return DONE
