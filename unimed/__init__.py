@@ -21,6 +21,22 @@ def read(path, **options):
     return run(path, **options)
 
 
+def evaluate(predictions, samples, **options):
+    """Rows of scores, one schema for masks, boxes, presence, answers and texts; see `unimed.evaluation.evaluating`."""
+    from unimed.evaluation.evaluating import evaluate as run
+
+    return run(predictions, samples, **options)
+
+
+def __getattr__(name: str):
+    """`unimed.metrics` without importing scipy for those who only load a model."""
+    if name == "metrics":
+        import importlib
+
+        return importlib.import_module("unimed.metrics")
+    raise AttributeError(f"module 'unimed' has no attribute {name!r}")
+
+
 register_when_needed()
 
-__all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "load", "read"]
+__all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "evaluate", "load", "metrics", "read"]

@@ -192,7 +192,7 @@ def test_a_worker_that_dies_is_named_and_started_anew(tiny, tmp_path, capfd):
 @pytest.mark.slow
 def test_workers_that_keep_dying_end_the_run(tiny, tmp_path):
     data = dying(tmp_path, 99)
-    stream = Stream(data, list, batch_size=2, rank=0, world_size=1, seed=0, num_workers=1, deaths=1)
+    stream = Stream(data, list, batch_size=2, rank=0, world_size=1, seed=0, num_workers=1, restarts=1)
     with pytest.raises(DataError, match="data workers keep dying; samples in flight:.*TinyDying"):
         for _ in range(9):
             next(stream)

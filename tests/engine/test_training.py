@@ -54,8 +54,8 @@ def test_validation_is_logged(whole_run):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_run_is_the_uninterrupted_run(tiny, whole_run, tmp_path, workers):
-    first = train(tiny.config(num_workers=workers), tmp_path, cfg_options={"hooks": [dict(type="StopAt", step=13)]})
-    assert first["step"] == 13 and first["stopped"] == "SIGTERM"
+    first = train(tiny.config(num_workers=workers), tmp_path, cfg_options={"hooks": [dict(type="StopAt", step=14)]})
+    assert first["step"] == 14 and first["stopped"] == "SIGTERM"
     train(tiny.config(num_workers=workers), tmp_path, resume="auto")
     assert losses(tmp_path) == losses(whole_run[0])
     assert_equal_weights(weights(tmp_path, 24), weights(whole_run[0], 24))

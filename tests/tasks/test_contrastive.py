@@ -215,7 +215,8 @@ def test_every_config_trains(path, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIMED_CACHE", str(tmp_path / "cache"))
     tiny_shards(tmp_path / "shards")
     settings = load_config(path)
-    model = dict(texts=["a dark picture again", "a bright picture"], **ranks.SIZES)
+    model = dict(type="SmallClip", texts=["a dark picture again", "a bright picture"], **ranks.SIZES)
+    settings.task.pop("model")  # Config.update merges dicts
     settings.task.update(model=model, vision_init=None, text_init=None, tokenizer=None, labels=None)
     data = dict(type="ImageTextShards", shards=str(tmp_path / "shards" / "*.tar"))
     settings.train_data = dict(mixture=[dict(dataset=data, weight=2.0), dict(dataset=data | {"limit": 8})])

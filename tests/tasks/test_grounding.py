@@ -147,13 +147,11 @@ def test_experts_are_routed_by_the_task_of_each_sample():
 
 
 def test_recomputed_activations_give_the_same_gradients():
-    from unimed.engine.training import _checkpoint_activations
-
     grounding, batch = task(), None
     batch = GroundedCollator(grounding.processor)(mixed_samples())
     grounding.train()
     kept = gradients(grounding, [batch])
-    _checkpoint_activations(grounding)
+    grounding.gradient_checkpointing_enable()
     layers = grounding.shard_modules()
     assert all(layer.gradient_checkpointing for layer in layers)
     again = gradients(grounding, [batch])
@@ -270,10 +268,10 @@ def test_parts_with_shared_counts_are_the_joined_batch():
     # The second part holds no mask at all, as a rank may.
     parts = [collate([samples[0], samples[2], samples[4]]), collate([samples[1], samples[3]])]
     joined = collate(samples)
-    counts = [grounding.normalisers(batch) for batch in parts]
+    counts = [grounding.normalizers(batch) for batch in parts]
     shared = {name: sum(c[name] for c in counts) / 2 for name in counts[0]}
     for batch in parts:
-        batch["normalisers"] = shared
+        batch["normalizers"] = shared
     assert_all_close(gradients(grounding, [joined]), gradients(grounding, parts), MODEL)
 
 

@@ -141,7 +141,7 @@ def test_parts_with_shared_counts_are_the_joined_batch(reduction):
         return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in task.named_parameters()}
 
     parts = [collate(MIXED[:2] + MIXED[3:]), collate(MIXED[2:3])]  # the second holds no image
-    shared = {"learnt": sum(task.normalisers(batch)["learnt"] for batch in parts) / 2}
+    shared = {"learnt": sum(task.normalizers(batch)["learnt"] for batch in parts) / 2}
     whole = gradients([collate(MIXED)])
-    split = gradients([batch | {"normalisers": shared} for batch in parts])
+    split = gradients([batch | {"normalizers": shared} for batch in parts])
     assert_all_close(split, whole, MODEL)

@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from mmengine.model import BaseModel
 
 from unimed.evaluation.scorers.multi_task import score_benchmarks, task_name
 from unimed.io.result import Prediction
+from unimed.models.building import build_model
 from unimed.models.connectors import RoutingStatistics
-from unimed.models.lora import merge_lora
 from unimed.models.uni_med import UniMedModel
 from unimed.registry import TASKS
 from unimed.structures import Sample
+from unimed.tasks.base import Task
 
 #: Mean over all learnt tokens of a batch (as published), or over samples, so that long answers do not outweigh others.
 REDUCTIONS = ("tokens", "samples")
-NO_DECAY = ("bias", "ln", "bn")
 
 
 @TASKS.register_module()
-class MultiTask(BaseModel):
+class MultiTask(Task):
     """A `UniMedModel` with its loss.
 
     Args:
-        model: folder of a converted or exported Uni-Med; or `dict(llama=..., eva=...)`, arguments of
-            `build_from_parts`, for one with a new connector; or arguments of `build_small` for one from nothing.
+        model: folder of a converted or exported Uni-Med; or dict(type="UniMed", llama=..., eva=...) with a new
+            connector; or dict(type="SmallUniMed", ...) for one from nothing.
         connector: None keeps the connector of the folder; else one of these arguments starts from nothing.
         reduction: "tokens" or "samples".
         max_new_tokens, batch_size: of predictions.
@@ -38,6 +37,8 @@ class MultiTask(BaseModel):
         ValueError: unknown reduction.
     """
 
+    undecayed_words = ("bias", "ln", "bn")
+
     def __init__(
         self,
         model: str | dict,
@@ -47,38 +48,16 @@ class MultiTask(BaseModel):
         batch_size: int = 8,
         compat: str | None = None,
     ):
-        super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction {reduction!r} is not known; choose one of: {', '.join(REDUCTIONS)}")
-        if isinstance(model, dict) and "llama" in model:
-            from unimed.models.checkpoints.uni_med import build_from_parts
-
-            self.model, _ = build_from_parts(**model, connector=connector)
-        elif isinstance(model, dict):
-            from unimed.models.starting.uni_med import build_small
-
-            self.model = build_small(**model, connector=connector)
-        else:
-            self.model = _with_connector(UniMedModel.from_pretrained(model, dtype=torch.float32), connector)
+        built = build_model(model, UniMedModel, [("llama", "UniMed"), ("", "SmallUniMed")], connector=connector)
+        super().__init__(_with_connector(built, connector) if isinstance(model, str) else built)
         self.model.processor.compat = compat
         self.reduction, self.compat = reduction, compat
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         config = self.model.connector.config
         self.routing = RoutingStatistics(config.tasks, config.num_experts) if config.is_moe else None
         self.losses: dict[str, list[float]] = {}
-
-    @property
-    def processor(self):
-        """What the collator asks."""
-        return self.model.processor
-
-    def train_parameters(self) -> list[dict]:
-        """Two groups: vectors and what has bias, ln or bn in its name are not decayed (as published)."""
-        groups = {True: [], False: []}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                groups[parameter.ndim > 1 and not any(word in name for word in NO_DECAY)].append(parameter)
-        return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
 
     def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
         """`{"loss", "text"}` and "connector" where the connector has losses of its own (see `UniMedCollator`)."""
@@ -92,9 +71,9 @@ class MultiTask(BaseModel):
             return_logits=False,
         )
         losses = {"text": output.loss if self.reduction == "tokens" else output.sample_losses.mean()}
-        if "normalisers" in batch:
-            shared = max(batch["normalisers"]["learnt"], 1)
-            losses["text"] = losses["text"] * (self.normalisers(batch)["learnt"] / shared)
+        if "normalizers" in batch:
+            shared = max(batch["normalizers"]["learnt"], 1)
+            losses["text"] = losses["text"] * (self.normalizers(batch)["learnt"] / shared)
         losses["loss"] = losses["text"]
         if output.auxiliary_loss is not None:
             losses["connector"] = output.auxiliary_loss
@@ -103,7 +82,7 @@ class MultiTask(BaseModel):
             self._note(batch, output)
         return losses
 
-    def normalisers(self, batch: dict) -> dict[str, int]:
+    def normalizers(self, batch: dict) -> dict[str, int]:
         """What the loss is a mean of: learnt tokens, or samples."""
         tokens = self.reduction == "tokens"
         return {"learnt": int((batch["labels"][:, 1:] != -100).sum()) if tokens else len(batch["labels"])}
@@ -136,19 +115,14 @@ class MultiTask(BaseModel):
             images, texts, names, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
         )
 
-    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Numbers shown while training."""
-        return self.score(samples, self.predict_samples(samples))["summary"]
-
-    def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict:
+    def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
         """One table per benchmark; see `score_benchmarks`."""
         return score_benchmarks(samples, predictions, self.compat)
 
     def export(self, folder) -> None:
         """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
-        merge_lora(self.model)
         self.model.config.sft_type = "full"
-        self.model.save_pretrained(folder)
+        super().export(folder)
 
 
 def _with_connector(model: UniMedModel, connector: dict | None) -> UniMedModel:

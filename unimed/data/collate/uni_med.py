@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from unimed.io.images import load as load_image
 from unimed.registry import COLLATORS
 from unimed.structures import Sample
 
@@ -73,7 +74,4 @@ class UniMedCollator:
 
 
 def _rgb(sample: Sample, image: np.ndarray) -> np.ndarray:
-    rgb = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
-        raise ValueError(f"sample {sample.sample_id}: images are HxW or HxWx3 uint8, got {image.dtype} {image.shape}")
-    return rgb
+    return load_image(image, modality=sample.modality, name=f"sample {sample.sample_id}").rgb

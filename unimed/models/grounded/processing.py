@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from unimed.chat import TEMPLATES, as_plain_text
+from unimed.markup import without_surrogates
 from unimed.models import foreign
 from unimed.models.grounded.answers import ParsedAnswer, Target, parse_pieces, pieces_of_text
 from unimed.models.grounded.assembly import Assembly, conversations_of
@@ -348,6 +349,7 @@ class GroundedProcessor(ProcessorMixin):
         return ([self.tokenizer.bos_token_id] if begins else []) + self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
+        text = without_surrogates(text)
         if self.separate_tokens:
             return separate_ids(self.tokenizer, text)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from unimed.files import write_atomic
+from unimed.markup import without_surrogates
 
 #: Stands in `input_ids` where one visual token goes. No id of the language model is used, so no text can forge it.
 VISUAL_TOKEN = -200
@@ -115,6 +116,7 @@ class UniMedProcessor:
     # -- text -----------------------------------------------------------------------------------------------------
     def encode(self, text: str, control: bool = True) -> list[int]:
         """Ids of one piece of text. With `control`, the literals <s>, </s> and <unk> become ids 1, 2 and 0."""
+        text = without_surrogates(text)
         if not control:
             return self.pieces.encode(text)
         known = {"<s>": self.bos_id, "</s>": self.eos_id, "<unk>": self.pieces.unk_id()}
