@@ -36,7 +36,9 @@ def _predict(args) -> int:
         for label, probability in model.zero_shot(image, args.text).ranked():
             say(f"{probability:.3f}  {label}")
         return DONE
-    predictions = model.predict(image, args.text, max_new_tokens=args.max_new_tokens)
+    # A model that writes no text (BiomedParse) takes prompts, and has no length of an answer.
+    options = {"max_new_tokens": args.max_new_tokens} if hasattr(model, "language_model") else {}
+    predictions = model.predict(image, args.text, **options)
     for number, prediction in enumerate(predictions):
         say(prediction.text)
         name = ResultNames(args.out)(args.image, str(number))
