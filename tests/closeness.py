@@ -56,3 +56,12 @@ def _worst(ours, theirs, largest, chosen, scale):
         return 0.0
     difference = (ours.double() - theirs.double()).abs()
     return float("inf") if difference.isnan().any() else float(difference.max()) / (scale or largest or 1.0)
+
+
+def assert_all_close(ours, theirs, relative=LAYER):
+    """Assert that two sets of named tensors, such as all gradients of a model, differ by no more than a part of the
+    largest value among all of them: a single one may be nothing but rounding."""
+    assert ours.keys() == theirs.keys()
+    largest = max(float(torch.as_tensor(value).abs().max()) for value in theirs.values())
+    for name, value in theirs.items():
+        assert_close(ours[name], value, name, relative, scale=largest)

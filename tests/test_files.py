@@ -245,3 +245,23 @@ def test_roots_that_the_user_names(tree, monkeypatch):
 def test_nan_and_surrogates_are_json(tmp_path):
     path = write_json_lines(tmp_path / "a.jsonl", [{"a": float("nan"), "b": "\udc00"}])
     assert json.loads(path.read_bytes()) == {"a": None, "b": "\udc00"}
+
+
+def test_a_folder_whose_replacement_was_killed_is_put_back(tmp_path):
+    previous = tmp_path / f".unfinished-{files.this_machine()}-999999999-{'0' * 8}-previous-set"
+    previous.mkdir()
+    (previous / "a").write_text("before")
+    assert files.remove_left_overs(tmp_path) == []
+    assert (tmp_path / "set" / "a").read_text() == "before" and not previous.exists()
+
+
+def test_a_scratch_folder_is_removed(tmp_path):
+    with pytest.raises(RuntimeError), files.scratch_folder(tmp_path) as folder:
+        (folder / "part").mkdir()
+        (folder / "part").rename(tmp_path / "part")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+def test_surrogates_are_written(tmp_path):
+    assert files.write_text(tmp_path / "a", "a\ud800\n").read_bytes() == "a\ufffd\n".encode()

@@ -2,13 +2,14 @@
 
 import json
 import os
-import threading
+import shutil
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimed.names import MAX_BYTES, ResultNames, distinct_names, result_name, safe_name, same_on_disk
+from unimed import names
+from unimed.names import MAX_BYTES, ResultNames, distinct_names, result_name, safe_name, same_on_disk, source_of
 
 SUFFIXES = ["", ".png", ".PNG", ".dcm", ".nii.gz", ".nii", ".jpg", ".tar.gz", ".1", ".json"]
 PARTS = ["1.2.840.1", "1.2.840.2", "a", "A", "a-b", "ä", "a\u0308", "ß", "ss", "K", "\u212a", "con", "a:b", "..x"]
@@ -31,8 +32,7 @@ def is_safe(name):
 @given(st.lists(paths, min_size=2, max_size=8, unique=True), st.booleans())
 def test_sources_never_share_a_name(tmp_path_factory, sources, below):
     folder = tmp_path_factory.mktemp("out")
-    names = ResultNames(folder, "/data" if below else None)
-    given = names.all(sources)
+    given = ResultNames(folder, "/data" if below else None).all(sources)
     for name in given:
         is_safe(name)
     files = {os.path.realpath(source.encode("utf-8", "surrogateescape")) for source in sources}
@@ -81,7 +81,7 @@ def test_files_that_are_there_are_not_replaced(tmp_path):
     (tmp_path / "A.JSON").write_text("somebody's")
     (tmp_path / "b.nii.gz").write_text("somebody's")
     assert ResultNames(tmp_path).all(["/d/a.png", "/d/b.png", "/d/c.png"]) == ["a.png", "b.png", "c"]
-    (tmp_path / "c.json").write_text("ours")
+    result_of(tmp_path, "/d/c.png")
     assert ResultNames(tmp_path)("/d/c.png") == "c"
 
 
@@ -89,31 +89,42 @@ def test_further_files_of_a_result_are_its_own(tmp_path):
     assert ResultNames(tmp_path).all(["/d/a.png", "/d/a-mask0.png"])[1] != "a-mask0"
 
 
-def test_the_folder_tells_no_path(tmp_path):
-    ResultNames(tmp_path)("/home/somebody/patient 7/a.png")
-    assert "somebody" not in (tmp_path / ".names.jsonl").read_text()
+def result_of(folder, source, text="{}", **options):
+    """What a command does: a name, and a JSON that keeps whose it is."""
+    name = ResultNames(folder)(source, **options)
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({"text": text, "source_id": source_of(folder, name)}))
+    return name
 
 
-def test_a_torn_index_loses_one_name_at_most(tmp_path):
-    names = ResultNames(tmp_path)
-    names.all(["/d/a.png", "/d/b.png"])
-    with open(tmp_path / ".names.jsonl", "ab") as stream:
-        stream.write(b'\n{"name": "c", "sou')
-    assert names.all(["/d/a.png", "/d/b.png", "/d/c.png"]) == ["a", "b", "c"]
-    assert names("/e/c.png") == "c.png"
+def forget():
+    """Another process: what this one gave is not known to it."""
+    names._given.clear()
 
 
-def test_threads_and_objects_agree(tmp_path):
-    sources, given = [f"/{place}/a.png" for place in "dddeeefff"], [None] * 9
+def test_another_process_knows_whose_a_result_is(tmp_path):
+    sources = ["/d/a.png", "/d/a.dcm", "/d/A.png", "/e/a.png"]
+    given = []
+    for source in sources:
+        given.append(result_of(tmp_path, source))
+        forget()
+    assert given == ["a", "a.dcm", "A.png", "e-a"]
+    for source, name in zip(sources[::-1], given[::-1], strict=True):
+        assert result_of(tmp_path, source) == name
+        forget()
+    assert "/d/" not in "".join(path.read_text() for path in tmp_path.iterdir())
 
-    def name(number):
-        given[number] = ResultNames(tmp_path)(sources[number])
 
-    threads = [threading.Thread(target=name, args=(number,)) for number in range(9)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(given)) == 3 and all(given[n] == given[n - n % 3] for n in range(9))
-    lines = (tmp_path / ".names.jsonl").read_text().split("\n")
-    assert len({json.loads(line)["name"] for line in lines if line}) == 3
+def test_another_process_knows_the_cases_of_a_run(tmp_path):
+    given = ResultNames(tmp_path).all(["/d/a.png", "/d/a.dcm"])
+    rows = [{"case": name, "source_id": source_of(tmp_path, name)} for name in given]
+    (tmp_path / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"case": "tor')
+    forget()
+    assert ResultNames(tmp_path).all(["/d/a.dcm", "/d/a.png", "/e/a.png"]) == ["a.dcm", "a", "a.png"]
+
+
+def test_a_folder_that_was_emptied_starts_anew(tmp_path):
+    result_of(tmp_path / "out", "/d/a.png")
+    assert ResultNames(tmp_path / "out")("/d/b.png") == "b" and ResultNames(tmp_path / "out")("/d/b.dcm") == "b.dcm"
+    shutil.rmtree(tmp_path / "out")
+    assert ResultNames(tmp_path / "out")("/d/a.dcm") == "a"

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # bash tools/dist.sh train|test CONFIG GPUS [--checkpoint C] [--work-dir D] [--resume auto] [--cfg-options a.b=1 ...]
 # GPUS is the number of processes per machine; without GPUs they are gloo ranks on the CPU.
-# Several machines: NNODES, NODE_RANK, MASTER_ADDR, PORT. DEEPSPEED names a strategy word, e.g. DEEPSPEED=zero2.
+# Several machines: NNODES, NODE_RANK, MASTER_ADDR, PORT. DEEPSPEED names a strategy, e.g. DEEPSPEED=zero2.
+# Exit codes: 0 done, 1 error, 75 asked to stop and saved.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
-    sed -n '2,4s/^# //p' "$0" >&2
+    sed -n '2,5s/^# //p' "$0" >&2
     exit 2
 fi
 verb=$1 config=$2 count=$3
@@ -20,27 +21,26 @@ nnodes=${NNODES:-1}
 if [ -n "${DEEPSPEED:-}" ] && [ "$count" = 1 ] && [ "$nnodes" = 1 ]; then
     echo "DEEPSPEED=$DEEPSPEED is left out: one process has nobody to share its state with" >&2
 elif [ -n "${DEEPSPEED:-}" ] && [ "$verb" = train ]; then
-    word=${DEEPSPEED#deepspeed_}
+    strategy=${DEEPSPEED#deepspeed_}
     merged=0
     arguments=()
     for argument in "$@"; do
         arguments+=("$argument")
-        [ "$argument" = --cfg-options ] && { arguments+=("strategy=$word"); merged=1; }
+        [ "$argument" = --cfg-options ] && { arguments+=("strategy=$strategy"); merged=1; }
     done
-    [ "$merged" = 1 ] || arguments+=(--cfg-options "strategy=$word")
+    [ "$merged" = 1 ] || arguments+=(--cfg-options "strategy=$strategy")
     set -- "${arguments[@]}"
 fi
 
 if [ "$count" = 1 ] && [ "$nnodes" = 1 ]; then
     exec "$python" "$root/tools/$verb.py" "$config" "$@"
 fi
-# One thread per rank unless the user says otherwise: ranks on one machine share its cores.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-if [ "$nnodes" = 1 ] && [ -z "${PORT:-}" ]; then
-    # --standalone picks a free port, so that two runs on one machine do not meet.
-    exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$count" "$root/tools/$verb.py" "$config" "$@"
+several=()
+if [ "$nnodes" != 1 ] || [ -n "${PORT:-}" ]; then
+    # Without a port given, ranks of one machine meet at a free one, so that two runs do not disturb each other.
+    several=(--nodes "$nnodes" --node-rank "${NODE_RANK:-0}"
+        --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
 fi
-exec "$python" -m torch.distributed.run \
-    --nnodes="$nnodes" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$count" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+# It passes SIGTERM, SIGUSR1, SIGHUP and Ctrl-C on to the ranks and ends with their exit code.
+exec "$python" -m unimed.engine.launcher --processes "$count" ${several[@]+"${several[@]}"} \
     "$root/tools/$verb.py" "$config" "$@"

@@ -2,7 +2,6 @@
 
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
-from unimed.models.families import register_when_needed
 from unimed.structures import Region, Sample
 from unimed.version import __version__
 
@@ -21,6 +20,20 @@ def read(path, **options):
     return run(path, **options)
 
 
-register_when_needed()
+def evaluate(predictions, samples, **options):
+    """Rows of scores, one schema for masks, boxes, presence, answers and texts; see `unimed.evaluation.evaluating`."""
+    from unimed.evaluation.evaluating import evaluate as run
 
-__all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "load", "read"]
+    return run(predictions, samples, **options)
+
+
+def __getattr__(name: str):
+    """`unimed.metrics` and `unimed.models`, imported when they are asked for: neither is light."""
+    if name in ("metrics", "models"):
+        import importlib
+
+        return importlib.import_module(f"unimed.{name}")
+    raise AttributeError(f"module 'unimed' has no attribute {name!r}")
+
+
+__all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "evaluate", "load", "metrics", "read"]

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.locks import FolderInUseError, FolderLock, is_running, this_machine  # noqa: F401
+from unimed.markup import without_surrogates
 from unimed.names import RESULT_SUFFIXES, ResultNames, result_name  # noqa: F401
 
 #: Variable with the folder of downloads, converted models and indices.
@@ -33,6 +34,8 @@ ROOTS_VARIABLE = "UNIMED_DATA_ROOTS"
 _UNFINISHED = re.compile(r"\.unfinished-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(-.*|\..*)?", re.DOTALL)
 #: Unfinished files of other machines are left-overs once nobody has touched them for so long.
 _LEFT_OVER_S = 24 * 3600
+#: A folder that is being replaced; where its place stands empty it is put back, not removed.
+_PREVIOUS = "-previous-"
 _cleaned: set[tuple[str, int]] = set()
 
 
@@ -92,7 +95,7 @@ def atomic_folder(destination: str | Path, replace: bool = False) -> Iterator[Pa
                 if not os.path.islink(file := os.path.join(folder, name)):
                     os.chmod(file, mode & 0o666)
         if replace and destination.exists():
-            previous = destination.parent / _unfinished_name(f"-previous-{destination.name}"[:80])
+            previous = destination.parent / _unfinished_name(f"{_PREVIOUS}{destination.name}")
             os.replace(destination, previous)
             os.replace(temporary, destination)
             shutil.rmtree(previous, ignore_errors=True)
@@ -105,6 +108,20 @@ def atomic_folder(destination: str | Path, replace: bool = False) -> Iterator[Pa
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def scratch_folder(parent: str | Path) -> Iterator[Path]:
+    """A temporary folder in `parent`, whose parts are renamed to where they belong; it is removed at the end."""
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_left_overs(parent)
+    temporary = parent / _unfinished_name("")
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _refuse_content(destination: Path) -> None:
@@ -142,6 +159,11 @@ def remove_left_overs(folder: str | Path) -> list[Path]:
                 else:
                     left = time.time() - entry.stat(follow_symlinks=False).st_mtime > _LEFT_OVER_S
                 if left:
+                    end = found[3] or ""
+                    place = folder / end.removeprefix(_PREVIOUS)
+                    if end.startswith(_PREVIOUS) and not place.exists():
+                        os.replace(entry.path, place)
+                        continue
                     removed.append(Path(entry.path))
                     if entry.is_dir(follow_symlinks=False):
                         shutil.rmtree(entry.path, ignore_errors=True)
@@ -336,7 +358,8 @@ def write_json_lines(path: str | Path, rows: Iterable) -> Path:
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Text as UTF-8, whole or not at all."""
-    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    text = without_surrogates(text)  # half of a pair has no UTF-8
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_report(path: str | os.PathLike, report: Mapping) -> Path:

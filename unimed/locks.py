@@ -61,6 +61,7 @@ class FolderLock:
     Args:
         folder: what is locked. The file is `folder/.lock`; the folder is made.
         purpose: what the owner does, for the message that others get.
+        file: name of the lock file; locks of different names do not know of each other.
         beside: put the file beside the folder (`.NAME.lock`), for a folder that appears or is replaced as a whole.
         wait_s: wait so long for another owner before giving up.
         report: called with one line before waiting.
@@ -74,6 +75,7 @@ class FolderLock:
         folder: str | Path,
         purpose: str = "writing",
         *,
+        file: str = ".lock",
         beside: bool = False,
         wait_s: float = 0,
         heartbeat_s: float = 10,
@@ -83,7 +85,7 @@ class FolderLock:
         self.folder, self.purpose, self.wait_s, self.report = Path(folder), purpose, wait_s, report
         self.heartbeat_s, self.dead_after_s = heartbeat_s, dead_after_s
         absolute = self.folder.absolute()
-        self.path = absolute.parent / f".{absolute.name}.lock" if beside else absolute / ".lock"
+        self.path = absolute.parent / f".{absolute.name}.lock" if beside else absolute / file
         self._token = ""
         self._pid = 0
         self._stop = threading.Event()
@@ -196,6 +198,14 @@ def lock_owner(path: str | Path) -> dict | None:
     with contextlib.suppress(OSError), open(path, "rb") as stream:
         return _owner(stream.fileno())
     return None
+
+
+def living_owner(path: str | Path) -> dict | None:
+    """Who holds a lock; None where nobody does, or where its owner is dead on this machine."""
+    owner = lock_owner(path)
+    if owner is not None and owner.get("machine") == this_machine():
+        return owner if is_running(int(owner["process"]), str(owner.get("started", ""))) else None
+    return owner
 
 
 def describe_owner(owner: Mapping) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 #: What the files of a result end in.
-RESULT_SUFFIXES = (".json", ".jsonl", ".png", ".nii.gz", ".npz", ".seg.dcm", ".html", ".sr.dcm")
+RESULT_SUFFIXES = (".json", ".jsonl", ".png", ".nii.gz", ".nrrd", ".npz", ".seg.dcm", ".html", ".sr.dcm")
 #: What a name loses in front of a result's own suffix: endings of images and volumes, longest first.
 SOURCE_SUFFIXES = (
     ".nii.gz", ".img.gz", ".hdr.gz", ".nrrd.gz", ".dicom", ".jpeg", ".tiff", ".nrrd", ".nhdr", ".webp", ".nii", ".mgz",
@@ -22,7 +23,6 @@ SOURCE_SUFFIXES = (
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 #: Longest name in bytes; file systems take 255 for a name with its suffix.
 MAX_BYTES = 160
-INDEX = ".names.jsonl"
 #: Further files of a result are called by its name and one of these.
 FURTHER = ("-mask", "-found", "-instances")
 
@@ -93,16 +93,30 @@ def distinct_names(files: Iterable[str]) -> dict[str, str]:
     return {file: chosen[file] for file in files}
 
 
+#: Real path of a folder -> {source: name} that this process gave there.
+_given: dict[str, dict[str, str]] = {}
+#: Folders in which something was seen.
+_filled: set[str] = set()
+
+
+def source_of(folder: str | os.PathLike, name: str) -> str:
+    """Digest of the source whose results this process calls `name` in `folder`; "" where it gave no such name.
+
+    Results keep it (`source_id`), so that later runs know whose name it is; it tells neither path nor content.
+    """
+    given = _given.get(os.path.realpath(folder), {})
+    return next((source for source, other in given.items() if other == name), "")
+
+
 class ResultNames:
     """Gives each source a name of its own among the results in a folder, the same at every call.
 
     A name is the plain one of `result_name` where that is free; else it tells more: the suffix, the folders above, at
-    last eight digits. What is given is kept in the folder (`.names.jsonl`: name and a digest of the source, no path),
-    so that a later run over other sources does not take it. A file that is there already and was not named here is not
-    replaced.
+    last eight digits. A name is free where no result bears it, or only one of the same source does (`source_id` in its
+    JSON or in the `cases.jsonl` of a run); files of unknown origin are never replaced.
 
     Args:
-        folder: of the results; made when the first name is given.
+        folder: of the results; it need not be there.
         root: sources below it are named by their place below it.
     """
 
@@ -121,34 +135,53 @@ class ResultNames:
 
     def all(self, sources: Iterable[str | os.PathLike | bytes], variant: str = "", called: str = "") -> list[str]:
         """Names of several sources, in their order; plain names go to the first of a kind."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / INDEX, "a+b") as stream:
-            _lock(stream)
-            stream.seek(0)
-            known, taken = {}, set()
-            for line in stream.read().split(b"\n"):
-                try:
-                    row = json.loads(line)
-                    known[row["source"]], _ = row["name"], taken.add(same_on_disk(row["name"]))
-                except (ValueError, KeyError, TypeError):
-                    continue  # half a line of a killed run
-            there = {same_on_disk(name) for name in os.listdir(self.folder)}
-            return [self._name(source, variant, called, known, taken, there, stream) for source in sources]
+        place = os.path.realpath(self.folder)
+        given = _given.setdefault(place, {})
+        listed = os.listdir(self.folder) if self.folder.is_dir() else []
+        if listed:
+            _filled.add(place)
+        elif place in _filled:
+            given.clear()  # the folder was emptied, or removed and made anew
+        known = self._of_runs() | given
+        taken = {same_on_disk(name): source for source, name in known.items()}
+        there = {same_on_disk(name): name for name in listed}
+        names = []
+        for source in sources:
+            identity = _identity(source, f"{variant}\0{called}" if called else variant)
+            if identity not in known:
+                for name in self._candidates(source, variant, called, identity):
+                    if self._is_free(name, identity, variant, taken, there):
+                        break
+                known[identity] = name
+                taken[same_on_disk(name)] = identity
+            given[identity] = known[identity]
+            names.append(known[identity])
+        return names
 
-    def _name(self, source, variant, called, known, taken, there, stream) -> str:
-        identity = _identity(source, f"{variant}\0{called}" if called else variant)
-        if identity in known:
-            return known[identity]
-        for name in self._candidates(source, variant, called, identity):
-            folded = same_on_disk(name)
-            clash = any(_run_together(folded, other) or _run_together(other, folded) for other in taken)
-            if folded not in taken and not clash and not any(folded + end in there for end in RESULT_SUFFIXES):
-                break
-        known[identity] = name
-        taken.add(folded)
-        stream.write(b"\n" * bool(stream.tell()) + json.dumps({"name": name, "source": identity}).encode())
-        stream.flush()
-        return name
+    def _of_runs(self) -> dict[str, str]:
+        """{source: name} of the cases that an earlier run finished here."""
+        found = {}
+        with contextlib.suppress(OSError):
+            for line in (self.folder / "cases.jsonl").read_bytes().split(b"\n"):
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    row = json.loads(line)
+                    found[str(row["source_id"])] = str(row["case"])
+        return found
+
+    def _is_free(self, name, identity, variant, taken, there) -> bool:
+        folded = same_on_disk(name)
+        if folded in taken:
+            return False
+        if not variant and any(_run_together(folded, other) or _run_together(other, folded) for other in taken):
+            return False
+        held = [there[folded + end] for end in RESULT_SUFFIXES if folded + end in there]
+        if not held:
+            return True
+        try:
+            found = json.loads((self.folder / f"{name}.json").read_bytes())
+            return isinstance(found, dict) and found.get("source_id") == identity
+        except (OSError, ValueError):
+            return False
 
     def _candidates(self, source, variant, called, identity):
         end = f"-{variant}" if variant else ""
@@ -170,7 +203,9 @@ class ResultNames:
 
 def _run_together(name: str, other: str) -> bool:
     """Is `other` what a further file of the result `name` may be called?"""
-    return other.startswith(tuple(name + part for part in FURTHER))
+    return other.startswith(tuple(name + part for part in FURTHER)) or (
+        other.startswith(f"{name}-") and other[len(name) + 1 :].isdigit()
+    )
 
 
 def _identity(source, variant: str) -> str:
@@ -181,13 +216,3 @@ def _identity(source, variant: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _lock(stream) -> None:
-    """Processes that name results in one folder take turns, where the file system knows how."""
-    try:
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX)
-    except (ImportError, OSError):
-        pass

@@ -1,4 +1,4 @@
-"""The names a config may use: tasks, datasets, collators and hooks.
+"""The names a config may use: tasks, models, datasets, collators, hooks, metrics and benchmarks.
 
 A class registers itself with a decorator, and a config builds it by its name:
 
@@ -8,7 +8,7 @@ A class registers itself with a decorator, and a config builds it by its name:
     DATASETS.build(dict(type="FolderDataset", root="data/mine"))
 
 The registries are mmengine's. Building is ours, because a user who mistypes a name should read what was meant, not a
-stack of scopes. Rooms are searched for modules the first time a registry is asked for a name.
+stack of scopes. Packages are searched for modules the first time a registry is asked for a name.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ LOCATIONS = {
     "collator": ("unimed.data.collate", "unimed.data.readers"),
     "hook": ("unimed.engine",),
     "dialect": ("unimed.models.dialects",),
+    "metric": ("unimed.metrics",),
+    "benchmark": ("unimed.evaluation.benchmarks",),
+    "model": ("unimed.models.building",),
 }
-#: Modules that failed to import while a room was searched, with the reason, for the error message.
+#: Modules that failed to import while a package was searched, with the reason, for the error message.
 _unavailable: dict[str, str] = {}
 _searched: set[str] = set()
 
@@ -92,7 +95,7 @@ def check(config: Mapping[str, Any], registry: Registry, **defaults: Any) -> tup
     cls = _look_up(kind, registry) if isinstance(kind, str) else kind
     if not callable(cls):
         raise RegistryError(f"'type' of a {registry.name} must be a name or a class, got {kind!r}")
-    _check_arguments(cls, arguments, registry)
+    _check_arguments(cls, arguments, registry, kind if isinstance(kind, str) else cls.__name__)
     return cls, arguments
 
 
@@ -133,6 +136,20 @@ def _look_up(name: str, registry: Registry):
     return registry.module_dict[name]
 
 
+def registered(registry: Registry) -> dict[str, Any]:
+    """Name -> entry of everything a registry holds, after the modules that fill it were imported."""
+    return {name: registry.module_dict[name] for name in _choices(registry)}
+
+
+def look_up(name: str, registry: Registry) -> Any:
+    """The entry of a name.
+
+    Raises:
+        RegistryError: an unknown name, with the valid ones and the closest.
+    """
+    return _look_up(name, registry)
+
+
 def _choices(registry: Registry) -> list[str]:
     for package in LOCATIONS.get(registry.name, ()):
         _import_package(package)
@@ -140,22 +157,22 @@ def _choices(registry: Registry) -> list[str]:
 
 
 def _import_package(package: str) -> None:
-    """Import the modules of a room, so that their classes register; sub-packages are left to their own imports."""
+    """Import a module, or the modules of a package, so that their classes register; not those of sub-packages."""
     if package in _searched:
         return
     _searched.add(package)
-    room = importlib.import_module(package)
-    for module in pkgutil.iter_modules(room.__path__, prefix=f"{package}."):
+    found = importlib.import_module(package)
+    for module in pkgutil.iter_modules(getattr(found, "__path__", ()), prefix=f"{package}."):
         if module.ispkg:
             continue
         try:
             importlib.import_module(module.name)
         except ImportError as error:
-            # A room holds modules that need extras; the one that is missing matters only when its name is asked for.
+            # A package holds modules that need extras; the one that is missing matters only when its name is asked for.
             _unavailable[module.name] = str(error)
 
 
-def _check_arguments(cls, arguments: Mapping[str, Any], registry: Registry) -> None:
+def _check_arguments(cls, arguments: Mapping[str, Any], registry: Registry, name: str) -> None:
     try:
         parameters = inspect.signature(cls).parameters
     except (TypeError, ValueError):
@@ -166,18 +183,18 @@ def _check_arguments(cls, arguments: Mapping[str, Any], registry: Registry) -> N
     if unknown:
         key = unknown[0]
         raise RegistryError(
-            f"{registry.name} {cls.__name__!r} takes no argument {key!r}{did_you_mean(key, parameters)} "
+            f"{registry.name} {name!r} takes no argument {key!r}{did_you_mean(key, parameters)} "
             f"Valid arguments: {sorted(parameters)}"
         )
     missing = [
-        name
-        for name, p in parameters.items()
+        parameter
+        for parameter, p in parameters.items()
         if p.default is inspect.Parameter.empty
         and p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        and name not in arguments
+        and parameter not in arguments
     ]
     if missing:
-        raise RegistryError(f"{registry.name} {cls.__name__!r} needs the argument {missing[0]!r}")
+        raise RegistryError(f"{registry.name} {name!r} needs the argument {missing[0]!r}")
 
 
 def _build_func(config, registry=None, default_args=None, **defaults):
@@ -188,4 +205,7 @@ TASKS = Registry("task", build_func=_build_func, scope="unimed")
 DATASETS = Registry("dataset", build_func=_build_func, scope="unimed")
 COLLATORS = Registry("collator", build_func=_build_func, scope="unimed")
 DIALECTS = Registry("dialect", build_func=_build_func, scope="unimed")
+MODELS = Registry("model", build_func=_build_func, scope="unimed")
 HOOKS = Registry("hook", build_func=_build_func, scope="unimed")
+METRICS = Registry("metric", build_func=_build_func, scope="unimed")
+BENCHMARKS = Registry("benchmark", build_func=_build_func, scope="unimed")

@@ -1,5 +1,7 @@
 """BiomedParse v2 in small on the sample set: named masks and things that are not there, minutes on one CPU core."""
 
+_base_ = "../_base_/sample_run.py"
+
 
 def records(split, *tasks, **more):
     return dict(type="RecordDataset", path="data/sample", split=split, tasks=list(tasks), **more)
@@ -8,6 +10,7 @@ def records(split, *tasks, **more):
 task = dict(
     type="ParseTask",
     model=dict(
+        type="SmallBoltzFormer",
         prompts=["brain", "grey matter", "white matter", "lesion", "nuclei"],
         image_size=128,
         embed_dim=24,
@@ -38,15 +41,14 @@ test_data = dict(
     ]
 )
 collate = dict(type="ParseCollator")
-optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.01)
-schedule = dict(type="cosine", warmup=50)
+optimizer = dict(weight_decay=0.01)
+schedule = dict(warmup=50)
 batch_size = 8
 max_steps = 1000
 clip = 5.0
-checkpoint = dict(interval=250, keep=2)
+checkpoint = dict(interval=250)
 log = dict(interval=50)
 validate_interval = 250
 validate_samples = 32
 test_batch_size = 16
-seed = 0
 work_dir = "work_dirs/biomedparse_tiny"

@@ -5,8 +5,10 @@
 
 `data/my_volumes` holds `train/*.npz`, `val/*.npz` and `test/*.npz`; the second command writes their slices, with the
 neighbours as channels, to `data/my_volumes/slices`. The published settings: ten passes, batches of eight, learning rate
-1e-5 for every parameter, nothing frozen. `max_steps` is ten passes over 8000 slices; set it for yours.
+1e-5 for every parameter, nothing frozen.
 """
+
+_base_ = "../_base_/gpu_run.py"
 
 
 def volumes(split):
@@ -28,18 +30,15 @@ train_data = dict(
 val_data = volumes("val")
 test_data = volumes("test")
 collate = dict(type="ParseCollator")
-optimizer = dict(type="AdamW", lr=1e-5, weight_decay=0.01)
+optimizer = dict(lr=1e-5, weight_decay=0.01)
 schedule = dict(type="constant")
 batch_size = 8
-max_steps = 10000
-precision = "bf16"
+epochs = 10
 clip = 5.0
 num_workers = 5
-checkpoint = dict(interval=1000, keep=2)
-log = dict(interval=50)
+checkpoint = dict(interval=1000)
 validate_interval = 1000
 validate_batches = 4
 validate_samples = 20
 test_batch_size = 1
-seed = 0
 work_dir = "work_dirs/biomedparse_finetune"

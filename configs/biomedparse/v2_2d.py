@@ -2,8 +2,11 @@
 
 The published recipe: four prompts per picture, AdamW without a schedule, dice plus cross entropy on masks and edges
 where the target is there, existence everywhere. Every colour is normalised by its own mean. `data/BiomedParse` holds
-`train.json`, `train/`, `train_mask/` and the same for `val` and `test`.
+`train.json`, `train/`, `train_mask/` and the same for `val` and `test`. The published release has no `val`:
+split it off `train`, or train with `--cfg-options val_data=None`.
 """
+
+_base_ = "../_base_/gpu_run.py"
 
 
 def pictures(split, **more):
@@ -21,16 +24,13 @@ train_data = dict(type="AugmentedDataset", dataset=pictures("train", prompts=4, 
 val_data = pictures("val", absent=None)
 test_data = pictures("test", absent=None)
 collate = dict(type="ParseCollator")
-optimizer = dict(type="AdamW", lr=2e-5, weight_decay=0.01)
+optimizer = dict(lr=2e-5, weight_decay=0.01)
 schedule = dict(type="constant")
 batch_size = 4
 max_steps = 100000
-precision = "bf16"
 clip = 5.0
 num_workers = 5
 checkpoint = dict(interval=2000, keep=3)
-log = dict(interval=50)
 validate_interval = 2000
 validate_samples = 500
-seed = 0
 work_dir = "work_dirs/biomedparse_v2_2d"

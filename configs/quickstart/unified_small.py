@@ -1,5 +1,7 @@
 """The quickstart: one small model, all tasks of the sample set in one mixture, minutes on two CPU cores."""
 
+_base_ = "../_base_/sample_run.py"
+
 
 def records(split, *tasks, **arguments):
     return dict(type="RecordDataset", path="data/sample", split=split, tasks=list(tasks), **arguments)
@@ -8,7 +10,7 @@ def records(split, *tasks, **arguments):
 task = dict(
     type="GroundingTask",
     model="pretrained/unified_small",
-    # The eyes are frozen, so every image is encoded once and its features are kept.
+    # The vision encoder is frozen, so every image is encoded once and its features are kept.
     cache_images=1000,
     max_new_tokens=96,
     batch_size=16,
@@ -39,16 +41,12 @@ test_data = dict(
     ]
 )
 collate = dict(type="GroundedCollator")
-optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.02)
-schedule = dict(type="cosine", warmup=50)
+optimizer = dict(weight_decay=0.02)
+schedule = dict(warmup=50)
 batch_size = 16
-accumulate = 1
 max_steps = 500
-clip = 1.0
-checkpoint = dict(interval=125, keep=2)
-log = dict(interval=25)
+checkpoint = dict(interval=125)
 validate_interval = 250
 validate_samples = 48
 test_batch_size = 32
-seed = 0
 work_dir = "work_dirs/unified_small"

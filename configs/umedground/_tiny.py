@@ -1,5 +1,7 @@
 """uMedGround in small on the sample set: LLaVA and SAM from nothing, all of it learns, minutes on one CPU core."""
 
+_base_ = "../_base_/sample_run.py"
+
 
 def reports(split):
     return dict(type="RecordReports", path="data/sample", split=split)
@@ -7,7 +9,7 @@ def reports(split):
 
 task = dict(
     type="ReportGrounding",
-    model=dict(texts="data/sample/records/train.jsonl", box_head="laplace_mixture"),
+    model=dict(type="SmallUMedGround", texts="data/sample/records/train.jsonl", box_head="laplace_mixture"),
     loss_weights=dict(box=2.0),
     max_new_tokens=160,
     batch_size=16,
@@ -16,12 +18,6 @@ train_data = reports("train")
 val_data = reports("val")
 test_data = reports("test")
 collate = dict(type="GroundedCollator")
-optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.02, betas=(0.9, 0.95))
-schedule = dict(type="cosine", warmup=30)
+optimizer = dict(weight_decay=0.02, betas=(0.9, 0.95))
 batch_size = 8
-max_steps = 300
-clip = 1.0
-checkpoint = dict(interval=150, keep=2)
-log = dict(interval=25)
-seed = 0
 work_dir = "work_dirs/umedground_tiny"

@@ -15,7 +15,7 @@ def part(split):
 
 
 task = dict(model=dict(box_head="laplace_mixture"), robustness=dict(severities=(1, 3, 5)))
-train_data = dict(_delete_=True, mixture=[dict(dataset=part("train"), weight=1.0)])
-val_data = dict(_delete_=True, **part("val"))
-test_data = dict(_delete_=True, **part("test"))
+train_data = dict(mixture=[dict(dataset=part("train"), weight=1.0)])
+val_data = part("val")
+test_data = part("test")
 work_dir = "work_dirs/umedground_laplace_mixture"

@@ -15,7 +15,7 @@ def part(split):
 
 
 task = dict(model=dict(sam_weights="pretrained/medsam_vit_b.pth"))
-train_data = dict(_delete_=True, mixture=[dict(dataset=part("train"), weight=1.0)])
-val_data = dict(_delete_=True, **part("val"))
-test_data = dict(_delete_=True, **part("test"))
+train_data = dict(mixture=[dict(dataset=part("train"), weight=1.0)])
+val_data = part("val")
+test_data = part("test")
 work_dir = "work_dirs/umedground_chestxray8"

@@ -5,9 +5,12 @@ on purpose: [BOX] is a token, all boxes are trained, one prompt for training and
 `mrg_ms_cxr_reference.py` keeps the published ways.
 """
 
+_base_ = "../_base_/gpu_run.py"
+
 task = dict(
     type="ReportGrounding",
     model=dict(
+        type="UMedGround",
         llava="pretrained/llava-llama-2-13b-chat-lightning-preview",
         clip="pretrained/clip-vit-large-patch14",
         sam_weights="pretrained/sam_vit_h_4b8939.pth",
@@ -27,8 +30,8 @@ task = dict(
         "mask_head.sam.prompt_encoder",
         "mask_head.sam.shared_image_embedding",
     ],
-    # What learns beside the adapters: SAM's mask decoder, projection, box head and output layer by default.
-    learn=["backbone.vlm.model.language_model.embed_tokens"],
+    # What is trained beside the adapters: SAM's mask decoder, projection, box head and output layer by default.
+    trainable=["backbone.vlm.model.language_model.embed_tokens"],
     lora=dict(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"]),
     sam_lora=None,
     loss_weights=dict(text=1.0, box=1.0),
@@ -55,18 +58,14 @@ train_data = dict(mixture=[dict(dataset=part("train"), weight=1.0)])
 val_data = part("val")
 test_data = part("test")
 collate = dict(type="GroundedCollator")
-optimizer = dict(type="AdamW", lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0)
+optimizer = dict(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0)
 schedule = dict(type="linear", warmup=100)
 batch_size = 2
 accumulate = 10
 max_steps = 5000
-clip = 1.0
-precision = "bf16"
 strategy = "zero2"
 gradient_checkpointing = True
 num_workers = 2
-checkpoint = dict(interval=500, keep=2)
 log = dict(interval=1)
 validate_interval = 500
-seed = 0
 work_dir = "work_dirs/umedground_ms_cxr"

@@ -1,5 +1,7 @@
 """Uni-Med in small on the sample set: five tasks in every batch, everything learns, minutes on one CPU core."""
 
+_base_ = "../_base_/sample_run.py"
+
 
 def part(tasks, split="train"):
     return dict(type="UniMedRecords", path="data/sample", split=split, tasks=list(tasks))
@@ -7,7 +9,14 @@ def part(tasks, split="train"):
 
 task = dict(
     type="MultiTask",
-    model=dict(texts="data/sample/records/train.jsonl", image_size=112, vision_dim=96, hidden_dim=128, layers=3),
+    model=dict(
+        type="SmallUniMed",
+        texts="data/sample/records/train.jsonl",
+        image_size=112,
+        vision_dim=96,
+        hidden_dim=128,
+        layers=3,
+    ),
     connector=dict(projector_type="moe_mlp", num_experts=5, router_type="soft", task_token_c=32),
     reduction="samples",
     max_new_tokens=48,
@@ -24,14 +33,9 @@ train_data = dict(
 )
 val_data = part(["vqa", "cls"], "val")
 test_data = part(["vqa", "refer", "identify", "caption", "cls"], "test")
-collate = dict(type="UniMedCollator")
-optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.05)
-schedule = dict(type="cosine", warmup=20)
+collate = dict(type="GroundedCollator")
+optimizer = dict(weight_decay=0.05)
+schedule = dict(warmup=20)
 hooks = [dict(type="RoutingHook", interval=50)]
 batch_size = 12
-max_steps = 300
-clip = 1.0
-checkpoint = dict(interval=150, keep=2)
-log = dict(interval=25)
-seed = 0
 work_dir = "work_dirs/uni_med_tiny"

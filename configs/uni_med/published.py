@@ -1,8 +1,10 @@
 """Uni-Med as its YAML trains it: EVA-ViT-g, five experts, Llama-2-7b with LoRA, eleven data sets, 50000 x 4 samples.
 
 Put `Llama-2-7b-chat-hf` and `eva_vit_g.pth` into `pretrained/` and the data below `data/uni_med` (docs/uni_med.md).
-Unlike the published trainer a batch mixes data sets; per step the shares are the same.
+Unlike the published trainer a batch mixes data sets; per step the fractions are the same.
 """
+
+_base_ = "../_base_/gpu_run.py"
 
 _root = "data/uni_med"
 _shared = dict(compat=None)
@@ -15,6 +17,7 @@ def part(kind, weight, **arguments):
 task = dict(
     type="MultiTask",
     model=dict(
+        type="UniMed",
         llama="pretrained/Llama-2-7b-chat-hf",
         eva="pretrained/eva_vit_g.pth",
         sft_type="lora",
@@ -84,16 +87,13 @@ test_data = dict(
         dict(dataset=dict(type="MedMnistDataset", path=f"{_root}/MedMNIST/organsmnist_224.npz", split="test")),
     ]
 )
-collate = dict(type="UniMedCollator")
-optimizer = dict(type="AdamW", lr=1e-5, betas=(0.9, 0.999), weight_decay=0.05)
+collate = dict(type="GroundedCollator")
+optimizer = dict(lr=1e-5, betas=(0.9, 0.999), weight_decay=0.05)
 schedule = dict(type="cosine", warmup=5000, min_ratio=0.01)
 batch_size = 4
 max_steps = 50000
-precision = "bf16"
 num_workers = 6
-clip = 1.0
 hooks = [dict(type="RoutingHook", interval=500)]
 checkpoint = dict(interval=5000, keep=3, weights="trainable")
-log = dict(interval=50)
 seed = 42
 work_dir = "work_dirs/uni_med"

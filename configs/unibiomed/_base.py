@@ -1,13 +1,12 @@
-"""UniBiomed as published: 93 sets in one mixture, LoRA on the language model, SAM 2 decoder tuned, eyes frozen.
+"""UniBiomed as published: 93 sets in one mixture, LoRA on the language model, SAM 2 decoder tuned.
 
 Each file beside this one names a backbone. Put the parts into `pretrained/` (pretrained/README.md) and the sets below
 `data/Biomed` (docs/unibiomed.md); `python tools/check_data.py data/Biomed` finds what is wrong before training does.
 
-Ten epochs are 10 * samples / (batch_size * accumulate * GPUs) steps; with the published 8 GPUs a step is 128 samples.
-Set `max_steps` to that; the schedule stretches with it.
+With the published 8 GPUs a step is 128 samples.
 """
 
-_base_ = []
+_base_ = "../_base_/gpu_run.py"
 
 from unimed.data.readers.unibiomed_mixture import mixture  # noqa: E402
 
@@ -15,7 +14,7 @@ train_data = dict(mixture=mixture("data/Biomed"), group_by_length=4)
 task = dict(
     type="GroundingTask",
     lora=dict(r=128, lora_alpha=256, lora_dropout=0.05),
-    learn=["backbone.vlm.model.language_model.embed_tokens", "backbone.vlm.lm_head"],
+    trainable=["backbone.vlm.model.language_model.embed_tokens", "backbone.vlm.lm_head"],
     freeze=[
         "backbone.vlm.model.vision_tower",
         "mask_head.sam.vision_encoder",
@@ -34,15 +33,12 @@ task = dict(
     max_new_tokens=256,
 )
 collate = dict(type="GroundedCollator", mask_target_size=256)
-optimizer = dict(type="AdamW", lr=4e-5, betas=(0.9, 0.999), weight_decay=0.05)
+optimizer = dict(lr=4e-5, betas=(0.9, 0.999), weight_decay=0.05)
 schedule = dict(type="cosine", warmup=0.05)
 batch_size = 4
 accumulate = 4
-max_steps = 50000
-precision = "bf16"
-clip = 1.0
+epochs = 10
 gradient_checkpointing = True
-num_workers = 4
-checkpoint = dict(interval=500, keep=3, weights="trainable")
+checkpoint = dict(keep=3, weights="trainable")
 log = dict(interval=10)
 seed = 42

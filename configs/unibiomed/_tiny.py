@@ -16,7 +16,7 @@ def shapes(reader, folder, split="train", **arguments):
 
 task = dict(
     model=dict(
-        tiny=True,
+        type="TinyGroundedMLLM",
         texts=[
             "Please segment disc in drawn image. bright square in drawn image. It is [SEG]. Sure, [SEG].",
             "What is the <region> in the picture? Answer with interleaved segmentation masks.",
@@ -25,13 +25,12 @@ task = dict(
         ],
     ),
     lora=dict(r=64, lora_alpha=128, lora_dropout=0.0),
-    # Eyes that nobody trained see nothing, so here they learn.
+    # A vision encoder that nobody trained sees nothing, so here it is trained.
     freeze=["mask_head.sam.memory_attention", "mask_head.sam.memory_encoder", "mask_head.sam.object_pointer_proj"],
     mask_points=512,
     max_new_tokens=48,
 )
 train_data = dict(
-    _delete_=True,
     mixture=[
         shapes("BiomedDataset", f"{_tree}/Shapes", sentence="random", at_least=20),
         shapes("BiomedDataset", f"{_tree}/Shapes", kind="region", shown_by="box"),

@@ -5,7 +5,6 @@ _base_ = "internvl2_5_1b_sam2_l.py"
 from unimed.data.readers.unibiomed_mixture import mixture  # noqa: E402
 
 train_data = dict(
-    _delete_=True,
     mixture=mixture("data/Biomed", tasks=("segmentation", "disease"), without=("RadGenome",)),
     group_by_length=4,
 )

@@ -2,6 +2,7 @@
 
 _base_ = "_base.py"
 task = dict(
-    model=dict(backbone="pretrained/InternVL2_5-8B", sam2="pretrained/sam2_hiera_large.pt"), frozen_dtype="bfloat16"
+    model=dict(type="GroundedMLLM", backbone="pretrained/InternVL2_5-8B", sam2="pretrained/sam2_hiera_large.pt"),
+    frozen_dtype="bfloat16",
 )
 work_dir = "work_dirs/unibiomed_internvl2_5_8b_sam2_l"

@@ -1,5 +1,7 @@
 """UniMed-CLIP in small on the sample set: a ViT and a BERT that start from nothing, minutes on one CPU core."""
 
+_base_ = "../_base_/sample_run.py"
+
 
 def pairs(split):
     return dict(
@@ -19,7 +21,7 @@ def pairs(split):
 
 task = dict(
     type="ContrastiveTask",
-    model=dict(texts="data/sample/records/train.jsonl", image_size=64, patch_size=8),
+    model=dict(type="SmallClip", texts="data/sample/records/train.jsonl", image_size=64, patch_size=8),
     # Captions made from labels repeat in every batch; those that are equal fit each other.
     multi_positive=True,
     labels=(
@@ -38,15 +40,9 @@ train_data = pairs("train")
 val_data = pairs("val")
 test_data = pairs("test")
 collate = dict(type="ImageTextCollator", scale=(0.6, 1.0))
-optimizer = dict(type="AdamW", lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
-schedule = dict(type="cosine", warmup=30)
+optimizer = dict(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
 batch_size = 48
-max_steps = 300
-clip = 1.0
-checkpoint = dict(interval=150, keep=2)
-log = dict(interval=25)
 validate_interval = 100
 validate_samples = 64
 test_batch_size = 32
-seed = 0
 work_dir = "work_dirs/unimed_clip_tiny"

@@ -3,6 +3,8 @@
 Average the result with the model it started from afterwards: `python tools/clip.py average START TUNED OUT`.
 """
 
+_base_ = "../_base_/contrastive_run.py"
+
 task = dict(
     type="ContrastiveTask",
     model="pretrained/unimed_clip_vit_b16",
@@ -12,11 +14,7 @@ task = dict(
 )
 train_data = dict(type="ImageTextShards", shards="data/mine/dataset-*.tar", name="mine")
 collate = dict(type="ImageTextCollator", scale=(0.9, 1.0))
-optimizer = dict(type="AdamW", lr=1e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
-schedule = dict(type="cosine", warmup=100, warmup_full=True)
-batch_size = 256
+optimizer = dict(lr=1e-5)
+schedule = dict(warmup=100)
 max_steps = 2000
-precision = "bf16"
-num_workers = 4
-checkpoint = dict(interval=500, keep=2)
 work_dir = "work_dirs/unimed_clip_fine_tune"

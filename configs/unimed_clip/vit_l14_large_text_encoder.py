@@ -3,7 +3,7 @@
 _base_ = ["./vit_l14_base_text_encoder.py"]
 
 task = dict(
-    model="unimed_clip_vit_l14_large_text_encoder",
+    model=dict(variant="unimed_clip_vit_l14_large_text_encoder"),
     text_init="pretrained/BiomedBERT-large",
     tokenizer="pretrained/BiomedBERT-large",
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_volumes
 from PIL import Image
 
 from unimed.commands.biomedparse import parse_2d, parse_3d
@@ -50,7 +51,7 @@ def test_a_folder_of_volumes_is_resumable_and_faults_are_named(model, folder, ca
     assert (folder / "out" / "a.nii.gz").stat().st_mtime_ns == stamp
     assert parse_3d([*arguments, "--seed", "1"]) == 1
     assert "results of other settings" in capsys.readouterr().err
-    assert not list((folder / "out").glob(".*"))
+    assert [p.name for p in (folder / "out").glob(".*")] in ([], [".names.jsonl"])
 
 
 def test_a_target_without_voxels_is_explained(model, folder, capsys):
@@ -114,7 +115,7 @@ def test_a_dicom_series_comes_back_as_dicom(model, tmp_path):
         (["in/a.nii.gz", "--prompts", "liver", "--model", "nothing"], "nothing"),
         (["in", "--prompts", "liver", "--formats", "dicom-seg"], "needs a DICOM series"),
         (["in/a.nii.gz", "--prompts", "  "], "prompt 1 is empty"),
-        (["in/b.nii.gz", "--prompts", "liver", "--modality", "CT", "--site", "knee"], "unknown site 'knee'"),
+        (["in/b.nii.gz", "--prompts", "liver", "--modality", "CT", "--site", "knee"], "no CT window for site 'knee'"),
     ],
 )
 def test_faults_are_one_line_and_nothing_is_written(model, folder, capsys, arguments, message):
@@ -123,6 +124,28 @@ def test_faults_are_one_line_and_nothing_is_written(model, folder, capsys, argum
     assert parse_3d([str(folder / source), "--out", str(folder / "out"), *options, *rest]) == 1
     assert message in capsys.readouterr().err
     assert not [p for p in (folder / "out").rglob("*") if p.suffix not in (".json", ".jsonl")]
+
+
+def test_series_phase_and_irregular_slices_are_chosen(model, tmp_path, capsys):
+    grid = small_volumes.grid((1, 1, 3))
+    values = np.random.default_rng(0).integers(0, 900, (24, 20, 5)).astype(np.int16)
+    phases = [small_volumes.slices(values, grid, SeriesNumber=7, TriggerTime=str(t)) for t in (0, 50)]
+    small_volumes.save(tmp_path / "in", [*phases[0], *phases[1]], [f"{k:02d}" for k in range(10)])
+    other = small_volumes.slices(values, grid, SeriesNumber=8, SeriesInstanceUID="1.2.8", SeriesDescription="holes")
+    small_volumes.save(tmp_path / "in", other[:2] + other[3:], [f"h{k}" for k in range(4)])
+    common = [str(tmp_path / "in"), "--model", model, "--prompts", "liver", "--out"]
+    assert parse_3d([*common, str(tmp_path / "a")]) == 1
+    assert "2 DICOM series" in (told := capsys.readouterr().err) and "'holes'" in told and "--series" in told
+    assert parse_3d([*common, str(tmp_path / "b"), "--series", "7"]) == 1
+    assert "2 phases" in (told := capsys.readouterr().err) and "1: TriggerTime 50" in told
+    assert parse_3d([*common, str(tmp_path / "c"), "--series", "7", "--phase", "1"]) == 0
+    assert read(tmp_path / "c" / "in.nii.gz")[0].shape == (24, 20, 5)
+    assert "phase 1 of 2 taken" in " ".join(json.loads((tmp_path / "c" / "in.json").read_text())["steps"])
+    assert parse_3d([*common, str(tmp_path / "d"), "--series", "holes"]) == 1
+    assert "a slice is missing" in capsys.readouterr().err
+    assert parse_3d([*common, str(tmp_path / "e"), "--series", "holes", "--irregular", "resample"]) == 0
+    assert read(tmp_path / "e" / "in.nii.gz")[0].shape == (24, 20, 5)
+    assert "resampled from 4 slices to 5" in " ".join(json.loads((tmp_path / "e" / "in.json").read_text())["steps"])
 
 
 def test_pictures(model, tmp_path, capsys):

@@ -40,7 +40,7 @@ def make(root, train, test):
 def test_sound_folder(tmp_path, capsys):
     make(tmp_path, [record("a", "train", "p1")], [record("b", "test", "p2")])
     assert check_data([str(tmp_path)]) == 0
-    assert "| test | 1 | 0 | 0 | 0 | 0 | 0 | 0 |" in capsys.readouterr().out
+    assert "| test | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 0 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

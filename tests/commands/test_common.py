@@ -6,36 +6,8 @@ import pytest
 
 from unimed.commands import VERBS
 from unimed.commands.cli import main, run_verb
-from unimed.commands.common import exit_code, guarded, parse_options
+from unimed.commands.common import exit_code, guarded
 from unimed.registry import RegistryError
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("a=1", 1),
-        ("a=1e-4", 1e-4),
-        ("a=true", True),
-        ("a=False", False),
-        ("a=none", None),
-        ("a=x", "x"),
-        ("a=x,y", ["x", "y"]),
-        ("a=1,2", (1, 2)),
-        ("a=[1,b]", [1, "b"]),
-        ("a=[[1,b],c]", [[1, "b"], "c"]),
-        ("a=(x,y)", ("x", "y")),
-        ("a=data/mine=old", "data/mine=old"),
-        ("a=", ""),
-    ],
-)
-def test_values_of_options(text, value):
-    assert parse_options([text]) == {"a": value}
-
-
-@pytest.mark.parametrize("text", ["a", "=1"])
-def test_an_option_without_key_or_value_is_refused(text):
-    with pytest.raises(ValueError, match="KEY=VALUE"):
-        parse_options([text])
 
 
 @pytest.mark.parametrize(("finished", "failed", "code"), [(3, 0, 0), (0, 0, 0), (2, 1, 2), (0, 2, 1)])

@@ -34,14 +34,14 @@ class Speaks:
         self.model, self.markup, self.asked = model, markup, []
 
     def predict_batch(self, images, texts, **options):
-        from unimed.io.images import read_image
+        from unimed.io.images import load as load_image
         from unimed.io.result import Prediction
         from unimed.structures import Region
 
         found = []
         for image, text in zip(images, texts, strict=True):
             self.asked.append(text)
-            bright = read_image(image).rgb[..., 0] > 120
+            bright = load_image(image).rgb[..., 0] > 120
             regions = (Region("shape", mask=bright),) if "[SEG]" in self.markup else ()
             found.append(Prediction("text", regions, markup=self.markup))
         return found
@@ -124,7 +124,7 @@ def test_a_json_cannot_lead_out_of_the_folder(tree, tmp_path, speak, capsys):
     speak("[SEG]")
     arguments = ["--val_folder", str(tree / "Shapes"), "--val_json", str(tmp_path / "test.json")]
     assert demos.segment_2d([*arguments, "--work-dir", str(tmp_path / "out")]) == 1
-    assert "no path below" in capsys.readouterr().err and not (tmp_path / "evil.png").exists()
+    assert "leads out of" in capsys.readouterr().err and not (tmp_path / "evil.png").exists()
 
 
 def test_segmentation_of_volumes(tree, tmp_path, speak):
@@ -241,3 +241,18 @@ def test_what_is_missing_is_named(tmp_path, capsys, tree):
     assert "is this the *_parse.json" in capsys.readouterr().err
     assert demos.metrics("grg", ["--prediction_dir", str(tmp_path / "no"), "--json_path", "x.json"]) == 1
     assert "run the demo first" in capsys.readouterr().err
+
+
+def test_names_with_dots_give_results_of_their_own(tmp_path, capsys):
+    from unimed.models.starting.grounded_small import build_tiny
+
+    build_tiny(["Segment the liver."]).save_pretrained(tmp_path / "model")
+    options = ["--text", "Segment the liver.", "--model_path", str(tmp_path / "model"), "--max_new_tokens", "2"]
+    names = ["1.2.840.1.png", "1.2.840.2.png", "a.png", "a.bmp", "A.png", "deep/a.png"]
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for number, name in enumerate([*names, *names]):
+        Image.new("L", (32, 32), 10 * (number % len(names))).save(tmp_path / "in" / name)
+        arguments = ["--image", str(tmp_path / "in" / name), *options, "--work-dir", str(tmp_path / "out")]
+        assert demos.segment_2d(arguments) == 0
+    found = {path.name for path in (tmp_path / "out").glob("*.json")}
+    assert found == {"1.2.840.1.json", "1.2.840.2.json", "a.json", "a.bmp.json", "A.png.json", "deep-a.json"}

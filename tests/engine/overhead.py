@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from unimed.data.mixture import Mixture  # noqa: E402
 from unimed.engine import train  # noqa: E402
 from unimed.registry import COLLATORS, DATASETS, HOOKS, TASKS  # noqa: E402
+from unimed.tasks.base import Task  # noqa: E402
 
 
 @DATASETS.register_module()
@@ -37,13 +37,14 @@ class Stack:
 
 
 @TASKS.register_module()
-class Language(BaseModel):
+class Language(Task):
     def __init__(self):
-        super().__init__()
         from transformers import LlamaConfig, LlamaForCausalLM
 
         sizes = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=5, num_attention_heads=4)
-        self.model = LlamaForCausalLM(LlamaConfig(vocab_size=1000, **sizes))
+        super().__init__(LlamaForCausalLM(LlamaConfig(vocab_size=1000, **sizes)))
+
+    processor = None
 
     def forward(self, batch):
         return {"loss": self.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss}

@@ -32,7 +32,7 @@ def settings(hooks, **changes):
 
 
 def test_training_is_the_same_with_and_without_it(tiny, tmp_path):
-    hook = dict(type="TugOfWarHook", interval=3, samples_per_task=8, batch_size=4)
+    hook = dict(type="GradientConflictHook", interval=3, samples_per_task=8, batch_size=4)
     plain = train(settings([]), tmp_path / "plain")
     watched = train(settings([hook]), tmp_path / "watched")
     weights = [load_file(next((tmp_path / name).rglob("model.safetensors"))) for name in ("plain", "watched")]
@@ -52,10 +52,10 @@ def test_training_is_the_same_with_and_without_it(tiny, tmp_path):
 
 
 def test_wrong_use_is_named(tiny, tmp_path):
-    with pytest.raises(ValueError, match="no learning parameter begins with 'frozen'.*body"):
-        train(settings([dict(type="TugOfWarHook", modules=["frozen"])]), tmp_path / "a")
+    with pytest.raises(ValueError, match="no trainable parameter begins with 'frozen'.*body"):
+        train(settings([dict(type="GradientConflictHook", modules=["frozen"])]), tmp_path / "a")
     one = dict(mixture=[dict(dataset=dict(type="TinyPoints"), name="near")])
     with pytest.raises(ValueError, match=r"two tasks at least, train_data holds \['near'\]"):
-        train(settings([dict(type="TugOfWarHook")], train_data=one), tmp_path / "b")
+        train(settings([dict(type="GradientConflictHook")], train_data=one), tmp_path / "b")
     with pytest.raises(TypeError, match="RoutingHook needs a task with task_summary"):
         train(settings([dict(type="RoutingHook")]), tmp_path / "c")

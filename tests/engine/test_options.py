@@ -116,7 +116,7 @@ def test_preempted_run_exits_with_75_and_goes_on(tiny, tmp_path):
         if "step 3/400" in line:
             process.send_signal(signal.SIGTERM)
     rest = "".join(lines)
-    assert process.wait(timeout=60) == 75, rest[-2000:]
+    assert process.wait(timeout=600) == 75, rest[-2000:]
     assert "stopped by SIGTERM at step" in rest and "--resume auto" in rest
     step = int(next((run / "checkpoints").glob("step_*")).name[5:])
     assert 3 <= step < 400 and len(losses(run)) == step
@@ -192,7 +192,7 @@ def test_a_worker_that_dies_is_named_and_started_anew(tiny, tmp_path, capfd):
 @pytest.mark.slow
 def test_workers_that_keep_dying_end_the_run(tiny, tmp_path):
     data = dying(tmp_path, 99)
-    stream = Stream(data, list, batch_size=2, rank=0, world_size=1, seed=0, num_workers=1, deaths=1)
+    stream = Stream(data, list, batch_size=2, rank=0, world_size=1, seed=0, num_workers=1, restarts=1)
     with pytest.raises(DataError, match="data workers keep dying; samples in flight:.*TinyDying"):
         for _ in range(9):
             next(stream)

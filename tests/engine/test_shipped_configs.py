@@ -7,16 +7,18 @@ import torch
 
 from unimed.engine.config import ConfigError, load_config
 from unimed.engine.training import build_optimizer, with_rates
-from unimed.registry import COLLATORS, DATASETS, HOOKS, TASKS, check
+from unimed.registry import COLLATORS, DATASETS, HOOKS, MODELS, TASKS, check
 
 ROOT = Path(__file__).parents[2]
 #: Files that others inherit are checked as a part of these.
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.py") if not path.stem.startswith("_base"))
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base" not in f"{path.parent.name}/{path.stem}")
 TEXTS = ["where is the liver?", "is it normal? yes no", "a chest radiograph with clear lungs", "nuclei lesion"] * 4
 #: Models of a few thousand parameters in the place of the configured ones.
 SMALL = {
-    "GroundingTask": dict(texts=TEXTS, hidden_dim=32, layers=2, heads=2, vision_grid=2),
-    "MultiTask": dict(texts=TEXTS, image_size=56, vision_dim=32, vision_layers=1, hidden_dim=32, layers=1),
+    "GroundingTask": dict(type="SmallGroundedMLLM", texts=TEXTS, hidden_dim=32, layers=2, heads=2, vision_grid=2),
+    "MultiTask": dict(
+        type="SmallUniMed", texts=TEXTS, image_size=56, vision_dim=32, vision_layers=1, hidden_dim=32, layers=1
+    ),
 }
 
 
@@ -49,6 +51,8 @@ def test_names_what_exists(path):
     config = loaded(path)
     assert config.train_data or config.test_data or path.stem.startswith("_")
     check(config.task.to_dict(), TASKS)
+    if not isinstance(config.task.model, str):
+        check(config.task.model.to_dict(), MODELS)
     for key in ("train_data", "val_data", "test_data"):
         for entry in datasets_of((config[key] or {}) if config[key] is None else config[key].to_dict()):
             check(entry, DATASETS)

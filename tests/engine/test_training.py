@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from closeness import assert_all_close
 from safetensors.torch import load_file
 
 from unimed.engine import evaluate, train
@@ -53,8 +54,8 @@ def test_validation_is_logged(whole_run):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_run_is_the_uninterrupted_run(tiny, whole_run, tmp_path, workers):
-    first = train(tiny.config(num_workers=workers), tmp_path, cfg_options={"hooks": [dict(type="StopAt", step=13)]})
-    assert first["step"] == 13 and first["stopped"] == "SIGTERM"
+    first = train(tiny.config(num_workers=workers), tmp_path, cfg_options={"hooks": [dict(type="StopAt", step=14)]})
+    assert first["step"] == 14 and first["stopped"] == "SIGTERM"
     train(tiny.config(num_workers=workers), tmp_path, resume="auto")
     assert losses(tmp_path) == losses(whole_run[0])
     assert_equal_weights(weights(tmp_path, 24), weights(whole_run[0], 24))
@@ -77,8 +78,7 @@ def test_accumulation_equals_the_joined_batch(tiny, tmp_path):
     common = dict(task=task, max_steps=5, validate_interval=0)
     train(tiny.config(**common, batch_size=8), tmp_path / "joined")
     train(tiny.config(**common, batch_size=2, accumulate=4), tmp_path / "parts")
-    joined, parts = weights(tmp_path / "joined", 5), weights(tmp_path / "parts", 5)
-    assert max((joined[name] - parts[name]).abs().max().item() for name in joined) < 1e-6
+    assert_all_close(weights(tmp_path / "parts", 5), weights(tmp_path / "joined", 5), 1e-4)
 
 
 def test_nan_step_is_skipped_and_named(tiny, tmp_path, caplog):

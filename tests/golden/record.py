@@ -62,8 +62,10 @@ FILES = {
     "uni_med/connector/weights.safetensors": dict(banks={"proj/": 111, "router/": 85}, whole=["*"]),
     "uni_med/connector/outputs.safetensors": dict(samples=96, short=96, whole=["*.grad_w"]),
     "uni_med/prompts/image_processor.safetensors": {},
-    "unimed_clip/zeroshot.safetensors": dict(drawn=[(21, ["e2e.images"], "normal")], drop=["case_[!r]*", "case_r[!a]*",
-                                             "*.prompt_embeddings"], whole=["*.image_features", "*.class_weights_used"]),
+    "unimed_clip/zeroshot.safetensors": dict(
+        drawn=[(21, ["e2e.images"], "normal")], drop=["case_[!r]*", "case_r[!a]*", "*.prompt_embeddings"],
+        whole=["*.image_features", "*.class_weights_used"],
+    ),
     "unimed_clip/train_steps.safetensors": {},
     "unimed_clip/preprocess/preprocess.safetensors": dict(samples=256),
 }  # fmt: skip
@@ -153,7 +155,7 @@ def shorten(recorded, rule):
 
 
 def banks(names):
-    """Names of the connectors' weights by the module they were drawn for: modules in order, a weight before its bias."""
+    """Names of the connectors' weights by the module they were drawn for, in the order they were drawn."""
     groups = {}
     for name in names:
         groups.setdefault(name.split(".", 1)[0], []).append(name)

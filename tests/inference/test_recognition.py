@@ -50,7 +50,7 @@ def test_real_model_same_answer_alone_and_together():
     image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     together = segment_image(model, image, ["liver", "spleen in CT"], threshold=0)
     alone = segment_image(model, image, ["spleen in CT"], threshold=0)[0]
-    assert np.abs(together[1].probability - alone.probability).max() < 1e-5
+    assert np.abs(together[1].probability - alone.probability).max() < 1e-4
     regions = predict(model, image, ["liver"], threshold=0).regions
     assert regions[0].mask.shape == (50, 70) and 0 < regions[0].presence < 1
 

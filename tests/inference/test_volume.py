@@ -37,8 +37,9 @@ def test_masks_come_back_in_the_grid_of_the_source(orientation, tmp_path):
     assert region.mask.shape == array.shape and np.allclose(found.geometry.affine, geometry.affine)
     assert expected.any() and (reorient(region.mask, found.geometry, "SPL")[0] == expected).all()
     # What is written lies where the source lies.
-    found.save(tmp_path, formats=("nifti",))
-    written = nibabel.load(tmp_path / "prediction.nii.gz")
+    (result,) = found.save(tmp_path, formats=("nifti",))
+    assert result != path
+    written = nibabel.load(result)
     assert np.allclose(written.affine, geometry.affine) and (np.asarray(written.dataobj) > 0).sum() == region.mask.sum()
 
 

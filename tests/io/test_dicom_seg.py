@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_volumes
 
 from unimed.geometry import Geometry
 from unimed.io.dicom_seg import DicomSegError, write_dicom_seg
@@ -80,3 +81,63 @@ def test_faults_are_named_and_nothing_is_left(tmp_path, series):
     with pytest.raises(DicomSegError, match="is gone"):
         write_dicom_seg(out / "a.dcm", labels, geometry, {1: "x"})
     assert not out.exists()
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (0.4, 0.3)])
+def test_an_enhanced_object_in_any_order_and_a_tilted_series_get_their_labels_back(tmp_path, shift):
+    values = np.random.default_rng(0).integers(0, 99, (6, 5, 4)).astype(np.int16)
+    grid = small_volumes.grid((1, 1.5, 2), (0.1, 0.2, 0.3), (5, 6, 7), shift)
+    small_volumes.enhanced(values, grid, (3, 1, 0, 2)).save_as(tmp_path / "e.dcm", enforce_file_format=True)
+    small_volumes.save(tmp_path / "s", small_volumes.slices(values, grid))
+    for source in (tmp_path / "e.dcm", tmp_path / "s"):
+        array, geometry = read(source)
+        labels = (array > 50).astype(np.uint8)
+        seg = highdicom.seg.segread(write_dicom_seg(tmp_path / "out.dcm", labels, geometry, {1: "liver"}))
+        places = [f.PlanePositionSequence[0].ImagePositionPatient for f in seg.PerFrameFunctionalGroupsSequence]
+        for place, drawn in zip(places, seg.pixel_array, strict=True):
+            ras = np.array([-float(place[0]), -float(place[1]), float(place[2]), 1])
+            column, row, k, _ = np.linalg.solve(geometry.affine, ras)
+            assert abs(column) < 1e-4 and abs(row) < 1e-4 and abs(k - round(k)) < 1e-4
+            assert np.array_equal(drawn.T, labels[:, :, round(k)])
+
+
+NAMES = {1: "肝臓 病変", 2: "Läsion\\links", 3: "мозг\x1b[31m\r\nопухоль", 4: "\x1b\x07", 5: "x" * 100}
+#: Said of the patient in the source and nobody's business in a segmentation.
+PRIVATE = {
+    "PatientComments": "SECRET comment", "OtherPatientIDs": "SECRET-2", "PatientAddress": "SECRET street",
+    "InstitutionName": "SECRET hospital", "StationName": "SECRET-CT1", "OperatorsName": "SECRET^Op",
+    "ReferringPhysicianName": "SECRET^Doc", "StudyDescription": "SECRET study", "PatientAge": "077Y",
+    "PatientTelephoneNumbers": "SECRET", "EthnicGroup": "SECRET", "DeviceSerialNumber": "SECRET-7",
+    "ProtocolName": "SECRET", "RequestedProcedureDescription": "SECRET", "PatientBirthName": "SECRET",
+    "ImageComments": "SECRET", "PerformingPhysicianName": "SECRET^P", "AdditionalPatientHistory": "SECRET",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("alphabet", ["ISO_IR 100", "ISO_IR 192", ["", "ISO 2022 IR 87"]])
+def test_only_what_the_table_says_is_carried(tmp_path, series, alphabet):
+    import pydicom
+
+    from unimed.io.dicom_seg import CARRIED
+
+    volume, geometry = series
+    patient = "山田^太郎" if isinstance(alphabet, list) else "Müller^Jörg"
+    for name in geometry.header["files"]:
+        source = pydicom.dcmread(name)
+        source.SpecificCharacterSet = alphabet
+        source.PatientName, source.PatientID, source.StudyID = patient, "P7", "S1"
+        for keyword, value in PRIVATE.items():
+            setattr(source, keyword, value)
+        source.add_new((0x0009, 0x0010), "LO", "SECRET private")
+        source.save_as(name)
+    masks = [np.zeros(volume.shape, bool) for _ in NAMES]
+    for number, mask in enumerate(masks):
+        mask[number * 3 : number * 3 + 3, 10:20, 1] = True
+    path = write_dicom_seg(tmp_path / "o.seg.dcm", masks[0] * 1, geometry, NAMES, masks=masks, algorithm="a\\b\x1b")
+    assert b"SECRET" not in path.read_bytes() and b"077Y" not in path.read_bytes()
+    seg = pydicom.dcmread(path)
+    assert str(seg.PatientName) == patient and (seg.PatientID, seg.StudyID) == ("P7", "S1")
+    assert seg.SpecificCharacterSet == "ISO_IR 192" and not seg.ReferringPhysicianName
+    labels = ["肝臓 病変", "Läsion/links", "мозг[31m опухоль", "segment 4", "x" * 64]
+    assert [part.SegmentLabel for part in seg.SegmentSequence] == labels
+    told = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    assert all(f"`{keyword}`" in told for keyword in CARRIED), "docs/results.md holds the table of what is carried"

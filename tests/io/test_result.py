@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from unimed.files import refuse_to_replace
 from unimed.geometry import Geometry
+from unimed.io.images import ImageSource
 from unimed.io.read import read
 from unimed.io.result import Prediction
 from unimed.io.rle import decode_mask, encode_mask
@@ -64,3 +65,21 @@ def test_a_result_does_not_take_the_place_of_its_source(tmp_path):
             refuse_to_replace(tmp_path / name, tmp_path / "." / "", "case")
     refuse_to_replace(tmp_path / "case.dcm", tmp_path, "case")
     refuse_to_replace(tmp_path / "case.png", tmp_path / "out", "case")
+
+
+def test_predictions_saved_in_a_loop_are_all_kept(tmp_path):
+    sources = [ImageSource(f"/data/{name}") for name in ("1.2.840.1.dcm", "1.2.840.2.dcm", "a.png", "a.dcm", "A.png")]
+    for _ in range(2):
+        for number, source in enumerate(sources):
+            Prediction(f"answer {number}", image=source).save(tmp_path)
+    found = {p.name: json.loads(p.read_text())["text"] for p in tmp_path.glob("*.json")}
+    assert found == {"1.2.840.1.json": "answer 0", "1.2.840.2.json": "answer 1", "a.json": "answer 2",
+                     "a.dcm.json": "answer 3", "A.png.json": "answer 4"}  # fmt: skip
+    again = Prediction("another question", image=sources[2])
+    assert [p.name for p in again.save(tmp_path)] == ["a-2.json"]
+
+
+def test_predictions_without_a_file_are_all_kept(tmp_path):
+    for number in (1, 2, 3, 1):
+        Prediction("same text", (Region("a", mask=np.arange(12).reshape(3, 4) > number),)).save(tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 3 and (tmp_path / "prediction.json").is_file()

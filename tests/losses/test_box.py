@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from closeness import LAYER, assert_close
 from golden_files import SMALL
 from safetensors.torch import load_file
 
@@ -27,9 +28,9 @@ def test_published_multi_hypothesis_losses_and_gradients(recorded, kind):
     boxes = hypotheses(recorded)
     total = sum(box_published.image_losses(kind, boxes, recorded["gt_padded"]).values())
     total.backward()
-    torch.testing.assert_close(total.detach(), recorded[f"{kind}_full.total"], atol=1e-6, rtol=0)
+    assert_close(total.detach(), recorded[f"{kind}_full.total"], relative=LAYER)
     for index, box in enumerate(boxes):
-        torch.testing.assert_close(box.grad, recorded[f"{kind}_full.grad.p{index}"], atol=1e-6, rtol=0)
+        assert_close(box.grad, recorded[f"{kind}_full.grad.p{index}"], relative=LAYER)
 
 
 @pytest.mark.parametrize("name", ["vg_single", "vg_multi3", "vg_raw_negative_w"])
@@ -39,10 +40,10 @@ def test_published_first_box_loss(recorded, name):
     target = recorded["gt_padded"].clone().requires_grad_()
     losses = box_published.first_box_loss(predicted, target)
     sum(losses.values()).backward()
-    torch.testing.assert_close(losses["l1"].detach(), recorded[f"{name}.loss_bbox"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(losses["giou"].detach(), recorded[f"{name}.loss_giou"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(predicted.grad, recorded[f"{name}.grad.p"], atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(target.grad, recorded[f"{name}.grad.t"], atol=1e-6, rtol=1e-4)
+    assert_close(losses["l1"].detach(), recorded[f"{name}.loss_bbox"], relative=LAYER)
+    assert_close(losses["giou"].detach(), recorded[f"{name}.loss_giou"], relative=LAYER)
+    assert_close(predicted.grad, recorded[f"{name}.grad.p"], relative=LAYER)
+    assert_close(target.grad, recorded[f"{name}.grad.t"], relative=LAYER)
 
 
 @pytest.mark.parametrize(("name", "weight"), [("vg_batch_baseline", 1.0), ("evi_vg", 0.01)])
@@ -51,19 +52,19 @@ def test_published_losses_over_all_boxes(recorded, name, weight):
     predicted, target = (boxes[f"boxes_{side}_cxcywh"][:3].clone().requires_grad_() for side in "ab")
     losses = box_published.all_boxes_loss(predicted, target, weight)
     sum(losses.values()).backward()
-    torch.testing.assert_close(losses["l1"].detach(), recorded[f"{name}.loss_bbox"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(losses["giou"].detach(), recorded[f"{name}.loss_giou"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(predicted.grad, recorded[f"{name}.grad.p"], atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(target.grad, recorded[f"{name}.grad.t"], atol=1e-6, rtol=1e-4)
+    assert_close(losses["l1"].detach(), recorded[f"{name}.loss_bbox"], relative=LAYER)
+    assert_close(losses["giou"].detach(), recorded[f"{name}.loss_giou"], relative=LAYER)
+    assert_close(predicted.grad, recorded[f"{name}.grad.p"], relative=LAYER)
+    assert_close(target.grad, recorded[f"{name}.grad.t"], relative=LAYER)
 
 
 def test_published_diversity_and_statistics(recorded):
     boxes = hypotheses(recorded)
     total = box_published.diversity(boxes)
     total.backward()
-    torch.testing.assert_close(total.detach(), recorded["hinge_diversity.total"], atol=1e-7, rtol=0)
+    assert_close(total.detach(), recorded["hinge_diversity.total"], relative=LAYER)
     for name, box in zip("abc", boxes, strict=True):
-        torch.testing.assert_close(box.grad, recorded[f"hinge_diversity.grad.{name}"], atol=1e-7, rtol=0)
+        assert_close(box.grad, recorded[f"hinge_diversity.grad.{name}"], relative=LAYER)
     stacked = recorded["stats_multi.all_boxes"]
     mixed = box_published.mixed_statistics(stacked.split(3))
     torch.testing.assert_close(mixed["mean"][0], recorded["stats_multi.mean_box"])
@@ -80,8 +81,8 @@ def test_published_loss_refuses_what_the_released_code_divides_by_zero():
 def test_evidential_likelihood_equals_the_recorded_one():
     recorded = load_file(GOLDEN / "nig.safetensors")
     gamma, v, alpha, beta, y = (recorded[f"nig.{name}"] for name in ("gamma", "v", "alpha", "beta", "y"))
-    torch.testing.assert_close(nig_nll(gamma, v, alpha, beta, y), recorded["nig.nll"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(nig_regulariser(gamma, v, alpha, y), recorded["nig.reg"], atol=1e-6, rtol=1e-5)
+    assert_close(nig_nll(gamma, v, alpha, beta, y), recorded["nig.nll"], relative=LAYER)
+    assert_close(nig_regulariser(gamma, v, alpha, y), recorded["nig.reg"], relative=LAYER)
 
 
 def test_mixture_likelihood_equals_torch_distributions():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from closeness import LAYER, assert_close
 from golden_files import SMALL
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -23,21 +24,23 @@ def test_recorded_joined_loss():
     scale = torch.tensor(10.0, requires_grad=True)
     loss = clip_loss(image, text, scale)
     loss.backward()
-    assert float(loss) == pytest.approx(float(t["full.loss"]), abs=1e-6)
+    assert float(loss) == pytest.approx(float(t["full.loss"]), rel=LAYER)
     for mine, theirs in ((image.grad, "full.gimg"), (text.grad, "full.gtxt"), (scale.grad, "full.gscale")):
-        assert float((mine - t[theirs]).abs().max()) < 1e-6
+        assert_close(mine, t[theirs], relative=LAYER)
 
 
 def test_equal_captions_share_the_target():
     image, text = features()
     groups = torch.tensor([0, 1, 2, 3, 4])
     scale = torch.tensor(5.0)
-    assert float(clip_loss(image, text, scale, groups)) == pytest.approx(float(clip_loss(image, text, scale)), abs=1e-6)
+    assert float(clip_loss(image, text, scale, groups)) == pytest.approx(
+        float(clip_loss(image, text, scale)), rel=LAYER
+    )
     shared = clip_loss(image, text, scale, torch.tensor([0, 0, 2, 3, 4]))
     logits, targets = 5 * image @ text.T, torch.eye(5)
     targets[:2, :2] = 0.5
     expected = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-    assert float(shared) == pytest.approx(float(expected), abs=1e-6)
+    assert float(shared) == pytest.approx(float(expected), rel=LAYER)
     assert abs(float(shared) - float(clip_loss(image, text, scale))) > 1e-3
 
 
@@ -46,11 +49,11 @@ def test_sigmoid_loss_by_hand():
     loss = float(siglip_loss(image, text, torch.tensor(10.0), torch.tensor(-10.0)))
     logits = (10 * image @ text.T - 10).tolist()
     by_hand = sum(math.log1p(math.exp(-(1 if i == j else -1) * logits[i][j])) for i in range(3) for j in range(3)) / 3
-    assert loss == pytest.approx(by_hand, abs=1e-5)
+    assert loss == pytest.approx(by_hand, rel=LAYER)
     from open_clip.loss import SigLipLoss
 
     theirs = SigLipLoss()(image, text, torch.tensor(10.0), torch.tensor(-10.0))
-    assert loss == pytest.approx(float(theirs), abs=1e-5)
+    assert loss == pytest.approx(float(theirs), rel=LAYER)
 
 
 def test_the_bound_is_a_hundred():

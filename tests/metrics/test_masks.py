@@ -49,7 +49,7 @@ def test_aggregations_differ_when_targets_have_different_numbers_of_cases():
     summary, table = scores.summary(), scores.per_target()
     assert summary["dice_mean_over_targets"] == 0.5 and summary["dice_mean_over_cases"] == pytest.approx(3 / 5)
     assert summary["both_empty"] == 1 and summary["cases"] == 5
-    assert table["tumour"]["missed"] == table["tumour"]["painted_on_absent"] == 1
+    assert table["tumour"]["missed"] == table["tumour"]["predicted_on_absent"] == 1
     assert MaskScores("perfect", scores.rows).summary()["cases"] == 6
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import MODEL, assert_all_close, assert_close
 
 from unimed.data.collate.grounded import GroundedCollator
 from unimed.evaluation.scorers.multi_task import score_benchmarks
@@ -66,9 +67,7 @@ def test_training_learns_and_notes_who_used_what(task):
     losses = []
     for _ in range(20):
         output = task(collate(MIXED))
-        assert float(output["loss"].detach()) == pytest.approx(
-            float((output["text"] + output["connector"]).detach()), abs=1e-6
-        )
+        assert_close(output["loss"], output["text"] + output["connector"], "loss")
         output["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -80,7 +79,7 @@ def test_training_learns_and_notes_who_used_what(task):
     }  # fmt: skip
     for name in ("vqa", "refer", "caption", "cls"):
         weights = [summary[f"routing/{name}/expert_{e}"] for e in range(5)]
-        assert sum(weights) == pytest.approx(1.0, abs=1e-5)
+        assert sum(weights) == pytest.approx(1.0, abs=1e-4)
     assert not any(key.startswith("routing/qa") for key in summary)
     assert task.task_summary() == {}
 
@@ -142,11 +141,11 @@ def test_parts_with_shared_counts_are_the_joined_batch(reduction):
         return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in task.named_parameters()}
 
     parts = [collate(MIXED[:2] + MIXED[3:]), collate(MIXED[2:3])]  # the second holds no image
-    counts = [task.normalisers(batch) for batch in parts]
+    counts = [task.normalizers(batch) for batch in parts]
     shared = {name: sum(c[name] for c in counts) / 2 for name in counts[0]}
     whole = gradients([collate(MIXED)])
-    split = gradients([batch | {"normalisers": shared} for batch in parts])
-    assert max((whole[n] - split[n]).abs().max().item() for n in whole) < 5e-6
+    split = gradients([batch | {"normalizers": shared} for batch in parts])
+    assert_all_close(split, whole, MODEL)
 
 
 def box_text(box, width, height):

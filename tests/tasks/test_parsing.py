@@ -135,8 +135,12 @@ def test_scores_tell_misses_from_false_masks():
     assert scores["dice_mean_over_cases"] == 0.5 and scores["prompts"] == 4 and scores["present"] == 2
     assert scores["false_mask_rate"] == 0.5 and scores["missed_mask_rate"] == 0.5
     assert (scores["true_positive"], scores["false_positive"], scores["false_negative"]) == (0.25, 0.25, 0.25)
-    with pytest.raises(ValueError, match="1 regions for 2 prompts"):
-        score_parsing([truth], [Prediction("", perfect.regions[:1])])
+    turned = score_parsing([truth], [Prediction("", perfect.regions[::-1])])["summary"]
+    assert turned["dice_mean_over_cases"] == 1, "the order does not matter"
+    missing = score_parsing([truth], [Prediction("", perfect.regions[1:])])["summary"]
+    assert missing["dice_mean_over_cases"] == 0 and missing["missed_mask_rate"] == 1
+    further = Prediction("", (*perfect.regions[:1], Region("cyst", mask=mask, presence=0.9)))
+    assert score_parsing([truth], [further])["summary"]["false_mask_rate"] == 0.5
 
 
 def test_train_resume_test_and_export(tmp_path, monkeypatch):

@@ -274,7 +274,7 @@ def test_shipped_configs_are_whole(path):
     # The names that are frozen and learnt exist in the architecture.
     model = build_small_umedground(**SMALL)
     names = [name for name, _ in model.named_parameters()]
-    for beginning in [*settings["task"].get("freeze", ()), *settings["task"].get("learn", ())]:
+    for beginning in [*settings["task"].get("freeze", ()), *settings["task"].get("trainable", ())]:
         assert any(name.startswith(beginning) for name in names) or "shared_image" in beginning, beginning
     if path.stem == "_tiny":
         return
@@ -285,7 +285,7 @@ def test_shipped_configs_are_whole(path):
 
 def test_the_published_recipe_freezes_and_adapts_what_it_should():
     published = load_config(ROOT / "configs" / "umedground" / "mrg_ms_cxr.py")["task"]
-    options = {k: published[k] for k in ("freeze", "learn", "lora", "loss_weights", "box_options")}
+    options = {k: published[k] for k in ("freeze", "trainable", "lora", "loss_weights", "box_options")}
     grounding = task(sam_lora=dict(r=2), **options)
     learning = {name for name, p in grounding.model.named_parameters() if p.requires_grad}
     assert any("q_proj.lora_A" in name for name in learning) and any("qkv.lora_A" in name for name in learning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimed.commands.common import Parser, exit_code, guarded
+from unimed.commands.common import Parser, exit_code, guarded, say
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames
 
@@ -84,13 +84,13 @@ def _parse_3d(args) -> int:
                        restart=args.restart)  # fmt: skip
     for row in report.rows:
         found = ", ".join(f"{t['prompt']} ({t['voxels']})" for t in row["targets"] if t["voxels"]) or "nothing"
-        print(f"{row['case']}: {found}; {row['intensity']}; {row['seconds']:.1f} s")
+        say(f"{row['case']}: {found}; {row['intensity']}; {row['seconds']:.1f} s")
         for target in row["targets"]:
             if not target["voxels"] and target["presence"] >= args.threshold:
                 why = "its mask is empty"
                 if args.overlap != "keep":
                     why += " or gave way to a surer target (--overlap keep shows it)"
-                print(f"  {target['prompt']}: presence {target['presence']:.2f} but no voxel: {why}")
+                say(f"  {target['prompt']}: presence {target['presence']:.2f} but no voxel: {why}")
         for name in row["files"]:
             print(f"  {out / name}")
     print(
@@ -180,7 +180,7 @@ def _parse_2d(args) -> int:
                        settings={key: getattr(args, key) for key in keys}, restart=args.restart)  # fmt: skip
     for row in report.rows:
         found = ", ".join(f"{t['target']} ({t['pixels']})" for t in row["found"]) or "nothing"
-        print("; ".join([f"{row['case']}: {found}", *row.get("steps", ())]))
+        say("; ".join([f"{row['case']}: {found}", *row.get("steps", ())]))
     counts = f"{len(report.rows)} pictures, {report.skipped} of them before, {len(report.failed)} failed"
     print(f"{counts}, results in {out}. Research use only.")
     print_failures(report)
@@ -258,14 +258,17 @@ def score_volumes(arguments=None, prog: str | None = None) -> int:
 
 
 def _score_volumes(args) -> int:
-    from unimed.evaluation.scorers.label_maps import score_folder, summarise
+    from unimed.evaluation.benchmarks import benchmark
+    from unimed.evaluation.cases import project
+    from unimed.evaluation.scorers.label_maps import summarise
     from unimed.evaluation.tables import this_command
 
-    scores = score_folder(
-        args.results, args.truths, prompts=args.prompts, tolerances_mm=args.tolerances_mm, thresholds=args.iou,
-        empty=args.empty, compat=args.compat, surfaces=not args.no_surfaces,
-    )  # fmt: skip
     out = Path(args.out) if args.out else Path(args.results) / "scores"
+    with project(out):
+        scores = benchmark("biomedparse/volumes").score(
+            args.results, args.truths, prompts=args.prompts, tolerances_mm=args.tolerances_mm, thresholds=args.iou,
+            empty=args.empty, compat=args.compat, surfaces=not args.no_surfaces,
+        )  # fmt: skip
     print(summarise(scores, out, command=this_command(), empty=args.empty, compat=args.compat))
     return exit_code(len(scores.targets), len(scores.problems))
 

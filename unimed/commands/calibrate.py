@@ -22,14 +22,14 @@ Without --test a share of the patients is set aside for measuring. The cases mus
 
 
 def split_by_patient(rows: Sequence[Mapping], share: float, seed: int = 0) -> tuple[list[Mapping], list[Mapping]]:
-    """Two disjoint parts of the rows, the second with about `share` of the patients (field group, else case_id).
+    """Two disjoint parts of the rows, the second with about `share` of the patients (field group, else case).
 
     Raises:
         ValueError: share outside (0, 1), or fewer than two patients.
     """
     if not 0 < share < 1:
         raise ValueError(f"held-out share must lie in (0, 1), got {share}")
-    owner = [str(row.get("group") or row.get("case_id") or number) for number, row in enumerate(rows)]
+    owner = [str(row.get("group") or row.get("case") or number) for number, row in enumerate(rows)]
     names = sorted(set(owner))
     if len(names) < 2:
         raise ValueError(f"{len(names)} patient(s) cannot be split into calibration and test; give --test")
@@ -106,8 +106,8 @@ def draw(calibration: Calibration, rows: Sequence[Mapping], folder: Path) -> lis
         cases.predicted, sigma=cases.sigma, confidence=cases.confidence, classes=cases.classes
     )
     written = []
-    if (doubt := uncertainty_of(result, cases)) is not None:
-        curves = {"calibrated": (doubt, 1 - cases.iou)}
+    if (uncertainty := uncertainty_of(result, cases)) is not None:
+        curves = {"calibrated": (uncertainty, 1 - cases.iou)}
         if cases.confidence is not None:
             curves["as the model said"] = (1 - cases.confidence, 1 - cases.iou)
         written.append(plot_risk_coverage(folder / "risk_coverage.png", curves))

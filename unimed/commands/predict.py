@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unimed.commands.common import DONE, Parser, guarded, print_steps
+from unimed.commands.common import DONE, Parser, guarded, print_steps, say
 from unimed.names import ResultNames, result_name
 
 
@@ -34,11 +34,13 @@ def _predict(args) -> int:
     if hasattr(model, "zero_shot"):
         # A contrastive model compares: what was asked are the labels.
         for label, probability in model.zero_shot(image, args.text).ranked():
-            print(f"{probability:.3f}  {label}")
+            say(f"{probability:.3f}  {label}")
         return DONE
-    predictions = model.predict(image, args.text, max_new_tokens=args.max_new_tokens)
+    # A model that writes no text (BiomedParse) takes prompts, and has no length of an answer.
+    options = {"max_new_tokens": args.max_new_tokens} if hasattr(model, "language_model") else {}
+    predictions = model.predict(image, args.text, **options)
     for number, prediction in enumerate(predictions):
-        print(prediction.text)
+        say(prediction.text)
         name = ResultNames(args.out)(args.image, str(number))
         for path in prediction.save(args.out, name, ("json", "png"), image=image.rgb):
             print(f"  {path}")

@@ -29,6 +29,7 @@ def check_data(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--patient-pattern", help="for trees: regular expression, its group is the patient")
     parser.add_argument("--most", type=int, default=20, help="how many problems to print (default: 20)")
     parser.add_argument("--limit", type=int, help="for trees: look at the first so many records of each part only")
+    parser.flag("model", default="", help="try every record on this model's processor (default: on a small stand-in)")
     args = parser.parse_args(arguments)
     if args.patient_pattern is not None:
         try:
@@ -40,9 +41,34 @@ def check_data(arguments=None, prog: str | None = None) -> int:
     return guarded(_check, args)
 
 
+def collate_of(model: str = ""):
+    """What makes batches for a model; without one for a small grounded model whose texts may be of any length."""
+    if model:
+        from unimed.models.auto import load
+
+        loaded = load(model, device="cpu")
+        processor, family = loaded.processor, loaded.config.model_type
+    else:
+        from unimed.models.starting.grounded_small import build_tiny
+
+        processor, family = build_tiny(["a"]).processor, ""
+        processor.max_prompt_tokens = 2**31
+    if hasattr(processor, "tokens_per_tile"):
+        from unimed.data.collate.grounded import GroundedCollator
+
+        return GroundedCollator(processor)
+    if "clip" in family:
+        from unimed.data.readers.pairs import ImageTextCollator
+
+        return ImageTextCollator(processor, scale=None)
+    from unimed.data.collate.biomedparse import ParseCollator
+
+    return ParseCollator(processor)
+
+
 def _check(args) -> int:
     from unimed.data.checks import check
 
-    report = check(args.folder, args.patient_pattern, args.limit)
+    report = check(args.folder, args.patient_pattern, args.limit, collate_of(args.model))
     print(report.table(args.most))
     return DONE if report.ok else NOTHING

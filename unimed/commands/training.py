@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from unimed.commands.common import DONE, Parser, guarded, parse_options
+from unimed.commands.common import DONE, NOTHING, Parser
+from unimed.engine import errors
+from unimed.engine.shutdown import PREEMPTED, GracefulShutdown, StopRequested
 
 _EXIT = "Exit codes: 0 done, 1 error, 75 asked to stop, checkpoint saved: go on with --resume auto."
+
+
+def _ranked(work: Callable, args) -> int:
+    """Run `work(args)` as one of the ranks and return its exit code.
+
+    Any error is one line and code 1, from all ranks together. A signal that comes before there is anything to save
+    (from here on, not only once torch is imported) is one line and code 75.
+    """
+    from unimed.engine.noise import quiet
+
+    quiet()
+    try:
+        with GracefulShutdown():
+            return work(args)
+    except StopRequested as stop:
+        if _speaks():
+            print(f"stopped by {stop} before there was anything to save", file=sys.stderr)
+        return PREEMPTED
+    except BrokenPipeError:
+        # The reader of a pipe (`head`, say) has gone; the interpreter must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOTHING
+    except Exception as error:
+        return errors.report(error)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _config(parser: Parser) -> None:
@@ -22,19 +55,29 @@ def train(arguments=None, prog: str | None = None) -> int:
     )
     _config(parser)
     parser.add_argument("--resume", nargs="?", const="auto", help="'auto' (newest whole checkpoint) or a checkpoint")
-    return guarded(_train, parser.parse_args(arguments))
+    return _ranked(_train, parser.parse_args(arguments))
 
 
 def _train(args) -> int:
-    options = parse_options(args.cfg_options)
     from unimed.engine import train as run
+    from unimed.engine.config import parse_options
 
-    result = run(args.config, args.work_dir, args.resume, options)
+    result = run(args.config, args.work_dir, args.resume, parse_options(args.cfg_options))
+    if not _speaks():
+        return PREEMPTED if result["stopped"] else DONE
+    saved, folder = result["checkpoint"], result["work_dir"]
     if result["stopped"]:
-        from unimed.engine.training import PREEMPTED
-
-        print(f"stopped by {result['stopped']} at step {result['step']}; go on with --resume auto", file=sys.stderr)
+        print(
+            f"stopped by {result['stopped']} at step {result['step']}, saved {saved}; go on with --resume auto",
+            file=sys.stderr,
+        )
         return PREEMPTED
+    print(
+        f"done after {result['step']} steps; the model is in {saved}\n"
+        f"  test it:    unimed test {args.config} --checkpoint {folder}\n"
+        f"  use it:     unimed export {args.config} {folder} pretrained/{Path(folder).name}\n"
+        f"  train on:   unimed train {args.config} --work-dir {folder} --resume auto --cfg-options max_steps=N"
+    )
     return DONE
 
 
@@ -43,17 +86,16 @@ def test(arguments=None, prog: str | None = None) -> int:
     parser = Parser("Test a checkpoint on the test data of a config.", prog=prog)
     _config(parser)
     parser.add_argument("--checkpoint", help="step folder, run folder, or weight file (default: newest of the run)")
-    return guarded(_test, parser.parse_args(arguments))
+    return _ranked(_test, parser.parse_args(arguments))
 
 
 def _test(args) -> int:
-    options = parse_options(args.cfg_options)
     from unimed.engine import evaluate
-    from unimed.engine.strategy import world
+    from unimed.engine.config import parse_options
     from unimed.engine.testing import markdown
 
-    metrics = evaluate(args.config, args.checkpoint, args.work_dir, options)
-    if world()[0] == 0:
+    metrics = evaluate(args.config, args.checkpoint, args.work_dir, parse_options(args.cfg_options))
+    if _speaks():
         print(markdown(metrics))
     return DONE
 
@@ -64,7 +106,7 @@ def export(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("config", help="the config the run was trained with")
     parser.add_argument("checkpoint", help="run folder (its newest checkpoint), step folder, or weight file")
     parser.add_argument("destination", help="folder to write; must not be there yet")
-    return guarded(_export, parser.parse_args(arguments))
+    return _ranked(_export, parser.parse_args(arguments))
 
 
 def _export(args) -> int:

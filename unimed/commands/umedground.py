@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimed.commands.common import Parser, guarded
+from unimed.commands.common import Parser, guarded, say
 from unimed.files import read_json_lines
 from unimed.inference.runs import print_failures, run_cases
 from unimed.models.dialects.umedground import question
-from unimed.names import ResultNames
+from unimed.names import ResultNames, without_suffix
 from unimed.structures import Case
 
 _DESCRIPTION = """Ground the phrases of reports.
@@ -52,7 +52,8 @@ def read_cases(args) -> list[Case]:
     for number, row in read_json_lines(args.cases):
         try:
             image = Path(args.cases.parent, row["image"])
-            name = ResultNames(args.out, args.cases.parent)(image, called=str(row.get("id") or ""))
+            called = str(row.get("id") or without_suffix(row["image"]).replace("/", "_"))
+            name = ResultNames(args.out)(image, called=called)
             cases.append(Case(name, {"image": str(image), "report": row["report"]}))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{args.cases}:{number}: a line holds image and report ({error!r})") from error
@@ -81,7 +82,7 @@ def run(args) -> int:
             prediction.save(args.out, case.name, formats=("json", "png"), image=source.rgb)
             rows.append(
                 {
-                    "image": case.inputs["image"],
+                    "image": Path(case.inputs["image"]).name,
                     "steps": list(source.steps),
                     "text": prediction.text,
                     "regions": _plain(prediction),
@@ -96,11 +97,11 @@ def run(args) -> int:
     }
     report = run_cases(cases, predict, args.out, settings=settings, batch_size=args.batch_size, restart=args.restart)
     for row in report.rows:
-        print(f"{row['case']}: {row['text']}")
+        say(f"{row['case']}: {row['text']}")
         if row.get("steps"):
             print(f"  image: {'; '.join(row['steps'])}")
         for region in row["regions"]:
-            print("  " + "  ".join(f"{key} {_shown(value)}" for key, value in region.items()))
+            say("  " + "  ".join(f"{key} {_shown(value)}" for key, value in region.items()))
     print(f"{len(report.rows)} of {len(cases)} reports in {args.out}; research use only")
     print_failures(report)
     return report.exit_code

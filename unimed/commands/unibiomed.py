@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded, print_steps
+from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded, print_steps, say
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames, result_name
 
@@ -76,13 +76,15 @@ def _all_done(args) -> bool:
 
 def _finish(args, report, score, state: Path) -> int:
     """Print what happened and the scores; the exit code is not zero where a case failed."""
+    from unimed.evaluation.cases import project
     from unimed.evaluation.tables import this_command
     from unimed.inference.runs import print_failures
 
     print(f"{len(report.rows)} answered, {report.skipped} of them before, {len(report.failed)} failed")
     print_failures(report)
     if _all_done(args) and score is not None:
-        scores = score()
+        with project(state):
+            scores = score()
         print(scores.write(state, this_command()))
     return report.exit_code
 
@@ -112,14 +114,14 @@ def _segment_2d(args) -> int:
     if not args.val_folder:
         raise ValueError("give --val_folder (a test set) or --image (one image)")
     from unimed.data.readers import unibiomed_tests as evaluation_sets
-    from unimed.evaluation.scorers import prediction_folders as set_scores
+    from unimed.evaluation.benchmarks import benchmark
     from unimed.inference import set_runs
 
     cases = evaluation_sets.segmentation_cases(args.val_folder, args.val_json, args.question)[: args.limit]
     run = set_runs.Run(out / "run", out / "overlays", args.batch_size, args.max_new_tokens, args.overlays, args.restart)
     settings = {"model": args.model, "folder": args.val_folder, "json": args.val_json, "question": args.question}
     report = set_runs.segment_images(_load(args), cases, out, run, settings, args.launcher)
-    return _finish(args, report, _with_results(set_scores.score_segmentation, cases, out, args.compat), out)
+    return _finish(args, report, _with_results(benchmark("unibiomed/seg2d").score, cases, out, args.compat), out)
 
 
 def _with_results(score, cases, out: Path, compat):
@@ -162,12 +164,12 @@ def _one_image(args, out: Path) -> int:
 
 def _print_answer(prediction, written) -> None:
     print_steps(prediction.image)
-    print(prediction.text)
+    say(prediction.text)
     for region in prediction.regions:
         presence = "" if region.presence is None else f", presence {region.presence:.2f}"
         unit = "voxels" if region.mask is not None and region.mask.ndim == 3 else "pixels"
         size = f"{0 if region.mask is None else int(region.mask.sum())} {unit}"
-        print(f"  {region.phrase}: {size}{presence}")
+        say(f"  {region.phrase}: {size}{presence}")
     for path in written:
         print(f"  {path}")
     print("Research use only.")
@@ -204,14 +206,14 @@ def _segment_3d(args) -> int:
     if not args.val_folder:
         raise ValueError("give --val_folder (a test set) or --volume (one volume)")
     from unimed.data.readers import unibiomed_tests as evaluation_sets
-    from unimed.evaluation.scorers import prediction_folders as set_scores
+    from unimed.evaluation.benchmarks import benchmark
     from unimed.inference import set_runs
 
     cases = evaluation_sets.volume_cases(args.val_folder, args.val_json, args.question)[: args.limit]
     run = set_runs.Run(out / "run", out / "overlays", 1, args.max_new_tokens, args.overlays, args.restart)
     settings = {"model": args.model, "folder": args.val_folder, "json": args.val_json, "question": args.question}
     report = set_runs.segment_volumes(_load(args), cases, out, run, settings, args.launcher, args.compat)
-    return _finish(args, report, _with_results(set_scores.score_volumes, cases, out, args.compat), out)
+    return _finish(args, report, _with_results(benchmark("unibiomed/seg3d").score, cases, out, args.compat), out)
 
 
 def _one_volume(args, out: Path) -> int:
@@ -268,6 +270,7 @@ def answers(demo: str, arguments=None, prog: str | None = None) -> int:
 
 def _answers(demo: str, args) -> int:
     from unimed.data.readers import unibiomed_tests as evaluation_sets
+    from unimed.evaluation.benchmarks import benchmark
     from unimed.evaluation.scorers import prediction_folders as set_scores
     from unimed.inference import set_runs
 
@@ -294,8 +297,8 @@ def _answers(demo: str, args) -> int:
 
     def score():
         # Quick: without Java. The metric script gives the published numbers.
-        scores = set_scores.score_answers(
-            kind, out, path, masks if with_masks and masks.is_dir() else None, java=False, only=names
+        scores = benchmark(f"unibiomed/{kind}").score(
+            out, path, masks if with_masks and masks.is_dir() else None, java=False, only=names
         )
         if demo == "RegionCap":
             set_scores.write_region_results(out, scores)
@@ -354,6 +357,8 @@ def metrics(kind: str, arguments=None, prog: str | None = None) -> int:
 
 
 def _metrics(kind: str, args) -> int:
+    from unimed.evaluation.benchmarks import benchmark
+    from unimed.evaluation.cases import project
     from unimed.evaluation.scorers import prediction_folders as set_scores
     from unimed.evaluation.tables import this_command
     from unimed.files import write_text
@@ -366,13 +371,15 @@ def _metrics(kind: str, args) -> int:
         masks = Path(args.mask_dir) if args.mask_dir else _mask_folder(path)
         if not masks.is_dir():
             raise FileNotFoundError(f"{masks}: no such folder; name the folder of the true masks with --mask_dir")
-    scores = set_scores.score_answers(
-        kind, predictions, path, masks, java=False if args.no_java else None, spice=args.spice
-    )
+    scored = predictions.with_name(f"{predictions.name}_scores")
+    with project(scored):
+        scores = benchmark(f"unibiomed/{kind}").score(
+            predictions, path, masks, java=False if args.no_java else None, spice=args.spice
+        )
     text = set_scores.published_text(scores.published)
     write_text(predictions.with_name(f"{predictions.name}.txt"), text)
     if kind == "region":
         set_scores.write_region_results(predictions, scores)
     print(text)
-    print(scores.write(predictions.with_name(f"{predictions.name}_scores"), this_command()))
+    print(scores.write(scored, this_command()))
     return PARTLY if scores.summary["cases_without_prediction"] else DONE

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from unimed.data.readers import unibiomed as biomed_tree
 from unimed.data.readers.records import RecordDataset, RecordError, check_counts, read_records
 from unimed.structures import Sample
-from unimed.tokens import SEG_TOKEN
+from unimed.tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
 
 #: Notes by which a set declares that a test image shares its slide or template with training.
 DECLARED = ("same slide", "same template")
-KINDS = ("missing file", "mask", "count mismatch", "patient leakage", "duplicate", "unreadable")
+KINDS = ("missing file", "mask", "count mismatch", "patient leakage", "duplicate", "unreadable", "unusable")
 
 
 @dataclass
@@ -46,31 +48,39 @@ class Report:
         return "\n".join(lines + [f"remark: {remark}" for remark in self.remarks])
 
 
-def check(root: str | Path, patient_pattern: str | None = None, limit: int | None = None) -> Report:
+def check(
+    root: str | Path,
+    patient_pattern: str | None = None,
+    limit: int | None = None,
+    collate: Callable[[list[Sample]], object] | None = None,
+) -> Report:
     """Check a folder in the record format or a tree of UniBiomed's sets, told apart by what is in it.
 
     Args:
         patient_pattern: for trees, which carry no patient ids: a regular expression whose first matching group (or
             whole match, without groups) is the patient in a file name.
         limit: for trees: look at the first so many records of each part only.
+        collate: makes a batch of a list of samples; every sample goes through it alone, so that what training would
+            find unusable is found here. Without it only what no model can use is found (see `sample_problems`).
 
     Raises:
         FileNotFoundError: no such folder, or nothing in it that is known.
     """
     root = Path(root)
     if any((root / "records").glob("*.jsonl")):
-        return check_records(root)
+        return check_records(root, collate)
     if root.is_dir() and biomed_tree.sets_below(root):
-        return check_tree(root, patient_pattern, limit)
+        return check_tree(root, patient_pattern, limit, collate)
     raise FileNotFoundError(
         f"{root}: neither records/*.jsonl nor a train.json, test.json, train_parse.json or meta_train.json below it"
     )
 
 
-def check_records(root: Path) -> Report:
+def check_records(root: Path, collate=None) -> Report:
     """Check every split of a folder in the record format."""
     report, patients, contents = Report(), defaultdict(dict), defaultdict(set)
     owners: dict[str, str] = {}
+    noted: list[tuple[str, str]] = []
     for path in sorted((root / "records").glob("*.jsonl")):
         split = path.stem
         try:
@@ -94,7 +104,9 @@ def check_records(root: Path) -> Report:
             except biomed_tree.DATA_ERRORS as error:
                 report.problems.append((split, _kind_of(error), str(error)))
                 continue
+            noted += [(split, one) for one in take_remarks(dataset)]
             report.problems += [(split, "count mismatch", what) for what in _span_problems(sample)]
+            report.problems += [(split, "unusable", what) for what in sample_problems(sample, collate)]
             image = record.get("image") or record["volume"]
             asked[image, record["question"], record["answer"]] += 1
             contents[_digest(sample)].add((split, image))
@@ -107,12 +119,13 @@ def check_records(root: Path) -> Report:
                 report.problems.append((split, "duplicate", f"{image} is asked {count} times: {question}"))
     _add_leaks(report, patients)
     _add_repeats(report, contents)
+    report.remarks += grouped(noted)
     return report
 
 
-def check_tree(root: Path, patient_pattern: str | None = None, limit: int | None = None) -> Report:
+def check_tree(root: Path, patient_pattern: str | None = None, limit: int | None = None, collate=None) -> Report:
     """Check every set below the root of a tree, both splits."""
-    report = Report()
+    report, noted = Report(), []
     for folder, form in biomed_tree.sets_below(root):
         patients, contents = defaultdict(dict), defaultdict(set)
         part_of_folder = str(folder.relative_to(root)) if folder != root else folder.name
@@ -135,6 +148,8 @@ def check_tree(root: Path, patient_pattern: str | None = None, limit: int | None
                     report.problems.append((part, _kind_of(error), str(error)))
                     continue
                 name = _image_name(dataset.items[index], form)
+                noted += [(part, one) for one in take_remarks(dataset)]
+                report.problems += [(part, "unusable", what) for what in sample_problems(sample, collate)]
                 wrong = [*_span_problems(sample), *_count_problems(sample)]
                 report.problems += [(part, "count mismatch", what) for what in wrong]
                 masks = [r.mask.tobytes() for r in sample.regions if r.mask is not None]
@@ -147,11 +162,66 @@ def check_tree(root: Path, patient_pattern: str | None = None, limit: int | None
                     report.problems.append((part, "duplicate", f"{name} with the same mask and text {count} times"))
         _add_leaks(report, patients, f"{part_of_folder} test")
         _add_repeats(report, contents, part=f"{part_of_folder} test")
+    report.remarks += grouped(noted)
     if patient_pattern is None:
         report.remarks.append(
             "patients cannot be told from this tree; give --patient-pattern, a regular expression with one group"
         )
     return report
+
+
+def sample_problems(sample: Sample, collate: Callable[[list[Sample]], object] | None = None) -> list[str]:
+    """Why a sample cannot become a batch: what no model can use, and what `collate` says of it alone."""
+    found = []
+    for role, text in sample.conversation:
+        if role == "user" and not text.replace(IMAGE_PLACEHOLDER, "").strip():
+            found.append("the question is empty")
+        if text.count(IMAGE_PLACEHOLDER) > 1:
+            found.append(f"{IMAGE_PLACEHOLDER} stands more than once in a text; one image per question")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            found.append(f"half of a surrogate pair at character {error.start} of {text[:40]!a}; repair the text")
+    for image in sample.images:
+        if image.dtype.kind not in "iufb" or image.size == 0 or image.ndim not in (2, 3):
+            found.append(f"an image of {image.dtype} {image.shape} is none")
+        elif image.dtype.kind == "f" and not np.isfinite(image).all():
+            found.append("the image holds NaN or Inf")
+    if collate is not None and not found:
+        try:
+            collate([sample])
+        except Exception as error:  # what ends here would be a broken sample in training
+            said = str(error).removeprefix(f"sample {sample.sample_id}: ")
+            found.append(said if said != str(error) else f"{type(error).__name__}: {error}")
+    return [f"{sample.sample_id}: {one}" for one in found]
+
+
+def take_remarks(dataset) -> list[str]:
+    """What a reader noted since the last call."""
+    noted = getattr(dataset, "remarks", None)
+    taken = list(noted or ())
+    if noted:
+        noted.clear()
+    return taken
+
+
+def grouped(noted: Sequence[tuple[str, str]]) -> list[str]:
+    """Remarks of one kind as one line: how many, and the first."""
+    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for part, text in noted:
+        where, _, what = text.rpartition(": ") if text.count(": ") < 2 else _split_remark(text)
+        kinds[part, re.sub(r"\d+(, \d+)*", "N", what)].append(f"{where}: {what}")
+    return [
+        f"{part}: {texts[0]}" + (f" (and {len(texts) - 1} more of this kind)" if len(texts) > 1 else "")
+        for (part, _), texts in kinds.items()
+    ]
+
+
+def _split_remark(text: str) -> tuple[str, str, str]:
+    """ "record a: mask b.png: what it is" cut before the last part that is a sentence of its own."""
+    head, mark, tail = text.partition(": ")
+    second, mark, what = tail.partition(": ")
+    return (f"{head}: {second}", mark, what) if head.startswith("record ") else (head, ": ", tail)
 
 
 def _image_name(item, form: str) -> str:
@@ -165,7 +235,11 @@ def _image_name(item, form: str) -> str:
 def _kind_of(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "missing file"
-    return "mask" if "mask" in str(error) and ("empty" in str(error) or " is (" in str(error)) else "unreadable"
+    return (
+        "mask"
+        if "mask" in str(error) and any(part in str(error) for part in ("empty", " is (", "not in the grid"))
+        else "unreadable"
+    )
 
 
 def _digest(sample: Sample) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -215,17 +215,62 @@ class KeyedDatasets:
         return sum(len(dataset) for dataset in self.datasets)
 
     def __getitem__(self, key: Key):
-        dataset, broken = self.datasets[key.dataset], []
+        return self.read(key)
+
+    def place(self, key: Key, attempt: int) -> int:
+        """Index of the sample that stands in for `key` once `attempt` others were broken."""
+        dataset = self.datasets[key.dataset]
         jump = getattr(dataset, "alternative", None)
-        for attempt in range(self.attempts):
-            index = jump(key.index, attempt) if jump and attempt else (key.index + attempt) % len(dataset)
+        return jump(key.index, attempt) if jump and attempt else (key.index + attempt) % len(dataset)
+
+    def read(self, key: Key, first: int = 0, check: Callable[[Any], Any] | None = None):
+        """(sample, tuple of BrokenSample): the first one from the attempt `first` on that reads and passes `check`.
+
+        Raises:
+            DataError: `attempts` in a row are broken.
+        """
+        dataset, broken = self.datasets[key.dataset], []
+        for attempt in range(first, first + self.attempts):
+            index = self.place(key, attempt)
             if hasattr(dataset, "set_epoch"):
                 dataset.set_epoch(key.epoch)
             with seeded(self.seed, 4, key.dataset, index, key.epoch):
                 try:
                     sample = dataset[index]
-                    return sample if self.write is None else self.write(sample), tuple(broken)
+                    if self.write is not None:
+                        sample = self.write(sample)
+                    if check is not None:
+                        check(sample)
+                    return sample, tuple(broken)
                 except Exception as error:  # whatever a reader raises, one record must not end a run of days
-                    broken.append(BrokenSample(self.names[key.dataset], index, f"{type(error).__name__}: {error}"))
+                    broken.append(self.broken(key, attempt, error))
         listed = "\n  ".join(str(b) for b in broken)
         raise DataError(f"{self.attempts} samples in a row are broken:\n  {listed}")
+
+    def broken(self, key: Key, attempt: int, error: Exception) -> BrokenSample:
+        """What is to be said of a sample that cannot be used."""
+        return BrokenSample(self.names[key.dataset], self.place(key, attempt), f"{type(error).__name__}: {error}")
+
+    def sound(self, items: Sequence, collate: Callable[[list], Any]) -> tuple[list, list[BrokenSample]]:
+        """The samples of a batch that cannot be collated, those that break it replaced as unreadable ones are.
+
+        Args:
+            items: ((sample, what was broken before it), key) for each place of the batch.
+            collate: makes a batch of a list of samples.
+
+        Returns:
+            samples that are collated one by one without an error, and what was found broken.
+
+        Raises:
+            DataError: too many in a row are broken.
+        """
+        samples, found = [], []
+        for (sample, before), key in items:
+            try:
+                collate([sample])
+            except Exception as error:  # an empty question, an image no model can read: as good as unreadable
+                found.append(self.broken(key, len(before), error))
+                sample, others = self.read(key, len(before) + 1, lambda one: collate([one]))
+                found += others
+            samples.append(sample)
+        return samples, found

@@ -21,12 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from unimed.files import write_atomic
+from unimed.files import cache_folder, write_atomic
 
 MANIFEST = Path(__file__).parent / "manifests" / "sample.json"
-
-#: Where packages are kept when the caller names no folder; this variable, else a folder under the user's cache.
-CACHE_VARIABLE = "UNIMED_CACHE"
 
 
 class PackageError(RuntimeError):
@@ -50,7 +47,7 @@ class Pinned:
 
 def default_cache() -> Path:
     """`$UNIMED_CACHE`, else `~/.cache/unimed`."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "unimed")
+    return cache_folder()
 
 
 def manifest() -> dict[str, Pinned]:

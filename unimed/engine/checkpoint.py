@@ -105,24 +105,28 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
-    def write(self, checkpoint: Checkpoint, wait: bool = False) -> None:
+    def write(self, checkpoint: Checkpoint, wait: bool = False, prune: bool = True) -> None:
         """Save; with `background` and without `wait` the tensors must not change any more (give copies).
+
+        Args:
+            prune: delete those beyond the newest `keep` afterwards.
 
         Raises:
             CheckpointError: this save failed, or the one before did in the background.
         """
         self.wait()
+        keep = self.keep if prune else 0
         if not self.background:
-            save(self.root, checkpoint, self.keep)
+            save(self.root, checkpoint, keep)
             return
-        self._thread = threading.Thread(target=self._save, args=(checkpoint,), name="checkpoint")
+        self._thread = threading.Thread(target=self._save, args=(checkpoint, keep), name="checkpoint")
         self._thread.start()
         if wait:
             self.wait()
 
-    def _save(self, checkpoint: Checkpoint) -> None:
+    def _save(self, checkpoint: Checkpoint, keep: int) -> None:
         try:
-            save(self.root, checkpoint, self.keep)
+            save(self.root, checkpoint, keep)
         except CheckpointError as error:
             self._error = error
 
@@ -140,6 +144,14 @@ class Writer:
             raise error
 
 
+def discard(path: str | Path) -> None:
+    """Delete one checkpoint; killed in the middle, it is a leftover and not a damaged checkpoint."""
+    path = Path(path)
+    aside = path.with_name(f".writing-{path.name}-{os.getpid()}")
+    os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def verify(path: str | Path) -> dict[str, Any]:
     """Read every file of a checkpoint and compare size and sha256 with the metadata.
 
@@ -152,19 +164,24 @@ def verify(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         metadata = json.loads((path / "metadata.json").read_text())
-        files, version = metadata["files"], metadata["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}/metadata.json cannot be read: {error}") from error
+        files, version, step = metadata["files"], metadata["format"], metadata["step"]
+        expected = [(name, entry["bytes"], entry["sha256"]) for name, entry in files.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}/metadata.json cannot be read: {type(error).__name__} {error}") from error
+    if not (type(version) is int and type(step) is int and all(Path(name).name == name for name, _, _ in expected)):
+        raise CheckpointError(
+            f"{path}/metadata.json is damaged: format, step and names of files are not what is written"
+        )
     if version > FORMAT:
         raise CheckpointError(f"{path} has format {version}, this version reads up to {FORMAT}; update unimed")
-    for name, expected in files.items():
+    for name, size, sha256 in expected:
         try:
             found = _fingerprint(path / name)
         except OSError as error:
             raise CheckpointError(f"{path / name} cannot be read: {error}") from error
-        if found["bytes"] != expected["bytes"]:
-            raise CheckpointError(f"{path / name} has {found['bytes']} bytes, {expected['bytes']} were written")
-        if found["sha256"] != expected["sha256"]:
+        if found["bytes"] != size:
+            raise CheckpointError(f"{path / name} has {found['bytes']} bytes, {size} were written")
+        if found["sha256"] != sha256:
             raise CheckpointError(f"{path / name} was changed after it was written (sha256 differs)")
     return metadata
 
@@ -223,22 +240,12 @@ def load_weights(path: str | Path, prefer_ema: bool = True) -> Mapping[str, Any]
     """
     path = Path(path)
     if path.is_file():
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        import torch
+        from unimed.models.checkpoints.reading import read_state_dict
 
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} holds more than tensors and is not unpickled: {error}. Convert it with tools/convert.py"
-            ) from error
-        for key in ("state_dict", "model"):
-            if isinstance(content, dict) and isinstance(content.get(key), dict):
-                content = content[key]
-        return content
+            return read_state_dict(path)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
     loaded = load(resolve(path), tables=("model", "ema"))
     return {**loaded.tables["model"], **(loaded.tables.get("ema", {}) if prefer_ema else {})}
 

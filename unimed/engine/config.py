@@ -1,15 +1,20 @@
-"""Configs: mmengine python files with `_base_`, checked before anything is built."""
+"""Configs: python files with `_base_`, checked before anything is built."""
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from unimed.engine.config_files import ConfigError, apply_options, as_config, parse_options, read_file
 from unimed.registry import did_you_mean
 
+logger = logging.getLogger("unimed.engine")
+_told: set[str] = set()
 NUMBER = (int, float)
 NONE = type(None)
 #: key -> (types, default). `...` marks a key without default; a dict as default lists the keys it may hold.
@@ -26,7 +31,8 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     ),
     "batch_size": ((int,), 1),
     "accumulate": ((int,), 1),
-    "max_steps": ((int,), 1000),
+    "max_steps": ((int, NONE), None),
+    "epochs": ((*NUMBER, NONE), None),
     "precision": ((str,), "fp32"),
     "strategy": ((str,), "auto"),
     "checkpoint": ((dict,), {"interval": 500, "keep": 3, "weights": "all", "background": False}),
@@ -42,9 +48,19 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "gradient_checkpointing": ((bool,), False),
     "num_workers": ((int,), 0),
     "device": ((str,), "auto"),
-    "guards": ((dict,), {"max_bad_steps": 10, "max_broken": 100, "max_worker_deaths": 3, "constant_loss_steps": 50}),
+    "guards": (
+        (dict,),
+        {
+            "max_bad_steps": 10,
+            "max_broken": 100,
+            "max_worker_restarts": 3,
+            "worker_timeout_s": 600,
+            "hang_timeout_s": 1800,
+            "constant_loss_steps": 50,
+        },
+    ),
     "hooks": ((list, tuple), ()),
-    "load_from": ((str, NONE), None),
+    "load_from": ((str, dict, NONE), None),
     "test_batch_size": ((int,), 4),
     "overlay_cases": ((int,), 12),
     "custom_imports": ((dict, NONE), None),
@@ -59,8 +75,15 @@ WORDS = {
 }
 
 
-class ConfigError(ValueError):
-    """A config key that is unknown, missing, or of the wrong type."""
+#: Steps of a run whose config gives neither `max_steps` nor `epochs`.
+DEFAULT_STEPS = 1000
+#: Old spelling -> new one of dotted keys; both are understood, the old one with one warning.
+RENAMED = {
+    "task.learn": "task.trainable",
+    "guards.max_worker_deaths": "guards.max_worker_restarts",
+}
+#: Old spelling -> new one of the `type` of hooks.
+RENAMED_HOOKS = {"TugOfWarHook": "GradientConflictHook"}
 
 
 def load_config(source: str | Path | Mapping | Config, options: Mapping[str, Any] | None = None) -> Config:
@@ -74,19 +97,24 @@ def load_config(source: str | Path | Mapping | Config, options: Mapping[str, Any
         a Config in which every known key has a value.
 
     Raises:
-        ConfigError: the file is missing, or a key is unknown, missing, or of the wrong type.
+        ConfigError: the file is missing or cannot be run, or a key is unknown, missing, or of the wrong type.
     """
+    filename = None
     if isinstance(source, (str, Path)):
-        if not Path(source).is_file():
-            raise ConfigError(f"config {source} does not exist")
-        config = Config.fromfile(str(source))
+        values, filename = read_file(source), str(source)
+    elif isinstance(source, Config):
+        values, filename = source.to_dict(), source.filename
     else:
-        config = Config(dict(source)) if not isinstance(source, Config) else source.copy()
-    if options:
-        unknown = [key for key in options if key.split(".")[0] not in KEYS]
-        _refuse(unknown, KEYS, "--cfg-options")
-        config.merge_from_dict(dict(options))
-    name = config.filename or "config"
+        values = dict(source)
+    options = renamed(options or {}, "--cfg-options") if options else {}
+    _refuse([key for key in options if key.split(".")[0] not in KEYS], KEYS, "--cfg-options")
+    values = apply_options(renamed(values, filename or "config"), options)
+    for one, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+        if options.get(one) is not None and other not in options:
+            values[other] = None
+    config = as_config(values, filename)
+    name = filename or "config"
+    _import_custom(config.get("custom_imports"), name)
     keys = [key for key in config if not key.startswith("_")]
     _refuse([key for key in keys if key not in KEYS], KEYS, name)
     for key, (types, default) in KEYS.items():
@@ -108,10 +136,65 @@ def load_config(source: str | Path | Mapping | Config, options: Mapping[str, Any
         value = config[outer][inner] if inner else config[outer]
         if value not in words:
             raise ConfigError(f"{name}: {key}={value!r}{did_you_mean(value, words)} Valid choices: {list(words)}")
-    for key in ("batch_size", "accumulate", "max_steps"):
-        if config[key] < 1:
+    if config["epochs"] is not None and config["max_steps"] is not None:
+        raise ConfigError(f"{name}: max_steps and epochs are both given; set the inherited one to None")
+    if config["epochs"] is None and config["max_steps"] is None:
+        config["max_steps"] = DEFAULT_STEPS
+    if config["epochs"] is not None and config["epochs"] <= 0:
+        raise ConfigError(f"{name}: epochs must be more than 0, got {config['epochs']}")
+    for key in ("batch_size", "accumulate", "max_steps", "test_batch_size"):
+        if config[key] is not None and config[key] < 1:
             raise ConfigError(f"{name}: {key} must be at least 1, got {config[key]}")
     return config
+
+
+def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values with today's spelling of every key in `RENAMED`; keys may be dotted, as options are, or nested.
+
+    An old spelling is the user's own (shipped files use the new one), so it takes the place of the new one.
+    """
+    values = dict(values)
+    for old, new in RENAMED.items():
+        outer, _, inner = old.rpartition(".")
+        if old in values:
+            values[new] = values.pop(old)
+        elif isinstance(values.get(outer), Mapping) and inner in values[outer]:
+            content = dict(values[outer])
+            content[new.rpartition(".")[2]] = content.pop(inner)
+            values[outer] = content
+        else:
+            continue
+        _tell(f"{where}: {old} is called {new} now")
+    if isinstance(values.get("hooks"), list | tuple):
+        values["hooks"] = [_renamed_hook(hook, where) for hook in values["hooks"]]
+    return values
+
+
+def _renamed_hook(hook, where: str):
+    if not isinstance(hook, Mapping) or hook.get("type") not in RENAMED_HOOKS:
+        return hook
+    new = RENAMED_HOOKS[hook["type"]]
+    _tell(f"{where}: the hook {hook['type']} is called {new} now")
+    return {**hook, "type": new}
+
+
+def _tell(message: str) -> None:
+    if message not in _told:
+        _told.add(message)
+        logger.warning(message)
+
+
+def _import_custom(entry: Mapping | None, name: str) -> None:
+    """Import the modules of `custom_imports=dict(imports=[...])`, which may stand beside the config."""
+    for module in [] if not entry else entry.get("imports") or []:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            if entry.get("allow_failed_imports"):
+                continue
+            raise ConfigError(
+                f"{name}: custom_imports: {module} cannot be imported ({error}); set PYTHONPATH to the folder it is in"
+            ) from error
 
 
 def _check_type(where: str, value, default) -> None:
@@ -131,3 +214,6 @@ def _refuse(unknown, choices, where: str) -> None:
         raise ConfigError(
             f"{where}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], choices)} Valid keys: {sorted(choices)}"
         )
+
+
+__all__ = ["ConfigError", "KEYS", "load_config", "parse_options", "renamed"]

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine.config import load_config
 from unimed.engine.strategy import Strategy, start_processes
-from unimed.files import share
-from unimed.registry import TASKS
-
-#: What a model card says where the task has no `card_tags` and `card_example` of its own.
-TAGS = ("medical", "image-segmentation", "image-text-to-text")
-EXAMPLE = 'model.predict("image.png", "Segment the nuclei.")'
+from unimed.engine.training import build_task
+from unimed.files import atomic_folder
 
 
 def export(config, checkpoint, destination, cfg_options=None) -> Path:
@@ -29,51 +23,57 @@ def export(config, checkpoint, destination, cfg_options=None) -> Path:
     Raises:
         FileExistsError: `destination` is there.
         CheckpointError: the checkpoint is not there or damaged.
-        ValueError: the task has nothing to export.
+        ValueError: the task has nothing to export, or the checkpoint lacks something that was trained.
+        WeightsError: what was written does not hold what the model holds; nothing is left then.
     """
     destination = Path(destination)
     if destination.exists():
         raise FileExistsError(f"{destination} is there already; remove it or choose another folder")
     settings = load_config(config, cfg_options)
-    task = TASKS.build(settings["task"])
-    if not hasattr(task, "export"):
-        raise ValueError(f"{type(task).__name__} has no export")
+    if not Path(checkpoint).exists():
+        raise checkpoints.CheckpointError(f"{checkpoint} does not exist; give a run folder, a step folder or weights")
+    task = build_task(settings)
     strategy = Strategy("single", task, start_processes("cpu"), "fp32")
-    strategy.load_weights(checkpoints.load_weights(checkpoint), strict=False)
+    strategy.load_trained(checkpoints.load_weights(checkpoint), checkpoint)
     task.eval()
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
-        task.export(temporary)
-        (temporary / "README.md").write_text(_card(settings, checkpoint, task), encoding="utf-8")
-        for file in temporary.rglob("*.safetensors"):
-            share(file)
-        temporary.chmod(0o755)
-        temporary.rename(destination)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic_folder(destination) as folder:
+        task.export(folder)
+        _read_back(task, folder)
+        (folder / "README.md").write_text(_card(settings, checkpoint, task), encoding="utf-8")
     return destination
 
 
-def _card(settings, checkpoint, task=None) -> str:
+def _read_back(task, folder: Path) -> None:
+    """Open what was written and compare every tensor with the model in memory.
+
+    Raises:
+        WeightsError: the folder does not open, or holds other numbers.
+    """
+    from unimed.models.auto import load
+    from unimed.models.weights import refuse_other_numbers
+
+    if hasattr(task, "model"):
+        refuse_other_numbers(task.model, load(folder, device="cpu"), folder)
+
+
+def _card(settings, checkpoint, task) -> str:
     """Model card: what it was trained with, how it did where it was tested, and what it is not for."""
     name = Path(settings.filename or "model").stem
     lines = [
         "---",
         "library_name: unimed",
-        f"tags: [{', '.join(getattr(task, 'card_tags', TAGS))}]",
+        f"tags: [{', '.join(task.card_tags)}]",
         "---",
         f"# {name}",
         "",
         "**Research use only.** Not a medical device; no output may be used for a diagnosis.",
         "",
-        f"Trained for {settings['max_steps']} steps with `{settings.filename}`.",
+        f"Trained {_length(settings, checkpoint)} with `{Path(settings.filename or 'a config').name}`.",
         "",
         "```python",
         "import unimed",
         'model = unimed.load("THIS_FOLDER")',
-        getattr(task, "card_example", EXAMPLE),
+        task.card_example,
         "```",
     ]
     metrics = Path(checkpoint) / "test" / "metrics.json"
@@ -81,5 +81,13 @@ def _card(settings, checkpoint, task=None) -> str:
         summary = json.loads(metrics.read_text()).get("summary", {})
         numbers = [(key, value) for key, value in summary.items() if isinstance(value, int | float)]
         lines += ["", "## Test", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {key} | {value:.3f} |" for key, value in numbers]
+        lines += [f"| {key} | {value if isinstance(value, int) else f'{value:.3f}'} |" for key, value in numbers]
     return "\n".join(lines) + "\n"
+
+
+def _length(settings, checkpoint) -> str:
+    """How long it was trained: the step of a checkpoint folder, else what the config says."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        return f"for {int(checkpoints.resolve(path).name[5:])} steps"
+    return f"for {settings['max_steps']} steps" if settings["max_steps"] else f"for {settings['epochs']:g} epochs"

@@ -40,7 +40,7 @@ class RoutingHook(Hook):
         self._last: dict[str, float] = {}
 
     def before_train(self, runner) -> None:
-        if not hasattr(runner.model, "task_summary"):
+        if runner.model.task_summary() is None:
             raise TypeError(f"RoutingHook needs a task with task_summary(), {type(runner.model).__name__} has none")
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -62,8 +62,8 @@ class RoutingHook(Hook):
         draw_matrix(matrix, tasks, columns, Path(runner.work_dir) / "routing.png", label="mean routing weight", low=0.0)
 
 
-@HOOKS.register_module()
-class TugOfWarHook(Hook):
+@HOOKS.register_module(name=["GradientConflictHook", "TugOfWarHook"])
+class GradientConflictHook(Hook):
     """Do the gradients of tasks agree, module by module? On any config; training itself is not changed.
 
     Every `interval` steps the loss of each task is taken on the same samples of `train_data`, its gradient is compared
@@ -74,12 +74,12 @@ class TugOfWarHook(Hook):
 
     Args:
         interval: steps between two lines; the first is before the first step.
-        modules: beginnings of parameter names of the task's model, such as "connector" or
+        modules: prefixes of parameter names of the task's model, such as "connector" or
             "language_model.model.layers.0"; its direct children by default.
         samples_per_task, batch_size: how many samples speak for a task, and how many at once.
 
     Raises:
-        ValueError: a module no learning parameter belongs to, data with fewer than two tasks, or sharded parameters.
+        ValueError: a module no trainable parameter belongs to, data with fewer than two tasks, or sharded parameters.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class TugOfWarHook(Hook):
         self._start: dict[str, torch.Tensor] = {}
 
     def before_train(self, runner) -> None:
-        if runner.strategy.word == "fsdp2":
-            raise ValueError("TugOfWarHook needs whole parameters; use strategy single, ddp or zero1")
+        if runner.strategy.name == "fsdp2":
+            raise ValueError("GradientConflictHook needs whole parameters; use strategy single, ddp or zero1")
         if world()[0]:
             return
         self._groups = self._parameters(runner.model)
@@ -118,14 +118,14 @@ class TugOfWarHook(Hook):
                 draw_matrix(matrix, self._last["tasks"], self._last["tasks"], path, f"{kind}, {module}", low, 1.0)
 
     def _parameters(self, task) -> dict[str, dict[str, torch.nn.Parameter]]:
-        model = getattr(task, "model", task)
+        model = task if task.model is None else task.model
         learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
         names = self.modules or tuple(name for name, _ in model.named_children())
         groups = {n: {k: p for k, p in learning.items() if k == n or k.startswith(f"{n}.")} for n in names}
         empty = [name for name in self.modules if not groups[name]]
         if empty:
             children = sorted({name.split(".")[0] for name in learning})
-            raise ValueError(f"no learning parameter begins with {empty[0]!r}; there are {', '.join(children)}")
+            raise ValueError(f"no trainable parameter begins with {empty[0]!r}; there are {', '.join(children)}")
         return {name: group for name, group in groups.items() if group}
 
     def _tasks(self, runner) -> dict[str, list]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import signal
 import time
 from collections.abc import Mapping
 
@@ -15,16 +14,13 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 
 from unimed.engine.checkpoint import Checkpoint
+from unimed.engine.errors import TrainingError
 from unimed.engine.strategy import total, world
 from unimed.engine.stream import to_device
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on: too many steps without a finite loss, or too many broken samples."""
-
-
 def schedule_factor(schedule: Mapping, step: int, max_steps: int) -> float:
-    """Learning rate at `step` (0-based) as a share of the base rate: linear warm-up, then the named curve.
+    """Learning rate at `step` (0-based) as a fraction of the base rate: linear warm-up, then the named curve.
 
     The base rate itself comes in the step after the warm-up, or with `warmup_full` in its last step (as in open_clip).
 
@@ -49,7 +45,7 @@ def schedule_factor(schedule: Mapping, step: int, max_steps: int) -> float:
 
 @LOOPS.register_module()
 class EngineLoop(BaseLoop):
-    """mmengine's iteration loop with accumulation, guards, exact state, and a polite end on SIGTERM or SIGUSR1.
+    """mmengine's iteration loop with accumulation, guards, exact state, and graceful shutdown.
 
     Args:
         runner: the EngineRunner.
@@ -62,7 +58,6 @@ class EngineLoop(BaseLoop):
         self.stop_training = False
         self.stop_reason = ""
         self.bad_steps = self.bad_in_a_row = self.broken = 0
-        self._asked_to_stop = ""
 
     max_iters = property(lambda self: self.runner.settings["max_steps"])
     max_epochs = property(lambda self: 1)
@@ -71,38 +66,50 @@ class EngineLoop(BaseLoop):
 
     def run(self):
         runner, settings = self.runner, self.runner.settings
-        previous = {s: signal.signal(s, self._on_signal) for s in self._signals()}
         every, validate_every = settings["checkpoint"]["interval"], settings["validate_interval"]
-        try:
-            runner.call_hook("before_train")
-            runner.call_hook("before_train_epoch")
-            runner.model.train()
-            while self._iter < self.max_iters and not self.stop_training:
-                self.run_step()
-                if self.stop_training:
-                    break
-                if validate_every and (self._iter % validate_every == 0 or self._iter == self.max_iters):
-                    runner.validate()
-                    runner.model.train()
-                if every and self._iter % every == 0 and self._iter < self.max_iters:
-                    runner.save_checkpoint(wait=False)
-            # The end, and a stop that was asked for, leave a checkpoint behind.
+        runner.shutdown.interruptible = False
+        runner.call_hook("before_train")
+        runner.call_hook("before_train_epoch")
+        runner.model.train()
+        saved = None
+        while self._iter < self.max_iters and not self.stop_training:
+            self.run_step()
+            due = validate_every and (self._iter % validate_every == 0 or self._iter == self.max_iters)
+            validates = bool(due) and runner.validation is not None
+            saves = (every and self._iter % every == 0) or self._iter == self.max_iters
+            if (validates or saves) and not self.stop_training:
+                # Saved first: whatever becomes of the validation, the steps are not lost.
+                runner.save_checkpoint(wait=self._iter == self.max_iters, prune=bool(saves))
+                saved = self._iter
+            if validates and not self.stop_training:
+                if runner.validate() is None:
+                    self._stop()
+                elif not saves:
+                    runner.discard_checkpoint()
+                runner.model.train()
+        # The end, and a stop that was asked for, leave a checkpoint behind.
+        if saved != self._iter:
             runner.save_checkpoint()
-            runner.call_hook("after_train_epoch")
-            runner.call_hook("after_train")
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        runner.finish_saving()
+        runner.call_hook("after_train_epoch")
+        runner.call_hook("after_train")
         return runner.model
+
+    def _stop(self) -> None:
+        """The end of the loop after this step."""
+        self.stop_training = True
+        self.stop_reason = self.runner.shutdown.requested or "signal on another rank"
 
     def run_step(self) -> None:
         runner, settings, strategy = self.runner, self.runner.settings, self.runner.strategy
         optimizer, accumulate = runner.optim_wrapper.optimizer, settings["accumulate"]
         began = time.perf_counter()
+        runner.watchdog.beat(f"reading the data of step {self._iter + 1}", details=self._in_flight)
         micro = [next(self.dataloader) for _ in range(accumulate)]
         waited = time.perf_counter() - began
+        runner.watchdog.beat(f"training step {self._iter + 1}", waiting=world()[1] > 1)
         batches = [to_device(batch, strategy.device) for batch, _ in micro]
-        self._share_normalisers(batches, runner.model)
+        self._share_normalizers(batches, runner.model)
         factor = schedule_factor(settings["schedule"], self._iter, self.max_iters)
         for group, rate in zip(optimizer.param_groups, runner.base_rates, strict=True):
             group["lr"] = rate * factor
@@ -121,7 +128,7 @@ class EngineLoop(BaseLoop):
         sums = total(
             [
                 0.0 if finite else 1.0,
-                1.0 if self._asked_to_stop else 0.0,
+                1.0 if runner.shutdown.requested else 0.0,
                 float(len(broken)),
                 float(sum(information["samples"] for _, information in micro)),
                 float(sum(_tokens(batch) for batch in batches)),
@@ -136,31 +143,29 @@ class EngineLoop(BaseLoop):
         else:
             self.bad_in_a_row = 0
             strategy.step(optimizer)
-            if hasattr(strategy.task, "after_step"):
-                strategy.task.after_step()
+            strategy.task.after_step()
             runner.update_average()
         self._iter += 1
-        self._note_broken(broken, int(sums[2]))
+        self.note_broken(broken, int(sums[2]))
         record = {**scalars, "loss": sums[5] / world()[1], "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
         runner.reporter.step(self._iter, record, waited, time.perf_counter() - began, sums[3], sums[4])
         runner.call_hook("after_train_iter", batch_idx=self._iter - 1, data_batch=batches, outputs=record)
         if sums[1]:
-            self.stop_training, self.stop_reason = True, self._asked_to_stop or "signal on another rank"
-            runner.logger.info(f"asked to stop ({self.stop_reason}) after step {self._iter}; saving")
+            self._stop()
 
-    def _share_normalisers(self, batches, task) -> None:
+    def _share_normalizers(self, batches, task) -> None:
         """Counts a task divides its losses by, averaged over all ranks and micro-batches of the step.
 
         So the mean over ranks and micro-batches is the mean over the joined batch, however uneven they are.
         """
-        if not hasattr(task, "normalisers"):
-            return
-        counts = [{k: float(v) for k, v in task.normalisers(batch).items()} for batch in batches]
+        counts = [{k: float(v) for k, v in task.normalizers(batch).items()} for batch in batches]
         names = sorted(counts[0])
+        if not names:
+            return
         sums = total([sum(c[name] for c in counts) for name in names], self.runner.strategy.device)
         share = {name: value / (len(batches) * world()[1]) for name, value in zip(names, sums, strict=True)}
         for batch in batches:
-            batch["normalisers"] = share
+            batch["normalizers"] = share
 
     def _refuse_step(self, finite, loss, norm, ids) -> None:
         self.bad_steps += 1
@@ -173,7 +178,12 @@ class EngineLoop(BaseLoop):
         if self.bad_in_a_row >= limit:
             raise TrainingError(f"{limit} steps in a row without a finite loss; last samples of this rank: {ids}")
 
-    def _note_broken(self, broken, count: int) -> None:
+    def note_broken(self, broken, count: int) -> None:
+        """Name broken samples of this rank, and count those of all.
+
+        Raises:
+            TrainingError: more than `guards.max_broken`.
+        """
         self.broken += count
         for record in broken:
             self.runner.logger.warning(f"broken sample replaced: {record}")
@@ -185,14 +195,8 @@ class EngineLoop(BaseLoop):
                 "them (the log names each), or allow more with --cfg-options guards.max_broken=N"
             )
 
-    def _signals(self):
-        import threading
-
-        # Python allows handlers in the main thread only; a trainer embedded in a thread is stopped by its owner.
-        return (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
-
-    def _on_signal(self, number, frame) -> None:
-        self._asked_to_stop = signal.Signals(number).name
+    def _in_flight(self) -> str:
+        return f"samples in flight: {self.dataloader.in_flight()}"
 
     def state(self) -> dict:
         """What of the loop goes into a checkpoint. Called by all ranks."""

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch.distributed as dist
@@ -57,11 +58,13 @@ class Reporter:
         logger: where the line goes.
         visualizer: mmengine's, with the trackers the config names.
         main: False on all but one rank.
+        headline: metrics of a validation that stand in its line, beside the loss; the first few where none is there.
     """
 
-    def __init__(self, folder: Path, settings, logger, visualizer, main: bool):
+    def __init__(self, folder: Path, settings, logger, visualizer, main: bool, headline: tuple[str, ...] = ()):
         self.path, self.curves_path = folder / "train.jsonl", folder / "curves.png"
         self.settings, self.logger, self.visualizer, self.main = settings, logger, visualizer, main
+        self.headline = headline
         self.records: list[dict] = []
         self._reset()
         self._same, self._last_loss, self._drawn, self._shown = 0, None, 0.0, 0.0
@@ -148,12 +151,23 @@ class Reporter:
         self.write({"step": step, "kind": "validation", "time": time.time(), **metrics})
         if self.main:
             self.close()
-            self.logger.info(f"validation at step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+            self.logger.info(f"validation at step {step}  {self._headline(metrics)}")
             for name, value in metrics.items():
                 if "grounding_rate" in name and value == 0:
                     self.logger.warning(f"{name} is 0: the model answers without ever pointing at anything")
             if time.time() - self._drawn > 60:
                 self.draw()
+
+    def _headline(self, metrics: dict[str, float]) -> str:
+        """The loss and the task's few numbers; what could not be measured (no such sample) is left out."""
+        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        wanted = ("val_loss", *self.headline)
+        chosen = list(dict.fromkeys(name for pattern in wanted for name in known if fnmatchcase(name, pattern)))[:9]
+        if len(chosen) < 2:
+            chosen += [name for name in known if not name.startswith("val_")][:6]
+        rest = len(metrics) - len(chosen)
+        more = f"  ({rest} more numbers in {self.path})" if rest else ""
+        return "  ".join(f"{name} {readable(known[name])}" for name in chosen) + more
 
     def write(self, record: dict) -> None:
         """Append a record to `train.jsonl` and to the trackers."""
@@ -199,6 +213,12 @@ class Reporter:
             axes.set_title(f"{kind} {key}", fontsize=9)
             axes.grid(alpha=0.3)
         write_atomic(self.curves_path, lambda temporary: figure.savefig(temporary, format="png", dpi=90))
+
+
+def readable(value: float) -> str:
+    """A number for people: four digits, and counts (whole numbers from 2) as such."""
+    whole = isinstance(value, int) or (math.isfinite(value) and value == int(value) and abs(value) >= 2)
+    return str(int(value)) if whole else f"{value:.4g}"
 
 
 def memory_gb() -> float:

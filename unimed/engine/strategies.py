@@ -9,22 +9,22 @@ from torch import nn
 from unimed.engine.strategy import FullyShardedStrategy, Strategy, world
 
 
-def build_strategy(word: str, task: nn.Module, device: torch.device, precision: str) -> Strategy:
+def build_strategy(name: str, task: nn.Module, device: torch.device, precision: str) -> Strategy:
     """The strategy a config names; "auto" is DDP with several processes, else single.
 
     Raises:
-        ValueError: a word that does not fit the number of processes or the precision.
+        ValueError: a name that does not fit the number of processes or the precision.
         ImportError: "zero1" to "zero3" without DeepSpeed.
     """
     size = world()[1]
-    if word == "auto":
-        word = "ddp" if size > 1 else "single"
-    if word == "single" and size > 1:
+    if name == "auto":
+        name = "ddp" if size > 1 else "single"
+    if name == "single" and size > 1:
         raise ValueError(f"strategy='single' with {size} processes would train {size} separate models; use 'ddp'")
-    if word != "single" and not dist.is_initialized():
-        raise ValueError(f"strategy={word!r} needs several processes; start with `bash tools/dist.sh train CONFIG 2`")
-    if word.startswith("zero"):
+    if name != "single" and not dist.is_initialized():
+        raise ValueError(f"strategy={name!r} needs several processes; start with `bash tools/dist.sh train CONFIG 2`")
+    if name.startswith("zero"):
         from unimed.engine.zero import ZeroStrategy
 
-        return ZeroStrategy(word, task, device, precision)
-    return (FullyShardedStrategy if word == "fsdp2" else Strategy)(word, task, device, precision)
+        return ZeroStrategy(name, task, device, precision)
+    return (FullyShardedStrategy if name == "fsdp2" else Strategy)(name, task, device, precision)

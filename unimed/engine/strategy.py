@@ -7,8 +7,10 @@ is the same on every rank whatever its batch holds: nobody waits for a gradient 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,18 +23,34 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def start_processes(device: str) -> torch.device:
-    """Join the process group torchrun announces (NCCL on GPUs, else gloo) and choose this rank's device."""
+def start_processes(device: str, timeout_s: float = 0) -> torch.device:
+    """Join the process group the launcher announces (NCCL on GPUs, else gloo) and choose this rank's device.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        timeout_s: how long ranks wait for each other before the exchange fails; 0 for a day.
+
+    Raises:
+        ValueError: an unknown device, or a GPU that is not there.
+    """
     local = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"device {device!r} is not known; use auto, cpu, cuda or cuda:N")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("device='cuda' was asked for, but torch sees no GPU here; use device='auto' or 'cpu'")
+        raise ValueError(f"device={device!r} was asked for, but torch sees no GPU here; use device='auto' or 'cpu'")
     if device == "cuda":
         device = f"cuda:{local}"
-        torch.cuda.set_device(local)
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if int(device[5:]) >= count:
+            raise ValueError(f"device={device!r}: torch sees {count} GPUs here, numbered from 0")
+        torch.cuda.set_device(int(device[5:]))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        # The watchdog ends a rank that waits too long, with a line that says for what; this is only its net.
+        limit = datetime.timedelta(seconds=2 * timeout_s or 86400)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=limit)
     return torch.device(device)
 
 
@@ -75,13 +93,13 @@ class Strategy:
     """One process, or several that hold a full copy each (DDP).
 
     Args:
-        word: "single" or "ddp".
+        name: "single" or "ddp".
         task: the module; moved to `device`.
         precision: "fp32", "bf16" or "fp16" (autocast; fp16 with loss scaling).
     """
 
-    def __init__(self, word: str, task: nn.Module, device: torch.device, precision: str):
-        self.word, self.task, self.device = word, task.to(device), device
+    def __init__(self, name: str, task: nn.Module, device: torch.device, precision: str):
+        self.name, self.task, self.device = name, task.to(device), device
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.module = self._wrap()
@@ -90,11 +108,11 @@ class Strategy:
     collective = False
 
     def prepare(self, optimizer: torch.optim.Optimizer, clip: float | None) -> torch.optim.Optimizer:
-        """Take over the optimiser before the first step; returns the one to use from now on."""
+        """Take over the optimizer before the first step; returns the one to use from now on."""
         return optimizer
 
     def _wrap(self) -> nn.Module:
-        if self.word == "single":
+        if self.name == "single":
             return self.task
         return nn.parallel.DistributedDataParallel(
             _Step(self.task), device_ids=[self.device.index] if self.device.type == "cuda" else None
@@ -113,7 +131,7 @@ class Strategy:
 
     def accumulating(self, last: bool):
         """Inside, gradients are not exchanged unless this is the last micro-batch of the step."""
-        return contextlib.nullcontext() if last or self.word == "single" else self.module.no_sync()
+        return contextlib.nullcontext() if last or self.name == "single" else self.module.no_sync()
 
     def backward(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()
@@ -177,6 +195,31 @@ class Strategy:
                 own[name].copy_(_like(tensor, own[name]))
         return missing
 
+    def load_trained(self, table: Mapping[str, torch.Tensor], source, untrained: Sequence[str] = ()) -> list[str]:
+        """Copy the tensors of a checkpoint into the task; it may leave out what does not learn.
+
+        Args:
+            source: where the tensors are from, for messages.
+            untrained: beginnings of names that are meant to stay as they were built.
+
+        Returns:
+            names that stay as built.
+
+        Raises:
+            ValueError: a name the task lacks, another shape, or a parameter that learns is missing.
+        """
+        try:
+            missing = self.load_weights(table, strict=False)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        lacking = [n for n in missing if n in self.named_parameters() and not n.startswith(tuple(untrained))]
+        if lacking:
+            raise ValueError(
+                f"{source}: {len(lacking)} parameters that learn are not in it ({', '.join(lacking[:5])}). Is it of "
+                "this config? Parts that shall start untrained are named with load_from=dict(path=..., untrained=[...])"
+            )
+        return missing
+
     @staticmethod
     def _compare(table, shapes: Mapping, strict: bool) -> list[str]:
         unknown, missing = sorted(set(table) - set(shapes)), sorted(set(shapes) - set(table))
@@ -190,7 +233,7 @@ class Strategy:
         return missing
 
     def optimizer_table(self, optimizer) -> tuple[dict[str, torch.Tensor], list[dict]]:
-        """Optimiser state as {"<parameter>/<state>": tensor} and the groups without their parameters."""
+        """Optimizer state as {"<parameter>/<state>": tensor} and the groups without their parameters."""
         names = {id(p): name for name, p in self.named_parameters().items()}
         table = {}
         for parameter, state in optimizer.state.items():
@@ -217,7 +260,7 @@ class Strategy:
 
 
 class FullyShardedStrategy(Strategy):
-    """FSDP2: parameters, gradients and optimiser states are split over the ranks.
+    """FSDP2: parameters, gradients and optimizer states are split over the ranks.
 
     A task may name the modules that run in every forward pass in `shard_modules() -> list[nn.Module]`; each becomes a
     unit of its own. Other parameters are gathered together with the whole, so that no rank waits for a part the other
@@ -235,7 +278,7 @@ class FullyShardedStrategy(Strategy):
                 dist.broadcast(tensor, 0)
         mesh = init_device_mesh(self.device.type, (world()[1],))
         step = _Step(self.task)
-        for module in getattr(self.task, "shard_modules", list)():
+        for module in self.task.shard_modules():
             fully_shard(module, mesh=mesh)
         fully_shard(step, mesh=mesh, reshard_after_forward=False)
         return step

@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 
 import torch
 
 from unimed.data.mixture import DataError, KeyedDatasets, Mixture, Plan, seeded
+from unimed.engine.shutdown import ignore_signals
 from unimed.registry import DATASETS
 
 SINGLE = ("weight", "name")
+#: Seconds after which a rank that waits for a data worker looks whether it is still there.
+LOOK_S = 5.0
 
 
 class Collate:
-    """The task's collator in a worker: unwraps samples, draws with the batch's own seed, notes what was broken."""
+    """The task's collator in a worker: unwraps samples, draws with the batch's own seed, notes what was broken.
 
-    def __init__(self, collator, seed: int):
-        self.collator, self.seed = collator, seed
+    A sample that only the collator finds unusable is named and replaced as an unreadable one is.
+    """
+
+    def __init__(self, collator, seed: int, datasets: KeyedDatasets | None = None):
+        self.collator, self.seed, self.datasets = collator, seed, datasets
 
     def __call__(self, items):
         samples = [sample for (sample, _), _ in items]
         broken = [record for (_, records), _ in items for record in records]
-        with seeded(self.seed, 5, items[0][1].position):
-            batch = self.collator(samples)
+        words = (self.seed, 5, items[0][1].position)
+        try:
+            with seeded(*words):
+                batch = self.collator(samples)
+        except Exception:  # whatever a collator raises; what lies in no single sample is raised again below
+            if self.datasets is None:
+                raise
+            with seeded(*words):
+                samples, found = self.datasets.sound(items, self.collator)
+            if not found:
+                raise
+            broken += found
+            with seeded(*words):
+                batch = self.collator(samples)
         return batch, {"broken": broken, "samples": len(samples)}
 
 
@@ -54,9 +73,16 @@ def build_datasets(config: Mapping) -> tuple[list, list[str], list[float] | None
 
 
 class Stream:
-    """Endless micro-batches of one rank. `state` is where to go on after the batch returned last."""
+    """Endless micro-batches of one rank. `state` is where to go on after the batch returned last.
 
-    def __init__(self, config: Mapping, collator, *, batch_size, rank, world_size, seed, num_workers=0, deaths=3):
+    Args:
+        restarts: how often data workers that died or hang may be started anew.
+        timeout_s: how long a worker may take for a batch; 0 for ever.
+    """
+
+    def __init__(
+        self, config: Mapping, collator, *, batch_size, rank, world_size, seed, num_workers=0, restarts=3, timeout_s=0
+    ):
         datasets, names, weights, options = build_datasets(config)
         unknown = set(options) - {"group_by_length", "token_budget", "shuffle"}
         if unknown:
@@ -78,14 +104,17 @@ class Stream:
             length_of=length_of,
             **options,
         )
-        self.dataset = _WithKey(KeyedDatasets(datasets, names, seed, write=getattr(collator, "write", None)))
-        self.collate, self.rank, self.num_workers = Collate(collator, seed), rank, num_workers
-        self.names, self.deaths = names, deaths
+        keyed = KeyedDatasets(datasets, names, seed, write=getattr(collator, "write", None))
+        self.dataset = _WithKey(keyed)
+        self.collate, self.rank, self.num_workers = Collate(collator, seed, keyed), rank, num_workers
+        self.names, self.restarts, self.timeout_s = names, restarts, timeout_s
+        self.length = sum(len(dataset) for dataset in datasets)
         self.state = {"window": 0, "used": 0}
-        self._iterator = None
+        self._iterator, self._ahead = None, deque()
 
     def restore(self, state: Mapping[str, int]) -> None:
-        self.state, self._iterator = dict(state), None
+        self._stop_workers()
+        self.state = dict(state)
 
     def __iter__(self):
         return self
@@ -96,23 +125,50 @@ class Stream:
         Raises:
             DataError: a worker died more often than allowed, or a run of samples is broken.
         """
+        began = time.monotonic()
         while True:
             if self._iterator is None:
                 self._start()
+                began = time.monotonic()
             try:
                 batch, information = next(self._iterator)
             except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-                if not self._a_worker_died():
+                # DataLoader has no error class of its own for a worker that takes too long, and with a long time-out
+                # it would find a dead one only at its end: so its time-out is short, and asking again goes on waiting.
+                late = str(error).startswith("DataLoader timed out")
+                if late and not (self.timeout_s and time.monotonic() - began >= self.timeout_s):
+                    continue
+                if not late and not self._a_worker_died():
                     raise
-                self.deaths -= 1
-                waiting = [f"{self.names[k.dataset]}[{k.index}]" for keys, _ in list(self._ahead)[:4] for k in keys]
-                if self.deaths < 0:
-                    raise DataError(f"data workers keep dying; samples in flight: {waiting[:16]}: {error}") from error
-                print(f"a data worker died and is started anew; samples in flight: {waiting[:16]}: {error}", flush=True)
-                self._iterator = None
+                what = f"gave nothing for {self.timeout_s} s" if late else "died"
+                waiting = f"samples in flight: {self.in_flight()}"
+                self._stop_workers()
+                self.restarts -= 1
+                if self.restarts < 0:
+                    keeps = f"time-out: a data worker {what} again" if late else "data workers keep dying"
+                    reason = "" if late else f": {error}"
+                    raise DataError(f"{keeps}; {waiting}{reason}") from error
+                print(f"a data worker {what} and is started anew; {waiting}: {error}", flush=True)
                 continue
             keys, self.state = self._ahead.popleft()
             return batch, {**information, "keys": keys}
+
+    def in_flight(self) -> list[str]:
+        """Names of the first samples that were asked for and have not come."""
+        waiting = [f"{self.names[k.dataset]}[{k.index}]" for keys, _ in list(self._ahead)[:4] for k in keys]
+        return waiting[:16]
+
+    def close(self) -> None:
+        """End the data workers, also one that hangs."""
+        self._stop_workers()
+
+    def _stop_workers(self) -> None:
+        workers, self._iterator = list(getattr(self._iterator, "_workers", ())), None
+        for worker in workers:
+            # Not terminate(): workers ignore SIGTERM, which is meant for the process that trains.
+            worker.kill()
+        for worker in workers:
+            worker.join()
 
     def _a_worker_died(self) -> bool:
         # Its death shows as DataLoader's own error, or as a pipe that breaks while a batch is fetched from it; in the
@@ -137,6 +193,8 @@ class Stream:
                 batch_sampler=sampler(),
                 collate_fn=self.collate,
                 num_workers=self.num_workers,
+                timeout=min(LOOK_S, self.timeout_s or LOOK_S) if self.num_workers else 0,
+                worker_init_fn=ignore_signals,
                 # DataLoader draws a base seed for its workers; a generator of its own keeps the global one untouched.
                 generator=torch.Generator().manual_seed(0),
             )

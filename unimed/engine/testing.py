@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,14 +12,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from unimed.data.mixture import DataError
 from unimed.engine import checkpoint as checkpoints
-from unimed.engine.config import load_config
+from unimed.engine.config import ConfigError, load_config
+from unimed.engine.errors import traceback_kept_in
 from unimed.engine.strategy import Strategy, start_processes, world
 from unimed.engine.stream import build_datasets
-from unimed.engine.training import run_folder
+from unimed.engine.training import build_task, only_writer, run_folder
+from unimed.evaluation.cases import project
 from unimed.evaluation.tables import markdown_table, write_cases
 from unimed.files import plain, write_atomic
-from unimed.registry import TASKS
 
 
 def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None = None) -> dict:
@@ -29,7 +31,8 @@ def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None
         config: path of a python config, a mapping, or an mmengine Config.
         checkpoint: a step folder, a run folder (its newest), or a weight file; None takes the newest in `work_dir`, and
             where that has none the weights the task was built with.
-        work_dir: where `cases.jsonl`, `metrics.json`, `metrics.md` and `overlay.png` go; else the run folder + /test.
+        work_dir: where `cases.jsonl`, `metrics.json`, `metrics.md` and `overlay.png` go; else the folder `test` of the
+            run that `checkpoint` lies in, or that the config names.
         cfg_options: dotted keys that replace config values.
 
     Returns:
@@ -41,20 +44,38 @@ def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None
     """
     settings = load_config(config, cfg_options)
     if not settings["test_data"]:
-        raise ValueError("the config has no test_data")
-    run = run_folder(settings, None) if work_dir is None else Path(work_dir)
+        raise ConfigError(f"{settings.filename or 'the config'} has no test_data")
+    if checkpoint is not None and not Path(checkpoint).exists():
+        raise checkpoints.CheckpointError(f"{checkpoint} does not exist; give a run folder, a step folder or weights")
+    run = _run_of(checkpoint) if work_dir is None else Path(work_dir)
+    run = run_folder(settings, None) if run is None else run
     folder = run / "test" if work_dir is None else run
     folder.mkdir(parents=True, exist_ok=True)
-    device = start_processes(settings["device"])
-    task = TASKS.build(settings["task"])
+    rank = int(os.environ.get("RANK", 0))
+    with traceback_kept_in(folder, rank), only_writer(folder, "testing", rank):
+        return _evaluate(settings, checkpoint, run, folder)
+
+
+def _run_of(checkpoint) -> Path | None:
+    """The run folder that a run or step folder belongs to: its results stay together."""
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is None or not path.is_dir():
+        return None
+    if (path / "checkpoints").is_dir():
+        return path
+    return path.parent.parent if path.parent.name == "checkpoints" else None
+
+
+def _evaluate(settings, checkpoint, run: Path, folder: Path) -> dict:
+    device = start_processes(settings["device"], settings["guards"]["hang_timeout_s"])
+    task = build_task(settings)
     strategy = Strategy("single", task, device, settings["precision"])
     if checkpoint is None and checkpoints.find(run / "checkpoints"):
         checkpoint = run
     if checkpoint is not None:
-        strategy.load_weights(checkpoints.load_weights(checkpoint), strict=False)
+        strategy.load_trained(checkpoints.load_weights(checkpoint), checkpoint)
     task.eval()
-    datasets, _, _, _ = build_datasets(settings["test_data"])
-    samples = [dataset[index] for dataset in datasets for index in range(len(dataset))]
+    samples = read_all(settings["test_data"], "test_data")
     rank, size = world()
     chosen = list(range(rank, len(samples), size))
     predictions, step = {}, settings["test_batch_size"]
@@ -70,7 +91,8 @@ def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None
         dist.all_gather_object(parts, predictions)
         predictions = {number: prediction for part in parts for number, prediction in part.items()}
     ordered = [predictions[number] for number in range(len(samples))]
-    metrics = task.score(samples, ordered, **_training_samples(task, settings))
+    with project(folder):
+        metrics = task.score(samples, ordered, **_training_samples(task, settings))
     if rank == 0:
         _write(folder, samples, ordered, metrics, settings, checkpoint)
     return metrics
@@ -78,10 +100,26 @@ def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None
 
 def _training_samples(task, settings) -> dict:
     """`{"train": samples}` for tasks that put baselines made of training data beside their scores."""
-    if "train" not in inspect.signature(task.score).parameters or not settings["train_data"]:
+    if not task.scores_against_training_data or not settings["train_data"]:
         return {}
-    datasets, _, _, _ = build_datasets(settings["train_data"])
-    return {"train": [dataset[index] for dataset in datasets for index in range(len(dataset))]}
+    return {"train": read_all(settings["train_data"], "train_data")}
+
+
+def read_all(entry: Mapping, key: str) -> list:
+    """Every sample of a data entry.
+
+    Raises:
+        DataError: one cannot be read; all count in a score, so none is left out.
+    """
+    datasets, names, _, _ = build_datasets(entry)
+    samples = []
+    for dataset, name in zip(datasets, names, strict=True):
+        for index in range(len(dataset)):
+            try:
+                samples.append(dataset[index])
+            except Exception as error:
+                raise DataError(f"{key}: {name}[{index}] cannot be read: {type(error).__name__}: {error}") from error
+    return samples
 
 
 def _write(folder: Path, samples, predictions, metrics, settings, checkpoint) -> None:

@@ -7,7 +7,7 @@ forever. So two kinds of parameters are told apart:
 - those of the modules a task names in `shard_modules() -> list[nn.Module]`, which run in every forward pass on every
   rank: gradients are reduced while they arrive, and stage 3 keeps only a part of each;
 - the rest: gradients are reduced after the backward pass in one fixed order, zeros where there were none, and stage 3
-  keeps them whole between the steps (their optimiser state and master weights are split as well).
+  keeps them whole between the steps (their optimizer state and master weights are split as well).
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ class _WithAutocast(nn.Module):
 
 
 class ZeroStrategy(Strategy):
-    """Optimiser states (zero1), also gradients (zero2), also parameters (zero3) split over the ranks.
+    """Optimizer states (zero1), also gradients (zero2), also parameters (zero3) split over the ranks.
 
     Raises:
         ImportError: DeepSpeed is not installed.
         ValueError: precision "fp16".
     """
 
-    def __init__(self, word: str, task: nn.Module, device: torch.device, precision: str):
+    def __init__(self, name: str, task: nn.Module, device: torch.device, precision: str):
         if precision == "fp16":
-            raise ValueError(f"strategy={word!r} knows precision 'fp32' and 'bf16'; fp16 needs 'ddp' or 'single'")
+            raise ValueError(f"strategy={name!r} knows precision 'fp32' and 'bf16'; fp16 needs 'ddp' or 'single'")
         self._deepspeed = _import(device)
-        self.stage = int(word[-1])
+        self.stage = int(name[-1])
         self.collective = self.stage == 3
-        super().__init__(word, task, device, precision)
+        super().__init__(name, task, device, precision)
 
     def _wrap(self) -> nn.Module:
-        return self.task  # DeepSpeed wraps it together with the optimiser
+        return self.task  # DeepSpeed wraps it together with the optimizer
 
     def prepare(self, optimizer, clip):
-        steady = {id(p) for module in getattr(self.task, "shard_modules", list)() for p in module.parameters()}
+        steady = {id(p) for module in self.task.shard_modules() for p in module.parameters()}
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
@@ -273,7 +273,7 @@ class ZeroStrategy(Strategy):
         return dict(self._zero.optimizer.state.get(flat[0], {})) if flat else {}
 
     def _link_states(self) -> None:
-        """Tie parameters to their optimiser state. DeepSpeed does it once, when only the first group has a state."""
+        """Tie parameters to their optimizer state. DeepSpeed does it once, when only the first group has a state."""
         if self.stage < 3:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.evaluation.cases import renamed
 from unimed.files import read_json_lines, write_json_lines
+from unimed.markup import for_markdown
 from unimed.metrics.statistics import Interval, bootstrap_mean
 
 
@@ -91,7 +93,7 @@ def _cell(value, digits: int) -> str:
         return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
     if isinstance(value, float | np.floating):
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
-    return "-" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+    return "-" if value is None else for_markdown(str(value))
 
 
 def this_command() -> str:
@@ -108,9 +110,9 @@ def write_cases(path: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
 
 
 def read_cases(path: str | os.PathLike) -> list[dict]:
-    """Rows of a per-case file.
+    """Rows of a per-case file, columns of older files under their names of today (`cases.ALIASES`).
 
     Raises:
         ValueError: a line is no JSON object; file and line are named.
     """
-    return [row for _, row in read_json_lines(path)]
+    return [renamed(row) for _, row in read_json_lines(path)]

@@ -4,7 +4,10 @@ A run folder holds
 
 - `cases.jsonl`: one line per finished case, written as soon as the case is done;
 - `failed.jsonl`: one line per case that raised, with the kind and text of the error;
-- `run.json`: the settings of the run, so that results of different settings never mix.
+- `run.json`: the settings of the run, so that results of different settings never mix, and the content of the model.
+
+One process at a time writes in a folder. What is finished is known by content: a case whose image was replaced is done
+again, and a run whose model was replaced is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from unimed.evaluation.tables import write_cases
-from unimed.files import plain, write_atomic
+from unimed.files import FolderLock, append_json_line, plain, read_json, read_json_lines, write_text
+from unimed.identity import content_digest, identity_of
+from unimed.markup import plain_line
+from unimed.names import same_on_disk, source_of
 from unimed.structures import Case
 
 
@@ -66,55 +72,92 @@ def run_cases(
 
     Raises:
         FolderError: two cases of one name, or `work_dir` holds results of other settings (both are shown).
+        FolderInUseError: another process writes in `work_dir`.
     """
     cases = list(cases)
-    names = [case.name for case in cases]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        places = [str(next(iter(case.inputs.values()), "")) for case in cases if case.name == twice[0]]
-        raise FolderError(
-            f"several cases have the same name, and so would their results: {twice[0]!r} ({', '.join(places[:3])})"
-            f"{f' and {len(twice) - 1} more' if twice[1:] else ''}; rename the files or give them folders of their own"
-        )
+    _refuse_shared_names(cases)
     work_dir = Path(work_dir)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    finished = _start(work_dir, json.loads(json.dumps(plain(dict(settings)), default=str)), restart)
-    todo = [case for case in cases if case.name not in finished]
+    with FolderLock(work_dir, "a run over cases"):
+        return _run(cases, predict, work_dir, run_settings(settings), batch_size, restart, progress)
+
+
+def run_settings(settings: Mapping[str, Any]) -> dict:
+    """The settings as `run.json` holds them: plain values; of paths the name alone and, of the model and of files, the
+    digest of what lies there (`NAME_content`)."""
+    kept = json.loads(json.dumps(plain(dict(settings)), default=str))
+    for name, value in list(kept.items()):
+        if isinstance(value, str) and value and (os.path.isabs(value) or name == "model") and Path(value).exists():
+            kept[name] = Path(os.path.abspath(value)).name
+            if name == "model" or Path(value).is_file():
+                kept[f"{name}_content"] = content_digest(value)
+    return kept
+
+
+def _refuse_shared_names(cases: Sequence[Case]) -> None:
+    first: dict[str, int] = {}
+    for number, case in enumerate(cases):
+        other = first.setdefault(same_on_disk(case.name), number)
+        if other != number:
+            places = ", ".join(str(next(iter(one.inputs.values()), "")) for one in (cases[other], case))
+            raise FolderError(
+                f"several cases have the same name, and so would their results: {case.name!r} ({places}); "
+                "rename the files or give them folders of their own"
+            )
+
+
+def _run(cases, predict, work_dir: Path, settings: dict, batch_size: int, restart: bool, progress) -> FolderReport:
+    names = [case.name for case in cases]
+    finished = _start(work_dir, settings, restart)
+    contents = {case.name: case_content(case) for case in cases}
+    todo = [case for case in cases if finished.get(case.name, {}).get("content") != contents[case.name]]
     skipped = len(cases) - len(todo)
     failed: dict[str, str] = {}
-    with open(work_dir / "cases.jsonl", "a", encoding="utf-8") as stream:
 
-        def keep(case: Case, row: Mapping) -> None:
-            finished[case.name] = {"case": case.name, **plain(dict(row))}
-            stream.write(json.dumps(finished[case.name]) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+    def keep(case: Case, row: Mapping) -> None:
+        if case_content(case) != contents[case.name]:
+            failed[case.name] = "ChangedError: its files were changed while it was worked on; run again"
+            return
+        source = source_of(work_dir, case.name)
+        kept = {"case": case.name, **plain(dict(row)), "content": contents[case.name]}
+        finished[case.name] = kept | ({"source_id": source} if source else {})
+        append_json_line(work_dir / "cases.jsonl", finished[case.name])
 
-        with _bar(len(cases), skipped, progress) as bar:
-            for start in range(0, len(todo), batch_size):
-                batch = todo[start : start + batch_size]
-                try:
-                    rows = list(predict(batch))
-                except Exception as error:  # noqa: BLE001 - a broken file must not end a run over thousands
-                    rows = None if len(batch) > 1 else [error]
-                if rows is None:
-                    rows = [_alone(predict, case) for case in batch]
-                if len(rows) != len(batch):
-                    raise RuntimeError(f"predict gave {len(rows)} rows for {len(batch)} cases")
-                for case, row in zip(batch, rows, strict=True):
-                    if isinstance(row, Exception):
-                        failed[case.name] = f"{type(row).__name__}: {row}"
-                    else:
-                        keep(case, row)
-                bar.update(len(batch))
+    with _bar(len(cases), skipped, progress) as bar:
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            try:
+                rows = list(predict(batch))
+            except Exception as error:  # noqa: BLE001 - a broken file must not end a run over thousands
+                rows = None if len(batch) > 1 else [error]
+            if rows is None:
+                rows = [_alone(predict, case) for case in batch]
+            if len(rows) != len(batch):
+                raise RuntimeError(f"predict gave {len(rows)} rows for {len(batch)} cases")
+            for case, row in zip(batch, rows, strict=True):
+                if isinstance(row, Exception):
+                    failed[case.name] = f"{type(row).__name__}: {row}"
+                else:
+                    keep(case, row)
+            bar.update(len(batch))
+    for name in failed:
+        finished.pop(name, None)  # an answer of an earlier content is none of this one
+    write_cases(work_dir / "cases.jsonl", finished.values())
     write_cases(work_dir / "failed.jsonl", [{"case": name, "error": text} for name, text in failed.items()])
     return FolderReport([finished[name] for name in names if name in finished], failed, skipped)
+
+
+def case_content(case: Case) -> str:
+    """Digest of what a case is made of: its texts and the content of its files."""
+    try:
+        return identity_of(case.inputs)[:32]
+    except OSError as error:
+        return f"unreadable: {type(error).__name__}"
 
 
 def print_failures(report: FolderReport, most: int = 20) -> None:
     """Name the failed cases on standard error."""
     for name, text in list(report.failed.items())[:most]:
-        print(f"failed: {name}: {text}", file=sys.stderr)
+        print(f"failed: {plain_line(name)}: {plain_line(text)}", file=sys.stderr)
     if len(report.failed) > most:
         print(f"failed: {len(report.failed) - most} more, see failed.jsonl", file=sys.stderr)
 
@@ -128,29 +171,42 @@ def _alone(predict, case: Case):
 
 
 def _start(work_dir: Path, settings: dict, restart: bool) -> dict[str, dict]:
+    """What earlier runs of these settings finished, by name."""
     record, results = work_dir / "run.json", work_dir / "cases.jsonl"
     if restart:
         results.unlink(missing_ok=True)
         record.unlink(missing_ok=True)
     if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
+        before = read_json(record, error=FolderError)
         if before != settings:
-            changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-            shown = "; ".join(f"{k}: {before.get(k)!r} -> {settings.get(k)!r}" for k in changed)
-            raise FolderError(f"{work_dir} holds results of other settings ({shown}); choose another folder or restart")
-    write_atomic(record, lambda path: path.write_text(json.dumps(settings, indent=1), encoding="utf-8"))
-    finished: dict[str, dict] = {}
-    if results.is_file():
-        lines = results.read_bytes().split(b"\n")
-        # A killed process may leave half a line; it is cut off so that new lines start on their own.
-        for line in lines:
-            try:
-                row = json.loads(line)
-                finished[row["case"]] = row
-            except (ValueError, KeyError, TypeError):
-                continue
-        write_cases(results, list(finished.values()))
+            raise FolderError(other_settings(work_dir, before, settings))
+    write_text(record, json.dumps(settings, indent=1, ensure_ascii=False))
+    finished = read_finished(results)
+    write_cases(results, finished.values())
     return finished
+
+
+def other_settings(folder: Path, before: Mapping, settings: Mapping) -> str:
+    """What to tell a user whose folder holds results of other settings, or of another model at the same place."""
+    changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
+    if changed == ["model_content"]:
+        shown = f"the model at {settings.get('model')} was replaced since"
+    else:
+        shown = "; ".join(
+            f"{k}: {before.get(k)!r} -> {settings.get(k)!r}"
+            for k in changed
+            if k != "model_content" or len(changed) == 1
+        )
+    return f"{folder} holds results of other settings ({shown}); choose another folder or restart"
+
+
+def read_finished(path: Path) -> dict[str, dict]:
+    """{case: row} of a `cases.jsonl`; half a line of a killed process is left out, of several rows the last counts."""
+    if not path.is_file():
+        return {}
+    return {
+        str(row["case"]): row for _, row in read_json_lines(path, error=FolderError, torn_end=True) if "case" in row
+    }
 
 
 def _bar(total: int, done: int, progress: bool | None):

@@ -6,7 +6,6 @@ picture called "run" or "cases" cannot collide with it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +15,23 @@ import numpy as np
 
 from unimed.data.readers.unibiomed import TreeError
 from unimed.data.readers.unibiomed_tests import within
-from unimed.inference.runs import FolderError, FolderReport, run_cases
+from unimed.files import read_json
+from unimed.inference.runs import (
+    FolderError,
+    FolderReport,
+    case_content,
+    other_settings,
+    read_finished,
+    run_cases,
+    run_settings,
+)
 from unimed.io.answers import write_answer, write_mask
 from unimed.io.images import load as load_image
 from unimed.io.images import load_stack
 from unimed.io.masks import load_mask
 from unimed.io.overlay import scale_to_width, write_overlay
 from unimed.io.region_box import paint_box
+from unimed.locks import FolderInUseError, describe_owner, living_owner
 from unimed.structures import Case, Region
 
 #: Width in pixels at which overlays are drawn: captions need room.
@@ -66,37 +75,31 @@ def run_shared(
     """
     rank, size = ranks(launcher)
     folder = run.state if size == 1 else run.state / f"rank-{rank}-of-{size}"
-    settings = json.loads(json.dumps({**settings, "max_new_tokens": run.max_new_tokens}, default=str))
+    kept = run_settings({**settings, "max_new_tokens": run.max_new_tokens})
     mine, elsewhere = list(cases)[rank::size], {}
     for path in sorted(run.state.rglob("run.json")) if run.state.is_dir() else ():
         if path.parent == folder:
             continue
+        sibling = path.parent.name.endswith(f"-of-{size}") and size > 1
+        if not sibling and (owner := living_owner(path.parent / ".lock")):
+            raise FolderInUseError(f"{path.parent} is in use: {describe_owner(owner)}; wait for it or stop it")
         if run.restart:
             # Those of this number of processes are the business of the other processes.
-            if not path.parent.name.endswith(f"-of-{size}"):
+            if not sibling:
                 (path.parent / "cases.jsonl").unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
-        elif json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise FolderError(f"{path.parent} holds results of other settings; choose another folder or restart")
+        elif (before := read_json(path, error=FolderError)) != kept:
+            raise FolderError(other_settings(path.parent, before, kept))
         else:
-            elsewhere |= _finished(path.parent / "cases.jsonl")
-    todo = [case for case in mine if case.name not in elsewhere]
+            elsewhere |= read_finished(path.parent / "cases.jsonl")
+    done = {case.name for case in mine if elsewhere.get(case.name, {}).get("content") == case_content(case)}
+    todo = [case for case in mine if case.name not in done]
+    settings = {**settings, "max_new_tokens": run.max_new_tokens}
     report = run_cases(todo, predict, folder, settings=settings, batch_size=run.batch_size, restart=run.restart)
-    report.skipped += len(mine) - len(todo)
-    rows = elsewhere | {row["case"]: row for row in report.rows}
+    report.skipped += len(done)
+    rows = {name: elsewhere[name] for name in done} | {row["case"]: row for row in report.rows}
     report.rows = [rows[case.name] for case in mine if case.name in rows]
     return report
-
-
-def _finished(path: Path) -> dict[str, dict]:
-    rows = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-            rows[row["case"]] = row
-        except (ValueError, KeyError, TypeError):  # the torn last line of a killed process
-            continue
-    return rows
 
 
 def _shown(cases: Sequence[Case], count: int) -> set[str]:

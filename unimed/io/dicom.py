@@ -42,15 +42,28 @@ def open_dicom(path: Path | io.BytesIO, pixels: bool = True):
         refuse_placeholder(path, start)
     where = path if isinstance(path, Path) else "stored bytes"
     if DEFLATED in start:
-        # pydicom would inflate whatever is there: it is done here first, within the limit.
-        meta = pydicom.filereader.read_file_meta_info(path) if isinstance(path, Path) else None
-        begin = 144 + int(meta.FileMetaInformationGroupLength) if meta is not None else None
-        if begin is None:
-            raise ReadError(f"{where}: deflated DICOM is read from files only")
-        with open(path, "rb") as stream:
+        # pydicom would inflate whatever is there: it is done here first, within the limit. The first element of the
+        # file says how long the header is that precedes the deflated data.
+        begin = 144 + int.from_bytes(start[140:144], "little")
+        with open(path, "rb") if isinstance(path, Path) else io.BytesIO(path.getbuffer()) as stream:
             stream.seek(begin)
             decompress(stream, "deflate", where)
-    return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    except pydicom.errors.InvalidDicomError:
+        if isinstance(path, io.BytesIO):
+            raise
+        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
+        if "SOPClassUID" not in dataset:
+            raise
+    # Old scanners wrote the data set alone, without the mark and the header that names its encoding.
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (
+            pydicom.uid.ImplicitVRLittleEndian if implicit else
+            pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        )  # fmt: skip
+    return dataset
 
 
 def read_dicom(
@@ -94,7 +107,7 @@ def volume_of(made: Stack, header: dict, note, files: list[str]) -> tuple[np.nda
     header = dict(header) | {"steps": (*header.get("steps", ()), *note, *made.steps)}
     if made.planes and files:
         header["files"] = tuple(files)
-        if len(files) == 1 and len(made.planes) > 1:
+        if all("frame" in plane.tags for plane in made.planes):
             header["frames"] = tuple(plane.tags.get("frame") for plane in made.planes)
     return made.array, Geometry(lps_to_ras(made.affine), source_format="dicom", header=header)
 
@@ -120,7 +133,20 @@ def header_of(dataset) -> dict[str, Any]:
         "bits_stored": int(dataset.get("BitsStored", 0) or 0),
         "steps": (),
     }
-    return header | window_of(dataset)
+    return header | window_of(dataset) | voi_lut_of(dataset)
+
+
+def voi_lut_of(dataset) -> dict:
+    """{"voi_lut": (first stored value, bits of an entry, entries)} where the file brings a table of grey values."""
+    sequence = dataset.get("VOILUTSequence")
+    if not sequence:
+        return {}
+    count, first, bits = (int(value) for value in sequence[0].LUTDescriptor)
+    data = sequence[0].LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, dtype="<u2" if len(data) >= 2 * (count or 2**16) else np.uint8)
+    entries = tuple(int(value) for value in np.atleast_1d(data)[: count or 2**16])
+    return {"voi_lut": (first, bits, entries)} if entries and 1 <= bits <= 16 else {}
 
 
 def window_of(dataset) -> dict:
@@ -214,9 +240,13 @@ def _refuse_short(dataset, where: str, shape: tuple[int, ...]) -> None:
         frames = 0
         for frame in generate_frames(data, number_of_frames=shape[0]):
             frames += 1
-            jpeg = "JPEG" in syntax.name
-            if jpeg and END_OF_IMAGE not in frame[-16:]:
+            if "JPEG" not in syntax.name:
+                continue
+            if END_OF_IMAGE not in frame[-16:]:
                 raise ReadError(f"{where}: frame {frames} is cut, it has no end; fetch the file again")
+            # A decoder takes memory for what the frame claims, whatever the header says.
+            if (claimed := _size_of_frame(frame)) not in (None, shape[1:3]):
+                raise ReadError(f"{where}: frame {frames} is {claimed} pixels, its header says {shape[1:3]}")
         if frames != shape[0]:
             raise ReadError(f"{where}: holds {frames} frames, its header promises {shape[0]}")
         return
@@ -228,6 +258,23 @@ def _refuse_short(dataset, where: str, shape: tuple[int, ...]) -> None:
         raise ReadError(f"{where}: the file is short: {len(data)} bytes of pixels, its header promises {expected}")
     if len(data) > expected + 1 and bytes(data[expected:]).strip(b"\0"):
         raise ReadError(f"{where}: {len(data) - expected} bytes more than its header promises; header or file is wrong")
+
+
+def _size_of_frame(frame: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream states for itself; None where they are not found."""
+    if frame[:4] == b"\xff\x4f\xff\x51":  # SIZ follows the start of every JPEG 2000 code stream
+        right, bottom, left, top = (int.from_bytes(frame[k : k + 4], "big") for k in (8, 12, 16, 20))
+        return bottom - top, right - left
+    place = 2
+    while frame[:2] == b"\xff\xd8" and place + 9 <= len(frame) and frame[place] == 0xFF:
+        marker, length = frame[place + 1], int.from_bytes(frame[place + 2 : place + 4], "big")
+        if marker == 0xFF:
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
+            return tuple(int.from_bytes(frame[k : k + 2], "big") for k in (place + 5, place + 7))
+        else:
+            place += 2 + length
+    return None
 
 
 def rescaled(array: np.ndarray, dataset) -> np.ndarray:

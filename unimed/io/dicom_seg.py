@@ -9,12 +9,25 @@ import numpy as np
 
 from unimed.files import write_atomic
 from unimed.geometry import Geometry
+from unimed.markup import for_dicom
 from unimed.version import __version__
 
 NOTICE = "research use only"
-#: Identifiers that the standard wants in every object, if only empty.
+#: What a segmentation says of patient and study, so that an archive files it with its images (docs/results.md).
+CARRIED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
+           "StudyID", "AccessionNumber", "PatientIdentityRemoved", "DeidentificationMethod",
+           "LongitudinalTemporalInformationModified")  # fmt: skip
+#: Of these the standard wants a value or at least an empty element.
 _WANTED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
            "StudyID", "ReferringPhysicianName")  # fmt: skip
+#: What places the segments in the patient and refers to the images; nothing else of a source is looked at.
+_PLACING = (
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "Modality", "Rows",
+    "Columns", "NumberOfFrames", "FrameOfReferenceUID", "PositionReferenceIndicator", "ImageOrientationPatient",
+    "ImagePositionPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "ImageType",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "LossyImageCompression",
+    "LossyImageCompressionRatio", "LossyImageCompressionMethod",
+)  # fmt: skip
 
 
 class DicomSegError(ValueError):
@@ -33,7 +46,8 @@ def write_dicom_seg(
     """Write a label map in the grid of a DICOM series as a binary SEG, one segment per label.
 
     Patient, study and frame of reference come from the headers of the series, which are read again from the files
-    that its reader noted. Labels without a voxel are left out.
+    that its reader noted; of them only `CARRIED` is written. Labels without a voxel are left out. Names keep their
+    alphabet (UTF-8); backslashes become slashes, control characters are left out.
 
     Args:
         labels: integers (columns, rows, slices) as `unimed.io.read.read` gives the series; 0 is nothing.
@@ -62,7 +76,7 @@ def write_dicom_seg(
     descriptions = [
         highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=names[label][:64],
+            segment_label=for_dicom(names[label]) or f"segment {number}",
             # The general code of the standard: a free text is no coded anatomy, and none is invented for it.
             segmented_property_category=CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
             if _abnormal(names[label])
@@ -70,17 +84,19 @@ def write_dicom_seg(
             segmented_property_type=CodedConcept("85756007", "SCT", "Tissue"),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-                name=algorithm[:64] or "unimed",
+                name=for_dicom(algorithm) or "unimed",
                 version=version,
                 family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
             ),
             tracking_uid=highdicom.UID(),
-            tracking_id=names[label][:64],
+            tracking_id=for_dicom(names[label]) or f"segment {number}",
         )
         for number, label in enumerate(drawn, 1)
     ]
     # Frames are slices of (rows, columns); segments stand in the last axis, so that they may overlap.
     pixels = np.stack([mask.transpose(2, 1, 0) for mask in drawn.values()], axis=-1).astype(np.uint8)
+    if frames := geometry.header.get("frames"):  # in the order in which the object of many frames holds them
+        pixels = pixels[np.argsort(frames)]
     segmentation = highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=pixels,
@@ -98,6 +114,7 @@ def write_dicom_seg(
         content_description=NOTICE,
         series_description=f"unimed segmentation, {NOTICE}",
     )
+    segmentation.SpecificCharacterSet = "ISO_IR 192"
     return write_atomic(path, lambda temporary: segmentation.save_as(temporary))
 
 
@@ -107,8 +124,10 @@ def _sources(path, array: np.ndarray, geometry: Geometry) -> list:
     files = geometry.header.get("files") if geometry is not None else None
     if geometry is None or geometry.source_format != "dicom" or not files:
         raise DicomSegError(f"{path}: DICOM SEG needs a DICOM series as source; write NIfTI or NPZ instead")
-    if array.ndim != 3 or array.shape[2] != len(files):
-        raise DicomSegError(f"{path}: labels {array.shape} do not fit a series of {len(files)} slices")
+    frames = geometry.header.get("frames")
+    count = len(files) if frames is None else len(frames)
+    if array.ndim != 3 or array.shape[2] != count:
+        raise DicomSegError(f"{path}: labels {array.shape} do not fit a series of {count} slices")
     sources = []
     for name in files:
         if not Path(name).is_file():
@@ -116,7 +135,14 @@ def _sources(path, array: np.ndarray, geometry: Geometry) -> list:
         sources.append(pydicom.dcmread(name, stop_before_pixels=True))
     if (sources[0].Columns, sources[0].Rows) != array.shape[:2]:
         raise DicomSegError(f"{path}: labels {array.shape[:2]}, slices {(sources[0].Columns, sources[0].Rows)}")
+    if frames is not None and sorted(frames) != list(range(int(sources[0].get("NumberOfFrames", 1)))):
+        raise DicomSegError(f"{path}: the source holds other frames beside this phase; write NIfTI or NPZ instead")
     for source in sources:
+        source.decode()  # from the alphabet of the source; all of them fit into that of the segmentation
+        for element in list(source):
+            if element.keyword not in CARRIED and element.keyword not in _PLACING:
+                del source[element.tag]
+        source.SpecificCharacterSet = "ISO_IR 192"
         # A header may state another slice distance than the positions have; the positions are right.
         source.SpacingBetweenSlices = f"{geometry.spacing[2]:.6g}"
         for keyword in _WANTED:

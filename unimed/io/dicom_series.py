@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from unimed.io.dicom import (
     volume_of,
 )
 from unimed.io.dicom_phases import TAGS, choose_planes
-from unimed.io.limits import ReadError, head_of, refuse_placeholder
-from unimed.io.slice_stack import stack
+from unimed.io.limits import ReadError, head_of
+from unimed.io.slice_stack import Plane, stack
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 #: Files that lie beside slices and are no slices, whatever they contain.
@@ -111,37 +111,42 @@ def kind_of_dicom(path: Path) -> str:
 
 
 def scan(folder: Path) -> tuple[list[Series], list[str]]:
-    """The image series below a folder, in the order of their numbers, and what was left aside, in words.
+    """The image series of a folder, in the order of their numbers, and what was left aside, in words.
 
     Files are known by DICOM's mark, not by their names. One that is called like a DICOM file and is none is an error:
-    it may be a slice.
+    it may be a slice. Folders below count where the folder itself holds no image, as in a study above its series.
 
     Raises:
         ReadError: such a file; no DICOM image at all.
     """
+    found, aside = _scan(folder, folder.iterdir())
+    if not found:
+        found, aside = _scan(folder, folder.rglob("*"))
+    if not found:
+        raise ReadError(f"{folder}: no DICOM image in this folder or below")
+    return found, aside
+
+
+def _scan(folder: Path, paths: Iterable[Path]) -> tuple[list[Series], list[str]]:
     series: dict[str, Series] = {}
     aside: Counter = Counter()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in paths if p.is_file()):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or path.name.lower() in BESIDE:
             continue
-        called = path.name.lower().endswith(SUFFIXES)
-        if not is_dicom(path):
-            start = head_of(path)
-            refuse_placeholder(path, start) if called else None
-            if called and not start:
-                raise ReadError(f"{path}: the file is empty")
-            if not called or not (header := _old_style(path)):
-                if called:
-                    raise ReadError(f"{path}: damaged or no DICOM file; it may be a slice: fetch it again or remove it")
-                continue
-        else:
-            try:
-                header = open_dicom(path, pixels=False)
-            except ReadError:
-                raise
-            except Exception as error:  # pydicom raises many kinds
-                raise ReadError(f"{path}: damaged DICOM file ({type(error).__name__}: {error})") from error
+        if not is_dicom(path) and not path.name.lower().endswith(SUFFIXES):
+            continue
+        if path.stat().st_size == 0:
+            raise ReadError(f"{path}: the file is empty")
+        try:
+            header = open_dicom(path, pixels=False)
+        except ReadError:
+            raise
+        except Exception as error:  # pydicom raises many kinds
+            raise ReadError(
+                f"{path}: damaged or no DICOM file ({type(error).__name__}); it may be a slice: fetch it again or "
+                "remove it"
+            ) from error
         if header.get("Modality") in NO_IMAGES or "SegmentSequence" in header or "Rows" not in header:
             aside[str(header.get("Modality", "") or "other")] += 1
             continue
@@ -149,21 +154,8 @@ def scan(folder: Path) -> tuple[list[Series], list[str]]:
         found = series.setdefault(uid, Series(uid))
         found.files.append(path)
         found.headers.append(header)
-    if not series:
-        raise ReadError(f"{folder}: no DICOM image in this folder or below")
     ordered = sorted(series.values(), key=lambda s: (number_of(s.first, "SeriesNumber") or 0, s.uid))
     return ordered, [f"{count} {kind} file{'s' * (count > 1)} left aside" for kind, count in sorted(aside.items())]
-
-
-def _old_style(path: Path):
-    """A header without DICOM's mark, as old scanners write it, or None."""
-    import pydicom
-
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        return header if "SOPClassUID" in header and "Rows" in header else None
-    except Exception:  # anything may be in such a file
-        return None
 
 
 def choose_series(folder: Path, found: Sequence[Series], wanted: str | int | None) -> tuple[Series, list[str]]:
@@ -226,6 +218,9 @@ def read_series(
         raise ReadError(f"{odd}: its grey values are inverted against the other slices ({kinds}); convert it")
     planes = [plane_of(header, str(path), partial(_pixels, path), _tags(header)) for path, header in pairs]
     planes, note = choose_planes(planes, phase, str(folder))
+    if note:  # numbers and counts are those of all phases together
+        planes = [replace(plane, number=None, expected=None) for plane in planes]
+    _refuse_mixed(folder, planes, dict((str(path), header) for path, header in pairs))
     made = stack(planes, str(folder), irregular)
     first = next(header for path, header in pairs if str(path) == planes[0].name)
     header = header_of(first)
@@ -233,6 +228,22 @@ def read_series(
     scales = {(number_of(h, "RescaleSlope"), number_of(h, "RescaleIntercept")) for p, h in pairs if str(p) in kept}
     header["steps"] = (*aside, *left, *(["values rescaled slice by slice"] * (len(scales) > 1)))
     return volume_of(made, header, note, [plane.name for plane in made.planes])
+
+
+def _refuse_mixed(folder: Path, planes: Sequence[Plane], headers: dict[str, Any]) -> None:
+    """Slices of other coordinates, or some rescaled and others not, are one volume by their places only."""
+    frames = Counter(str(headers[plane.name].get("FrameOfReferenceUID", "")) for plane in planes)
+    if len(frames) > 1:
+        rare = frames.most_common()[-1][0]
+        odd = next(p.name for p in planes if str(headers[p.name].get("FrameOfReferenceUID", "")) == rare)
+        raise ReadError(f"{odd}: its places are in another frame of reference than those of the other slices")
+    bare = [p.name for p in planes if headers[p.name].get("RescaleSlope") in (None, "")]
+    bare = [name for name in bare if "ModalityLUTSequence" not in headers[name]]
+    if 0 < len(bare) < len(planes):
+        raise ReadError(
+            f"{bare[0]}: no RescaleSlope, which {len(planes) - len(bare)} of {len(planes)} slices have; "
+            "the meaning of its values is unknown, export the series again"
+        )
 
 
 def _is_multi_frame(header) -> bool:

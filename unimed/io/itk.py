@@ -88,13 +88,13 @@ def _read(path: Path, layout: _Layout, source_format: str, phase) -> tuple[np.nd
     with open(layout.file, "rb") as stream:
         stream.seek(layout.offset)
         if layout.encoding == "raw":
-            data = stream.read(size + 1)
+            data = bytearray(stream.read(size + 1))
         elif layout.encoding == "text":
             data = _numbers(path, stream.read(min(64 * size, limits().decoded_bytes)), layout)
         else:
             data = decompress(stream, layout.encoding, layout.file, most=size)
     array = np.frombuffer(exactly(data, size, layout.file), layout.dtype).reshape(layout.shape, order="F")
-    array = array.astype(layout.dtype.newbyteorder("="))  # a writable copy in the order of this machine
+    array = array.astype(layout.dtype.newbyteorder("="), copy=False)
     more = layout.other_axis is not None
     if more:
         array = np.moveaxis(array, layout.other_axis, -1)
@@ -115,9 +115,9 @@ def _read(path: Path, layout: _Layout, source_format: str, phase) -> tuple[np.nd
     return array, Geometry(layout.affine, source_format, header=header)
 
 
-def _numbers(path: Path, text: bytes, layout: _Layout) -> bytes:
+def _numbers(path: Path, text: bytes, layout: _Layout) -> bytearray:
     try:
-        return np.array(text.split(), dtype=np.float64).astype(layout.dtype).tobytes()
+        return bytearray(np.array(text.split(), dtype=np.float64).astype(layout.dtype).tobytes())
     except ValueError as error:
         raise ReadError(f"{path}: its text data hold something that is no number ({error})") from error
 

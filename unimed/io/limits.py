@@ -157,7 +157,7 @@ _DECODERS = {
 }
 
 
-def decompress(stream, kind: str, where, most: int | None = None) -> bytes:
+def decompress(stream, kind: str, where, most: int | None = None) -> bytearray:
     """All that a compressed stream holds, read to its end and its checksum.
 
     Bytes behind the end are an error unless they are zeros, with which some writers fill blocks.
@@ -170,26 +170,25 @@ def decompress(stream, kind: str, where, most: int | None = None) -> bytes:
     Raises:
         ReadError: cut, damaged, followed by other bytes, or larger than the limit.
     """
-    allowed, parts, total = limits().decoded_bytes if most is None else most, [], 0
+    allowed, data = limits().decoded_bytes if most is None else most, bytearray()
     try:
         for chunk in _DECODERS[kind](stream):
-            total += len(chunk)
-            if total > allowed:
+            if len(data) + len(chunk) > allowed:
                 raise ReadError(
                     f"{where}: holds more than {allowed} bytes once decompressed, "
                     + ("the limit (UNIMED_MAX_BYTES moves it)" if most is None else "more than its header says")
                 )
-            parts.append(chunk)
+            data += chunk
     except ReadError:
         raise
     except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise ReadError(
             f"{where}: the {kind} data are cut or damaged ({' '.join(str(error).split())}); fetch the file again"
         ) from error
-    return b"".join(parts)
+    return data
 
 
-def exactly(data: bytes, expected: int, where) -> bytes:
+def exactly(data: bytes | bytearray | memoryview, expected: int, where):
     """`data` if it holds as many bytes as the header promises.
 
     Raises:
@@ -202,14 +201,14 @@ def exactly(data: bytes, expected: int, where) -> bytes:
     return data
 
 
-def read_whole(path: Path) -> bytes:
+def read_whole(path: Path) -> bytearray:
     """All bytes of a file, gunzipped where it is gzip, within the limits."""
     refuse_large_file(path)
     with open(path, "rb") as stream:
         start = stream.read(512)
         refuse_placeholder(path, start)
         stream.seek(0)
-        return decompress(stream, "gzip", path) if start[:2] == b"\x1f\x8b" else stream.read()
+        return decompress(stream, "gzip", path) if start[:2] == b"\x1f\x8b" else bytearray(stream.read())
 
 
 def head_of(path: Path | io.BytesIO, count: int = 512) -> bytes:

@@ -191,7 +191,7 @@ def _inside(raster: Raster, label, name: str) -> tuple[np.ndarray, list[str]]:
     if values.ndim == 3:
         mask = (values > 0).any(2) & opaque
         if raster.form in LOSSY:
-            mask = (values.max(2) * 2 > max(int(values.max()), 1)) & opaque
+            mask = (values.max(2).astype(np.int64) * 2 > max(int(values.max()), 1)) & opaque
             remarks.append("a JPEG: cut at half of the largest value; save masks as PNG")
         elif mask.any():
             colours = np.unique(values[mask].reshape(-1, 3), axis=0)

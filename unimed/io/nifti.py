@@ -92,7 +92,8 @@ def _header(path: Path, data: bytes, nibabel):
     need = 540 if 540 in size else 348
     if len(data) < need:
         raise ReadError(f"{path}: the file is short: {len(data)} bytes, the header alone takes {need}")
-    header = kind.from_fileobj(io.BytesIO(data[:need] + b"\0" * 4))
+    # Unchecked, because nibabel repairs what it finds: here a wrong header is an error.
+    header = kind.from_fileobj(io.BytesIO(data[:need] + b"\0" * 4), check=False)
     extents = header["dim"][1 : 1 + int(header["dim"][0])]
     if not 1 <= int(header["dim"][0]) <= 7 or (extents < 1).any():
         raise ReadError(f"{path}: its header gives the extents {header['dim'].tolist()}, which make no array")
@@ -141,8 +142,18 @@ def _placed(path: Path, array: np.ndarray, header, shape, single: bool) -> tuple
                 "programs that read the qform first show another place"
             )
             forms["conflict"] = True
+    used_mm, pixdim_mm = np.array(geometry.spacing), np.abs(forms["pixdim"])
+    if used and not forms.get("conflict") and (np.abs(pixdim_mm - used_mm) > 0.01 * used_mm).any():
+        steps.append(
+            f"{used} used, spacing {used_mm.round(4).tolist()} mm; pixdim says {pixdim_mm.round(4).tolist()} mm: "
+            "programs that read it first (ITK) show another spacing"
+        )
+        forms["conflict"] = True
     if geometry.is_sheared:
-        steps.append(f"sheared grid (axes {np.degrees(np.arccos(geometry.shear)):.1f} degrees apart instead of 90)")
+        angle = np.degrees(np.arccos(geometry.shear))
+        steps.append(
+            f"sheared grid (axes {angle:.1f} degrees apart instead of 90); ITK does not open it or puts it elsewhere"
+        )
     extra |= {"nifti": forms, "form_used": used, "steps": tuple(steps)}
     return array, Geometry(geometry.affine, "nifti", header=extra)
 

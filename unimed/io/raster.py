@@ -95,14 +95,16 @@ def decode(source, *, page: int | None = None, compat: str | None = None, name: 
     data = source if isinstance(source, bytes) else None
 
     def opened():
-        try:
-            picture = Image.open(io.BytesIO(data) if data is not None else source)
-        except UnidentifiedImageError:
-            if _is_tiff(data, source):
-                return _from_tifffile(data, source, page, compat, name)
-            raise
-        with picture:
-            return _from_pillow(picture, data if data is not None else source, page, compat, name)
+        # A stream and not a path: Pillow maps plain TIFF files into memory and then turns them wrongly.
+        with io.BytesIO(data) if data is not None else open(source, "rb") as stream:
+            try:
+                picture = Image.open(stream)
+            except UnidentifiedImageError:
+                if _is_tiff(data, source):
+                    return _from_tifffile(data, source, page, compat, name)
+                raise
+            with picture:
+                return _from_pillow(picture, data if data is not None else source, page, compat, name)
 
     return _named(name, opened)
 
@@ -164,6 +166,8 @@ def _upright(raster: Raster, orientation: int, compat) -> Raster:
 
 
 def _orientation_of(picture, tags) -> int:
+    if picture.format == "PNG":
+        picture.load()  # Pillow decodes a PNG to look for its EXIF: a damaged picture must not end as damaged EXIF
     try:
         found = tags.get(_EXIF_ORIENTATION) or picture.getexif().get(_EXIF_ORIENTATION, 1)
         return int(found) if int(found) in range(1, 9) else 1

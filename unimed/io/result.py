@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from unimed.files import write_atomic
+from unimed.files import FolderLock, write_atomic
 from unimed.geometry import Geometry
 from unimed.io.images import ImageSource
 from unimed.io.overlay import draw_regions, write_overlay
 from unimed.io.rle import encode_mask
 from unimed.io.write import write_npz, write_volume
+from unimed.names import ResultNames, source_of
 from unimed.structures import Region
 
 FORMATS = ("json", "png", "nifti", "npz", "dicom-seg")
@@ -49,7 +52,7 @@ class Prediction:
             "text": self.text,
             "regions": [plain(region) for region in self.regions],
             "timing_s": dict(self.timing_s),
-            "model": self.model_reference,
+            "model": without_folders(self.model_reference),
             **({} if self.image is None else {"image": self.image.to_dict()}),
             "notice": "research use only",
         }
@@ -60,11 +63,13 @@ class Prediction:
 
         return Image.fromarray(draw_regions(image, self.regions))
 
-    def save(self, folder, name: str = "prediction", formats=("json",), image: np.ndarray | None = None) -> list:
+    def save(self, folder, name: str | None = None, formats=("json",), image: np.ndarray | None = None) -> list:
         """Write the prediction; each file appears whole or not at all.
 
         Args:
             folder: made where it is not there.
+            name: of the files without suffix; what bears it already is replaced. By default that of the image, and
+                predictions of other images, or other predictions of this one, get names of their own.
             formats: of "json", "png" (overlay; needs `image`), "nifti" and "npz" (one label map, label k is region k),
                 "dicom-seg" (beside the DICOM series that the geometry comes from; overlaps are kept).
             image: HxW or HxWx3 uint8, what the overlay is drawn on.
@@ -78,23 +83,55 @@ class Prediction:
         return save_prediction(self, folder, name, formats, image)
 
 
-def save_prediction(prediction: Prediction, folder, name: str, formats: Sequence[str], image=None) -> list[Path]:
+def without_folders(reference: str) -> str:
+    """The name of a model without the folders it lies in, which tell of a user; ids of the hub stay as they are."""
+    return Path(reference).name if os.path.isabs(reference) or reference.startswith(("~", ".")) else reference
+
+
+#: (folder, image) -> {digest of a prediction: number among those saved by this process}.
+_saved: dict[tuple[str, str], dict[bytes, int]] = {}
+
+
+def default_name(prediction: Prediction, folder) -> str:
+    """A name that no other prediction has in `folder`: that of its image where it has one.
+
+    Several predictions of one image are numbered in the order this process saves them.
+    """
+    source = prediction.image.name if prediction.image is not None else ""
+    digest = hashlib.sha256(repr((prediction.text, prediction.markup)).encode("utf-8", "surrogatepass"))
+    for region in prediction.regions:
+        digest.update(repr((region.phrase, region.box_xyxy_px)).encode("utf-8", "surrogatepass"))
+        if region.mask is not None:
+            digest.update(repr(region.mask.shape).encode() + np.packbits(region.mask).tobytes())
+    numbers = _saved.setdefault((os.path.abspath(folder), source), {})
+    number = numbers.setdefault(digest.digest(), len(numbers) + 1)
+    variant = str(number) if number > 1 else ""
+    return ResultNames(folder)(source or digest.digest(), variant, "" if source else "prediction")
+
+
+def save_prediction(prediction: Prediction, folder, name: str | None, formats: Sequence[str], image=None) -> list[Path]:
     """See `Prediction.save`."""
     unknown = [form for form in formats if form not in FORMATS]
     if unknown:
         raise ValueError(f"unknown formats {unknown}; known are {', '.join(FORMATS)}")
     if "png" in formats and image is None:
         raise ValueError("format 'png' draws over the image; give image=")
-    if Path(name).name != name:
+    if name is not None and Path(name).name != name:
         raise ValueError(f"name {name!r} must be a plain file name")
     if {"nifti", "npz", "dicom-seg"} & set(formats):
         label_map(prediction)  # what cannot be written must stop before half of the formats are
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if name is None:
+        # Processes that name and write in one folder take turns, so that none takes the name of another's result.
+        with FolderLock(folder, "saving", file=".saving.lock", wait_s=60):
+            return save_prediction(prediction, folder, default_name(prediction, folder), formats, image)
+    source = source_of(folder, name)
     written = []
     for form in formats:
         if form == "json":
-            text = json.dumps(prediction.to_dict(), indent=1)
+            values = prediction.to_dict() | ({"source_id": source} if source else {})
+            text = json.dumps(values, indent=1)
             written.append(write_atomic(folder / f"{name}.json", lambda path, text=text: path.write_text(text)))
         elif form == "png":
             written.append(write_overlay(folder / f"{name}.png", image, prediction.regions))

@@ -160,12 +160,17 @@ def _problem(planes: Sequence[Plane], reference: Plane, where: str) -> str | Non
         spacing, usual = (np.linalg.norm((p.along_columns, p.along_rows), axis=1) for p in (plane, reference))
         if np.abs(spacing / usual - 1).max() * max(plane.shape) > ASIDE_PX:
             return f"{plane.name}: pixel spacing {spacing.round(5).tolist()} mm, the others {usual.round(5).tolist()}"
+        far = (plane.along_columns - reference.along_columns) * (plane.shape[1] - 1)
+        far = np.abs(far) + np.abs((plane.along_rows - reference.along_rows) * (plane.shape[0] - 1))
         turn = min(
             float(plane.along_columns @ reference.along_columns / (spacing[0] * usual[0])),
             float(plane.along_rows @ reference.along_rows / (spacing[1] * usual[1])),
         )
         if turn < SAME_DIRECTION:
-            return f"{plane.name}: the slice is turned within its plane against the others ({reference.name})"
+            return f"{plane.name}: the slice is turned within its plane against {_short(reference.name)}"
+        if np.linalg.norm(far) > 2 * ASIDE_PX * usual.min():
+            angle = np.degrees(np.arccos(min(1.0, float(plane.normal @ reference.normal))))
+            return f"{plane.name}: the slice is tilted by {angle:.2f} degrees against {_short(reference.name)}"
     if len(planes) < 2:
         return None
     return _uneven(planes, reference, where) or _not_straight(planes, reference)
@@ -252,9 +257,11 @@ def _completeness(planes: Sequence[Plane], gap_mm: float) -> list[str]:
     numbers = sorted(plane.number for plane in planes if plane.number is not None)
     if len(numbers) == len(planes) > 1 and len(set(numbers)) == len(numbers):
         if numbers[-1] - numbers[0] + 1 != len(numbers):
-            steps.append(f"instance numbers {numbers[0]} to {numbers[-1]} of {len(numbers)} slices are not consecutive")
+            steps.append(
+                f"instance numbers {numbers[0]} to {numbers[-1]} of {len(numbers)} slices are not consecutive!"
+            )
         elif numbers[0] > 1:
-            steps.append(f"instance numbers begin at {numbers[0]}")
+            steps.append(f"instance numbers begin at {numbers[0]}: slices before may be missing!")
     return steps
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.files import write_atomic
+from unimed.files import write_text
 from unimed.geometry import Geometry
-from unimed.io.result import Prediction
+from unimed.io.result import Prediction, without_folders
 from unimed.io.write import write_npz, write_volume
+from unimed.names import source_of
 from unimed.structures import Region
 
 FORMATS = ("nifti", "npz", "json", "dicom-seg")
@@ -87,7 +88,7 @@ class VolumeSegmentation:
             "view": self.view,
             "steps": list(self.geometry.steps),
             "seconds": round(self.seconds, 3),
-            "model": self.model_reference,
+            "model": without_folders(self.model_reference),
             "notice": "research use only",
         }
 
@@ -147,6 +148,6 @@ def save_volume(result: VolumeSegmentation, folder, name: str, formats: Sequence
                 )
             )
         else:
-            text = json.dumps(result.summary(), indent=1, ensure_ascii=False)
-            written.append(write_atomic(folder / f"{name}.json", lambda p, t=text: p.write_text(t, encoding="utf-8")))
+            values = result.summary() | ({"source_id": source} if (source := source_of(folder, name)) else {})
+            written.append(write_text(folder / f"{name}.json", json.dumps(values, indent=1, ensure_ascii=False)))
     return written

@@ -39,7 +39,8 @@ MOST_VALUES = 2**25
 class Window:
     """A map of grey values to 0..255: `low` becomes 0, `high` 255. Without them values stay as they are.
 
-    `rule` says where the window comes from. `inverted`: the file shows its smallest value white (MONOCHROME1).
+    `rule` says where the window comes from. `table` (first value, bits, entries) maps by a table of the file instead.
+    `inverted`: the file shows its smallest value white (MONOCHROME1).
     `remark` is what a user should know of the choice.
     """
 
@@ -48,11 +49,16 @@ class Window:
     high: float | None = None
     inverted: bool = False
     remark: str = ""
+    table: tuple[int, int, tuple[int, ...]] | None = None
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """uint8 of the same shape (or `values` themselves where nothing is to be done)."""
         if values.dtype == np.bool_:
             values = values.astype(np.uint8) * 255
+        elif self.table is not None:
+            first, bits, entries = self.table
+            grey = np.rint(np.array(entries, dtype=np.float64) * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+            values = grey[np.clip(np.rint(values).astype(np.int64) - first, 0, len(grey) - 1)]
         elif self.low is not None and self.high is not None:
             if self.high <= self.low:
                 return np.zeros(values.shape, np.uint8)
@@ -66,7 +72,8 @@ class Window:
     @property
     def steps(self) -> tuple[str, ...]:
         """What it does, in words; nothing where values stay as they are."""
-        said = [] if self.low is None else [f"{self.rule} [{self.low:g}, {self.high:g}]"]
+        said = [self.rule] if self.table is not None else []
+        said += [] if self.low is None else [f"{self.rule} [{self.low:g}, {self.high:g}]"]
         said += ["inverted (MONOCHROME1: the smallest value is white)"] * self.inverted
         return (*said, *([self.remark] if self.remark else []))
 
@@ -90,7 +97,7 @@ def choose_window(
 
     Args:
         array: all values that are to be seen alike.
-        geometry: its header may hold `window` (level, width, ...), `modality` and `photometric` of the file.
+        geometry: its header may hold `window` (level, width, ...), `voi_lut`, `modality` and `photometric` of the file.
         window: (level, width), or the name of one in the table.
         modality: in any wording, see `modality_of`; by default what the file says.
         windows: table of CT windows, site -> (level, width) in HU; `CT_WINDOWS_HU` by default.
@@ -114,6 +121,8 @@ def choose_window(
     if percentiles is not None:
         low, high = percentile_range(array, *percentiles, ignore_zero)
         return Window("percentiles {:g} and {:g}".format(*percentiles), low, high, inverted)
+    if header.get("voi_lut") and array.dtype != np.bool_:
+        return Window("table of the file (VOI LUT)", inverted=inverted, table=header["voi_lut"])
     if array.dtype in (np.uint8, np.bool_):
         return Window("as stored (0 to 255)", inverted=inverted)
     if header.get("window"):
@@ -157,6 +166,11 @@ def looks_like_ct(array: np.ndarray) -> bool:
         return False
     low, high = float(array.min()), float(array.max())
     return -5000 <= low <= -900 and 100 <= high <= 40000
+
+
+def to_uint8(array: np.ndarray, geometry: Geometry | None = None, **options) -> np.ndarray:
+    """Grey values of a picture or of a whole volume as 0..255; options as of `choose_window`."""
+    return choose_window(array, geometry, **options)(array)
 
 
 def check_site(site: str, windows: Mapping | None = None) -> None:

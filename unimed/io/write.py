@@ -24,8 +24,8 @@ def write_nifti(
     """Write `array` (I, J, K, ...) as NIfTI-1 in the grid of `geometry`; bool becomes uint8.
 
     qform and sform are both written and equal, with the codes of the source (1, scanner, for DICOM). Where the source
-    was a NIfTI file whose two differ, both are written as they were: so the result lies on its source for every
-    reader, whichever it looks at first.
+    was a NIfTI file whose two differ (or are unset), both are written as they were: so the result lies on its source
+    for every reader, whichever it looks at first.
 
     Args:
         labels: say in the header that the values are labels (intent code 1002).
@@ -64,11 +64,12 @@ def write_nifti(
 
 
 def source_forms(geometry: Geometry) -> Mapping | None:
-    """qform and sform of a NIfTI source that are kept: they differ or are sheared, and the grid is unchanged."""
+    """qform and sform of a NIfTI source that are kept: they differ, are sheared or unset, and the grid is unchanged."""
     forms = geometry.header.get("nifti")
     if forms is None or not np.allclose(forms["affine"], geometry.affine, rtol=0, atol=1e-4):
         return None
-    return forms if forms.get("conflict") or geometry.is_sheared else None
+    kept = forms.get("conflict") or geometry.is_sheared or not (forms["qform_code"] or forms["sform_code"])
+    return forms if kept else None
 
 
 def _code_of(geometry: Geometry) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from unimed.metrics.masks import nan_mean
 from unimed.metrics.matching import assign
+from unimed.metrics.registered import metric
 
 THRESHOLDS = (0.1, 0.3, 0.5)
 
@@ -82,6 +83,18 @@ def _intersection_union(first, second):
     return intersection, sizes[0] + sizes[1] - intersection
 
 
+@metric("box_iou", "box")
+def box_iou(predicted: Sequence[float], truth: Sequence[float]) -> float:
+    """Intersection over union of two boxes xyxy in pixels."""
+    return float(paired_iou([predicted], [truth])[0])
+
+
+@metric("box_giou", "box", range=(-1.0, 1.0))
+def box_giou(predicted: Sequence[float], truth: Sequence[float]) -> float:
+    """Generalised IoU of two boxes, see `paired_giou`."""
+    return float(paired_giou([predicted], [truth])[0])
+
+
 def accuracy_at(ious: Sequence[float], thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
     """`miou` and `acc_at_50` style shares of samples with IoU >= threshold, one box per sample.
 
@@ -111,18 +124,30 @@ def score_phrase(predicted, truth, thresholds: Sequence[float] = THRESHOLDS) -> 
     Returns:
         protocol: "zero", "one" or "many" by the number of true boxes.
         miou: sum of matched IoU / max(predicted, true) - a superfluous and a missed box both cost; 1 where both are 0.
-        tp_at_50 and so on: matched pairs with IoU >= threshold; predicted, true: counts.
+        tp_at_50 and so on: matched pairs with IoU >= threshold; predicted_boxes, true_boxes: counts.
     """
     predicted, truth = as_boxes(predicted, "predicted"), as_boxes(truth, "truth")
     pairs = match(predicted, truth)
     most = max(len(predicted), len(truth))
     row = {
         "protocol": ("zero", "one", "many")[min(len(truth), 2)],
-        "predicted": len(predicted),
-        "true": len(truth),
+        "predicted_boxes": len(predicted),
+        "true_boxes": len(truth),
         "miou": sum(pair[2] for pair in pairs) / most if most else 1.0,
     }
     return row | {_name("tp_at", t): sum(pair[2] >= t for pair in pairs) for t in thresholds}
+
+
+@metric("miou", "boxes", aggregation="mean over phrases")
+def boxes_miou(predicted, truth) -> float:
+    """`miou` of `score_phrase`: a superfluous and a missed box both cost; no box where none is scores 1."""
+    return float(score_phrase(predicted, truth)["miou"])
+
+
+@metric("box_f1_at_50", "boxes", aggregation="micro: counts are summed first", nan="no box on either side")
+def box_f1_at_50(predicted, truth) -> float:
+    """F1 of boxes that meet a true one with IoU >= 0.5."""
+    return summarise_phrases([score_phrase(predicted, truth)])["box_f1_at_50"]
 
 
 def summarise_phrases(rows: Sequence[dict], thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
@@ -136,8 +161,8 @@ def summarise_phrases(rows: Sequence[dict], thresholds: Sequence[float] = THRESH
         result[f"phrases_{name}"] = len(part)
         result[f"miou_mean_over_phrases_{name}"] = nan_mean([row["miou"] for row in part])
     absent = [row for row in rows if row["protocol"] == "zero"]
-    result["false_box_rate"] = nan_mean([float(row["predicted"] > 0) for row in absent])
-    predicted, true = sum(row["predicted"] for row in rows), sum(row["true"] for row in rows)
+    result["false_box_rate"] = nan_mean([float(row["predicted_boxes"] > 0) for row in absent])
+    predicted, true = (sum(row[f"{side}_boxes"] for row in rows) for side in ("predicted", "true"))
     for threshold in thresholds:
         hits = sum(row[_name("tp_at", threshold)] for row in rows)
         result[_name("box_precision_at", threshold)] = hits / predicted if predicted else float("nan")

@@ -8,7 +8,6 @@ region = Calibration.load("calibration.json").apply(region)
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -89,7 +88,7 @@ class Cases:
             centre, side = (predicted[:, :2] + predicted[:, 2:]) / 2, predicted[:, 2:] - predicted[:, :2]
             places = np.clip(np.concatenate([centre, side], axis=1) / size[:, [1, 0, 1, 0]], 0, 1)
         classes = [str(row.get("target", "")) for _, row in kept]
-        groups = [str(row.get("group") or row.get("case_id") or number) for number, row in kept]
+        groups = [str(row.get("group") or row.get("case") or row.get("case_id") or number) for number, row in kept]
         return cls(predicted, truth, sigma, confidence, classes, groups, places, len(rows) - len(kept))
 
     @property
@@ -313,9 +312,9 @@ class Calibration:
                 {"spread": name} | sigma_coverage(cases.error, values)
                 for name, values in (("as the model said", cases.sigma), ("calibrated", result["sigma"]))
             ]
-        if (doubt := uncertainty_of(result, cases)) is not None:
+        if (uncertainty := uncertainty_of(result, cases)) is not None:
             report["selective"] = selective.selective_scores(
-                doubt, 1 - cases.iou, groups=cases.groups, resamples=resamples, seed=seed
+                uncertainty, 1 - cases.iou, groups=cases.groups, resamples=resamples, seed=seed
             )
         return report
 
@@ -344,42 +343,3 @@ def _finite(value):
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def case_row(
-    truth: Region, predicted: Region | None, *, case_id: str, patient_id: str = "", image_size_hw: Sequence[int]
-) -> dict:
-    """The per-case row that `Calibration.fit` and tools/calibrate.py read, from a true region and the answer to it.
-
-    Args:
-        truth: with a box or a 2D mask (its box is taken). predicted: None when nothing was pointed at.
-        patient_id: written as a hash, so that rows of one patient stay together and nobody can be named.
-        image_size_hw: height and width in pixels.
-    """
-    true_box, box = (_box_of(region) for region in (truth, predicted))
-    row = {
-        "kind": "box",
-        "case_id": case_id,
-        "group": hashlib.sha256((patient_id or case_id).encode()).hexdigest()[:16],
-        "target": truth.phrase,
-        "true_box_xyxy_px": true_box,
-        "predicted_box_xyxy_px": box,
-        "image_size_hw": [int(v) for v in image_size_hw],
-        "iou": float(paired_iou([box], [true_box])[0]) if box and true_box else 0.0,
-    }
-    if predicted is not None and predicted.confidence is not None:
-        row["confidence"] = float(predicted.confidence)
-    if predicted is not None and predicted.box_std_px is not None:
-        row["box_std_px"] = [float(v) for v in predicted.box_std_px]
-    return row
-
-
-def _box_of(region: Region | None) -> list[float] | None:
-    if region is None:
-        return None
-    if region.box_xyxy_px is not None:
-        return [float(v) for v in region.box_xyxy_px]
-    if region.mask is None or region.mask.ndim != 2 or not region.mask.any():
-        return None
-    rows, columns = np.nonzero(region.mask)
-    return [float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)]

@@ -8,12 +8,15 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy.stats import rankdata
 
+from unimed.metrics.registered import metric
+
 
 def _check(predicted: Sequence, truth: Sequence) -> None:
     if len(predicted) != len(truth):
         raise ValueError(f"{len(predicted)} predictions cannot be compared with {len(truth)} labels")
 
 
+@metric("accuracy", "labels", aggregation="over the set", nan="no samples")
 def accuracy(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
     """Share of equal labels; NaN without samples."""
     _check(predicted, truth)
@@ -36,12 +39,14 @@ def per_class(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> dict[
     return table
 
 
+@metric("balanced_accuracy", "labels", aggregation="over the set", nan="no samples")
 def balanced_accuracy(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
     """Mean recall over the classes that occur in the truth; NaN without samples."""
     recalls = [row["recall"] for row in per_class(predicted, truth).values() if row["support"]]
     return float(np.mean(recalls)) if recalls else float("nan")
 
 
+@metric("macro_f1", "labels", aggregation="over the set", nan="no samples")
 def macro_f1(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
     """Mean F1 over the classes that occur in truth or prediction; NaN without samples.
 
@@ -51,6 +56,7 @@ def macro_f1(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
     return float(np.mean(scores)) if scores else float("nan")
 
 
+@metric("auroc", "detection", aggregation="over the set", nan="one class only")
 def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     """Area under the ROC curve: the chance that a positive scores above a negative, ties half. NaN with one class.
 

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.ndimage import generate_binary_structure, label
 
 from unimed.metrics.matching import assign
+from unimed.metrics.registered import metric
 
 
 def components(mask: np.ndarray) -> np.ndarray:
@@ -85,3 +86,14 @@ def _detection(hits, n_predicted, n_true, name):
         f"f1_{name}": 2 * hits / (n_predicted + n_true) if n_predicted + n_true else nan,
         f"ap_{name}": hits / (n_predicted + n_true - hits) if n_predicted + n_true else nan,
     }
+
+
+def _register_instance_metrics() -> None:
+    for threshold in (50, 75):
+        for name in (f"f1_{threshold}", f"ap_{threshold}"):
+            metric(name, "instances", nan="no instance on either side")(
+                lambda predicted, truth, key=name, t=threshold / 100: instance_scores(predicted, truth, (t,))[key]
+            )
+
+
+_register_instance_metrics()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from unimed.metrics.registered import metric
+
 EMPTY_POLICIES = {
     "ignore": "prediction and truth both empty: NaN, counted and left out of every mean",
     "perfect": "prediction and truth both empty: 1",
@@ -29,6 +31,7 @@ def _pair(prediction, truth, empty: str) -> tuple[np.ndarray, np.ndarray, float]
     return prediction, truth, _BOTH_EMPTY[empty]
 
 
+@metric("dice", "mask", nan="both masks are empty")
 def dice(prediction: np.ndarray, truth: np.ndarray, *, empty: str = "ignore") -> float:
     """Dice coefficient 2|P and T| / (|P| + |T|) of two bool masks of any equal shape.
 
@@ -43,6 +46,7 @@ def dice(prediction: np.ndarray, truth: np.ndarray, *, empty: str = "ignore") ->
     return 2.0 * int((prediction & truth).sum()) / total if total else both_empty
 
 
+@metric("iou", "mask", nan="both masks are empty")
 def iou(prediction: np.ndarray, truth: np.ndarray, *, empty: str = "ignore") -> float:
     """Intersection over union of two bool masks of equal shape; policies and errors as in `dice`."""
     prediction, truth, both_empty = _pair(prediction, truth, empty)
@@ -80,7 +84,7 @@ class MaskScores:
     ) -> dict:
         """Score one pair of bool masks; `group` is the unit of resampling (a patient). Returns the row."""
         row = {
-            "case_id": case_id,
+            "case": case_id,
             "group": group or case_id,
             "target": target,
             "dice": dice(prediction, truth, empty=self.empty),
@@ -100,7 +104,7 @@ class MaskScores:
             table[target] = {
                 "cases": len(rows) - (both_empty if self.empty == "ignore" else 0),
                 "both_empty": both_empty,
-                "painted_on_absent": sum(not row["truth_voxels"] and row["predicted_voxels"] > 0 for row in rows),
+                "predicted_on_absent": sum(not row["truth_voxels"] and row["predicted_voxels"] > 0 for row in rows),
                 "missed": sum(row["truth_voxels"] > 0 and not row["predicted_voxels"] for row in rows),
                 "dice_mean_over_cases": nan_mean([row["dice"] for row in rows]),
                 "iou_mean_over_cases": nan_mean([row["iou"] for row in rows]),

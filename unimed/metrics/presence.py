@@ -1,4 +1,4 @@
-"""Does the model know that a thing is not there: presence scores and masks painted on absent objects."""
+"""Presence detection: is an object there at all; presence scores and masks predicted for absent objects."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from unimed.metrics.classification import auroc
 def presence_scores(
     probability: Sequence[float],
     present: Sequence[bool],
-    painted_voxels: Sequence[int] | None = None,
+    predicted_voxels: Sequence[int] | None = None,
     *,
     threshold: float = 0.5,
+    painted_voxels: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """Presence as a detection problem, and what was painted where nothing is.
+    """Presence as a detection problem, and masks predicted where nothing is.
 
     Args:
         probability: presence in [0, 1] of every asked object, [N].
         present: whether it is there, [N].
-        painted_voxels: size of the mask that the user was shown, [N]; enables the mask rates.
-        threshold: said to be there from this probability on.
+        predicted_voxels: size of the mask that the user was shown, [N]; enables the mask rates.
+        threshold: predicted to be there from this probability on.
+        painted_voxels: former name of `predicted_voxels`.
 
     Returns:
         presence_auroc, presence_accuracy, sensitivity, specificity (NaN where a class is missing), `absent` and
-        `present` counts; with painted_voxels also `false_mask_rate` (absent objects with a mask that is not empty)
+        `present` counts; with predicted_voxels also `false_mask_rate` (absent objects with a mask that is not empty)
         and `missed_mask_rate` (present ones without any).
 
     Raises:
@@ -37,23 +39,24 @@ def presence_scores(
         raise ValueError(f"probability {probability.shape} and present {present.shape} must be equally long lists")
     if probability.size and not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("presence probabilities must lie in [0, 1]; apply a sigmoid to logits first")
-    said = probability >= threshold
+    predicted_voxels = painted_voxels if predicted_voxels is None else predicted_voxels
+    found = probability >= threshold
     result = {
         "presence_auroc": auroc(probability, present),
-        "presence_accuracy": _share(said == present),
-        "presence_sensitivity": _share(said[present]),
-        "presence_specificity": _share(~said[~present]),
+        "presence_accuracy": _fraction(found == present),
+        "presence_sensitivity": _fraction(found[present]),
+        "presence_specificity": _fraction(~found[~present]),
         "present": int(present.sum()),
         "absent": int((~present).sum()),
     }
-    if painted_voxels is not None:
-        painted = np.asarray(painted_voxels) > 0
-        if painted.shape != present.shape:
-            raise ValueError(f"painted_voxels {painted.shape} must be as long as present {present.shape}")
-        result["false_mask_rate"] = _share(painted[~present])
-        result["missed_mask_rate"] = _share(~painted[present])
+    if predicted_voxels is not None:
+        shown = np.asarray(predicted_voxels) > 0
+        if shown.shape != present.shape:
+            raise ValueError(f"predicted_voxels {shown.shape} must be as long as present {present.shape}")
+        result["false_mask_rate"] = _fraction(shown[~present])
+        result["missed_mask_rate"] = _fraction(~shown[present])
     return result
 
 
-def _share(flags: np.ndarray) -> float:
+def _fraction(flags: np.ndarray) -> float:
     return float(flags.mean()) if flags.size else float("nan")

@@ -10,6 +10,8 @@ import numpy as np
 from scipy.optimize import isotonic_regression, minimize, minimize_scalar
 from scipy.special import expit, logit
 
+from unimed.metrics.registered import metric
+
 MAPS = ("temperature", "platt", "isotonic")
 _TINY = 1e-6
 
@@ -24,6 +26,7 @@ def _checked(confidence, outcome):
     return confidence, outcome
 
 
+@metric("ece", "confidence", range=(0.0, 1.0), better="lower", perfect=0.0, aggregation="over the set")
 def ece(confidence: Sequence[float], outcome: Sequence[float], bins: int = 10) -> float:
     """Expected calibration error: sum over equal-width bins of n_b / n * |mean confidence - mean outcome|.
 
@@ -48,6 +51,7 @@ def d_ece(confidence: Sequence[float], outcome: Sequence[float], places: np.ndar
     return _gap(np.unique(cells, axis=0, return_inverse=True)[1].ravel(), confidence, outcome)
 
 
+@metric("laece", "confidence", range=(0.0, 1.0), better="lower", perfect=0.0, aggregation="over the set")
 def laece(
     confidence: Sequence[float], iou: Sequence[float], classes: Sequence[str] | None = None, bins: int = 25
 ) -> float:
@@ -58,6 +62,7 @@ def laece(
     return float(np.mean([_gap(_bin(confidence[p], bins), confidence[p], iou[p]) for p in parts]))
 
 
+@metric("brier", "confidence", range=(0.0, 1.0), better="lower", perfect=0.0, aggregation="over the set")
 def brier(confidence: Sequence[float], outcome: Sequence[float]) -> float:
     """Mean squared difference of confidence and outcome."""
     confidence, outcome = _checked(confidence, outcome)

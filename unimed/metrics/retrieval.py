@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unimed.metrics.registered import metric
 from unimed.metrics.statistics import Interval, bootstrap_mean
 
 
@@ -66,3 +67,9 @@ def chance_recall(fits: np.ndarray, k: int) -> float:
 
     fits = np.asarray(fits, dtype=bool)
     return float(np.mean([1 - hypergeom.pmf(0, fits.shape[1], int(row.sum()), min(k, fits.shape[1])) for row in fits]))
+
+
+@metric("recall_at_1", "similarity")
+def recall_at_1(similarity: np.ndarray, fits: np.ndarray) -> float:
+    """Fraction of queries [N] whose fitting column ranks first; ties count against it."""
+    return float((ranks(similarity, fits) < 1).mean())

@@ -1,4 +1,4 @@
-"""Is it worth knowing what the model is unsure of: risk against coverage, and the areas under that curve."""
+"""Selective prediction: risk against coverage of an uncertainty, and the areas under that curve."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from unimed.metrics.classification import auroc
+from unimed.metrics.registered import metric
 from unimed.metrics.statistics import bootstrap, clopper_pearson
 
 
@@ -36,6 +37,7 @@ def risk_coverage(uncertainty: Sequence[float], risk: Sequence[float]) -> tuple[
     return k / len(ordered), np.cumsum(ordered) / k
 
 
+@metric("aurc", "selective", range=(0.0, float("inf")), better="lower", perfect=0.0, aggregation="over the set")
 def aurc(uncertainty: Sequence[float], risk: Sequence[float]) -> float:
     """Area under the risk-coverage curve: the mean over k of the mean risk of the k most certain (Geifman 2019)."""
     return float(risk_coverage(uncertainty, risk)[1].mean())
@@ -46,11 +48,13 @@ def random_aurc(risk: Sequence[float]) -> float:
     return float(np.mean(risk))
 
 
+@metric("e_aurc", "selective", range=(0.0, float("inf")), better="lower", perfect=0.0, aggregation="over the set")
 def e_aurc(uncertainty: Sequence[float], risk: Sequence[float]) -> float:
     """Excess AURC over an oracle that sorts by the risk itself; 0 is perfect."""
     return aurc(uncertainty, risk) - aurc(risk, risk)
 
 
+@metric("augrc", "selective", range=(0.0, float("inf")), better="lower", perfect=0.0, aggregation="over the set")
 def augrc(uncertainty: Sequence[float], risk: Sequence[float]) -> float:
     """Area under the generalised risk-coverage curve (Traub 2024): mean over k of (1/n) sum of the first k risks."""
     ordered = _sorted_risk(uncertainty, risk)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unimed.metrics.masks import EMPTY_POLICIES
+from unimed.metrics.registered import metric
 
 
 def _surfaces(prediction, truth, spacing_mm):
@@ -48,6 +49,7 @@ def _empty(prediction, truth, empty):
     return not np.any(prediction), not np.any(truth)
 
 
+@metric("nsd", "surface", nan="both masks are empty")
 def nsd(
     prediction: np.ndarray,
     truth: np.ndarray,
@@ -78,6 +80,15 @@ def nsd(
     return values if np.ndim(tolerance_mm) else values[0]
 
 
+@metric(
+    "hausdorff_95_mm",
+    "surface",
+    range=(0.0, float("inf")),
+    better="lower",
+    perfect=0.0,
+    aggregation="median over cases",
+    nan="both masks are empty",
+)
 def hausdorff(prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], percentile: float = 95) -> float:
     """Robust Hausdorff distance in mm: the larger of the two area-weighted percentiles of surface distances.
 

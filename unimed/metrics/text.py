@@ -18,6 +18,7 @@ import numpy as np
 
 from unimed.metrics.boxes import as_boxes, iou_matrix
 from unimed.metrics.matching import assign
+from unimed.metrics.registered import metric
 from unimed.metrics.words import exact_match, normal_form, one_line, ptb_tokens, tokens
 
 __all__ = [
@@ -234,6 +235,7 @@ def _align(words, ref, width: int = 40):
     return best[4], best[1]
 
 
+@metric("token_f1", "text")
 def token_f1(hypothesis: str, reference: str, *, tokenise: Tokenise = tokens) -> float:
     """F1 of the two bags of words, surplus copies counted (SQuAD); both empty: 1, one empty: 0."""
     mine, other = Counter(tokenise(hypothesis)), Counter(tokenise(reference))
@@ -320,3 +322,37 @@ def phrase_f1(counts: Sequence[dict[str, int]]) -> dict[str, float]:
 
 def _boxes(boxes, name):
     return as_boxes([] if boxes is None else boxes, name)
+
+
+@metric("exact_match", "text")
+def exact(hypothesis: str, reference: str) -> float:
+    """1.0 where `exact_match` holds."""
+    return float(exact_match(hypothesis, reference))
+
+
+@metric("rouge_l", "text")
+def rouge_l_of_pair(hypothesis: str, reference: str) -> float:
+    """`rouge_l` of one sample with one reference."""
+    return rouge_l([hypothesis], [reference])[0]
+
+
+@metric("phrase_f1", "phrases", aggregation="micro: counts are summed first", nan="no phrase on either side")
+def phrase_f1_of_lists(predicted: Sequence[str], truth: Sequence[str]) -> float:
+    """F1 of the phrases of one report, equal ones matched once each."""
+    return phrase_f1([phrase_counts(predicted, truth)])["phrase_f1_micro"]
+
+
+def _register_corpus_metrics() -> None:
+    for order in range(1, 5):
+        metric(f"bleu_{order}", "corpus", aggregation="corpus: counts are summed first", nan="no samples")(
+            lambda hypotheses, references, n=order: bleu(hypotheses, references, order=n, tokenise=ptb_tokens)[-1]
+        )
+    metric("meteor_exact", "corpus", aggregation="corpus: counts are summed first", nan="no samples")(
+        lambda hypotheses, references: corpus_meteor_exact(hypotheses, references, tokenise=ptb_tokens)
+    )
+    metric("cider_d", "corpus", range=(0.0, 10.0), perfect=None, nan="no samples")(
+        lambda hypotheses, references: float(np.mean(cider_d(hypotheses, references, tokenise=ptb_tokens) or np.nan))
+    )
+
+
+_register_corpus_metrics()

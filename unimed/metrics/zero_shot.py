@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from unimed.metrics.classification import auroc, macro_auroc, macro_f1, per_class
+from unimed.metrics.registered import metric
 from unimed.metrics.statistics import Interval, bootstrap
 
 
@@ -91,3 +92,9 @@ def _checked(similarity, targets):
             f"targets reach from {targets.min()} to {targets.max()}, there are {similarity.shape[1]} classes"
         )
     return similarity, targets
+
+
+@metric("top1_accuracy", "similarity")
+def top1_accuracy(similarity: np.ndarray, targets: Sequence[int]) -> float:
+    """Fraction of images whose largest similarity is that of their class."""
+    return zero_shot_scores(similarity, targets)["accuracy"]

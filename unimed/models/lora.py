@@ -40,7 +40,7 @@ REFUSED = {
     "use_bdlora": "its adapters are split over ranks; every strategy here keeps them whole",
     "arrow_config": "a router between adapters cannot be merged into weights",
     "kasa_config": "it changes the base weights, which a checkpoint of the adapters does not hold",
-    "ensure_weight_tying": "the head lies outside the language model that gets adapters; it learns by task.learn",
+    "ensure_weight_tying": "the head lies outside the language model that gets adapters; task.trainable trains it",
 }
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.model import BaseModel
 from torch.utils.checkpoint import checkpoint
 
 from unimed.io.result import Prediction
 from unimed.losses.contrastive import MAX_LOG_SCALE, clip_loss, siglip_loss
 from unimed.metrics.retrieval import chance_recall, retrieval_scores
 from unimed.metrics.zero_shot import zero_shot_intervals, zero_shot_scores
+from unimed.models.building import build_model
 from unimed.models.clip import ClipModel
 from unimed.registry import TASKS
 from unimed.structures import Sample
+from unimed.tasks.base import Task
 
 LOSSES = ("clip", "siglip")
-NO_DECAY = ("bn", "ln", "bias", "logit_scale")
 MAX_NAMED = 20  # captions that were cut and are named in the log; of millions every tenth may be
 logger = logging.getLogger("unimed.tasks")
 
@@ -36,12 +36,12 @@ class FeaturePrediction(Prediction):
 
 
 @TASKS.register_module()
-class ContrastiveTask(BaseModel):
+class ContrastiveTask(Task):
     """A `ClipModel` with its loss.
 
     Args:
-        model: folder of a converted or exported model; `open_clip:NAME` for fresh towers of that build; a published
-            variant's name for fresh towers of its size; or arguments of `build_small`.
+        model: folder of a converted or exported model; dict(type="Clip", variant=...) for fresh towers of a published
+            size, dict(type="OpenClip", name=...) for those of an open_clip build, or dict(type="SmallClip", ...).
         loss: "clip" (symmetric InfoNCE) or "siglip" (sigmoid; needs a model with a bias).
         chunk_size: towers run over so many pairs at a time. Only the features of the whole batch are kept, and
             activations of one chunk; everything else is computed again in the backward pass. So `batch_size` is not
@@ -60,8 +60,10 @@ class ContrastiveTask(BaseModel):
         ValueError: unknown loss, or a sigmoid loss for a model without a bias.
     """
 
+    undecayed_words = ("bn", "ln", "bias", "logit_scale")
     card_tags = ("medical", "zero-shot-image-classification", "image-text-retrieval")
     card_example = 'model.zero_shot("image.png", ["CT", "MRI"]).probabilities'
+    headline_metrics = ("image_to_text_R@1", "text_to_image_R@1", "accuracy", "balanced_accuracy")
 
     def __init__(
         self,
@@ -78,10 +80,11 @@ class ContrastiveTask(BaseModel):
         templates: Sequence[str] | None = None,
         compat: str | None = None,
     ):
-        super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"loss {loss!r} is not known; choose one of: {', '.join(LOSSES)}")
-        self.model = _build(model, tokenizer, loss)
+        super().__init__(
+            build_model(model, ClipModel, [("", "SmallClip")], tokenizer=tokenizer, sigmoid=loss == "siglip")
+        )
         if loss == "siglip" and not self.model.sigmoid:
             raise ValueError("loss='siglip' needs a model with a bias: model_cfg['init_logit_bias'], or sigmoid=True")
         self.loss, self.chunk_size, self.multi_positive = loss, chunk_size, multi_positive
@@ -97,21 +100,8 @@ class ContrastiveTask(BaseModel):
         if lock_text is not None:
             towers.lock_text_tower(unlocked_layers=lock_text)
 
-    @property
-    def processor(self):
-        """What the collator asks."""
-        return self.model.processor
-
     def gradient_checkpointing_enable(self) -> None:
         self.model.activation_checkpointing_enable()
-
-    def train_parameters(self) -> list[dict]:
-        """Two groups: vectors, scalars and what has bn, ln, bias or logit_scale in its name are not decayed."""
-        groups = {True: [], False: []}
-        for name, parameter in self.model.towers.named_parameters():
-            if parameter.requires_grad:
-                groups[parameter.ndim > 1 and not any(word in name for word in NO_DECAY)].append(parameter)
-        return [g for g in ({"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}) if g["params"]]
 
     def after_step(self) -> None:
         """The scale stays at most 100 (and at least 1), as in CLIP."""
@@ -166,12 +156,12 @@ class ContrastiveTask(BaseModel):
             place += len(group)
         return predictions
 
-    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Numbers shown while training."""
-        tables = self.score(samples, self.predict_samples(samples), resamples=0)["summary"]
-        return {name: value for name, value in tables.items() if isinstance(value, float)}
+    def validate(self, samples: Sequence[Sample], predictions=None) -> dict[str, float]:
+        """The summary of `score`, without intervals."""
+        predictions = self.predict_samples(samples) if predictions is None else predictions
+        return {k: float(v) for k, v in self.score(samples, predictions, resamples=0)["summary"].items()}
 
-    def score(self, samples: Sequence[Sample], predictions, resamples: int = 500) -> dict:
+    def score(self, samples: Sequence[Sample], predictions, train: Sequence[Sample] = (), resamples: int = 500) -> dict:
         """Retrieval between images and their captions, and zero-shot accuracy where samples have a label.
 
         Equal captions of different images count as right. Beside each number stands what chance gives, beside accuracy
@@ -227,28 +217,6 @@ class ContrastiveTask(BaseModel):
             )
         row["commonest_class"] = float(np.bincount(targets).max() / len(targets))
         return [row], {k: scores[k] for k in ("accuracy", "balanced_accuracy", "macro_f1")}
-
-    def export(self, folder) -> None:
-        """Write the model as a folder that `unimed.load` opens."""
-        self.model.save_pretrained(folder)
-
-
-def _build(model, tokenizer, loss) -> ClipModel:
-    from unimed.models.clip import VARIANTS, ClipProcessor, variant
-    from unimed.models.clip.building import named_config
-
-    if isinstance(model, dict):
-        from unimed.models.starting.clip import build_small
-
-        return build_small(**({"sigmoid": loss == "siglip"} | model))
-    if model in VARIANTS or model.startswith("open_clip:"):
-        config = variant(model) if model in VARIANTS else named_config(model.removeprefix("open_clip:"))
-        if loss == "siglip":
-            config.model_cfg.setdefault("init_logit_bias", -10.0)
-        built = ClipModel(config)
-        built.processor = ClipProcessor(config, tokenizer)
-        return built
-    return ClipModel.from_pretrained(model, dtype=torch.float32)
 
 
 def _start_vision(towers, path, compat) -> None:

@@ -7,22 +7,25 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from mmengine.model import BaseModel
 from torch.nn import functional as F
 
 from unimed.data.canonical import is_volume
+from unimed.data.collate.grounded import volume_to_uint8
 from unimed.evaluation.scorers.grounding import score_grounding
 from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.io.result import Prediction
 from unimed.losses.box import box_loss
 from unimed.losses.matching import match_targets
 from unimed.losses.segmentation import mask_losses
+from unimed.models.building import build_model, described
 from unimed.models.connectors import RoutingStatistics
 from unimed.models.grounded import GroundedMLLM
 from unimed.models.heads.mask import FeatureCache
-from unimed.models.lora import add_lora, merge_lora
+from unimed.models.lora import add_lora
 from unimed.registry import TASKS
-from unimed.structures import Sample, Task
+from unimed.structures import Sample
+from unimed.structures import Task as TaskName
+from unimed.tasks.base import Task
 
 #: Weights of the summed loss; mask weights are those of UniBiomed.
 LOSS_WEIGHTS = {"text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0}
@@ -33,25 +36,29 @@ COUNTED = {"text": "tokens", "dice": "masks", "bce": "masks", "presence": "regio
 #: What of a batch the model reads; the rest are targets and names.
 INPUTS = ("input_ids attention_mask labels pixel_values image_grid_thw mask_pixel_values layout position_ids").split()
 
+#: Types of `model` dicts that do not name theirs (see `unimed.models.building.described`).
+UNTYPED = (
+    ("llava", "UMedGround"), ("backbone", "GroundedMLLM"), ("tiny", "TinyGroundedMLLM"), ("", "SmallGroundedMLLM"),
+)  # fmt: skip
+
 
 @TASKS.register_module()
-class GroundingTask(BaseModel):
+class GroundingTask(Task):
     """A `GroundedMLLM` with its losses.
 
     Args:
-        model: folder of a grounded model (ours, or a published one), a model, or a dict: arguments of `build_small` for
-            one that starts from nothing; with `backbone`, those of `build_on_parts`; with `tiny=True`, of `build_tiny`;
-            with `llama` or `vision_dim`, those of a Uni-Med from published parts or from nothing.
+        model: folder of a grounded model (ours, or a published one), a model, or dict(type=...): "GroundedMLLM" puts
+            published parts together, "SmallGroundedMLLM" starts from nothing (see `unimed.models.building`).
         lora: arguments of peft's `LoraConfig` for the language model; None trains it whole.
-        freeze: names (beginnings) of parameters that do not learn.
-        learn: names (beginnings) of parameters that learn beside the adapters although `lora` freezes what they are
-            part of, such as the embeddings.
-        frozen_dtype: number type of parameters that do not learn, such as "bfloat16" (for `precision="bf16"`).
+        freeze: name prefixes of parameters that are not trained.
+        trainable: name prefixes of parameters that are trained beside the adapters although `lora` freezes what they
+            are part of, such as the embeddings.
+        frozen_dtype: dtype of frozen parameters, such as "bfloat16" (for `precision="bf16"`).
         loss_weights: changes to `LOSS_WEIGHTS`.
         mask_points: points per mask the mask loss looks at; None looks at every pixel.
         cache_images: images whose features are kept while the encoder is frozen; 0 encodes anew each time.
         max_new_tokens, batch_size: of predictions during validation and test.
-        learning_rates: {beginning of a parameter name: factor on the learning rate}.
+        learning_rates: {name prefix of parameters: factor on the learning rate}.
         box_options: changes to `unimed.losses.box.OPTIONS`.
         reduction: the language loss is the mean over all learnt tokens ("tokens"), or over samples ("samples"), so that
             long answers do not outweigh others.
@@ -63,12 +70,14 @@ class GroundingTask(BaseModel):
     `routing` collects which task used which expert since it was last reset, `task_losses` the loss of each task.
     """
 
+    headline_metrics = ("dice_mean_over_targets", "grounding_rate", "presence_auroc", "miou_mean_over_*", "accuracy/*")
+
     def __init__(
         self,
         model: str | dict | GroundedMLLM,
         lora: dict | None = None,
         freeze: Sequence[str] = (),
-        learn: Sequence[str] = (),
+        trainable: Sequence[str] = (),
         frozen_dtype: str | None = None,
         loss_weights: dict | None = None,
         mask_points: int | None = None,
@@ -82,11 +91,17 @@ class GroundingTask(BaseModel):
         scores: str = "grounding",
         compat: str | None = None,
     ):
-        super().__init__()
-        self.model = build_model(model, connector)
+        # Builders of small models and of Uni-Med put the connector in themselves.
+        given = {} if connector is None else {"connector": connector}
+        built = build_model(model, GroundedMLLM, UNTYPED, **given)
+        if connector is not None and isinstance(model, (str, GroundedMLLM)):
+            built.replace_connector(connector)
+        super().__init__(built, learning_rates)
         if compat is not None:
             self.processor.compat = compat
         self.scores, self.compat = scores, compat
+        if scores == "benchmarks":
+            self.headline_metrics = ("*/accuracy", "*/f1", "*/miou", "*/bleu-1")
         unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown loss weights {sorted(unknown)}; known are {', '.join(LOSS_WEIGHTS)}")
@@ -101,39 +116,20 @@ class GroundingTask(BaseModel):
         self.loss_weights = LOSS_WEIGHTS | (loss_weights or {})
         self.mask_points = mask_points
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
-        self.learning_rates = dict(learning_rates or {})
         self.box_options = dict(box_options or {})
         for name, parameter in self.model.named_parameters():
             if name.startswith(tuple(freeze)):
                 parameter.requires_grad_(False)
         if lora is not None:
             add_lora(self.model.language_model, lora)
-        _check_names(self.model, [*freeze, *learn])
+        _check_names(self.model, [*freeze, *trainable])
         for name, parameter in self.model.named_parameters():
-            if learn and name.startswith(tuple(learn)):
+            if trainable and name.startswith(tuple(trainable)):
                 parameter.requires_grad_(True)
             elif frozen_dtype is not None and not parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, frozen_dtype))
         if cache_images and hasattr(self.model.mask_head, "cache"):
             self.model.mask_head.cache = FeatureCache(cache_images)
-
-    @property
-    def processor(self):
-        """What the collator asks."""
-        return self.model.processor
-
-    def train_parameters(self) -> list[dict]:
-        """Parameter groups with their learning-rate factors (`lr_mult`); norms and biases are not decayed."""
-        groups: dict[tuple[float, bool], list] = {}
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            factor = next((f for start, f in self.learning_rates.items() if name.startswith(start)), 1.0)
-            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
-        return [
-            {"params": params, "lr_mult": factor} | ({} if decays else {"weight_decay": 0.0})
-            for (factor, decays), params in groups.items()
-        ]
 
     def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
         """`{"loss", "text", "dice", "bce", "presence", "box", ...}` of one batch (see `GroundedCollator`)."""
@@ -142,10 +138,13 @@ class GroundingTask(BaseModel):
         if self.training:
             self._note(batch, output, routed)
         # A rank without masks or boxes still touches every head, so that the gradients of all ranks have one shape.
-        text = output.loss if self.reduction == "tokens" else output.sample_losses.mean()
-        losses = {"text": text, "presence": self._nothing(self.model.presence_head)}
-        losses |= {"dice": self._nothing(self.model.seg_projection), "bce": self._nothing(self.model.mask_head)}
-        losses["box"] = self._nothing(self.model.box_head)
+        losses = {"text": output.loss if self.reduction == "tokens" else output.sample_losses.mean()}
+        if self.model.presence_head is not None:
+            losses["presence"] = self._nothing(self.model.presence_head)
+        if self.model.mask_head is not None:
+            losses |= {"dice": self._nothing(self.model.seg_projection), "bce": self._nothing(self.model.mask_head)}
+        if self.model.box_head is not None:
+            losses["box"] = self._nothing(self.model.box_head)
         if output.masks is not None:
             # Without a head that says so, an empty mask is the only way to say that a thing is not there.
             present = (batch["presence"] > 0.5) | (self.model.presence_head is None)
@@ -160,11 +159,11 @@ class GroundingTask(BaseModel):
             losses["box"] = self.box_losses(output, batch)
         if output.auxiliary_loss is not None:
             losses["connector"] = output.auxiliary_loss
-        if "normalisers" in batch:
+        if "normalizers" in batch:
             # Each term is a mean over what this batch holds; together with the other ranks it is one over all.
-            here, shared = self.normalisers(batch), batch["normalisers"]
+            here, shared = self.normalizers(batch), batch["normalizers"]
             for name, count in COUNTED.items():
-                if shared[count]:
+                if shared[count] and name in losses:
                     losses[name] = losses[name] * (here[count] / shared[count])
         losses["loss"] = sum(self.loss_weights[name] * value for name, value in losses.items())
         return losses
@@ -194,7 +193,7 @@ class GroundingTask(BaseModel):
             self.routing.reset()
         return summary
 
-    def normalisers(self, batch: dict) -> dict[str, int]:
+    def normalizers(self, batch: dict) -> dict[str, int]:
         """Counts that the terms of the loss are divided by."""
         present = batch["presence"] > 0.5
         return {
@@ -217,10 +216,8 @@ class GroundingTask(BaseModel):
         return sum(box_loss(output.boxes, target[order], self.box_options).values())
 
     def _nothing(self, module) -> torch.Tensor:
-        """Zero that depends on every learning parameter of a module."""
+        """Zero that depends on every trainable parameter of a module."""
         zero = torch.zeros((), device=self.model.device)
-        if module is None:
-            return zero
         return sum((p.sum() * 0.0 for p in module.parameters() if p.requires_grad), start=zero)
 
     def predict_samples(self, samples: Sequence[Sample], blank: bool = False) -> list[Prediction]:
@@ -238,9 +235,10 @@ class GroundingTask(BaseModel):
             shown = [kept.setdefault(id(image), np.zeros_like(image) if blank else image) for image in sample.images]
             if is_volume(sample):
                 way = self.model.routed_as(_known(sample.task, connector.config.tasks)) if routes else nullcontext()
+                frames = list(np.zeros(shown[0].shape, np.uint8) if blank else volume_to_uint8(sample))
                 with way:
                     question = sample.conversation[0][1]
-                    predictions[index] = self.model.predict_frames(list(shown[0]), question, **options)
+                    predictions[index] = self.model.predict_frames(frames, question, **options)
             else:
                 flat.append(index)
                 images.append(shown if len(shown) > 1 else shown[0] if shown else None)
@@ -251,10 +249,6 @@ class GroundingTask(BaseModel):
         predictions |= dict(zip(flat, answers, strict=True))
         return [predictions[index] for index in range(len(samples))]
 
-    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Numbers shown while training: the summary of `score`."""
-        return self.score(samples, self.predict_samples(samples))["summary"]
-
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
         """Metrics, tables and per-case rows; baselines beside them where the training samples are given."""
         if self.scores == "benchmarks":
@@ -264,9 +258,8 @@ class GroundingTask(BaseModel):
 
     def export(self, folder) -> None:
         """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
-        merge_lora(self.model)
         self.model.config.language_tuning = "full"
-        self.model.save_pretrained(folder)
+        super().export(folder)
 
 
 @TASKS.register_module(name="MultiTask")
@@ -280,53 +273,14 @@ def multi_task(
     **options,
 ) -> GroundingTask:
     """`GroundingTask` as Uni-Med is trained and scored (the former name of its own task)."""
-    if isinstance(model, dict) and "llama" not in model:
-        model = {"vision_dim": 96} | model
+    if not isinstance(model, GroundedMLLM):
+        model = described(model, [("llama", "UniMed"), ("", "SmallUniMed")])
+    # A folder is a path for the task, which may give it a new connector.
+    model = model["path"] if isinstance(model, dict) and model["type"] == "Pretrained" else model
     return GroundingTask(
         model, connector=connector, reduction=reduction, max_new_tokens=max_new_tokens, batch_size=batch_size,
         scores="benchmarks", compat=compat, **options,
     )  # fmt: skip
-
-
-def build_model(model: str | dict | GroundedMLLM, connector: dict | None = None) -> GroundedMLLM:
-    """The model of a `GroundingTask` from its `model` argument, in float32, with a new connector where one is given.
-
-    Raises:
-        ValueError: a folder that holds no grounded model.
-    """
-    if isinstance(model, dict) and "llama" in model:
-        from unimed.models.checkpoints.uni_med import build_from_parts
-
-        return build_from_parts(**model, connector=connector)[0]
-    if isinstance(model, dict) and "vision_dim" in model:
-        from unimed.models.starting.uni_med import build_small as build_small_uni_med
-
-        return build_small_uni_med(**model, connector=connector)
-    model = _build_model(model)
-    if connector is not None:
-        model.replace_connector(connector)
-    return model
-
-
-def _build_model(model: str | dict | GroundedMLLM) -> GroundedMLLM:
-    if isinstance(model, GroundedMLLM):
-        return model
-    if isinstance(model, dict):
-        options = dict(model)
-        if "backbone" in options:
-            from unimed.models.starting.grounded_parts import build_on_parts
-
-            return build_on_parts(**options)
-        from unimed.models.starting.grounded_small import build_small, build_tiny
-
-        return build_tiny(**options) if options.pop("tiny", False) else build_small(**options)
-    from unimed.models.auto import load
-
-    loaded = load(model, device="cpu", dtype="float32")
-    if not isinstance(loaded, GroundedMLLM):
-        raise ValueError(f"{model} holds a {type(loaded).__name__}; GroundingTask trains grounded models")
-    _ = loaded.processor  # read now: a broken folder is found before training, not after
-    return loaded
 
 
 def _per_mask(of_seg: torch.Tensor, batch: dict) -> torch.Tensor:
@@ -335,17 +289,17 @@ def _per_mask(of_seg: torch.Tensor, batch: dict) -> torch.Tensor:
     return of_seg if index is None else of_seg[index.to(of_seg.device)]
 
 
-def _check_names(model, beginnings: Sequence[str]) -> None:
+def _check_names(model, prefixes: Sequence[str]) -> None:
     names = [name for name, _ in model.named_parameters()]
-    for beginning in beginnings:
-        if not any(name.startswith(beginning) for name in names):
-            raise ValueError(f"no parameter of the model begins with {beginning!r}")
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"no parameter of the model begins with {prefix!r}")
 
 
-def _known(task: Task, tasks: Sequence[str]) -> str:
+def _known(task: TaskName, tasks: Sequence[str]) -> str:
     """The connector's name of a task: its own, or Uni-Med's for it."""
     return task.value if task.value in tasks else task.short
 
 
 def _answerable(samples: Sequence[Sample]) -> list[Sample]:
-    return [sample for sample in samples if sample.task in (Task.VQA, Task.CLASSIFICATION)]
+    return [sample for sample in samples if sample.task in (TaskName.VQA, TaskName.CLASSIFICATION)]

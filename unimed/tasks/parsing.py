@@ -6,36 +6,39 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from mmengine.model import BaseModel
 
 from unimed.evaluation.scorers.parsing import score_parsing
 from unimed.io.result import Prediction
 from unimed.losses.parsing import parsing_losses
 from unimed.models.boltzformer import BoltzFormerModel
 from unimed.models.boltzformer.volumes import volume_masks
+from unimed.models.building import build_model
 from unimed.registry import TASKS
 from unimed.structures import Region, Sample
+from unimed.tasks.base import Task
 
 #: Weights of the summed loss as in the published fine-tuning: masks are dice plus cross entropy, edges the same.
 LOSS_WEIGHTS = {"dice": 1.0, "bce": 1.0, "edge": 1.0, "existence": 1.0}
 
 
 @TASKS.register_module()
-class ParseTask(BaseModel):
+class ParseTask(Task):
     """A `BoltzFormerModel` with its losses.
 
     Args:
-        model: folder of a model or a published checkpoint, or arguments of `build_small` for one that starts from
-            nothing.
+        model: folder of a model or a published checkpoint, or dict(type="SmallBoltzFormer", ...) for one that starts
+            from nothing.
         channels: "rgb" or "slices" changes what the channels hold and the mean they are normalised by; None keeps it.
-        freeze: names (beginnings) of parameters that do not learn.
+        freeze: name prefixes of parameters that are not trained.
         loss_weights: changes to `LOSS_WEIGHTS`.
         positive_weight: of present targets in the existence loss.
-        learning_rates: {beginning of a parameter name: factor on the learning rate}.
+        learning_rates: {name prefix of parameters: factor on the learning rate}.
         seed: of the sampling in predictions; training draws from the global generator.
         threshold: existence from which a target counts as there.
         batch_size: images or slices encoded at a time in predictions.
     """
+
+    headline_metrics = ("dice*", "existence_auroc", "existence_f1")
 
     def __init__(
         self,
@@ -49,45 +52,25 @@ class ParseTask(BaseModel):
         threshold: float = 0.5,
         batch_size: int = 8,
     ):
-        super().__init__()
-        if isinstance(model, dict):
-            from unimed.models.starting.boltzformer import build_small
-
-            self.model = build_small(**model)
-        else:
-            from unimed.models.auto import load
-
-            self.model = load(model, device="cpu", dtype="float32")
-            if not isinstance(self.model, BoltzFormerModel):
-                raise ValueError(f"{model}: a {type(self.model).__name__}; this task trains BoltzFormer (v2) models")
-            _ = self.model.tokenizer  # read now: a broken folder is found before training, not after
+        model = build_model(model, BoltzFormerModel, [("", "SmallBoltzFormer")])
+        super().__init__(model, learning_rates)
         if channels is not None:
             self.model.set_channels(channels)
         unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown loss weights {sorted(unknown)}; known are {', '.join(LOSS_WEIGHTS)}")
         self.loss_weights = LOSS_WEIGHTS | (loss_weights or {})
-        self.positive_weight, self.learning_rates = positive_weight, dict(learning_rates or {})
+        self.positive_weight = positive_weight
         self.seed, self.threshold, self.batch_size = seed, threshold, batch_size
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(tuple(freeze)))
         self.train()
 
-    @property
-    def processor(self):
-        """What the collator asks."""
-        return self.model.processor
+    def decays(self, name, parameter) -> bool:
+        """Every parameter, as published."""
+        return True
 
-    def train_parameters(self) -> list[dict]:
-        """Parameter groups with their learning-rate factors (`lr_mult`); all are decayed, as published."""
-        groups: dict[float, list] = {}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                factor = next((f for start, f in self.learning_rates.items() if name.startswith(start)), 1.0)
-                groups.setdefault(factor, []).append(parameter)
-        return [{"params": params, "lr_mult": factor} for factor, params in groups.items()]
-
-    def normalisers(self, batch: dict) -> dict[str, float]:
+    def normalizers(self, batch: dict) -> dict[str, float]:
         """Prompts of a batch, so that ranks and micro-batches with more prompts count for more."""
         return {"prompts": float(len(batch["labels"]))}
 
@@ -103,7 +86,7 @@ class ParseTask(BaseModel):
             output.masks, output.existence, batch["labels"], output.edges, positive_weight=self.positive_weight
         )
         present = each.pop("present")
-        prompts = batch.get("normalisers", {}).get("prompts", len(present))
+        prompts = batch.get("normalizers", {}).get("prompts", len(present))
         losses = {name: values.sum() / prompts for name, values in each.items()}
         losses["loss"] = sum(self.loss_weights[name] * value for name, value in losses.items())
         right = (output.existence[:, 0].detach() > 0) == (present > 0.5)
@@ -147,17 +130,9 @@ class ParseTask(BaseModel):
         ]
         return Prediction("", tuple(regions), sample.geometry)
 
-    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Numbers shown while training: the summary of `score`."""
-        return self.score(samples, self.predict_samples(samples))["summary"]
-
-    def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict:
+    def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
         """Metrics, tables and per-case rows."""
         return score_parsing(samples, predictions)
-
-    def export(self, folder) -> None:
-        """Write the model as a Hugging Face folder."""
-        self.model.save_pretrained(folder)
 
 
 def is_volume(image: np.ndarray) -> bool:

@@ -10,16 +10,16 @@ import torch
 
 from unimed.evaluation.robustness import disturb, settings
 from unimed.evaluation.scorers.reports import box_cases, disturbed_scores, pair_phrases, score_reports
-from unimed.files import read_json_lines
 from unimed.io.result import Prediction
 from unimed.losses import box_published
 from unimed.metrics.calibration import Calibration
+from unimed.models.building import build_model
+from unimed.models.grounded import GroundedMLLM
 from unimed.models.grounded.teacher_forcing import teacher_forced
 from unimed.models.lora import add_lora
-from unimed.models.starting.umedground import build_from_parts, build_small_umedground
 from unimed.registry import TASKS
 from unimed.structures import Region, Sample
-from unimed.tasks.grounding import GroundingTask
+from unimed.tasks.grounding import UNTYPED, GroundingTask
 
 PROTOCOLS = ("free", "teacher")
 
@@ -29,8 +29,7 @@ class ReportGrounding(GroundingTask):
     """uMedGround's training and scoring.
 
     Args:
-        model: folder, or dict: with `llava`, arguments of `build_from_parts`; with `texts`, of `build_small_umedground`
-            (`texts` may be a file of records).
+        model: folder, or dict(type=...): "UMedGround" joins LLaVA and SAM, "SmallUMedGround" starts from nothing.
         protocol: "free", the model reads the question alone; "teacher", boxes of the true answer, as published.
         language_box: weight of the published second head's loss; its head stays frozen, as published.
         sam_lora: arguments of peft's `LoraConfig` for SAM's encoder; None leaves it as `freeze` says. (The published
@@ -43,6 +42,8 @@ class ReportGrounding(GroundingTask):
     Raises:
         ValueError: an unknown protocol or compat.
     """
+
+    headline_metrics = ("miou_mean_over_phrases", "acc@0.5", "phrase_f1", "false_box_rate")
 
     def __init__(
         self,
@@ -57,11 +58,7 @@ class ReportGrounding(GroundingTask):
     ):
         if protocol not in PROTOCOLS or compat not in (None, "reference"):
             raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}, compat None or 'reference'")
-        if isinstance(model, dict) and "llava" in model:
-            model = build_from_parts(**model)
-        elif isinstance(model, dict) and "texts" in model:
-            texts = model["texts"]
-            model = build_small_umedground(**model | {"texts": _texts_of(texts) if isinstance(texts, str) else texts})
+        model = build_model(model, GroundedMLLM, [("texts", "SmallUMedGround"), *UNTYPED])
         super().__init__(model, **options)
         self.protocol, self.language_box, self.compat = protocol, language_box, compat
         self.robustness = robustness
@@ -113,15 +110,16 @@ class ReportGrounding(GroundingTask):
         return teacher_forced(self.model, images, questions, [s.conversation[1][1] for s in samples])
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
-        """Phrases, boxes and doubt, beside the mean box of `train`; under disturbance too where the task says so."""
+        """Phrases, boxes, uncertainty, beside the mean box of `train`; under disturbance too where the task says so."""
         result = score_reports(samples, predictions, self.protocol, self.compat, train)
         if self.robustness is not None and samples and not self.training:
             result["tables"]["robustness"] = self.disturbed(samples)
         return result
 
-    def validate(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Numbers shown while training."""
-        summary = score_reports(samples, self.predict_samples(samples), self.protocol, self.compat)["summary"]
+    def validate(self, samples: Sequence[Sample], predictions=None) -> dict[str, float]:
+        """The summary of `score_reports`: nothing is disturbed while training."""
+        predictions = self.predict_samples(samples) if predictions is None else predictions
+        summary = score_reports(samples, predictions, self.protocol, self.compat)["summary"]
         return {name: float(value) for name, value in summary.items() if isinstance(value, (int, float))}
 
     def disturbed(self, samples: Sequence[Sample]) -> list[dict]:
@@ -173,15 +171,3 @@ def _rows_of(batch, box_token_id: int) -> torch.Tensor:
     """[N], the row of the batch that each [BOX] of an answer stands in."""
     places = (batch["input_ids"] == box_token_id) & (batch["labels"] != -100)
     return torch.nonzero(places)[:, 0]
-
-
-def _texts_of(path: str) -> list[str]:
-    """Questions and answers of a file of records, and the words of report grounding."""
-    from pathlib import Path
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file of records; `tools/prepare_data.py sample` makes the sample set")
-    texts = ["Please divide this report into phrases and output bounding boxes. is not visible. key detection find"]
-    for _, record in read_json_lines(path):
-        texts.append(f"question: {record.get('question', '')} answer: {record.get('answer', '')}")
-    return texts

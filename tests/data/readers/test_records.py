@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unimed.data.readers.records import RecordDataset, RecordError
-from unimed.geometry import Geometry
+from unimed.geometry import ALL_ORIENTATIONS, Geometry, reorient
 from unimed.io.write import write_nifti
 from unimed.registry import DATASETS
 
@@ -167,6 +167,59 @@ def test_some_slices_of_a_volume_for_training(folder):
     assert RecordDataset(folder)[0].images[0].dtype == np.int16
 
 
+VOLUME_GRID = Geometry([[0, -2.0, 0, 9], [1.5, 0, 0, -4], [0, 0, 3, 7], [0, 0, 0, 1]])
+
+
+def volume_record(folder, mask_geometry, mask):
+    """A record whose mask is stored in a grid of its own, and the true mask in the order of the volume."""
+    array = np.random.default_rng(0).integers(0, 99, (6, 5, 4)).astype(np.int16)
+    write_nifti(folder / "volumes/v.nii.gz", array, VOLUME_GRID)
+    write_nifti(folder / "masks/v.nii.gz", mask, mask_geometry)
+    region = {"phrase": "lesion", "mask": "masks/v.nii.gz", "present": True}
+    entry = record(task="volume", volume="volumes/v.nii.gz", regions=[region])
+    del entry["image"]
+    write(folder, entry)
+
+
+@pytest.mark.parametrize("orientation", ALL_ORIENTATIONS[::5])
+def test_a_mask_stored_with_other_axes_lies_where_its_volume_does(folder, orientation):
+    mask = np.zeros((6, 5, 4), np.uint8)
+    mask[1:3, 2, 3] = 1
+    turned, geometry = reorient(mask, VOLUME_GRID, orientation)
+    volume_record(folder, geometry, np.ascontiguousarray(turned))
+    seen = RecordDataset(folder)[0].regions[0].mask
+    assert np.array_equal(seen, reorient(mask, VOLUME_GRID, "SPL")[0] > 0)
+
+
+def moved(by):
+    affine = VOLUME_GRID.affine.copy()
+    affine[:3, 3] += by
+    return Geometry(affine)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "shape"),
+    [
+        (Geometry(np.eye(4)), (6, 5, 4)),
+        (moved((0, 0, 6)), (6, 5, 4)),
+        (moved((2, 0, 0)), (6, 5, 4)),
+        (Geometry(VOLUME_GRID.affine @ np.diag((1, 1, 0.5, 1))), (6, 5, 4)),
+        (Geometry(VOLUME_GRID.affine @ np.diag((1, 1, 0.5, 1))), (6, 5, 8)),
+        (VOLUME_GRID, (6, 5, 3)),
+    ],
+)
+def test_a_volume_mask_in_another_grid_is_named_by_the_checker(folder, geometry, shape):
+    from unimed.data.checks import check
+
+    mask = np.zeros(shape, np.uint8)
+    mask[2:4, 2, 1] = 1
+    volume_record(folder, geometry, mask)
+    with pytest.raises(RecordError, match="mask masks/v.nii.gz is .*(in the patient|voxels away)"):
+        RecordDataset(folder)[0]
+    report = check(folder)
+    assert [kind for _, kind, _ in report.problems] == ["mask"]
+
+
 @pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_a_record_ends_at_a_line_feed_only(folder, sign, mark):
@@ -175,3 +228,17 @@ def test_a_record_ends_at_a_line_feed_only(folder, sign, mark):
     (folder / "records" / "train.jsonl").write_bytes((mark + "\r\n".join(lines)).encode())
     samples = RecordDataset(folder, "train")
     assert [sample.conversation[0][1] for sample in samples] == [question] * 2
+
+
+def test_volume_and_mask_without_directions_stay_together(folder):
+    array = np.arange(125, dtype=np.int16).reshape(5, 5, 5)
+    head = "NDims = 3\nDimSize = 5 5 5\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (folder / "volumes").mkdir(exist_ok=True)
+    (folder / "volumes/v.mha").write_bytes(head.encode() + array.tobytes(order="F"))
+    (folder / "masks/v.mha").write_bytes(head.encode() + (array == 7).astype(np.int16).tobytes(order="F"))
+    region = {"phrase": "lesion", "mask": "masks/v.mha", "present": True}
+    entry = record(task="volume", volume="volumes/v.mha", regions=[region])
+    del entry["image"]
+    write(folder, entry)
+    sample = RecordDataset(folder)[0]
+    assert sample.images[0][sample.regions[0].mask].tolist() == [7]

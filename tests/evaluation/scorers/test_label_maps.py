@@ -8,8 +8,8 @@ import pytest
 
 from unimed.commands.biomedparse import score_volumes
 from unimed.evaluation.scorers.label_maps import case_name, score_folder
-from unimed.geometry import Geometry
-from unimed.io.write import write_nifti, write_npz
+from unimed.geometry import ALL_ORIENTATIONS, Geometry, reorient
+from unimed.io.write import write_nifti, write_npz, write_nrrd
 
 PROMPTS = {"1": "CT imaging of the spleen", "2": "the liver", "3": "left kidney"}
 
@@ -100,7 +100,7 @@ def test_the_tool(folders, capsys):
     out = capsys.readouterr().out
     assert "| CT       | spleen" in out and "left out of every mean" in out and "no result in" in out
     report = json.loads((folders / "said" / "scores" / "scores.json").read_text())
-    assert report["counts"] == {"painted_on_absent": 1, "missed": 3, "both_empty": 1, "pairs": 6}
+    assert report["counts"] == {"predicted_on_absent": 1, "missed": 3, "both_empty": 1, "pairs": 6}
     assert len((folders / "said" / "scores" / "cases.jsonl").read_text().splitlines()) == 8
     assert score_volumes([str(folders / "said"), str(folders / "gone")]) == 1
     assert "no such folder" in capsys.readouterr().err
@@ -122,3 +122,38 @@ def test_images_may_lie_beside_their_truths(tmp_path):
     np.savez(tmp_path / "a.img.npz", imgs=np.ones((2, 4, 4), np.uint8))
     (tmp_path / "out").mkdir()
     assert score_folder(tmp_path / "out", tmp_path, surfaces=False, prompts=None).problems[0].startswith("a: no result")
+
+
+LABELS = box((8, 7, 6), (1, np.s_[1:4, 1:3, 1:3]), (2, np.s_[5:7, 4:6, 3:5]))
+GRID = Geometry([[1.0, 0, 0, 3], [0, 2, 0, -4], [0, 0, 3, 5], [0, 0, 0, 1]])
+
+
+def score(tmp_path, labels, geometry, suffix=".nii.gz"):
+    write_nifti(tmp_path / "t" / "c.nii.gz", LABELS, GRID)
+    write = write_nrrd if suffix == ".nrrd" else write_nifti
+    write(tmp_path / "p" / f"c{suffix}", np.ascontiguousarray(labels), geometry)
+    (tmp_path / "prompts.json").write_text('{"1": "x", "2": "y"}')
+    return score_folder(tmp_path / "p", tmp_path / "t", prompts=tmp_path / "prompts.json", surfaces=False)
+
+
+@pytest.mark.parametrize("orientation", ALL_ORIENTATIONS[::3])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_the_same_place_in_other_axes_scores_one(tmp_path, orientation, suffix):
+    scores = score(tmp_path, *reorient(LABELS, GRID, orientation), suffix)
+    assert [row["dice"] for row in scores.targets] == [1, 1] and not scores.problems and not scores.remarks
+
+
+def test_a_finer_grid_is_compared_by_nearest_labels_and_said(tmp_path):
+    fine = Geometry(GRID.affine @ np.array([[0.5, 0, 0, -0.25], [0, 0.5, 0, -0.25], [0, 0, 0.5, -0.25], [0, 0, 0, 1]]))
+    scores = score(tmp_path, LABELS.repeat(2, 0).repeat(2, 1).repeat(2, 2), fine)
+    assert [row["dice"] for row in scores.targets] == [1, 1] and "another grid" in scores.remarks[0]
+
+
+def test_the_same_array_at_another_place_scores_less_or_is_refused(tmp_path):
+    affine = GRID.affine.copy()
+    affine[0, 3] += 2
+    scores = score(tmp_path, LABELS, Geometry(affine))
+    assert max(row["dice"] for row in scores.targets) < 0.5 and scores.remarks
+    affine[0, 3] += 500
+    scores = score(tmp_path, LABELS, Geometry(affine))
+    assert not scores.targets and "do not overlap" in scores.problems[0] and "c.nii.gz" in scores.problems[0]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from closeness import MODEL, assert_close
 from golden_files import SMALL
 
 import unimed
@@ -50,8 +51,8 @@ def test_slice_groups_change_no_sampled_position(model, images, group, monkeypat
     layers = model.config.decoder_layers
     for layer, mask in enumerate(together):
         assert torch.equal(mask, torch.cat(masks[layer::layers]).unflatten(0, (5, 3)))
-    assert torch.allclose(torch.cat([part.mask_logits for part in parts]), whole.mask_logits, atol=1e-5)
-    assert torch.allclose(torch.cat([part.existence for part in parts]), whole.existence, atol=1e-5)
+    assert_close(torch.cat([part.mask_logits for part in parts]), whole.mask_logits, relative=MODEL)
+    assert_close(torch.cat([part.existence for part in parts]), whole.existence, relative=MODEL)
 
 
 def test_a_prompt_does_not_depend_on_its_neighbours(model, images, monkeypatch):
@@ -62,9 +63,9 @@ def test_a_prompt_does_not_depend_on_its_neighbours(model, images, monkeypatch):
     alone = [model.segment_slices(images[:2], [prompt], seed=3) for prompt in PROMPTS]
     for layer, mask in enumerate(together):
         assert torch.equal(mask, torch.stack(masks[layer :: model.config.decoder_layers], 1))
-    assert torch.allclose(torch.cat([one.mask_logits for one in alone], 1), whole.mask_logits, atol=1e-5)
+    assert_close(torch.cat([one.mask_logits for one in alone], 1), whole.mask_logits, relative=MODEL)
     backwards = model.segment_slices(images[:2], PROMPTS[::-1], seed=3)
-    assert torch.allclose(backwards.mask_logits.flip(1), whole.mask_logits, atol=1e-5)
+    assert_close(backwards.mask_logits.flip(1), whole.mask_logits, relative=MODEL)
 
 
 def test_seed_and_slice_number_decide_what_is_drawn(model, images):
@@ -121,8 +122,8 @@ def test_uneven_prompts_equal_each_image_alone(model, images):
         both = model(images[:2], **batch, num_prompts=[2, 1], seed=0)
         one = model(images[:1], **first, seed=0, places=[0])
         two = model(images[1:2], **second, seed=0, places=[1])
-    assert torch.allclose(both.masks, torch.cat([one.masks, two.masks]), atol=1e-5)
-    assert torch.allclose(both.existence, torch.cat([one.existence, two.existence]), atol=1e-5)
+    assert_close(both.masks, torch.cat([one.masks, two.masks]), relative=MODEL)
+    assert_close(both.existence, torch.cat([one.existence, two.existence]), relative=MODEL)
 
 
 def test_draws_are_uniform_and_unlike_each_other():

@@ -90,7 +90,7 @@ def test_volumes_do_not_depend_on_the_size_of_groups(model):
     assert masks.shape == (3, 5, 40, 52) and presence.shape == (3,)
     for size in (1, 2, 3):
         again, there = volume_masks(model, volume, PROMPTS, threshold=0.0, batch_size=size)
-        assert (again != masks).mean() < 1e-3 and np.allclose(there, presence, atol=1e-5)
+        assert (again != masks).mean() < 1e-3 and np.allclose(there, presence, atol=1e-4)
     lying, _ = volume_masks(model, np.moveaxis(volume, 0, 2), PROMPTS, threshold=0.0)
     assert np.array_equal(np.moveaxis(lying, 3, 1), masks)
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from closeness import MODEL, assert_close
 from golden_files import tensors
 from models.uni_med.recorded import CONNECTOR, FULL, VISION, batch_of, recorded_model
 from safetensors.torch import load_file, save_file
@@ -52,7 +53,7 @@ def test_the_converted_folder_computes_the_same(published, tmp_path):
     images = tensors("uni_med", "full", "io.safetensors")["images"]
     batch = batch_of("vqa", images)
     with torch.no_grad():
-        torch.testing.assert_close(model(**batch).logits, original(**batch).logits, atol=1e-6, rtol=0)
+        assert_close(model(**batch).logits, original(**batch).logits, relative=MODEL)
     assert model.processor.tokens_per_tile == 16
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["layout"] == "uni_med"
 
@@ -89,7 +90,7 @@ def test_a_new_model_of_its_parts(published, tmp_path):
     images = tensors("uni_med", "full", "io.safetensors")["images"]
     with torch.no_grad():
         features = task.model.eval().backbone.visual_encoder(images[:1])
-    torch.testing.assert_close(features, original.backbone.visual_encoder(images[:1]), atol=1e-6, rtol=0)
+    assert_close(features, original.backbone.visual_encoder(images[:1]), relative=MODEL)
     language = task.model.backbone.lm.state_dict()
     for name, tensor in original.backbone.lm.state_dict().items():
         if "lora_" not in name:

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from closeness import MODEL, assert_close
 from models.clip.recorded import FOLDER, recorded
 from PIL import Image
 
@@ -24,11 +25,11 @@ def test_zero_shot_and_saved_again(model, tmp_path):
         model.zero_shot(paths, ["heart", "lung", "liver"]),
         again.zero_shot(paths[0], ["heart", "lung", "liver"]),
     )
-    assert first[0].probabilities == pytest.approx(second.probabilities, abs=1e-6)
+    assert first[0].probabilities == pytest.approx(second.probabilities, abs=MODEL)
     assert sum(second.probabilities) == pytest.approx(1) and second.label == second.ranked()[0][0]
     scale = float(model.towers.logit_scale.detach().exp())
     expected = (scale * torch.tensor(second.similarities)).softmax(0)
-    assert second.probabilities == pytest.approx(expected.tolist(), abs=1e-5)
+    assert second.probabilities == pytest.approx(expected.tolist(), abs=MODEL)
     prediction = model.predict(paths[0], "heart, lung, liver")
     assert prediction.text == second.label
 
@@ -65,14 +66,14 @@ def test_a_text_too_long_is_named(model, caplog):
     with caplog.at_level(logging.WARNING):
         features = model.encode_text(["heart", "lung " * 400])
     assert "cut to 256 tokens: lung lung" in caplog.text and len(caplog.records) == 1
-    assert torch.allclose(features[0], model.encode_text("heart")[0], atol=1e-6)
+    assert_close(features[0], model.encode_text("heart")[0], relative=MODEL)
 
 
 def test_order_and_batches_change_nothing(model):
     texts = ["lung", "a slide of melanoma in the left lung", "heart", "tumor"]
     together, alone = model.encode_text(texts), torch.cat([model.encode_text(t) for t in texts])
-    assert float((together - alone).abs().max()) < 1e-6
-    assert float((model.encode_text(texts, batch_size=2) - alone).abs().max()) < 1e-6
+    assert_close(together, alone, relative=MODEL)
+    assert_close(model.encode_text(texts, batch_size=2), alone, relative=MODEL)
 
 
 @torch.no_grad()
@@ -89,7 +90,7 @@ def test_one_call_makes_what_forward_takes(model):
 def test_retrieve(model):
     texts = ["heart", "lung", "liver tumor", "normal slide"]
     found = model.retrieve("lung", texts, k=2)
-    assert found[0][0] == (1, pytest.approx(1.0, abs=1e-5)) and len(found[0]) == 2
+    assert found[0][0] == (1, pytest.approx(1.0, abs=MODEL)) and len(found[0]) == 2
     pictures = [PICTURES / "rgb.png", PICTURES / "gray_L.png", PICTURES / "tall_rgb.png"]
     assert model.retrieve(pictures[1], pictures, k=1)[0][0][0] == 1
     assert len(model.retrieve(texts, model.encode_image(pictures))) == 4
@@ -134,12 +135,12 @@ def test_openai_style_text_tower(tmp_path):
     model = tiny("ViT-B-32-quickgelu")
     texts = ["a chest radiograph", "lung", "word " * 100]
     short, full = model.encode_text(texts[:2]), model.encode_text(texts[:2], padding="max_length")
-    assert float((short - full).abs().max()) < 1e-6
+    assert_close(short, full, relative=MODEL)
     assert model.processor.texts(texts)[1] == [2]
     assert model.processor.texts(texts[:2])[0].shape[1] == 77
     model.save_pretrained(tmp_path / "m")
     again = unimed.load(tmp_path / "m", device="cpu")
-    assert float((again.encode_text(texts) - model.encode_text(texts)).abs().max()) < 1e-6
+    assert_close(again.encode_text(texts), model.encode_text(texts), relative=MODEL)
 
 
 def test_sigmoid_models(tmp_path):
@@ -207,4 +208,4 @@ def test_from_the_hub(tmp_path, monkeypatch, folder):
     monkeypatch.setenv("UNIMED_CACHE", str(tmp_path / "cache"))
     model = unimed.load("hf-hub:owner/name", device="cpu")
     io = recorded()
-    assert float((model.encode_image(io["images"], normalize=False) - io["image_features_raw"]).abs().max()) < 1e-5
+    assert_close(model.encode_image(io["images"], normalize=False), io["image_features_raw"], relative=MODEL)

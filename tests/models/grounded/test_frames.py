@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import MODEL, assert_close
 from sam2_models import say, tiny_sam2, tiny_sam2_model
 from small_models import tiny_model
 
@@ -62,9 +63,9 @@ def test_frames_before_the_first_prompt_are_reached_backwards_and_objects_in_tur
     mirrored = dict(propagate(model, frames[:5][::-1], prompts, [2]))
     straight = dict(propagate(model, frames[:5], prompts, [2]))
     for frame in range(5):
-        assert torch.allclose(straight[frame].logits, mirrored[4 - frame].logits, atol=1e-4)
+        assert_close(straight[frame].logits, mirrored[4 - frame].logits, relative=MODEL)
     alone = dict(propagate(model, frames, prompts[9:], [2]))
-    assert torch.allclose(found[5].logits[9], alone[5].logits[0], atol=1e-4)
+    assert_close(found[5].logits[9], alone[5].logits[0], relative=MODEL)
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def test_sam21_remembers_that_a_thing_was_hidden_and_how_long_ago_it_was_seen():
     assert (last()[0] - plain).abs().max() > 1e-4
     score.bias.data.fill_(-100.0)
     head.sam.occlusion_spatial_embedding_parameter.data.fill_(2.0)
-    assert torch.allclose(last()[1], remembered + 2, atol=1e-5)
+    assert_close(last()[1], remembered + 2, relative=MODEL)
 
 
 def test_words_alone_prompt_every_frame_where_there_is_no_memory():

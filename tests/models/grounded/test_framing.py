@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from closeness import LAYER, assert_close
 from golden_files import SMALL
 from safetensors.torch import load_file
 
@@ -28,12 +29,12 @@ def test_pictures_are_prepared_as_published(name):
     image = picture(*SIZES[name])
     sums = json.loads((GOLDEN / "image_preprocess.json").read_text())[name]
     clip = one_tile(image, 224, "crop", CLIP_MEAN, CLIP_STD)[0]
-    torch.testing.assert_close(clip[:, ::16, ::16], recorded[f"{name}.clip_strided16"], atol=1e-5, rtol=0)
+    assert_close(clip[:, ::16, ::16], recorded[f"{name}.clip_strided16"], relative=LAYER)
     assert abs(float(clip.double().sum()) - sums["clip_sum"]) < 0.1
     where = frame(image.shape[:2], 1024, "pad", 640)
     square = place(image, where, "pad", MEAN, STD)
     assert square.shape == (3, 1024, 1024) and list(where.content_hw) == sums["resized_hw"]
-    torch.testing.assert_close(square[:, ::64, ::64], recorded[f"{name}.sam_padded_strided64"], atol=1e-5, rtol=0)
+    assert_close(square[:, ::64, ::64], recorded[f"{name}.sam_padded_strided64"], relative=LAYER)
     assert abs(float(square.double().sum()) - sums["sam_sum"]) < 1
 
 

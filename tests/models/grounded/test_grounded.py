@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import MODEL, assert_close
 from PIL import Image
 from small_models import teach, tiny_model
 from transformers import AutoModel, InternVLConfig, LlavaConfig
@@ -65,7 +66,7 @@ def test_batched_padded_and_shuffled_is_the_same_as_one_by_one():
         alone, _ = model._decode(one, max_new_tokens=6, use_cache=False)
         assert alone[0].ids == rows[index].ids, "with and without cache, alone and together"
         for ours, theirs in zip(alone[0].states, rows[index].states, strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-4)
+            assert_close(ours, theirs, relative=MODEL)
 
 
 def test_states_of_special_tokens_are_kept_even_for_the_last_token():
@@ -84,7 +85,7 @@ def test_states_of_special_tokens_are_kept_even_for_the_last_token():
     # The state is the one a plain forward pass gives at the token.
     full = torch.cat([prompt, torch.tensor([[seg, seg]])], dim=1)
     hidden = model.language_model(inputs_embeds=model.embed_tokens(full)).last_hidden_state
-    assert torch.allclose(hidden[0, -2], rows[0].states[0], atol=1e-5)
+    assert_close(hidden[0, -2], rows[0].states[0], relative=MODEL)
 
 
 def test_saved_and_loaded_it_gives_the_same_numbers(tmp_path):
@@ -236,7 +237,7 @@ def test_experts_behind_any_backbone_see_the_task_of_each_image(kind, router):
     # A mixed batch is its samples one by one, and another task is another answer.
     for place, name in enumerate(("vqa", "refer")):
         alone = model(**inputs, task=model.connector.task_ids([name] * 2))
-        torch.testing.assert_close(alone.hidden[place], mixed.hidden[place], atol=1e-5, rtol=1e-4)
+        assert_close(alone.hidden[place], mixed.hidden[place], relative=MODEL)
         assert (alone.hidden[1 - place] - mixed.hidden[1 - place]).abs().max() > 0
     mixed.hidden.sum().backward()
     assert model.connector.router.fc1.weight.grad.abs().sum() > 0

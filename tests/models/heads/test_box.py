@@ -1,5 +1,6 @@
 import pytest
 import torch
+from closeness import LAYER, assert_close
 from golden_files import SMALL
 from safetensors.torch import load_file
 from torch import nn
@@ -38,7 +39,7 @@ def test_box_geometry_equals_the_recorded_one():
         (paired_giou(first[:, None], second[None]), "giou_pairwise"),
         (paired_giou(first, second), "giou_rowwise_via_1d"),
     ):
-        torch.testing.assert_close(ours, recorded[name], atol=1e-6, rtol=0)
+        assert_close(ours, recorded[name], relative=LAYER)
     assert torch.isfinite(paired_giou(torch.zeros(1, 4), torch.zeros(1, 4))).all()
 
 
@@ -50,13 +51,13 @@ def test_published_heads(name):
     states = recorded["x"].clone().requires_grad_()
     if name:
         expected = recorded["llava_head_out_raw" if "llava" in name else "drop_head_eval_out_raw"]
-        torch.testing.assert_close(head.raw(states), expected, atol=1e-6, rtol=0)
+        assert_close(head.raw(states), expected, relative=LAYER)
         return
-    torch.testing.assert_close(head.raw(states), recorded["box_logits"], atol=1e-6, rtol=0)
+    assert_close(head.raw(states), recorded["box_logits"], relative=LAYER)
     boxes = head(states).boxes_cxcywh
-    torch.testing.assert_close(boxes, recorded["box_cxcywh"], atol=1e-6, rtol=0)
+    assert_close(boxes, recorded["box_cxcywh"], relative=LAYER)
     boxes.square().sum().backward()
-    torch.testing.assert_close(states.grad, recorded["grad_x_of_sum_box_sq"], atol=1e-6, rtol=1e-4)
+    assert_close(states.grad, recorded["grad_x_of_sum_box_sq"], relative=LAYER)
 
 
 @pytest.mark.parametrize("size", ["", "_big"])
@@ -66,7 +67,7 @@ def test_evidential_branches(size):
     head.load_state_dict({name[3:]: value for name, value in recorded.items() if name.startswith("sd.")})
     evidence = head(recorded[f"x{size}"]).evidence
     for name in ("gamma", "v", "alpha", "beta"):
-        torch.testing.assert_close(evidence[name], recorded[name + size], atol=1e-5, rtol=1e-5)
+        assert_close(evidence[name], recorded[name + size], relative=LAYER)
 
 
 def test_spread_of_hypotheses_is_the_recorded_one_phrase_by_phrase():

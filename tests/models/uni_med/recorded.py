@@ -68,7 +68,7 @@ def dummies(count):
 
 def batch_from(reader, rows, pixels=None):
     """Batch of (instruction, answer) as recorded, and of conversations, whose images are tensors already."""
-    assembly = reader.assembly()
+    assembly = reader.assembly(share_images=False)
     for instructions, answers in rows:
         count, turns = instructions[0].count("<ImageHere>"), []
         for question, answer in zip(instructions, answers, strict=True):

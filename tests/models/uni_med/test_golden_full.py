@@ -74,7 +74,7 @@ def test_generated_answers(model, name):
     questions = record.get("questions", ["[qa] is aspirin safe?"])
     reader = model.processor
     shown = record["img"] is not None
-    assembly = reader.assembly()
+    assembly = reader.assembly(share_images=False)
     for question in questions:
         assembly.add(np.zeros((4, 4, 3), np.uint8) if shown else None, [("user", question.rstrip())])
     batch = assembly.batch()
@@ -99,6 +99,11 @@ def test_an_answer_is_the_same_alone_and_in_a_batch():
     together = model.predict_batch(images, texts, task=tasks, max_new_tokens=6)
     for image, text, task, one in zip(images, texts, tasks, together, strict=True):
         assert model.predict(image, text, task=task, max_new_tokens=6).text == one.text
+    # One image, two tasks: each answer is on its own way through the experts.
+    texts, tasks = ["spleen", "spleen"], ["vqa", "refer"]
+    both = model.predict_batch([images[0]] * 2, texts, task=tasks, max_new_tokens=6)
+    alone = [model.predict(images[0], "spleen", task=task, max_new_tokens=6) for task in tasks]
+    assert [one.text for one in both] == [one.text for one in alone]
     assert isinstance(model.predict_batch([images], ["compare them"], max_new_tokens=3)[0].text, str)
     assert isinstance(model.predict(None, "is aspirin safe?", max_new_tokens=3).text, str)
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from closeness import LAYER, assert_close
+from closeness import LAYER, MODEL, assert_close
 from golden_files import recording, tensors
 from models.uni_med.recorded import answer, processor, prompt
 
@@ -86,7 +86,7 @@ def test_pictures():
     expected = (128 / 255 - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor(
         [0.26862954, 0.26130258, 0.27577711]
     )
-    torch.testing.assert_close(flat[:, 5, 5], expected, atol=1e-6, rtol=0)
+    assert_close(flat[:, 5, 5], expected, relative=MODEL)
 
 
 def test_recorded_pictures_texts_and_boxes():

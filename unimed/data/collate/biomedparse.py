@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from unimed.io.images import load as load_image
 from unimed.io.slices import choose_axis
-from unimed.io.windows import choose_window
+from unimed.io.windows import to_uint8
 from unimed.registry import COLLATORS
 from unimed.structures import Sample
 
@@ -41,7 +42,8 @@ class ParseCollator:
             regions = regions[: self.max_prompts]
             if not regions:
                 raise NoPromptError(f"sample {sample.sample_id}: no region with a mask or a presence to ask for")
-            images.append(self.processor.image(sample.images[0]))
+            image = load_image(sample.images[0], modality=sample.modality, name=f"sample {sample.sample_id}")
+            images.append(self.processor.image(image.pixels))
             counts.append(len(regions))
             for region in regions:
                 prompts.append(region.phrase)
@@ -84,7 +86,7 @@ def slice_of_volume(sample: Sample) -> Sample:
             shown += np.moveaxis(region.mask, axis, 0).sum((1, 2))
     z, last = int(shown.argmax()), len(planes) - 1
     before, after = (z - 1 if z else min(1, last)), (z + 1 if z < last else max(last - 1, 0))
-    grey = choose_window(planes)(planes)
+    grey = to_uint8(planes)
 
     def cut(mask):
         return None if mask is None else np.ascontiguousarray(np.moveaxis(mask, axis, 0)[z])

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from unimed.data.canonical import POINTERS, answer_of, is_volume, pointed_regions
+from unimed.io.windows import known_site, to_uint8
 from unimed.registry import COLLATORS
 from unimed.structures import Sample
 from unimed.tokens import SEG_TOKEN
@@ -69,14 +70,9 @@ class GroundedCollator:
         return self.processor.write(sample)
 
     def _add(self, assembly, sample: Sample):
-        for image in sample.images:
-            if image.dtype != np.uint8:
-                raise ValueError(
-                    f"sample {sample.sample_id}: images are uint8 by the time they are batched, got {image.dtype}"
-                )
         frames, read = list(sample.images), None
         if is_volume(sample):
-            frames = list(sample.images[0])
+            frames = list(volume_to_uint8(sample))
             if self.language_frames is not None and len(frames) > self.language_frames:
                 read = np.linspace(0, len(frames) - 1, self.language_frames).round().astype(int).tolist()
         elif len(frames) < 2:
@@ -148,6 +144,19 @@ class GroundedCollator:
         picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((columns, rows), Image.Resampling.BOX)
         target[:rows, :columns] = np.asarray(picture, dtype=np.float32) >= 127.5
         return target
+
+
+def volume_to_uint8(sample: Sample) -> np.ndarray:
+    """The volume of a sample as 0..255, one window for all slices, chosen by what the sample says of itself.
+
+    Raises:
+        ValueError: NaN or Inf; the sample is named.
+    """
+    site = known_site(sample.labels.get("site") or "", sample.modality)
+    try:
+        return to_uint8(sample.images[0], sample.geometry, modality=sample.modality, site=site)
+    except ValueError as error:
+        raise ValueError(f"sample {sample.sample_id}: {error}") from error
 
 
 def _group(groups: list[tuple[int, tuple]], sample_id: str, phrase: str) -> tuple[int, tuple]:

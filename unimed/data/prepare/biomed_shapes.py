@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from unimed.files import atomic_folder
 
 SIDE_PX = 64
 SHAPES = ("disc", "square")
@@ -48,16 +48,8 @@ def build(out, force: bool = False) -> Path:
             raise ValueError(f"{out} exists and holds no {MARK}; name another folder with --out")
         if not force:
             return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
+    with atomic_folder(out, replace=True) as temporary:
         _draw(temporary)
-        temporary.chmod(0o755)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return out
 
 

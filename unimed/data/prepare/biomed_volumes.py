@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from unimed.files import read_json, resolve_inside
+from unimed.files import read_json, resolve_inside, scratch_folder, write_text
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".npz")
 
@@ -74,9 +72,7 @@ def build(
         raise ValueError(f"{images}: no volume in it; known are {', '.join(SUFFIXES)} and folders of DICOM files")
     if absent := sorted(set(sources) - set(maps)):
         raise FileNotFoundError(f"{labels}: no label map for {', '.join(absent[:5])}")
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out, prefix=".volumes-"))
-    try:
+    with scratch_folder(out) as temporary:
         volumes = {
             name: _write(name, sources[name], maps[name], wanted, temporary, site, modality) for name in sorted(sources)
         }
@@ -85,12 +81,7 @@ def build(
                 raise FileExistsError(f"{out / folder.name} is there already; volumes of both splits need other names")
         for folder in sorted(temporary.iterdir()):
             folder.rename(out / folder.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    from unimed.files import write_atomic
-
-    text = json.dumps({"volumes": volumes})
-    return write_atomic(meta, lambda path: path.write_text(text, encoding="utf-8"))
+    return write_text(meta, json.dumps({"volumes": volumes}))
 
 
 def _volumes(folder: Path) -> dict[str, Path]:

@@ -121,7 +121,8 @@ def check_images(folder: Path, patient_pattern: str | None = None):
                 problem, said = _mask_problem(path, row)
                 report.remarks += [f"{split}/{path.name}: {one}" for one in said]
             except (ReadError, MaskError) as error:
-                report.problems.append((split, "unreadable", str(error)))
+                kind = "mask" if isinstance(error, MaskError) else "unreadable"
+                report.problems.append((split, kind, str(error)))
                 continue
             if problem:
                 report.problems.append((split, "mask", f"{path.name}: {problem}"))

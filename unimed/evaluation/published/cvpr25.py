@@ -25,7 +25,7 @@ def score_semantic(
         predicted, truth: integer label maps DxHxW; a label is the number of its prompt.
         prompt_ids: labels that were asked for.
         spacing_mm: voxel size along the axes; None leaves NSD out.
-        compat: None: a prompted label that is absent scores 0 when something was painted for it and is left out when
+        compat: None: a prompted label that is absent scores 0 when something was predicted for it and is left out when
             nothing was. "reference": the published scoring, where false labels cost nothing and the smallest value in
             the truth is taken for background even when it is a label.
 
@@ -35,9 +35,9 @@ def score_semantic(
     predicted, truth = _maps(predicted, truth)
     present = [int(v) for v in np.unique(truth)]
     present = present[1:] if compat == "reference" else [v for v in present if v != 0]
-    painted = {int(v) for v in np.unique(predicted)} - {0}
+    predicted_labels = {int(v) for v in np.unique(predicted)} - {0}
     asked = [int(v) for v in prompt_ids if v != 0]
-    false = [v for v in asked if v not in present and v in painted]
+    false = [v for v in asked if v not in present and v in predicted_labels]
     scored = [v for v in asked if v in present] + ([] if compat == "reference" else false)
     rows = []
     for label in sorted(scored):

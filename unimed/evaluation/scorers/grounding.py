@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from unimed.evaluation.baselines import copy_baseline
+from unimed.evaluation.rows import (
+    answer_of,
+    answer_row,
+    box_rows,
+    mask_rows,
+    presence_rows,
+    question_of,
+    text_row,
+    without_markers,
+)
 from unimed.evaluation.tables import means_by
 from unimed.io.result import Prediction
-from unimed.metrics.boxes import score_phrase, summarise_phrases
-from unimed.metrics.masks import dice, iou
+from unimed.metrics.boxes import summarise_phrases
+from unimed.metrics.masks import nan_mean
 from unimed.metrics.presence import presence_scores
-from unimed.metrics.text import captions, normal_form
-from unimed.structures import Region, Sample
+from unimed.metrics.registered import metrics_of
+from unimed.metrics.text import captions, exact_match
+from unimed.structures import Sample
 
 
 def score_grounding(
@@ -45,10 +55,13 @@ def score_grounding(
     masks = _mask_rows(samples, predictions, train)
     if masks:
         cases += masks
-        tables["masks"] = means_by(masks, ["task", "target"], ["dice", "iou"] + ["copy_baseline_dice"] * bool(train))
+        columns = [*metrics_of("mask"), *["copy_baseline_dice"] * bool(train)]
+        tables["masks"] = means_by(masks, ["task", "target"], columns)
         named = [row for row in tables["masks"] if row["task"] == "referring"]
         for row in named:
             summary[f"dice/{row['target']}"] = row["dice"].value
+        summary["dice_mean_over_cases"] = nan_mean([row["dice"] for row in masks])
+        summary["superfluous_masks"] = sum(bool(row.get("superfluous")) for row in masks)
         if named:
             summary["dice_mean_over_targets"] = float(np.mean([row["dice"].value for row in named]))
     asked = [p for s, p in zip(samples, predictions, strict=True) if _something_to_point_at(s)]
@@ -64,9 +77,9 @@ def score_grounding(
     if there:
         cases += there
         scores = presence_scores(
-            [row["probability"] for row in there],
+            [row["presence"] for row in there],
             [row["present"] for row in there],
-            [row["painted"] for row in there],
+            [row["predicted_voxels"] for row in there],
         )
         summary |= scores
         tables["presence"] = [scores]
@@ -81,15 +94,12 @@ def score_grounding(
     for task in ("caption", "report", "region"):
         pairs = by_task.get(task, [])
         if pairs:
-            said = [_words(prediction.text) for _, prediction in pairs]
-            truth = [_words(_plain(sample.conversation[1][1])) for sample, _ in pairs]
-            scores = captions(said, truth)
+            rows = [text_row(sample, prediction) for sample, prediction in pairs]
+            predicted = [without_markers(row["predicted"]) for row in rows]
+            scores = captions(predicted, [row["truth"] for row in rows])
             tables.setdefault("texts", []).append({"task": task, "cases": len(pairs)} | scores)
             summary |= {f"{name}/{task}": value for name, value in scores.items()}
-            cases += [
-                {"kind": "text", "case_id": sample.sample_id, "task": task, "said": prediction.text, "truth": text}
-                for (sample, prediction), text in zip(pairs, truth, strict=True)
-            ]
+            cases += rows
     return {"summary": summary, "tables": tables, "cases": cases}
 
 
@@ -107,89 +117,26 @@ def _mask_rows(samples, predictions, train):
                 stock[region.phrase.lower(), region.mask.ndim].append(region.mask)
     rows = []
     for sample, prediction in zip(samples, predictions, strict=True):
-        if sample.labels.get("task") == "region":
-            continue  # its mask was given with the question
-        found = [region for region in prediction.regions if region.mask is not None]
-        truth = [region for region in sample.regions if region.mask is not None and region.mask.any()]
-        for region in truth:
-            guess = _of_phrase(found, region.phrase, len(truth) == 1)
-            mask = guess.mask if guess is not None else np.zeros_like(region.mask)
-            row = {
-                "kind": "mask",
-                "case_id": sample.sample_id,
-                "group": _group(sample),
-                "task": sample.labels.get("task", ""),
-                "target": region.phrase.lower(),
-                "dice": dice(mask, region.mask),
-                "iou": iou(mask, region.mask),
-                "answered": guess is not None,
-            }
-            if train:
+        mine = mask_rows(sample, prediction)
+        if train:
+            truth = [region for region in sample.regions if region.mask is not None and region.mask.any()]
+            for row, region in zip(mine, truth, strict=False):
                 masks = stock[region.phrase.lower(), region.mask.ndim]
                 row["copy_baseline_dice"] = copy_baseline(masks, region.mask)[2] if masks else 0.0
-            rows.append(row)
+        rows += mine
     return rows
-
-
-def _of_phrase(found: list[Region], phrase: str, only: bool) -> Region | None:
-    for region in found:
-        if normal_form(region.phrase) == normal_form(phrase):
-            return region
-    # One thing was asked and one was shown: its name in the answer does not matter.
-    return found[0] if only and found else None
 
 
 def _box_rows(samples, predictions):
-    """Per phrase: matched IoU, where a superfluous box costs as much as a missed one."""
-    rows = []
-    for sample, prediction in zip(samples, predictions, strict=True):
-        if sample.labels.get("task") != "box":
-            continue
-        truth = [region.box_xyxy_px for region in sample.regions if region.box_xyxy_px is not None]
-        found = [region.box_xyxy_px for region in prediction.regions if region.box_xyxy_px is not None]
-        rows.append(
-            {
-                "kind": "box",
-                "case_id": sample.sample_id,
-                "group": _group(sample),
-                "target": sample.regions[0].phrase.lower() if sample.regions else "",
-                "predicted_boxes": found,
-                "true_boxes": truth,
-                **score_phrase(found, truth),
-            }
-        )
-    return rows
-
-
-def _group(sample: Sample) -> str:
-    """The patient as a number nobody can be found by."""
-    return hashlib.sha256((sample.patient_id or sample.sample_id).encode()).hexdigest()[:12]
+    pairs = zip(samples, predictions, strict=True)
+    return [row for sample, one in pairs if sample.labels.get("task") == "box" for row in box_rows(sample, one)]
 
 
 def _presence_rows(samples, predictions):
     rows = []
     for sample, prediction in zip(samples, predictions, strict=True):
-        if sample.labels.get("task") not in ("referring", "absent"):
-            continue
-        regions = [region for region in sample.regions if region.presence is not None or region.mask is not None]
-        if len(regions) != 1:
-            continue
-        present = regions[0].mask is not None and bool(regions[0].mask.any())
-        found = [r for r in prediction.regions if r.presence is not None or r.mask is not None]
-        painted = int(found[0].mask.sum()) if found and found[0].mask is not None else 0
-        # A model without a presence head says by its mask that something is there. An answer that points at nothing
-        # says that nothing is.
-        probability = float(painted > 0) if found and found[0].presence is None else None
-        rows.append(
-            {
-                "kind": "presence",
-                "case_id": sample.sample_id,
-                "target": regions[0].phrase.lower(),
-                "present": present,
-                "probability": probability if probability is not None else found[0].presence if found else 0.0,
-                "painted": painted,
-            }
-        )
+        if sample.labels.get("task") in ("referring", "absent"):
+            rows += presence_rows(sample, prediction)
     return rows
 
 
@@ -197,7 +144,7 @@ def _answer_rows(by_task, train, samples, blind):
     majority = defaultdict(Counter)
     for sample in train:
         if len(sample.conversation) > 1:
-            majority[_question_key(sample)][normal_form(_plain(sample.conversation[1][1]))] += 1
+            majority[question_of(sample)][answer_of(sample)] += 1
     blind_text = {}
     if blind is not None:
         asked = [sample for sample in samples if sample.labels.get("task") in ("vqa", "classification")]
@@ -205,35 +152,11 @@ def _answer_rows(by_task, train, samples, blind):
     rows = []
     for task in ("vqa", "classification"):
         for sample, prediction in by_task.get(task, []):
-            truth = normal_form(_plain(sample.conversation[1][1]))
-            row = {
-                "kind": "answer",
-                "case_id": sample.sample_id,
-                "group": _group(sample),
-                "task": task,
-                "said": prediction.text,
-                "truth": truth,
-                "correct": float(normal_form(prediction.text) == truth),
-            }
+            row, truth = answer_row(sample, prediction), answer_of(sample)
             if train:
-                most = majority[_question_key(sample)].most_common(1)
-                row["majority_baseline"] = float(bool(most) and most[0][0] == truth)
+                most = majority[question_of(sample)].most_common(1)
+                row["majority_baseline"] = float(bool(most) and exact_match(most[0][0], truth))
             if sample.sample_id in blind_text:
-                row["language_only"] = float(normal_form(blind_text[sample.sample_id]) == truth)
+                row["language_only"] = float(exact_match(blind_text[sample.sample_id], truth))
             rows.append(row)
     return rows
-
-
-def _question_key(sample: Sample) -> str:
-    """Questions of one wording share their usual answer."""
-    return sample.conversation[0][1]
-
-
-def _plain(text: str) -> str:
-    for mark in ("<p>", "</p>", "[SEG]", "[BOX]"):
-        text = text.replace(mark, " ")
-    return " ".join(text.split())
-
-
-def _words(text: str) -> str:
-    return _plain(text).lower()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.data.wordings.biomedparse_targets import named_in
+from unimed.evaluation.cases import case_row
 from unimed.evaluation.published.cvpr25 import score_instances, score_semantic
 from unimed.evaluation.tables import markdown_table, means_by, write_cases
 from unimed.files import write_report, write_text
@@ -75,7 +76,7 @@ def score_folder(
             presence of targets is taken from the NPZ or from `NAME.json`.
         truths: folder of NPZ (`gts`), NIfTI or NRRD label maps.
         prompts: JSON table for all volumes; else the truth's or the result's own.
-        empty: what a target scores that is neither there nor painted, see `masks.EMPTY_POLICIES`.
+        empty: what a target scores that is neither there nor predicted, see `masks.EMPTY_POLICIES`.
         compat: of the challenge scoring, see `challenge.score_semantic`.
         surfaces: compute NSD (needs MONAI). only: beginning of the case names to score.
 
@@ -84,16 +85,14 @@ def score_folder(
     """
     if empty not in EMPTY_POLICIES:
         raise ValueError(f"unknown policy {empty!r}; known are {', '.join(EMPTY_POLICIES)}")
-    found = _by_name(Path(truths), None)
-    results = _by_name(Path(predictions), "result")
+    pairs = label_pairs(predictions, truths)
     table = read_prompts(prompts) if prompts else None
     scores = VolumeScores()
-    for name, path in found.items():
+    for name, (path, result) in pairs.items():
         if only and not name.startswith(only):
             continue
         try:
             truth, spacing, grid = _labels(path)
-            result = results.get(name)
             predicted, existence = np.zeros(truth.shape, np.int32), None
             if result is None:
                 scores.problems.append(f"{name}: no result in {predictions}; scored as empty")
@@ -115,6 +114,16 @@ def score_folder(
     return scores
 
 
+def label_pairs(predictions: str | Path, truths: str | Path) -> dict[str, tuple[Path, Path | None]]:
+    """Case name -> (file of the truth, file of the result or None), for every truth.
+
+    Raises:
+        FileNotFoundError: a folder is missing or holds no truth.
+    """
+    results = _by_name(Path(predictions), "result")
+    return {name: (path, results.get(name)) for name, path in _by_name(Path(truths), None).items()}
+
+
 def summarise(scores: VolumeScores, out: str | Path, *, command: str, empty: str, compat: str | None = None) -> str:
     """Write `cases.jsonl`, `scores.json` and `scores.md`; returns the text of the last."""
     out, parts, summary = (
@@ -128,7 +137,7 @@ def summarise(scores: VolumeScores, out: str | Path, *, command: str, empty: str
         parts += ["## Targets", markdown_table(means_by(scores.targets, ("modality", "target"), metrics))]
         parts += ["## Modalities", markdown_table(means_by(scores.targets, "modality", metrics))]
         counts = [{
-            "painted_on_absent": sum(r["predicted_voxels"] > 0 and not r["truth_voxels"] for r in scores.targets),
+            "predicted_on_absent": sum(r["predicted_voxels"] > 0 and not r["truth_voxels"] for r in scores.targets),
             "missed": sum(r["truth_voxels"] > 0 and not r["predicted_voxels"] for r in scores.targets),
             "both_empty": sum(not r["truth_voxels"] and not r["predicted_voxels"] for r in scores.targets),
             "pairs": len(scores.targets),
@@ -177,20 +186,22 @@ def _score_targets(
     slices = np.moveaxis(truth, axis, 0).reshape(truth.shape[axis], -1)
     for label, text in asked.first().items():
         known = named_in(text)
-        said, there = predicted == label, truth == label
-        line = {
-            "case": name,
-            "group": name,
-            "modality": modality,
-            "target": known["target"] if known else text,
-            "label": label,
-            "dice": dice(said, there, empty=empty),
-            "iou": iou(said, there, empty=empty),
-            "truth_voxels": int(there.sum()),
-            "predicted_voxels": int(said.sum()),
-        }
+        found, there = predicted == label, truth == label
+        line = case_row(
+            name,
+            "mask",
+            modality=modality,
+            task="volume",
+            target=known["target"] if known else text,
+            dice=dice(found, there, empty=empty),
+            iou=iou(found, there, empty=empty),
+            truth_voxels=int(there.sum()),
+            predicted_voxels=int(found.sum()),
+            present=bool(there.any()),
+            label=label,
+        )
         if spacing is not None:
-            values = nsd(said, there, spacing, list(tolerances), empty=empty)
+            values = nsd(found, there, spacing, list(tolerances), empty=empty)
             line |= {f"nsd_{t:g}mm": value for t, value in zip(tolerances, values, strict=True)}
         scores.targets.append(line)
         if existence is not None and label in existence:
@@ -205,7 +216,7 @@ def _score_targets(
                 ]
     official = score_semantic(predicted, truth, list(asked.texts), spacing_mm=spacing, compat=compat)
     scores.challenge.append(
-        {"case": name, "group": name, "modality": modality, "DSC": official["DSC"]}
+        case_row(name, "challenge", modality=modality, task="volume", DSC=official["DSC"])
         | ({"NSD": official["NSD"]} if "NSD" in official else {})
         | {"false_labels": len(official["false_labels"])}
     )
@@ -213,11 +224,11 @@ def _score_targets(
 
 def _score_instances(scores, name, modality, predicted, truth, thresholds, compat):
     split = predicted if len(np.unique(predicted[predicted > 0])) > 1 else components(predicted > 0)
-    line = {"case": name, "group": name, "modality": modality, **instance_scores(split, truth, thresholds)}
-    scores.instances.append(line)
+    found = instance_scores(split, truth, thresholds)
+    scores.instances.append(case_row(name, "instances", modality=modality, task="volume", **found))
     official = score_instances(predicted, truth, compat=compat)
     scores.challenge.append(
-        {"case": name, "group": name, "modality": modality, "F1": official["F1"], "DSC_TP": official["DSC_TP"]}
+        case_row(name, "challenge", modality=modality, task="volume", F1=official["F1"], DSC_TP=official["DSC_TP"])
     )
 
 

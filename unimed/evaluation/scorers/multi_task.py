@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from unimed.evaluation.published import uni_med as published
+from unimed.evaluation.rows import answer_row, box_rows, text_row
 from unimed.io.result import Prediction
 from unimed.metrics import text
-from unimed.metrics.boxes import accuracy_at, paired_iou
+from unimed.metrics.boxes import accuracy_at
 from unimed.structures import Sample
 
 
@@ -21,7 +22,7 @@ def task_name(sample: Sample) -> str:
 
 
 def score_benchmarks(samples: Sequence[Sample], predictions: Sequence[Prediction], compat: str | None = None) -> dict:
-    """{"summary": {"<benchmark>/<metric>": number}}; a benchmark is one task of one source.
+    """{"summary": {"<benchmark>/<metric>": number}, "cases": rows}; a benchmark is one task of one source.
 
     Raises:
         ValueError: another number of predictions, or an unknown `compat`.
@@ -31,21 +32,30 @@ def score_benchmarks(samples: Sequence[Sample], predictions: Sequence[Prediction
     if len(samples) != len(predictions):
         raise ValueError(f"{len(predictions)} predictions for {len(samples)} samples")
     groups: dict[str, list[dict]] = {}
+    cases = []
     for sample, prediction in zip(samples, predictions, strict=True):
         row = row_of(sample, prediction)
         groups.setdefault(row["benchmark"], []).append(row)
+        cases += case_rows(sample, prediction, row)
     scorers = PUBLISHED if compat == "reference" else SCORERS
     summary = {}
     for name, members in sorted(groups.items()):
         result = scorers[members[0]["task"]](members)
         summary |= {f"{name}/{key}": value for key, value in _flat(result).items()} | {f"{name}/samples": len(members)}
-    return {"summary": summary}
+    return {"summary": summary, "cases": cases}
+
+
+def case_rows(sample: Sample, prediction: Prediction, row: Mapping) -> list[dict]:
+    """What one case of a benchmark leaves behind, with its question and the truth."""
+    made = {"refer": box_rows, "caption": lambda *pair: [text_row(*pair)]}.get(row["task"], lambda *p: [answer_row(*p)])
+    first = {"task": row["task"], "dataset": row["benchmark"]}
+    return [one | first | {"question": row["question"]} for one in made(sample, prediction)]
 
 
 def row_of(sample: Sample, prediction: Prediction) -> dict:
     """What the published scripts write for one case, under their names; boxes of the truth are x, y, w, h in pixels."""
     task = task_name(sample)
-    truth = next((said for role, said in sample.conversation if role == "assistant"), "")
+    truth = next((text for role, text in sample.conversation if role == "assistant"), "")
     answer = prediction.text.replace("<unk>", "").strip()
     row = {
         "benchmark": str(sample.labels.get("benchmark") or task),
@@ -62,17 +72,13 @@ def row_of(sample: Sample, prediction: Prediction) -> dict:
         height, width = sample.images[0].shape[:2]
         x1, y1, x2, y2 = next(r.box_xyxy_px for r in sample.regions if r.box_xyxy_px is not None)
         row |= {"answer": answer, "gt_bbox": (x1, y1, x2 - x1, y2 - y1), "width": width, "height": height}
-        row["pred_box_xyxy_px"] = next((r.box_xyxy_px for r in prediction.regions), None)
+        row["pred_box_xyxy_px"] = next((r.box_xyxy_px for r in prediction.regions if r.box_xyxy_px is not None), None)
+        row["miou"] = _mean(one["miou"] for one in box_rows(sample, prediction))
     return row
 
 
 def _kind(truth: str) -> str:
     return "closed" if truth.strip(" .").lower() in ("yes", "no") else "open"
-
-
-def plain(answer: str) -> str:
-    """Lower case, single blanks, no full stop at the end."""
-    return " ".join(answer.lower().split()).rstrip(". ")
 
 
 def _mean(values) -> float:
@@ -84,35 +90,23 @@ def _pairs(rows):
     return [r["answer_pred"] for r in rows], [r["answer_gt"] for r in rows]
 
 
-def _f1(predicted: str, truth: str) -> float:
-    """Overlap of words, each copy counted once on either side (SQuAD)."""
-    from collections import Counter
-
-    mine, other = Counter(text.tokens(predicted)), Counter(text.tokens(truth))
-    hits = sum((mine & other).values())
-    return 2 * hits / (sum(mine.values()) + sum(other.values())) if hits else 0.0
-
-
 def score_answers(rows) -> dict[str, float]:
     """vqa and qa: exact accuracy over open and closed questions, word F1, corpus BLEU-1."""
-    right = {kind: [plain(r["answer_pred"]) == plain(r["answer_gt"]) for r in rows if r["answer_type"] == kind]
+    right = {kind: [text.exact_match(r["answer_pred"], r["answer_gt"]) for r in rows if r["answer_type"] == kind]
              for kind in ("OPEN", "CLOSED")}  # fmt: skip
     return {
         "accuracy": _mean([*right["OPEN"], *right["CLOSED"]]),
         "open_accuracy": _mean(right["OPEN"]),
         "closed_accuracy": _mean(right["CLOSED"]),
-        "f1": _mean(_f1(r["answer_pred"], r["answer_gt"]) for r in rows),
+        "f1": _mean(text.token_f1(r["answer_pred"], r["answer_gt"]) for r in rows),
         "bleu1_corpus": text.bleu(*_pairs(rows))[0],
     }
 
 
 def score_boxes(rows) -> dict[str, float]:
-    """refer: mean IoU and share with IoU >= 0.5; an answer without a box counts as IoU 0."""
-    ious = []
-    for row in rows:
-        x, y, w, h = row["gt_bbox"]
-        box = row["pred_box_xyxy_px"]
-        ious.append(0.0 if box is None else float(paired_iou([box], [(x, y, x + w, y + h)])[0]))
+    """refer: mean IoU and share with IoU >= 0.5; an answer without a box counts as IoU 0, an additional
+    box halves it."""
+    ious = [row["miou"] for row in rows]
     return dict(accuracy_at(ious, (0.5,))) | {"answered": _mean(r["pred_box_xyxy_px"] is not None for r in rows)}
 
 
@@ -124,13 +118,13 @@ def score_texts(rows) -> dict[str, float]:
         "meteor_exact_corpus": text.corpus_meteor_exact(predicted, truth),
         "rouge_l": _mean(text.rouge_l(predicted, truth)),
         "cider_d": _mean(text.cider_d(predicted, truth)),
-        "f1": _mean(_f1(p, t) for p, t in zip(predicted, truth, strict=True)),
+        "f1": _mean(text.token_f1(p, t) for p, t in zip(predicted, truth, strict=True)),
     }
 
 
 def score_classes(rows) -> dict[str, float]:
     """cls: accuracy and macro F1 over the classes of the truth. An answer gives no scores, so there is no AUC."""
-    predicted, truth = ([plain(entry) for entry in part] for part in _pairs(rows))
+    predicted, truth = ([text.normal_form(entry) for entry in part] for part in _pairs(rows))
     scores = []
     for label in sorted(set(truth)):
         both = sum(p == t == label for p, t in zip(predicted, truth, strict=True))

@@ -14,6 +14,8 @@ import numpy as np
 
 from unimed.data.readers import unibiomed_tests as evaluation_sets
 from unimed.data.readers.unibiomed import NO_FINDINGS
+from unimed.evaluation.cases import case_row
+from unimed.evaluation.matching import matched_dice
 from unimed.evaluation.published import unibiomed
 from unimed.evaluation.tables import markdown_table, means_by, write_cases
 from unimed.files import write_report, write_text
@@ -21,7 +23,7 @@ from unimed.io.answers import read_answer
 from unimed.io.masks import load_mask
 from unimed.io.read import read
 from unimed.metrics.coco_captions import caption_scores
-from unimed.metrics.masks import dice, iou
+from unimed.metrics.registered import metrics_of
 from unimed.metrics.statistics import bootstrap_mean
 from unimed.metrics.surfaces import hausdorff, nsd
 from unimed.metrics.text import exact_match
@@ -80,7 +82,7 @@ def score_segmentation(cases: Sequence[Case], out: Path, compat: str | None = No
                 truth = _bilinear(case.inputs["truth"], predicted.shape)
             else:
                 truth = load_mask(case.inputs["truth"], shape=predicted.shape, resize=True)[0]
-        rows.append({"case": case.name, **_overlap(case.inputs["phrase"], predicted, truth)})
+        rows.append(_mask_row(case.name, case.name, case.inputs["phrase"], predicted, truth))
     if resized:
         remarks.append(f"{resized} masks of the truth have another size than their image and were resized")
     return _mask_scores(rows, remarks, missing, {row["case"]: _item(row) for row in rows})
@@ -91,9 +93,10 @@ def score_volumes(cases: Sequence[Case], out: Path, compat: str | None = None) -
 
     Args:
         compat: "reference" scores only the slices that have a mask file, so that false positives on all others are
-            free, as published. By default every slice counts.
+            free, brings the truth to the size of the prediction by bilinear interpolation and leaves expressions
+            without truth out, as published. By default every slice counts.
     """
-    rows, remarks, missing = [], [], 0
+    rows, remarks, missing, resized = [], [], 0, set()
     for case in cases:
         folder = evaluation_sets.within(out, case.inputs["out"])
         names = [path.name for path in case.inputs["slices"]]
@@ -106,24 +109,33 @@ def score_volumes(cases: Sequence[Case], out: Path, compat: str | None = None) -
         truth = []
         for name, plane in zip(names, predicted, strict=True):
             path = case.inputs["truth"].get(name)
-            truth.append(load_mask(path, shape=plane.shape, resize=True)[0] if path else np.zeros_like(plane))
+            mask = load_mask(path, compat=compat)[0] if path else np.zeros_like(plane)
+            if mask.shape != plane.shape:
+                resized.add(case.name)
+                if compat == "reference":
+                    mask = _bilinear(path, plane.shape)
+                else:
+                    mask = load_mask(path, shape=plane.shape, resize=True)[0]
+            truth.append(mask)
         truth = np.stack(truth)
-        row = {"case": case.name, "volume": case.inputs["volume"]} | _overlap(case.inputs["phrase"], predicted, truth)
-        rows.append(row | _distances(predicted, truth, remarks))
+        row = _mask_row(case.name, case.inputs["volume"], case.inputs["phrase"], predicted, truth)
+        rows.append(row | {"volume": case.inputs["volume"]} | _distances(predicted, truth, remarks))
+    if resized:
+        way = "by bilinear interpolation, as published" if compat == "reference" else "to the nearest pixel"
+        remarks.append(f"the truth of {len(resized)} volumes has another size than its slices and was resized {way}")
     table: dict = {}
     for row in rows:
-        table.setdefault(row["volume"], {})[row["expression"]] = {k: v for k, v in _item(row).items() if k != "exp"}
+        of_volume = table.setdefault(row["volume"], {})
+        if row["truth_voxels"] or compat != "reference":  # the reference leaves an expression without truth out
+            of_volume[row["expression"]] = {k: v for k, v in _item(row).items() if k != "exp"}
     return _mask_scores(rows, remarks, missing, table, group="volume")
 
 
-def _overlap(expression: str, predicted: np.ndarray, truth: np.ndarray) -> dict:
-    return {
-        "expression": expression,
-        "dice": dice(predicted, truth),
-        "iou": iou(predicted, truth),
-        "truth_pixels": int(truth.sum()),
-        "predicted_pixels": int(predicted.sum()),
-    }
+def _mask_row(case: str, patient: str, expression: str, predicted: np.ndarray, truth: np.ndarray) -> dict:
+    values = {name: one(predicted, truth) for name, one in metrics_of("mask").items()}
+    counts = {"truth_voxels": int(truth.sum()), "predicted_voxels": int(predicted.sum())}
+    row = case_row(case, "mask", patient=patient, task="referring", target=expression.lower(), **values, **counts)
+    return row | {"present": bool(truth.any()), "expression": expression}
 
 
 def _distances(predicted: np.ndarray, truth: np.ndarray, remarks: list[str]) -> dict[str, float]:
@@ -141,13 +153,13 @@ def _distances(predicted: np.ndarray, truth: np.ndarray, remarks: list[str]) -> 
 
 def _item(row: Mapping) -> dict:
     """A case as published: nothing where there is no truth."""
-    if not row["truth_pixels"]:
+    if not row["truth_voxels"]:
         return {}
     return {"dice": row["dice"], "IoU": row["iou"], "exp": row["expression"]}
 
 
 def _mask_scores(rows, remarks, missing: int, items: dict, group: str = "case") -> Scores:
-    counted = [row for row in rows if row["truth_pixels"]]
+    counted = [row for row in rows if row["truth_voxels"]]
     mean = unibiomed.segmentation_table(counted) if counted else {}
     if missing:
         remarks.append(f"{missing} cases have no prediction and are in no mean")
@@ -155,15 +167,15 @@ def _mask_scores(rows, remarks, missing: int, items: dict, group: str = "case") 
     tables = {}
     if rows:
         groups = [row[group] for row in rows]
-        tables["per target"] = means_by(rows, "expression", ["dice", "iou"], group=group)
+        tables["per target"] = means_by(rows, "expression", list(metrics_of("mask")), group=group)
         values = [row["dice"].value for row in tables["per target"] if not np.isnan(row["dice"].value)]
         summary |= {
             "dice_mean_over_cases": bootstrap_mean([row["dice"] for row in rows], groups=groups),
             "iou_mean_over_cases": bootstrap_mean([row["iou"] for row in rows], groups=groups),
             "dice_mean_over_targets": float(np.mean(values)) if values else float("nan"),
-            "absent_in_truth": sum(not row["truth_pixels"] for row in rows),
-            "painted_where_absent": sum(not row["truth_pixels"] and row["predicted_pixels"] > 0 for row in rows),
-            "missed": sum(row["truth_pixels"] > 0 and not row["predicted_pixels"] for row in rows),
+            "absent_in_truth": sum(not row["truth_voxels"] for row in rows),
+            "predicted_on_absent": sum(not row["truth_voxels"] and row["predicted_voxels"] > 0 for row in rows),
+            "missed": sum(row["truth_voxels"] > 0 and not row["predicted_voxels"] for row in rows),
         }
         for name in ("hd95_vox", "nsd_2vox", "published_hd95_vox", "published_nsd_2vox"):
             if any(name in row for row in rows):
@@ -174,11 +186,11 @@ def _mask_scores(rows, remarks, missing: int, items: dict, group: str = "case") 
 
 
 def score_answers(
-    kind: str,
     predictions: Path,
     json_file: Path,
     masks: Path | None = None,
     *,
+    kind: str,
     java: bool | None = None,
     spice: bool = False,
     only: set[str] | None = None,
@@ -197,11 +209,12 @@ def score_answers(
         FileNotFoundError, TreeError: the test file, or a true mask, cannot be read.
     """
     truth = _truth(kind, Path(json_file))
-    rows, remarks, said, true = [], [], [], []
+    rows, remarks, predicted, true = [], [], [], []
     for name, entry in truth.items():
         if only is not None and name not in only:
             continue
-        row: dict = {"case": name, "truth": entry["text"], "said": None}
+        row = case_row(name, "text" if kind in ("grg", "medtrinity") else "answer", task=kind)
+        row |= {"predicted": None, "truth": entry["text"]}
         try:
             answer = read_answer(evaluation_sets.within(predictions, f"{name}.json"))
         except FileNotFoundError:
@@ -213,30 +226,36 @@ def score_answers(
             real += [np.zeros_like(found[0])] * sum(not file for file in entry["mask_files"]) if found else []
             found = [m for m in found if all(m.shape == r.shape for r in real)] if real else found
             row["dice_matched"] = unibiomed.matched_mean(found, real)
-            row["dice"] = _strict_dice(found, real)
+            row["dice"] = matched_dice(found, real)
         if answer is not None:
-            row["said"] = answer["caption"]
+            row["predicted"] = answer["caption"]
             # Published scores leave out images with another number of annotations than answers.
             if entry["text"] is not None and entry["count"] == 1:
-                said.append(answer["caption"])
+                predicted.append(answer["caption"])
                 true.append(entry["text"])
                 row |= _word_scores(kind, answer["caption"], entry["text"])
         rows.append(row)
-    missing = sum(row["said"] is None for row in rows)
+    missing = sum(row["predicted"] is None for row in rows)
     if missing:
         remarks.append(f"{missing} of {len(rows)} images have no prediction file; their masks count as 0")
     published: dict = {}
     summary: dict = {"cases": len(rows), "cases_without_prediction": missing}
-    if kind in ("gvqa", "disease", "region") and said:
+    if kind in ("gvqa", "disease", "region") and predicted:
         right = [row for row in rows if "correct_published" in row]
         published["Accuracy"] = sum(row["correct_published"] for row in right) / (len(right) + 1e-6)
         summary["accuracy_exact_words_mean_over_cases"] = bootstrap_mean([row["correct"] for row in right])
         summary["accuracy_published_mean_over_cases"] = bootstrap_mean([row["correct_published"] for row in right])
-    if kind != "disease" and said:
-        scores, notes = caption_scores(said, true, spice=spice, java=java)
+    if kind != "disease" and predicted:
+        scores, notes = caption_scores(predicted, true, spice=spice, java=java, compat="reference")
         published |= scores
-        summary |= {f"{name}_of_corpus": value for name, value in scores.items()}
         remarks += notes
+        ours = (
+            dict(scores)
+            if java is False
+            else caption_scores(predicted, true, java=False)[0]
+            | {name: value for name, value in scores.items() if name in ("METEOR", "SPICE")}
+        )
+        summary |= {f"{name}_of_corpus": value for name, value in ours.items()}
     if masks is not None and rows:
         published["mDice"] = float(np.mean([row["dice_matched"] for row in rows]))
         summary["dice_matched_pairs_mean_over_images"] = bootstrap_mean([row["dice_matched"] for row in rows])
@@ -255,22 +274,22 @@ def published_text(published: Mapping[str, float]) -> str:
 def write_region_results(predictions: Path, scores: Scores) -> Path:
     """All region answers in one file beside their folder, the accuracy in its name, as UniBiomed has it."""
     accuracy = scores.published.get("Accuracy", float("nan"))
-    rows = [{"image_id": row["case"], "caption": row["said"], "gt": row["truth"]} for row in scores.rows]
+    rows = [{"image_id": row["case"], "caption": row["predicted"], "gt": row["truth"]} for row in scores.rows]
     for old in predictions.parent.glob(f"{predictions.name}_accuracy_*.json"):
         old.unlink()
     return write_report(predictions.with_name(f"{predictions.name}_accuracy_{accuracy:.3f}.json"), {"results": rows})
 
 
-def _word_scores(kind: str, said: str, true: str) -> dict:
+def _word_scores(kind: str, predicted: str, true: str) -> dict:
     if kind == "region":
         short = unibiomed.short_region
-        published = unibiomed.region_correct(short(said), short(true))
+        published = unibiomed.region_correct(short(predicted), short(true))
     elif kind in ("gvqa", "disease"):
-        said = said.lower() if kind == "disease" else said
-        published = true in said
+        predicted = predicted.lower() if kind == "disease" else predicted
+        published = true in predicted
     else:
         return {}
-    return {"correct_published": float(published), "correct": float(exact_match(said, true))}
+    return {"correct_published": float(published), "correct": float(exact_match(predicted, true))}
 
 
 def _truth(kind: str, path: Path) -> dict[str, dict]:
@@ -318,18 +337,6 @@ def _text(kind: str, entry: Mapping) -> str | None:
     if kind == "region":
         return evaluation_sets.region_truth(entry)
     return entry.get("caption")
-
-
-def _strict_dice(found: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> float:
-    """Matched Dice where masks without a partner count as 0; nothing shown where nothing is: 1."""
-    found, real = [m for m in found if m.any()], [m for m in real if m.any()]
-    if not found and not real:
-        return 1.0
-    from scipy.optimize import linear_sum_assignment
-
-    table = np.array([[dice(f, r) for r in real] for f in found]).reshape(len(found), len(real))
-    pairs = linear_sum_assignment(-table)
-    return float(table[pairs].sum() / max(len(found), len(real)))
 
 
 def _bilinear(path: Path, shape: tuple[int, int]) -> np.ndarray:

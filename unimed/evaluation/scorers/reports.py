@@ -1,5 +1,5 @@
-"""Scores of medical report grounding: phrases, boxes with zero, one or many per phrase, and how far doubt can be
-trusted."""
+"""Scores of medical report grounding: phrases, boxes with zero, one or many per phrase, and what its
+uncertainty is worth."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unimed.evaluation.cases import sample_row
+from unimed.evaluation.matching import SAME_PHRASE, match_phrases, match_regions
 from unimed.evaluation.published.umedground import ALIASES
+from unimed.evaluation.rows import boxes_of, located_rows
 from unimed.evaluation.tables import means_by
 from unimed.io.result import Prediction
-from unimed.metrics.boxes import accuracy_at, match, paired_iou, score_phrase, summarise_phrases
-from unimed.metrics.calibration import box_uncertainty, case_row
+from unimed.metrics.boxes import accuracy_at, paired_iou, score_phrase, summarise_phrases
+from unimed.metrics.calibration import box_uncertainty
 from unimed.metrics.reliability import ece
 from unimed.metrics.selective import aurc, selective_scores
 from unimed.metrics.statistics import bootstrap_mean
-from unimed.metrics.text import captions, normal_form, phrase_counts, phrase_f1, token_f1
+from unimed.metrics.text import captions, normal_form, phrase_counts, phrase_f1
 from unimed.structures import Region, Sample
 
-#: Phrases that share this much of their words are the same finding said differently.
-SAME_PHRASE = 0.5
 _PHRASE_COLUMNS = (
     "phrase_exact_f1_micro", "phrase_words_f1_micro", "phrase_iou_f1_micro",
     "bleu_1", "bleu_4", "meteor_exact", "rouge_l", "cider_d",
@@ -45,14 +46,13 @@ def score_reports(
         "summary", "tables" and "cases"; the rows of cases are what `tools/calibrate.py` reads.
     """
     cases, phrases, counts = [], [], {"exact": [], "words": [], "iou": []}
-    said, truth = [], []
+    predicted, truth = [], []
     for sample, prediction in zip(samples, predictions, strict=True):
         pairs = pair_phrases(sample, prediction)
         for phrase, true, found in pairs:
-            boxes = [region.box_xyxy_px for region in found]
-            row = score_phrase(boxes, [region.box_xyxy_px for region in true])
-            phrases.append({"kind": "phrase", "case_id": sample.sample_id, "target": phrase, **row})
-            cases += box_cases(sample, phrase, true, found)
+            row = score_phrase(boxes_of(found), boxes_of(true))
+            phrases.append(sample_row(sample, "phrase", phrase, **row))
+            cases += located_rows(sample, phrase, true, found)
         located = [region for region in sample.regions if region.box_xyxy_px is not None]
         pointed = [region for region in prediction.regions if region.box_xyxy_px is not None]
         names, others = [r.phrase for r in pointed], [r.phrase for r in located]
@@ -65,8 +65,10 @@ def score_reports(
             )
         )  # fmt: skip
         if names or others:
-            # Nothing to be seen and nothing said is right, but there are no words to compare.
-            said.append(". ".join(dict.fromkeys(names)))
+            # Nothing to be seen and nothing predicted is right, but there are no words to compare.
+            # In the order of the truth: a report may name its findings in any.
+            ordered = [pair.predicted.phrase for pair in match_regions(located, pointed) if pair.predicted is not None]
+            predicted.append(". ".join(dict.fromkeys(ordered)))
             truth.append(". ".join(dict.fromkeys(others)))
     if train:
         _add_mean_boxes(cases, train)
@@ -75,11 +77,11 @@ def score_reports(
     summary |= accuracy_at(ious) | summarise_phrases(phrases)
     for name, rows in counts.items():
         summary |= {key.replace("phrase_", f"phrase_{name}_"): value for key, value in phrase_f1(rows).items()}
-    if protocol == "free" and said:
+    if protocol == "free" and predicted:
         # Teacher-forced phrases are the truth's own: comparing them with the truth says nothing.
-        summary |= captions(said, truth)
-    doubts = doubt_scores(cases)
-    summary |= {name: getattr(value, "value", value) for name, value in doubts.items()}
+        summary |= captions(predicted, truth)
+    uncertainties = uncertainty_scores(cases)
+    summary |= {name: getattr(value, "value", value) for name, value in uncertainties.items()}
     columns = ("iou", "mean_box_iou") if train else ("iou",)
     tables = {"boxes": means_by(cases, "target", columns) if cases else [], "summary": [_overall(cases, protocol)]}
     tables["phrases"] = [{"protocol": protocol} | {k: v for k, v in summary.items() if k in _PHRASE_COLUMNS}]
@@ -92,8 +94,8 @@ def score_reports(
         }
         for name in ("zero", "one", "many")
     ]
-    if doubts:
-        tables["doubt"] = [doubts]
+    if uncertainties:
+        tables["uncertainty"] = [uncertainties]
     if compat == "reference":
         firsts = first_box_ious(samples, predictions)
         named = accuracy_at(firsts)
@@ -140,58 +142,33 @@ def _add_mean_boxes(cases: Sequence[dict], train: Sequence[Sample]) -> None:
 
 
 def pair_phrases(sample: Sample, prediction: Prediction) -> list[tuple[str, list[Region], list[Region]]]:
-    """(phrase, true regions with a box, predicted regions) for every phrase of the truth.
+    """(phrase, true regions with a box, predicted regions) for every phrase of the truth; see `match_phrases`.
 
-    A predicted phrase belongs to the true phrase of equal words, else to the one that shares most of its words if that
-    is at least half; a prediction that belongs to none is left to the phrase scores.
+    A prediction that belongs to no phrase is left to the phrase scores.
     """
-    truth: dict[str, list[Region]] = {}
-    for region in sample.regions:
-        truth.setdefault(region.phrase, [])
-        if region.box_xyxy_px is not None:
-            truth[region.phrase].append(region)
-    found: dict[str, list[Region]] = {phrase: [] for phrase in truth}
-    for region in prediction.regions:
-        if region.box_xyxy_px is None:
-            continue
-        equal = [phrase for phrase in truth if normal_form(phrase) == normal_form(region.phrase)]
-        if not equal and truth:
-            likeness = {phrase: token_f1(region.phrase, phrase) for phrase in truth}
-            best = max(likeness, key=likeness.get)
-            equal = [best] if likeness[best] >= SAME_PHRASE else []
-        if equal:
-            found[equal[0]].append(region)
-    return [(phrase, regions, found[phrase]) for phrase, regions in truth.items()]
-
-
-def box_cases(sample: Sample, phrase: str, true: list[Region], found: list[Region]) -> list[dict]:
-    """One row per true box, with the predicted box that was matched to it."""
-    predicted = [region.box_xyxy_px for region in found]
-    matched = {j: found[i] for i, j, _ in match(predicted, [region.box_xyxy_px for region in true])}
-    if len(true) == 1 and len(found) == 1:
-        # One was asked for and one was shown: they belong together even without overlap.
-        matched = {0: found[0]}
-    size = sample.images[0].shape[:2]
+    located = [region for region in prediction.regions if region.box_xyxy_px is not None]
     return [
-        case_row(
-            region, matched.get(index), case_id=f"{sample.sample_id}/{phrase}/{index}",
-            patient_id=sample.patient_id or sample.sample_id, image_size_hw=size,
-        )
-        for index, region in enumerate(true)
-    ]  # fmt: skip
+        (phrase, [region for region in true if region.box_xyxy_px is not None], found)
+        for phrase, true, found in match_phrases(sample.regions, located)[0]
+    ]
 
 
-def doubt_scores(cases: Sequence[dict]) -> dict[str, float]:
+box_cases = located_rows
+
+
+def uncertainty_scores(cases: Sequence[dict]) -> dict[str, float]:
     """AURC, AUGRC and so on of the spread (or 1 - confidence) of found boxes, and ECE of their confidence."""
     rows = [row for row in cases if row["predicted_box_xyxy_px"] is not None]
     spread = [row for row in rows if row.get("box_std_px")]
     scores: dict[str, float] = {}
     if len(spread) >= 5:
         sigma = np.array([row["box_std_px"] for row in spread])
-        doubt = box_uncertainty(sigma, np.array([row["predicted_box_xyxy_px"] for row in spread]))
+        uncertainty = box_uncertainty(sigma, np.array([row["predicted_box_xyxy_px"] for row in spread]))
         risk = 1 - np.array([row["iou"] for row in spread])
         groups = [row["group"] for row in spread]
-        scores |= {f"doubt_{k}": v for k, v in selective_scores(doubt, risk, groups=groups, resamples=200).items()}
+        scores |= {
+            f"uncertainty_{k}": v for k, v in selective_scores(uncertainty, risk, groups=groups, resamples=200).items()
+        }
     confident = [row for row in rows if row.get("confidence") is not None]
     if len(confident) >= 5:
         scores["ece_at_50"] = ece([r["confidence"] for r in confident], [float(r["iou"] >= 0.5) for r in confident])
@@ -213,14 +190,14 @@ def disturbed_scores(cases: Sequence[dict]) -> dict[str, float]:
     """mIoU, AURC, ECE and coverage of outer boxes of one disturbance; NaN where they cannot be had."""
     ious = [row["iou"] for row in cases]
     scores = {"miou": float(np.mean(ious)) if ious else float("nan")}
-    doubts = doubt_scores(cases)
+    uncertainties = uncertainty_scores(cases)
     spread = [row for row in cases if row["predicted_box_xyxy_px"] is not None and row.get("box_std_px")]
     scores["aurc"] = float("nan")
     if len(spread) >= 5:
         sigma = np.array([row["box_std_px"] for row in spread])
-        doubt = box_uncertainty(sigma, np.array([row["predicted_box_xyxy_px"] for row in spread]))
-        scores["aurc"] = aurc(doubt, 1 - np.array([row["iou"] for row in spread]))
-    scores["ece_at_50"] = doubts.get("ece_at_50", float("nan"))
+        uncertainty = box_uncertainty(sigma, np.array([row["predicted_box_xyxy_px"] for row in spread]))
+        scores["aurc"] = aurc(uncertainty, 1 - np.array([row["iou"] for row in spread]))
+    scores["ece_at_50"] = uncertainties.get("ece_at_50", float("nan"))
     inside = [row["inside_outer"] for row in cases if row.get("inside_outer") is not None]
     scores["coverage"] = float(np.mean(inside)) if inside else float("nan")
     return scores

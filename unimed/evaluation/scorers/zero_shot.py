@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.data.readers.zero_shot_sets import ZeroShotSet, ZeroShotSetError, read_set
+from unimed.evaluation.cases import case_row
 from unimed.evaluation.feature_cache import FeatureCache
 from unimed.evaluation.probe import few_shot, linear_probe
 from unimed.metrics.retrieval import chance_recall, retrieval_scores
@@ -69,14 +70,18 @@ def evaluate_set(
     }
     best = similarity.argmax(1)
     cases = [
-        {
-            "set": one.id,
-            "image": path.name,
-            "label": names[target],
-            "predicted": names[guess],
-            "correct": bool(guess == target),
-            "similarity": [round(float(v), 5) for v in values],
-        }
+        case_row(
+            path.name,
+            "class",
+            dataset=one.id,
+            modality=one.modality,
+            task="zero_shot",
+            target=names[target],
+            correct=float(guess == target),
+            predicted=names[guess],
+            truth=names[target],
+            similarity=[round(float(v), 5) for v in values],
+        )
         for path, target, guess, values in zip(paths, targets, best, similarity, strict=True)
     ]
     return row, cases

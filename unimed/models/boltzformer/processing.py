@@ -20,11 +20,12 @@ class ParseProcessor:
     Args:
         image_size: side of the model's images, px. text_length: most tokens of a prompt.
         smooth: pictures are shrunk with antialiasing and masks enlarged linearly (v1), instead of the other way round.
+        windows: CT windows of the model, site -> (level, width) in HU.
     """
 
-    def __init__(self, tokenizer, image_size: int, text_length: int, smooth: bool = False):
+    def __init__(self, tokenizer, image_size: int, text_length: int, smooth: bool = False, windows=None):
         self.tokenizer, self.image_size, self.text_length = tokenizer, image_size, text_length
-        self.smooth = smooth
+        self.smooth, self.windows = smooth, windows
 
     def __call__(self, images=None, text=None, *, site: str = "", return_tensors: str = "pt", padding: bool = True):
         """What `forward` of the model takes: `pixel_values` [B, 3, S, S], `input_ids` and `attention_mask` [P, L], and
@@ -51,7 +52,9 @@ class ParseProcessor:
             prompts.append(check_prompts([part.strip() for part in parts]))
         return BatchFeature(
             {
-                "pixel_values": torch.stack([self.image(load_image(image, site=site).rgb) for image in images]),
+                "pixel_values": torch.stack(
+                    [self.image(load_image(image, site=site, windows=self.windows).rgb) for image in images]
+                ),
                 **self.prompts([prompt for group in prompts for prompt in group]),
                 "num_prompts": torch.tensor([len(group) for group in prompts]),
             }

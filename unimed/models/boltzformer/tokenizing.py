@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from transformers import CLIPTokenizer
 
+from unimed.markup import without_surrogates
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 #: The mark by which the published inputs join prompts; it cannot be part of one.
 SEPARATOR = "[SEP]"
@@ -85,6 +87,6 @@ def tokenize(tokenizer, prompts: Sequence[str], length: int) -> dict:
     import ftfy
 
     # CLIP was trained on repaired text: a curly apostrophe is a straight one.
-    texts = [ftfy.fix_text(prompt) for prompt in check_prompts(prompts)]
+    texts = [ftfy.fix_text(without_surrogates(prompt)) for prompt in check_prompts(prompts)]
     batch = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
     return {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from unimed.io.slices import SliceGrid, choose_axis, with_neighbours
-from unimed.io.windows import choose_window
+from unimed.io.windows import to_uint8
 from unimed.models.boltzformer.postprocessing import upsample
 
 
@@ -26,7 +26,7 @@ def volume_masks(
     Returns:
         masks bool [P, I, J, K], and the highest existence over the slices [P].
     """
-    volume = choose_window(volume)(volume)
+    volume = to_uint8(volume)
     grid = SliceGrid(volume.shape, choose_axis(volume.shape), model.config.image_size)
     features = model.encode_prompts(prompts)
     masks = np.zeros((len(prompts), *volume.shape), bool)

@@ -233,7 +233,7 @@ def build_from_parts(
         eva: `eva_vit_g.pth`; None leaves the encoder untrained, which makes sense only with `freeze_vision` False.
         connector: as published where it is not given.
         lora: changes to rank 8, alpha 16, dropout 0.05 on all linear layers.
-        prompts: options of `UniMedProcessor`.
+        prompts: options of `processor_of`.
 
     Raises:
         CheckpointError, FileNotFoundError: a part is missing or does not fit.

@@ -10,6 +10,7 @@ import torch
 from transformers import BatchFeature
 
 from unimed.io.images import load as load_image
+from unimed.markup import without_surrogates
 from unimed.models import foreign
 from unimed.models.clip.configuration import ClipConfig
 
@@ -152,6 +153,7 @@ class ClipProcessor:
         texts = list(texts)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"texts must be strings, at least one; got {texts[:3]!r}")
+        texts = [without_surrogates(text) for text in texts]
         if padding not in ("longest", "max_length"):
             raise ValueError(f"padding {padding!r} is not known; choose longest or max_length")
         inner = self._huggingface

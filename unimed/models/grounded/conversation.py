@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from unimed.chat import TEMPLATES, as_plain_text
+from unimed.markup import without_surrogates
 from unimed.models.grounded.answers import ParsedAnswer, Target, parse_pieces, pieces_of_text, split_boxes
 from unimed.models.grounded.llava_text import separate_ids
 from unimed.models.grounded.pieces import IMAGE_ID, PieceTokenizer
@@ -157,6 +158,7 @@ class ConversationText:
         return ([self.tokenizer.bos_token_id] if begins else []) + self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
+        text = without_surrogates(text)
         if self.in_pieces:
             ids = []
             for part in re.split(f"((?:{re.escape(self.image_token)})+)", text):

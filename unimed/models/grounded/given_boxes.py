@@ -36,7 +36,8 @@ def segment_boxes(model, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] 
     if not regions:
         raise ValueError("no box to cut out; give at least one (left, top, right, bottom) in pixels of the image")
     begin = time.perf_counter()
-    zoom = getattr(model.mask_head.config, "box_zoom", None)
+    # LiteMedSAM is shown the surroundings of a box; the others the whole image, once for all boxes.
+    zoom = getattr(getattr(model.mask_head, "config", None), "box_zoom", None)
     if zoom is None:
         windows, which = [(0, 0, width, height)], [0] * len(regions)
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from unimed.files import read_json_lines
 from unimed.models import foreign
 from unimed.models.checkpoints import lisa, llava_v1, sam
 from unimed.models.checkpoints.reading import CheckpointError, read_state_dict
@@ -115,8 +116,18 @@ def build_from_parts(
     return model
 
 
+def texts_of(path: str | Path) -> list[str]:
+    """Questions and answers of a file of records, and the words of report grounding."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file of records; `tools/prepare_data.py sample` makes the sample set")
+    texts = ["Please divide this report into phrases and output bounding boxes. is not visible. key detection find"]
+    for _, record in read_json_lines(path):
+        texts.append(f"question: {record.get('question', '')} answer: {record.get('answer', '')}")
+    return texts
+
+
 def build_small_umedground(
-    texts: Iterable[str],
+    texts: Iterable[str] | str | Path,
     *,
     image_size: int = 128,
     sam_dim: int = 64,
@@ -134,13 +145,13 @@ def build_small_umedground(
     """The published architecture with about two million parameters that start from nothing: all of it learns.
 
     Args:
-        texts: questions and answers it will see; the tokenizer is learnt from them.
+        texts: questions and answers it will see, or a file of records; the tokenizer is learnt from them.
         image_size: side of SAM's square, a multiple of 8.
         clip_size: side of CLIP's square, a multiple of 14.
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 
-    tokenizer = train_tokenizer(texts, vocabulary)
+    tokenizer = train_tokenizer(texts_of(texts) if isinstance(texts, str | Path) else texts, vocabulary)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     backbone = LlavaConfig(
         vision_config=CLIPVisionConfig(

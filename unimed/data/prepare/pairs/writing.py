@@ -14,6 +14,7 @@ from pathlib import Path
 from unimed.data.packages import sha256_of
 from unimed.data.prepare.pairs.sources import Pair, Source, SourceError, clean_captions, published_text
 from unimed.files import append_json_line, read_json_lines, write_atomic, write_json_lines
+from unimed.io.images import load
 
 LAYOUTS = ("json", "published")
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "BMP": "bmp", "WEBP": "webp"}
@@ -155,8 +156,6 @@ def _tar(path: Path, members: list, start: int) -> None:
 
 
 def _read(source: Source, pair: Pair) -> tuple[bytes, str]:
-    from PIL import Image
-
     path = pair.image
     for folder in source.options.get("folders", ()):  # of the catalog, not of the data
         if not path.is_file() and (path.parent / folder / path.name).is_file():
@@ -165,13 +164,10 @@ def _read(source: Source, pair: Pair) -> tuple[bytes, str]:
         data = path.read_bytes()
     except OSError as error:
         return b"", f"the image cannot be read ({error.strerror})"
-    if data[128:132] == b"DICM":
-        return data, ""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.verify()
-    except Exception as error:  # noqa: BLE001 - PIL raises whatever the decoder does
-        return b"", f"no picture ({type(error).__name__})"
+        load(data, name=path.name)  # as training will
+    except ValueError as error:
+        return b"", f"no picture ({error})"
     return data, ""
 
 

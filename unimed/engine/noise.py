@@ -1,0 +1,32 @@
+"""What libraries print at every start although nobody can act on it. Each filter names one message; ours are kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+#: (beginning of the message, category)
+_WARNINGS = (
+    (r"`torch\.(distributed\.)?(_all_gather_base|_reduce_scatter_base|all_gather)", FutureWarning),
+    (r"`torch\.cuda\.amp\.custom_(fwd|bwd)", FutureWarning),
+    (r"torch\.distributed\.reduce_op.* is deprecated", FutureWarning),
+    (r".*monai", FutureWarning),
+    (r"Setting OMP_NUM_THREADS environment variable", UserWarning),
+    (r"pkg_resources is deprecated", UserWarning),
+)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """DeepSpeed says which accelerator it found whenever it is imported, which mmengine does."""
+    return not str(record.msg).startswith("Setting accelerator to")
+
+
+def quiet() -> None:
+    """Filter them, and on all ranks but the first also our own warnings, which the first one prints as well."""
+    for message, category in _WARNINGS:
+        warnings.filterwarnings("ignore", message, category)
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger("unimed").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore")

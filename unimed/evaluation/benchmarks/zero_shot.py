@@ -1,0 +1,18 @@
+"""Zero-shot sets of UniMed-CLIP: one benchmark per set of the catalogue, its prompts made of class names."""
+
+from unimed.data.readers.zero_shot_sets import catalogue
+from unimed.evaluation.benchmarks.declaring import declare
+
+for _name, _set in catalogue().items():
+    declare(
+        name=f"zero_shot/{_name}",
+        task="classes",
+        reader="unimed.data.readers.zero_shot_sets:read_set",
+        reader_options={"one": _set},
+        questions="labels",
+        scorer="unimed.evaluation.scorers.zero_shot:evaluate_set",
+        options={"one": _set},
+        metrics=("top1_accuracy", "balanced_accuracy", "macro_f1", "auroc"),
+        published={"acc": "accuracy", "auc_roc": "auc"},
+        note=_set.overlap or "",
+    )
