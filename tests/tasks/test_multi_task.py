@@ -11,7 +11,7 @@ from unimed.geometry import Geometry
 from unimed.io.result import Prediction
 from unimed.models.dialects.boxes import PERCENT
 from unimed.structures import Region, Sample, TaskNameError
-from unimed.tasks.grounding import INPUTS, multi_task
+from unimed.tasks.grounding import INPUTS, MultiTask
 
 TEXTS = ["where is the liver?", "liver", "is it normal? yes no", "a chest radiograph with clear lungs", "aspirin"] * 4
 SMALL = dict(texts=TEXTS, image_size=56, vision_dim=32, vision_layers=1, hidden_dim=32, layers=1, vocabulary=400)
@@ -41,7 +41,7 @@ MIXED = [
 @pytest.fixture(scope="module")
 def task():
     connector = {"load_balancing_weight": 0.01, "z_loss_weight": 0.001}
-    return multi_task(model=SMALL, connector=connector, reduction="samples", max_new_tokens=3)
+    return MultiTask(model=SMALL, connector=connector, reduction="samples", max_new_tokens=3)
 
 
 def test_a_mixed_batch_loses_what_single_batches_lose(task):
@@ -107,7 +107,7 @@ def test_wrong_names_are_refused(task):
     with pytest.raises(TaskNameError, match="'segment' is not known.*vqa"):
         GroundedCollator(task.processor)([sample("segment", "x", "y")])
     with pytest.raises(ValueError, match="reduction 'sum'"):
-        multi_task(model=SMALL, reduction="sum")
+        MultiTask(model=SMALL, reduction="sum")
 
 
 def test_exported_and_opened_again(task, tmp_path):
@@ -130,7 +130,7 @@ def test_box_text():
 
 @pytest.mark.parametrize("reduction", ["tokens", "samples"])
 def test_parts_with_shared_counts_are_the_joined_batch(reduction):
-    task = multi_task(model=SMALL, reduction=reduction)
+    task = MultiTask(model=SMALL, reduction=reduction)
     task.eval()
     collate = GroundedCollator(task.processor)
 

@@ -262,25 +262,28 @@ class GroundingTask(Task):
         super().export(folder)
 
 
-@TASKS.register_module(name="MultiTask")
-def multi_task(
-    model: str | dict,
-    connector: dict | None = None,
-    reduction: str = "tokens",
-    max_new_tokens: int = 100,
-    batch_size: int = 8,
-    compat: str | None = None,
-    **options,
-) -> GroundingTask:
-    """`GroundingTask` as Uni-Med is trained and scored (the former name of its own task)."""
-    if not isinstance(model, GroundedMLLM):
-        model = described(model, [("llama", "UniMed"), ("", "SmallUniMed")])
-    # A folder is a path for the task, which may give it a new connector.
-    model = model["path"] if isinstance(model, dict) and model["type"] == "Pretrained" else model
-    return GroundingTask(
-        model, connector=connector, reduction=reduction, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        scores="benchmarks", compat=compat, **options,
-    )  # fmt: skip
+@TASKS.register_module()
+class MultiTask(GroundingTask):
+    """`GroundingTask` as Uni-Med is trained and scored: the former name of its own task, with its defaults."""
+
+    def __init__(
+        self,
+        model: str | dict,
+        connector: dict | None = None,
+        reduction: str = "tokens",
+        max_new_tokens: int = 100,
+        batch_size: int = 8,
+        compat: str | None = None,
+        **options,
+    ):
+        if not isinstance(model, GroundedMLLM):
+            model = described(model, [("llama", "UniMed"), ("", "SmallUniMed")])
+        # A folder is a path for the task, which may give it a new connector.
+        model = model["path"] if isinstance(model, dict) and model["type"] == "Pretrained" else model
+        super().__init__(
+            model, connector=connector, reduction=reduction, max_new_tokens=max_new_tokens, batch_size=batch_size,
+            scores="benchmarks", compat=compat, **options,
+        )  # fmt: skip
 
 
 def _per_mask(of_seg: torch.Tensor, batch: dict) -> torch.Tensor:
