@@ -72,7 +72,8 @@ def test_the_terminal_shows_no_commands(capsys):
     ("text", "shown"),
     [
         ("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"), ("a|b", "a\\|b"),
-        ("![x](http://y)", "!\\[x\\](http://y)"), ("`rm`", "\\`rm\\`"), ("a\\|b", "a\\\\\\|b"), ("dice_mean", "dice_mean"),
+        ("![x](http://y)", "!\\[x\\](http://y)"), ("`rm`", "\\`rm\\`"), ("a\\|b", "a\\\\\\|b"),
+        ("dice_mean", "dice_mean"),
     ],
 )  # fmt: skip
 def test_markdown(text, shown):

@@ -77,7 +77,7 @@ def being_written(root):
 
 
 def wait_for_save(root, child, known):
-    """Until a save begins that is not among the `known` ones (left by earlier kills); False when the child has ended."""
+    """Until a save begins that is none of the `known` ones (left by earlier kills); False when the child has ended."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if being_written(root) - known:
@@ -97,7 +97,7 @@ def duration_of_a_save(root, child, known):
 
 
 def harness(folder: Path, kills: int, background: bool = False, seed: int = 0) -> dict:
-    """Returns {"kills", "aimed" (at a save), "during_save" (hit one), "loadable", "most_lost" (steps), "same_weights"}."""
+    """Returns {"kills", "aimed" (at a save), "during_save" (hit), "loadable", "most_lost" (steps), "same_weights"}."""
     chance = random.Random(seed)
     run = folder / "killed"
     assert os.waitpid(live(run, INTERVAL, background), 0)[1] == 0
