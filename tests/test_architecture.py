@@ -30,7 +30,7 @@ LEVELS = [
     ["unimed.io"],
     ["unimed.structures", "unimed.chat"],
     ["unimed.geometry", "unimed.files", "unimed.tokens", "unimed.registry", "unimed.version"],
-    ["unimed.identity", "unimed.locks", "unimed.markup", "unimed.names"],
+    ["unimed.identity", "unimed.locks", "unimed.markup", "unimed.names", "unimed.progress"],
 ]
 FORMAT_LIBRARIES = {"pydicom", "nibabel", "SimpleITK", "highdicom"}
 MODEL_LIBRARIES = {"transformers", "peft", "open_clip", "timm"}
