@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch.distributed as dist
@@ -162,7 +163,8 @@ class Reporter:
     def _headline(self, metrics: dict[str, float]) -> str:
         """The loss and the task's few numbers; what could not be measured (no such sample) is left out."""
         known = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        chosen = [name for name in ("val_loss", *self.headline) if name in known]
+        wanted = ("val_loss", *self.headline)
+        chosen = list(dict.fromkeys(name for pattern in wanted for name in known if fnmatchcase(name, pattern)))[:9]
         if len(chosen) < 2:
             chosen += [name for name in known if not name.startswith("val_")][:6]
         rest = len(metrics) - len(chosen)

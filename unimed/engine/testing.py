@@ -79,7 +79,7 @@ def _evaluate(settings, checkpoint, run: Path, folder: Path) -> dict:
     if checkpoint is None and checkpoints.find(run / "checkpoints"):
         checkpoint = run
     if checkpoint is not None:
-        strategy.load_weights(checkpoints.load_weights(checkpoint), strict=False)
+        strategy.load_trained(checkpoints.load_weights(checkpoint), checkpoint)
     task.eval()
     with stage("reading test_data"):
         samples = read_all(settings["test_data"], "test_data")

@@ -45,7 +45,7 @@ class Source:
 
 
 def looks_like_a_path(word: str) -> bool:
-    """Whether a word of the command line names a file, also one that is not there: a known suffix or a slash, no blank."""
+    """Whether a word names a file, also one that is not there: it has a known suffix or a slash, and no blank."""
     known = without_suffix(word) != word
     return " " not in word and "?" not in word and (known or "/" in word)
 
