@@ -156,7 +156,7 @@ class LanguageBackbone(nn.Module):
         return self.lm.lm_head
 
 
-#: Families whose vision part this house cannot feed, and why.
+#: Families whose vision part cannot be fed with tiles alone, and why.
 UNSUPPORTED = {
     "qwen3_vl": "its vision tower also feeds inner layers of the language model (deepstack); use Qwen2.5-VL",
     "qwen3_vl_moe": "its vision tower also feeds inner layers of the language model (deepstack); use Qwen2.5-VL",

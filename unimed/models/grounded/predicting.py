@@ -15,8 +15,7 @@ from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
 from unimed.models.heads.mask import ImageFeatures, MaskFeatures, resize_mask_logits
-from unimed.models.shim import write_shim
-from unimed.structures import Region
+from unimed.structures import Region, as_list
 from unimed.tokens import SEG_TOKEN
 
 
@@ -32,6 +31,7 @@ class GroundedPredictor:
     """Mixin of `GroundedMLLM`: prediction for one, for many, and in the words of UniBiomed."""
 
     _processor: GroundedProcessor | None = None
+    shim_processor = GroundedProcessor
     #: `unimed.metrics.calibration.Calibration` for the boxes of [BOX], or None for the model's own numbers.
     calibration = None
 
@@ -56,7 +56,6 @@ class GroundedPredictor:
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As transformers does; processor and shim (for `trust_remote_code=True`) lie beside the weights."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        write_shim(save_directory, self)
         if self._processor is not None or self.config._name_or_path:
             self.processor.save_pretrained(save_directory)
 
@@ -97,7 +96,8 @@ class GroundedPredictor:
         """The same answers as one by one, faster.
 
         Args:
-            images: one per text; the same object given twice is encoded once.
+            images: one per text: a list, an array [N, H, W] or [N, H, W, 3], a sequence or dataset that makes its items
+                when asked, or a generator. The same image given twice is encoded once.
             regions: one list per text as in `predict`, None where a question has none.
             presence_threshold: a region less probable than this keeps its presence and gets an empty mask.
             temperature: 0 is deterministic.
@@ -106,6 +106,7 @@ class GroundedPredictor:
         Raises:
             PromptError, ImageError, ReadError: what cannot be asked or read; nothing is computed then.
         """
+        texts, images = list(texts), as_list(images)
         regions = [None] * len(texts) if regions is None else list(regions)
         if not len(images) == len(texts):
             raise ValueError(f"{len(images)} images for {len(texts)} texts; give one image per text")
@@ -164,7 +165,8 @@ class GroundedPredictor:
         if not regions:
             raise ValueError("no box to cut out; give at least one (left, top, right, bottom) in pixels of the image")
         begin = time.perf_counter()
-        zoom = getattr(self.mask_head.config, "box_zoom", None)
+        # LiteMedSAM is shown the surroundings of a box; the others the whole image, once for all boxes.
+        zoom = getattr(getattr(self.mask_head, "config", None), "box_zoom", None)
         if zoom is None:
             windows, which = [(0, 0, width, height)], [0] * len(regions)
         else:
