@@ -64,6 +64,7 @@ class GroundingTask(Task):
     """
 
     headline_metrics = ("dice_mean_over_targets", "grounding_rate", "presence_auroc", "miou_mean_over_*", "accuracy/*")
+    card_example = 'model.predict("image.png", "Segment the nuclei.").regions[0].mask'
 
     def __init__(
         self,

@@ -39,6 +39,8 @@ class MultiTask(Task):
 
     undecayed_words = ("bias", "ln", "bn")
     headline_metrics = ("*/accuracy", "*/f1", "*/miou", "*/bleu-1")
+    card_tags = ("medical", "visual-question-answering", "image-text-to-text")
+    card_example = 'model.predict("image.png", "Which organ is shown?", "vqa").text'
 
     def __init__(
         self,
@@ -117,8 +119,13 @@ class MultiTask(Task):
         )
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
-        """One table per benchmark; see `score_benchmarks`."""
+        """One table per task; see `score_benchmarks`."""
         return score_benchmarks(samples, predictions, self.compat)
+
+    def validate(self, samples: Sequence[Sample], predictions: Sequence[Prediction] | None = None) -> dict[str, float]:
+        """The summary of `score`, without the intervals, which a validation does not show."""
+        predictions = self.predict_samples(samples) if predictions is None else predictions
+        return score_benchmarks(samples, predictions, self.compat, resamples=0)["summary"]
 
     def export(self, folder) -> None:
         """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
