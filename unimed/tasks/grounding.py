@@ -71,6 +71,7 @@ class GroundingTask(Task):
     """
 
     headline_metrics = ("dice_mean_over_targets", "grounding_rate", "presence_auroc", "miou_mean_over_*", "accuracy/*")
+    card_example = 'model.predict("image.png", "Segment the nuclei.").regions[0].mask'
 
     def __init__(
         self,
@@ -256,6 +257,13 @@ class GroundingTask(Task):
         blind = self.predict_samples(_answerable(samples), blank=True) if train else None
         return score_grounding(samples, predictions, train, blind)
 
+    def validate(self, samples: Sequence[Sample], predictions: Sequence[Prediction] | None = None) -> dict[str, float]:
+        """The summary of `score`; benchmarks without the intervals, which a validation does not show."""
+        if self.scores != "benchmarks":
+            return super().validate(samples, predictions)
+        predictions = self.predict_samples(samples) if predictions is None else predictions
+        return score_benchmarks(samples, predictions, self.compat, resamples=0)["summary"]
+
     def export(self, folder) -> None:
         """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
         self.model.config.language_tuning = "full"
@@ -265,6 +273,9 @@ class GroundingTask(Task):
 @TASKS.register_module()
 class MultiTask(GroundingTask):
     """`GroundingTask` as Uni-Med is trained and scored: the former name of its own task, with its defaults."""
+
+    card_tags = ("medical", "visual-question-answering", "image-text-to-text")
+    card_example = 'model.predict("image.png", "Which organ is shown?", "vqa").text'
 
     def __init__(
         self,
