@@ -41,6 +41,7 @@ LOCATIONS = {
     "dataset": ("unimed.data.readers", "unimed.data"),
     "collator": ("unimed.data.collate", "unimed.data.readers"),
     "hook": ("unimed.engine",),
+    "dialect": ("unimed.models.dialects",),
     "metric": ("unimed.metrics",),
     "benchmark": ("unimed.evaluation.benchmarks",),
     "model": ("unimed.models.building",),
@@ -310,6 +311,7 @@ def _build_func(config, registry=None, default_args=None, **defaults):
 TASKS = Registry("task", build_func=_build_func, scope="unimed")
 DATASETS = Registry("dataset", build_func=_build_func, scope="unimed")
 COLLATORS = Registry("collator", build_func=_build_func, scope="unimed")
+DIALECTS = Registry("dialect", build_func=_build_func, scope="unimed")
 MODELS = Registry("model", build_func=_build_func, scope="unimed")
 #: Box heads: `unimed.models.heads.box.BoxHead`, under the kind of the head.
 HEADS = Registry("head", build_func=_build_func, scope="unimed")

@@ -18,8 +18,9 @@ from unimed.evaluation.scorers.reports import first_box_ious, pair_phrases, scor
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
 from unimed.metrics.calibration import Calibration
+from unimed.models.grounded.teacher_forcing import teacher_forced
 from unimed.models.heads.box_heads import box_heads
-from unimed.models.umedground import build_small_umedground, teacher_forced
+from unimed.models.starting.umedground import build_small_umedground
 from unimed.registry import COLLATORS, DATASETS, TASKS
 from unimed.structures import Region, Sample
 

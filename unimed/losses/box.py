@@ -27,7 +27,9 @@ OPTIONS = {
 RENAMED = {"main_share": "main_weight"}
 
 
-def box_loss(prediction: BoxPrediction, target_xyxy: torch.Tensor, options: Mapping | None = None) -> dict[str, torch.Tensor]:
+def box_loss(
+    prediction: BoxPrediction, target_xyxy: torch.Tensor, options: Mapping | None = None
+) -> dict[str, torch.Tensor]:
     """Named terms whose sum is the loss of N boxes.
 
     Kinds of ours have "l1" (mean distance of the corners) and "giou" (1 - generalised IoU), over the answer or over

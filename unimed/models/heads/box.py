@@ -70,7 +70,7 @@ class BoxHead:
         build: `build(hidden_dim, **options)` -> module with `forward(states) -> BoxPrediction`.
         loss: `loss(prediction, target_xyxy, options)` -> named terms, see `unimed.models.heads.box_losses`.
         about: what it predicts, in a line.
-        reads_tokens: its hypotheses are output tokens of a mask decoder where there is one; `build` then takes `tokens`.
+        reads_tokens: its hypotheses are output tokens of a mask decoder where there is one; `build` takes `tokens`.
         options: numbers of its own loss with their defaults, beside `unimed.losses.box.OPTIONS`.
     """
 
@@ -79,6 +79,9 @@ class BoxHead:
     about: str = ""
     reads_tokens: bool = False
     options: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, hidden_dim: int, **options) -> nn.Module:
+        return self.build(hidden_dim, **options)
 
 
 def box_head(kind: str, loss: Callable[..., dict[str, torch.Tensor]], **facts):
@@ -193,8 +196,8 @@ class HypothesisBoxHead(BoxMlp):
     """K boxes by ONE shared network, as published: the answer is their mean, the spread their standard deviation.
 
     On a mask decoder the hypotheses are its first K output tokens. On a language state there is one vector, so each
-    hypothesis adds a trained query to it; that part is ours. uMedGround averages over the hypotheses of ALL phrases of a
-    picture, here every phrase has its own. The kinds "mhp", "umhp" and "uncertain" differ in the loss alone
+    hypothesis adds a trained query to it; that part is ours. uMedGround averages over the hypotheses of ALL phrases of
+    an image, here every phrase has its own. The kinds "mhp", "umhp" and "uncertain" differ in the loss alone
     (`unimed.losses.box`).
 
     Args:
