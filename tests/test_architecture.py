@@ -31,7 +31,7 @@ LEVELS = [
     ["unimed.io"],
     ["unimed.structures", "unimed.chat"],
     ["unimed.geometry", "unimed.files", "unimed.tokens", "unimed.registry", "unimed.version", "unimed.layouts"],
-    ["unimed.identity", "unimed.locks", "unimed.markup", "unimed.names"],
+    ["unimed.identity", "unimed.locks", "unimed.markup", "unimed.names", "unimed.progress"],
 ]
 FORMAT_LIBRARIES = {"pydicom", "nibabel", "SimpleITK", "highdicom"}
 MODEL_LIBRARIES = {"transformers", "peft", "open_clip", "timm"}

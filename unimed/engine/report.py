@@ -15,6 +15,7 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 
 from unimed.engine.strategy import world
 from unimed.files import read_json_lines, write_text
+from unimed.progress import told
 
 #: Clears the rest of a terminal's line.
 CLEAR = "\x1b[K"
@@ -112,6 +113,7 @@ class Reporter:
         self.write({"step": step, "kind": "train", "time": time.time(), **means, **speed})
         if self.main:
             self.close()
+            told()
             self.logger.info(
                 f"step {step}/{self.settings['max_steps']}  {losses}  | {speed['samples_per_s']:.1f} samples/s  "
                 f"{speed['tokens_per_s']:.0f} tokens/s  data wait {100 * speed['data_wait']:.0f} %  "

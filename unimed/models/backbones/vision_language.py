@@ -197,7 +197,7 @@ class LanguageBackbone(Backbone):
         return self.lm.lm_head
 
 
-#: Families whose vision part cannot be fed, and why.
+#: Families whose vision part cannot be fed with tiles alone, and why.
 UNSUPPORTED = {
     "qwen3_vl": "its vision tower also feeds inner layers of the language model (deepstack); use Qwen2.5-VL",
     "qwen3_vl_moe": "its vision tower also feeds inner layers of the language model (deepstack); use Qwen2.5-VL",
