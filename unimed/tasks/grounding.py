@@ -112,8 +112,8 @@ class GroundingTask(Task):
         self.task_losses: dict[str, list[float]] = {}
         connector = self.model.connector
         self.routing = None
-        if connector is not None and connector.config.is_moe:
-            self.routing = RoutingStatistics(connector.config.tasks, connector.config.num_experts)
+        if connector is not None and connector.num_experts:
+            self.routing = RoutingStatistics(connector.tasks, connector.num_experts)
         self.loss_weights = LOSS_WEIGHTS | (loss_weights or {})
         self.mask_points = mask_points
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
@@ -174,7 +174,7 @@ class GroundingTask(Task):
         connector = self.model.connector
         if connector is None or not connector.needs_task:
             return None
-        known, shown = connector.config.tasks, batch["layout"].per_sample.tolist()
+        known, shown = connector.tasks, batch["layout"].per_sample.tolist()
         # A sample without an image passes no connector, whatever its task.
         names = [_known(task, known) if count else known[0] for task, count in zip(batch["tasks"], shown, strict=True)]
         return connector.task_ids(names).to(self.model.device)
@@ -235,7 +235,7 @@ class GroundingTask(Task):
             # The same array is the same image, which is encoded once.
             shown = [kept.setdefault(id(image), np.zeros_like(image) if blank else image) for image in sample.images]
             if is_volume(sample):
-                way = self.model.routed_as(_known(sample.task, connector.config.tasks)) if routes else nullcontext()
+                way = self.model.routed_as(_known(sample.task, connector.tasks)) if routes else nullcontext()
                 frames = list(np.zeros(shown[0].shape, np.uint8) if blank else volume_to_uint8(sample))
                 with way:
                     question = sample.conversation[0][1]
@@ -245,7 +245,7 @@ class GroundingTask(Task):
                 images.append(shown if len(shown) > 1 else shown[0] if shown else None)
         given = [samples[i].written.given for i in flat]
         texts = [samples[i].conversation[0][1] for i in flat]
-        tasks = [_known(samples[i].task, connector.config.tasks) for i in flat] if routes else None
+        tasks = [_known(samples[i].task, connector.tasks) for i in flat] if routes else None
         answers = self.model.predict_batch(images, texts, given, batch_size=self.batch_size, task=tasks, **options)
         predictions |= dict(zip(flat, answers, strict=True))
         return [predictions[index] for index in range(len(samples))]
