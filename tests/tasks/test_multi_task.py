@@ -1,5 +1,7 @@
 """Mixed batches, the losses and statistics of tasks, and one set of numbers per benchmark."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,30 @@ def test_the_default_is_right_where_the_published_numbers_are_not():
     assert score_benchmarks([where], [answer], "reference")["summary"]["refer/miou"] == pytest.approx(66 / 121)
     with pytest.raises(ValueError, match="compat 'old'"):
         score_benchmarks([where], [answer], "old")
+
+
+def test_tables_hold_intervals_and_what_answers_without_the_image_reach():
+    asked = [
+        sample("vqa", "is it normal?", answer, labels={"answer_type": "CLOSED"}) for answer in ["yes"] * 3 + ["no"]
+    ]
+    asked = [dataclasses.replace(one, sample_id=str(number)) for number, one in enumerate(asked)]
+    scores = score_benchmarks(asked, [Prediction(answer) for answer in ("yes", "yes", "no", "no")])
+    model, blind = scores["tables"]["vqa"]
+    assert model["benchmark"] == "vqa" and model["samples"] == 4 and "without" not in model["benchmark"]
+    assert model["accuracy"].value == 0.75 == blind["accuracy"], "always yes is right three times of four"
+    assert 0 <= model["accuracy"].low < 0.75 < model["accuracy"].high <= 1
+    boxes = [(0, 0, 50, 50), (2, 2, 52, 52), (90, 90, 100, 100)]
+    where = [
+        sample("refer", "liver", "", size=(100, 100), regions=(Region("liver", box_xyxy_px=box),)) for box in boxes
+    ]
+    where = [dataclasses.replace(one, sample_id=str(number)) for number, one in enumerate(where)]
+    said = [Prediction("", regions=(Region("liver", box_xyxy_px=box),)) for box in boxes]
+    model, blind = score_benchmarks(where, said)["tables"]["refer"]
+    assert model["miou"].value == 1.0 and 0.5 < blind["miou"] < 0.9
+    cases = score_benchmarks(asked, said[:1] * 4)["cases"]
+    assert all(row["question"] == "is it normal?" and row["truth"] in ("yes", "no") for row in cases)
+    assert "tables" not in score_benchmarks(where, said, resamples=0)
+    assert score_benchmarks(where, said, "reference")["tables"]["refer"][1]["miou"] > 0.3
 
 
 def test_wrong_names_are_refused(task):

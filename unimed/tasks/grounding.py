@@ -71,6 +71,7 @@ class GroundingTask(Task):
     """
 
     headline_metrics = ("dice_mean_over_targets", "grounding_rate", "presence_auroc", "miou_mean_over_*", "accuracy/*")
+    card_example = 'model.predict("image.png", "Segment the nuclei.").regions[0].mask'
 
     def __init__(
         self,
@@ -111,8 +112,8 @@ class GroundingTask(Task):
         self.task_losses: dict[str, list[float]] = {}
         connector = self.model.connector
         self.routing = None
-        if connector is not None and connector.config.is_moe:
-            self.routing = RoutingStatistics(connector.config.tasks, connector.config.num_experts)
+        if connector is not None and connector.num_experts:
+            self.routing = RoutingStatistics(connector.tasks, connector.num_experts)
         self.loss_weights = LOSS_WEIGHTS | (loss_weights or {})
         self.mask_points = mask_points
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
@@ -173,7 +174,7 @@ class GroundingTask(Task):
         connector = self.model.connector
         if connector is None or not connector.needs_task:
             return None
-        known, shown = connector.config.tasks, batch["layout"].per_sample.tolist()
+        known, shown = connector.tasks, batch["layout"].per_sample.tolist()
         # A sample without an image passes no connector, whatever its task.
         names = [_known(task, known) if count else known[0] for task, count in zip(batch["tasks"], shown, strict=True)]
         return connector.task_ids(names).to(self.model.device)
@@ -234,7 +235,7 @@ class GroundingTask(Task):
             # The same array is the same image, which is encoded once.
             shown = [kept.setdefault(id(image), np.zeros_like(image) if blank else image) for image in sample.images]
             if is_volume(sample):
-                way = self.model.routed_as(_known(sample.task, connector.config.tasks)) if routes else nullcontext()
+                way = self.model.routed_as(_known(sample.task, connector.tasks)) if routes else nullcontext()
                 frames = list(np.zeros(shown[0].shape, np.uint8) if blank else volume_to_uint8(sample))
                 with way:
                     question = sample.conversation[0][1]
@@ -244,7 +245,7 @@ class GroundingTask(Task):
                 images.append(shown if len(shown) > 1 else shown[0] if shown else None)
         given = [samples[i].written.given for i in flat]
         texts = [samples[i].conversation[0][1] for i in flat]
-        tasks = [_known(samples[i].task, connector.config.tasks) for i in flat] if routes else None
+        tasks = [_known(samples[i].task, connector.tasks) for i in flat] if routes else None
         answers = self.model.predict_batch(images, texts, given, batch_size=self.batch_size, task=tasks, **options)
         predictions |= dict(zip(flat, answers, strict=True))
         return [predictions[index] for index in range(len(samples))]
@@ -256,6 +257,13 @@ class GroundingTask(Task):
         blind = self.predict_samples(_answerable(samples), blank=True) if train else None
         return score_grounding(samples, predictions, train, blind)
 
+    def validate(self, samples: Sequence[Sample], predictions: Sequence[Prediction] | None = None) -> dict[str, float]:
+        """The summary of `score`; benchmarks without the intervals, which a validation does not show."""
+        if self.scores != "benchmarks":
+            return super().validate(samples, predictions)
+        predictions = self.predict_samples(samples) if predictions is None else predictions
+        return score_benchmarks(samples, predictions, self.compat, resamples=0)["summary"]
+
     def export(self, folder) -> None:
         """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
         self.model.config.language_tuning = "full"
@@ -265,6 +273,9 @@ class GroundingTask(Task):
 @TASKS.register_module()
 class MultiTask(GroundingTask):
     """`GroundingTask` as Uni-Med is trained and scored: the former name of its own task, with its defaults."""
+
+    card_tags = ("medical", "visual-question-answering", "image-text-to-text")
+    card_example = 'model.predict("image.png", "Which organ is shown?", "vqa").text'
 
     def __init__(
         self,

@@ -10,6 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from unimed.models.backbones.base import Backbone
+from unimed.registry import BACKBONES
+
 #: EVA-CLIP ViT-g/14 without its last block, as Uni-Med, BLIP-2 and MiniGPT-v2 use it.
 EVA_VIT_G = {"image_size": 224, "patch_size": 14, "dim": 1408, "depth": 39, "heads": 16, "mlp_hidden": 6144}
 
@@ -57,7 +60,8 @@ class EvaLanguageConfig(PreTrainedConfig):
 AutoConfig.register("unimed_eva_language", EvaLanguageConfig)
 
 
-class EvaLanguageBackbone(nn.Module):
+@BACKBONES.register_module(EvaLanguageConfig.model_type)
+class EvaLanguageBackbone(Backbone):
     """Adapter with the face of `VisionLanguageBackbone`; it has no projector of its own."""
 
     def __init__(self, config: EvaLanguageConfig):
@@ -89,8 +93,9 @@ class EvaLanguageBackbone(nn.Module):
     def vision_dim(self) -> int:
         return self.config.eva["dim"]
 
-    def drop_projector(self) -> None:
-        """There is none."""
+    @property
+    def vision_tokens(self) -> int:
+        return self.config.patches
 
     def vision_features(self, pixels: torch.Tensor, image_grid_thw=None) -> torch.Tensor:
         """[T, 3, S, S] -> [T, N, Dv] without the class token."""
@@ -103,9 +108,6 @@ class EvaLanguageBackbone(nn.Module):
         ValueError: this backbone needs a connector.
         """
         raise ValueError("EVA-ViT has no projector of its own: give the model a connector")
-
-    def position_ids(self, input_ids, attention_mask, image_grid_thw, images_per_row=None):
-        return None
 
     @property
     def language_model(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from unimed.models import foreign
+from unimed.registry import BACKBONES, DECODERS, registered
 
 TUNING = ("full", "lora", "none")
 
@@ -87,4 +88,6 @@ class GroundedConfig(PreTrainedConfig):
 def _as_config(value):
     if value is None or isinstance(value, PreTrainedConfig):
         return value
+    # Our own types, and those of plug-ins, become known to transformers with what they configure.
+    registered(BACKBONES), registered(DECODERS)
     return foreign.config_from(value)

@@ -12,22 +12,15 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import is_flash_attn_2_available
 
-from unimed.models.backbones.eva import EvaLanguageBackbone
 from unimed.models.backbones.vision_language import LanguageBackbone, build_backbone
 from unimed.models.connectors import build_connector
 from unimed.models.connectors.modeling import ConnectorOutput
-from unimed.models.connectors.resample import resample
 from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.predicting import GroundedPredictor
-from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection
-from unimed.models.heads.medsam_lite import MedSamLiteMaskHead
-from unimed.models.heads.sam import SamMaskHead
-from unimed.models.heads.sam2 import Sam2MaskHead
+from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection, build_mask_decoder
 from unimed.models.lora import add_lora
 from unimed.models.weights import WholeWeights
-
-MASK_HEADS = {"sam": SamMaskHead, "sam2_video": Sam2MaskHead, "medsam_lite": MedSamLiteMaskHead}
 
 
 @dataclass
@@ -75,7 +68,7 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         self.backbone = build_backbone(config.backbone_config)
         self.mask_head = None
         if config.mask_config is not None:
-            self.mask_head = MASK_HEADS[config.mask_config.model_type](config.mask_config)
+            self.mask_head = build_mask_decoder(config.mask_config)
         dim = self.backbone.hidden_dim
         self.reads_mask_encoder = isinstance(self.backbone, LanguageBackbone)
         vision_dim = self.mask_head.embedding_dim if self.reads_mask_encoder else self.backbone.vision_dim
@@ -141,10 +134,9 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         if self.connector is None:
             self.backbone.drop_projector()
         self.connector = build_connector(dict(connector), vision_dim, self.backbone.hidden_dim)
-        self.config.connector = self.connector.config.to_dict()
-        if isinstance(self.backbone, EvaLanguageBackbone):
-            whole = torch.zeros(1, self.config.backbone_config.patches, 1)
-            self.processor.tokens_per_tile = resample(whole, self.connector.config).shape[1]
+        self.config.connector = self.connector.settings
+        if self.backbone.vision_tokens is not None:
+            self.processor.tokens_per_tile = self.connector.num_tokens(self.backbone.vision_tokens)
 
     # -- parts the decoding loop needs -------------------------------------------------------------------------
     @property

@@ -263,7 +263,7 @@ class GroundedPredictor:
         connector = self.connector
         if connector is None or not connector.needs_task or task is None or self.routing_task is not None:
             return None
-        known = connector.config.tasks
+        known = connector.tasks
         names = [name if name in known else task_of(name).short for name in task if name is not None]
         if len(names) < len(task):
             return None
