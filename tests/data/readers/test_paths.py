@@ -142,7 +142,7 @@ def asked(cases):
 
 def answers(root, name):
     dump(root / "train.json", {"annotations": [{"file_name": name.replace("png", "txt"), "caption": "c"}]})
-    return score_answers("medtrinity", root, root / "train.json")
+    return score_answers(root, root / "train.json", kind="medtrinity")
 
 
 DOORS = {
