@@ -2,6 +2,7 @@
 
     python tests/mutations.py                     all of them; exit code 1 if one survives
     python tests/mutations.py memory "SAM 2"      those whose name holds one of the words
+    python tests/mutations.py --part 2/4          the second quarter of the list
     python tests/mutations.py --list
 
 The faults are in `tests/mutation_list.py`. The working tree is never touched: package and tests are copied to a
@@ -164,9 +165,12 @@ def run(mutations: Sequence[Mutation], show=print) -> tuple[list[str], list[str]
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="run those whose name holds one of these")
+    parser.add_argument("--part", default="1/1", help="part of the list, such as 2/4")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args(words)
-    mutations = chosen(options.words)
+    part, parts = (int(number) for number in options.part.split("/"))
+    every = chosen(options.words)
+    mutations = every[len(every) * (part - 1) // parts : len(every) * part // parts]
     if options.list:
         print("\n".join(f"{m.name}  (unimed/{m.file})" for m in mutations))
         return 0

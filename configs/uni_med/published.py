@@ -118,7 +118,7 @@ test_data = dict(
         benchmark("MedMnistDataset", path=f"{_root}/MedMNIST/organsmnist_224.npz"),
     ]
 )
-collate = dict(type="UniMedCollator")
+collate = dict(type="GroundedCollator")
 optimizer = dict(lr=1e-5, betas=(0.9, 0.999), weight_decay=0.05)
 schedule = dict(type="cosine", warmup=5000, min_ratio=0.01)
 batch_size = 4

@@ -99,7 +99,7 @@ def test_full_disk_leaves_the_old_ones(root, monkeypatch, call):
 )
 def test_real_full_and_read_only_disks():
     script = Path(__file__).parent / "full_disk.py"
-    done = subprocess.run([sys.executable, script, "6"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script, "6"], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     result = ast.literal_eval(done.stdout.strip().splitlines()[-1])
     assert result["full"] == result["detected"] == result["previous_used"] == 6 and result["leftovers"] == 0

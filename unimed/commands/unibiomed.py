@@ -236,7 +236,9 @@ def _one_volume(args, out: Path) -> int:
     array, geometry = read_volume(args.volume, **volume_choices(args))  # before a model is loaded for nothing
     for step in geometry.steps:
         print(f"{args.volume}: {step}")
-    predictions = predict_volume(_load(args), (array, geometry), list(args.text), name=str(args.volume), **options)
+    asked = args.text if len(args.text) > 1 else args.text[0]
+    found = predict_volume(_load(args), (array, geometry), asked, name=str(args.volume), **options)
+    predictions = found if isinstance(found, list) else [found]
     print_steps(predictions[0].image.steps, args)
     names = [ResultNames(out)(args.volume, str(number) if number else "") for number in range(len(predictions))]
     for name, question, prediction in zip(names, args.text, predictions, strict=True):

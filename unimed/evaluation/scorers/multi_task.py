@@ -15,13 +15,12 @@ from unimed.metrics.boxes import accuracy_at, iou_matrix
 from unimed.metrics.statistics import bootstrap
 from unimed.structures import Sample
 
-_NAMES = {"classification": "cls", "report": "caption", "box": "refer", "region": "identify", "absent": "vqa"}
-
 
 def task_name(sample: Sample) -> str:
-    """The Uni-Med name of the task of a sample."""
-    given = str(sample.labels.get("task"))
-    return _NAMES.get(given, given)
+    """The Uni-Med name of the task of a sample; what asks for a place that is nowhere is answered in words."""
+    if sample.task.short == "refer" and all(region.box_xyxy_px is None for region in sample.regions):
+        return "vqa"
+    return sample.task.short
 
 
 def score_benchmarks(

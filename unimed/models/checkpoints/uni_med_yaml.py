@@ -115,7 +115,7 @@ def convert(
         "task": _task(model, llama, eva),
         "train_data": {"mixture": _mixture(source, datasets, data_root)},
         "test_data": {"mixture": _benchmarks(data_root)},
-        "collate": {"type": "UniMedCollator"},
+        "collate": {"type": "GroundedCollator"},
         **_run(run),
         "batch_size": max((int(entry.get("batch_size", 4)) for entry in datasets.values()), default=4),
         "hooks": [{"type": "RoutingHook", "interval": 500}],

@@ -314,7 +314,9 @@ def _several(images) -> bool:
     if isinstance(images, np.ndarray):
         return images.ndim == 4
     return isinstance(images, list | tuple | Iterator) or (
-        hasattr(images, "__len__") and hasattr(images, "__getitem__") and not isinstance(images, str | PurePath | bytes)
+        hasattr(images, "__len__")
+        and hasattr(images, "__getitem__")
+        and not isinstance(images, str | PurePath | bytes | Mapping)
     )
 
 
