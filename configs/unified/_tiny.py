@@ -13,6 +13,7 @@ def records(split, *tasks):
 task = dict(
     type="GroundingTask",
     model=dict(
+        type="SmallGroundedMLLM",
         texts="data/sample/records/train.jsonl",
         hidden_dim=128,
         layers=3,

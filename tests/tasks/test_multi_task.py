@@ -1,5 +1,7 @@
 """Mixed batches, the losses and statistics of tasks, and one set of numbers per benchmark."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from unimed.geometry import Geometry
 from unimed.io.result import Prediction
 from unimed.models.dialects.boxes import PERCENT
 from unimed.structures import Region, Sample, TaskNameError
-from unimed.tasks.grounding import INPUTS, multi_task
+from unimed.tasks.grounding import INPUTS, MultiTask
 
 TEXTS = ["where is the liver?", "liver", "is it normal? yes no", "a chest radiograph with clear lungs", "aspirin"] * 4
 SMALL = dict(texts=TEXTS, image_size=56, vision_dim=32, vision_layers=1, hidden_dim=32, layers=1, vocabulary=400)
@@ -41,7 +43,7 @@ MIXED = [
 @pytest.fixture(scope="module")
 def task():
     connector = {"load_balancing_weight": 0.01, "z_loss_weight": 0.001}
-    return multi_task(model=SMALL, connector=connector, reduction="samples", max_new_tokens=3)
+    return MultiTask(model=SMALL, connector=connector, reduction="samples", max_new_tokens=3)
 
 
 def test_a_mixed_batch_loses_what_single_batches_lose(task):
@@ -103,11 +105,35 @@ def test_the_default_is_right_where_the_published_numbers_are_not():
         score_benchmarks([where], [answer], "old")
 
 
+def test_tables_hold_intervals_and_what_answers_without_the_image_reach():
+    asked = [
+        sample("vqa", "is it normal?", answer, labels={"answer_type": "CLOSED"}) for answer in ["yes"] * 3 + ["no"]
+    ]
+    asked = [dataclasses.replace(one, sample_id=str(number)) for number, one in enumerate(asked)]
+    scores = score_benchmarks(asked, [Prediction(answer) for answer in ("yes", "yes", "no", "no")])
+    model, blind = scores["tables"]["vqa"]
+    assert model["benchmark"] == "vqa" and model["samples"] == 4 and "without" not in model["benchmark"]
+    assert model["accuracy"].value == 0.75 == blind["accuracy"], "always yes is right three times of four"
+    assert 0 <= model["accuracy"].low < 0.75 < model["accuracy"].high <= 1
+    boxes = [(0, 0, 50, 50), (2, 2, 52, 52), (90, 90, 100, 100)]
+    where = [
+        sample("refer", "liver", "", size=(100, 100), regions=(Region("liver", box_xyxy_px=box),)) for box in boxes
+    ]
+    where = [dataclasses.replace(one, sample_id=str(number)) for number, one in enumerate(where)]
+    said = [Prediction("", regions=(Region("liver", box_xyxy_px=box),)) for box in boxes]
+    model, blind = score_benchmarks(where, said)["tables"]["refer"]
+    assert model["miou"].value == 1.0 and 0.5 < blind["miou"] < 0.9
+    cases = score_benchmarks(asked, said[:1] * 4)["cases"]
+    assert all(row["question"] == "is it normal?" and row["truth"] in ("yes", "no") for row in cases)
+    assert "tables" not in score_benchmarks(where, said, resamples=0)
+    assert score_benchmarks(where, said, "reference")["tables"]["refer"][1]["miou"] > 0.3
+
+
 def test_wrong_names_are_refused(task):
     with pytest.raises(TaskNameError, match="'segment' is not known.*vqa"):
         GroundedCollator(task.processor)([sample("segment", "x", "y")])
     with pytest.raises(ValueError, match="reduction 'sum'"):
-        multi_task(model=SMALL, reduction="sum")
+        MultiTask(model=SMALL, reduction="sum")
 
 
 def test_exported_and_opened_again(task, tmp_path):
@@ -130,7 +156,7 @@ def test_box_text():
 
 @pytest.mark.parametrize("reduction", ["tokens", "samples"])
 def test_parts_with_shared_counts_are_the_joined_batch(reduction):
-    task = multi_task(model=SMALL, reduction=reduction)
+    task = MultiTask(model=SMALL, reduction=reduction)
     task.eval()
     collate = GroundedCollator(task.processor)
 

@@ -132,7 +132,8 @@ def ask(model, source: Source, texts: Sequence[str], *, plane: str = "axial", ho
         from unimed.inference.volume import predict_volume
 
         tokens = {k: v for k, v in options.items() if k == "max_new_tokens"}
-        return predict_volume(model, (source.array, source.geometry), texts, plane=plane, **how, **tokens)
+        volume = (source.array, source.geometry)
+        return predict_volume(model, volume, texts, plane=plane, name=str(source.path), **how, **tokens)
     if options.get("task") is None or not _takes_task(model):
         options.pop("task", None)
     return model.predict(source.image, texts, **options)

@@ -74,6 +74,7 @@ class GroundingTask(Task):
     """
 
     headline_metrics = ("dice_mean_over_targets", "grounding_rate", "presence_auroc", "miou_mean_over_*", "accuracy/*")
+    card_example = 'model.predict("image.png", "Segment the nuclei.").regions[0].mask'
 
     def __init__(
         self,
@@ -264,31 +265,44 @@ class GroundingTask(Task):
         blind = self.predict_samples(_answerable(samples), blank=True) if train else None
         return score_grounding(samples, predictions, train, blind)
 
+    def validate(self, samples: Sequence[Sample], predictions: Sequence[Prediction] | None = None) -> dict[str, float]:
+        """The summary of `score`; benchmarks without the intervals, which a validation does not show."""
+        if self.scores != "benchmarks":
+            return super().validate(samples, predictions)
+        predictions = self.predict_samples(samples) if predictions is None else predictions
+        return score_benchmarks(samples, predictions, self.compat, resamples=0)["summary"]
+
     def export(self, folder) -> None:
         """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
         self.model.config.language_tuning = "full"
         super().export(folder)
 
 
-@TASKS.register_module(name="MultiTask")
-def multi_task(
-    model: str | dict,
-    connector: dict | None = None,
-    reduction: str = "tokens",
-    max_new_tokens: int = 100,
-    batch_size: int = 8,
-    compat: str | None = None,
-    **options,
-) -> GroundingTask:
-    """`GroundingTask` as Uni-Med is trained and scored (the former name of its own task)."""
-    if not isinstance(model, GroundedMLLM):
-        model = described(model, [("llama", "UniMed"), ("", "SmallUniMed")])
-    # A folder is a path for the task, which may give it a new connector.
-    model = model["path"] if isinstance(model, dict) and model["type"] == "Pretrained" else model
-    return GroundingTask(
-        model, connector=connector, reduction=reduction, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        scores="benchmarks", compat=compat, **options,
-    )  # fmt: skip
+@TASKS.register_module()
+class MultiTask(GroundingTask):
+    """`GroundingTask` as Uni-Med is trained and scored: the former name of its own task, with its defaults."""
+
+    card_tags = ("medical", "visual-question-answering", "image-text-to-text")
+    card_example = 'model.predict("image.png", "Which organ is shown?", "vqa").text'
+
+    def __init__(
+        self,
+        model: str | dict,
+        connector: dict | None = None,
+        reduction: str = "tokens",
+        max_new_tokens: int = 100,
+        batch_size: int = 8,
+        compat: str | None = None,
+        **options,
+    ):
+        if not isinstance(model, GroundedMLLM):
+            model = described(model, [("llama", "UniMed"), ("", "SmallUniMed")])
+        # A folder is a path for the task, which may give it a new connector.
+        model = model["path"] if isinstance(model, dict) and model["type"] == "Pretrained" else model
+        super().__init__(
+            model, connector=connector, reduction=reduction, max_new_tokens=max_new_tokens, batch_size=batch_size,
+            scores="benchmarks", compat=compat, **options,
+        )  # fmt: skip
 
 
 def _per_mask(of_seg: torch.Tensor, batch: dict) -> torch.Tensor:

@@ -29,7 +29,8 @@ def task():
 
 
 def test_every_registered_data_set_is_here(sets):
-    assert {name.split(" ")[0] for name in sets} == set(_choices(DATASETS))
+    ours = {name for name in _choices(DATASETS) if DATASETS.get(name).__module__.startswith("unimed.")}
+    assert {name.split(" ")[0] for name in sets} == ours
 
 
 @pytest.mark.parametrize("name", DIALECT_NAMES)

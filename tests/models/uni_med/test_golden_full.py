@@ -104,6 +104,8 @@ def test_an_answer_is_the_same_alone_and_in_a_batch():
     both = model.predict_batch([images[0]] * 2, texts, task=tasks, max_new_tokens=6)
     alone = [model.predict(images[0], "spleen", task=task, max_new_tokens=6) for task in tasks]
     assert [one.text for one in both] == [one.text for one in alone]
+    assert model.predict(images[0], "spleen", "refer", max_new_tokens=6).text == alone[1].text
+    assert model.predict_batch(images, texts, tasks, max_new_tokens=6)[0].text == alone[0].text
     assert isinstance(model.predict_batch([images], ["compare them"], max_new_tokens=3)[0].text, str)
     assert isinstance(model.predict(None, "is aspirin safe?", max_new_tokens=3).text, str)
 

@@ -69,6 +69,8 @@ class GroundedPredictor:
                 pixels of the image, or `Region`s.
             options: see `predict_batch`.
         """
+        if isinstance(regions, str):  # Uni-Med's third argument is the task
+            options, regions = {"task": regions} | options, None
         if isinstance(text, str):
             return self.predict_batch([image], [text], None if regions is None else [regions], **options)[0]
         if len(text) > self.processor.max_phrases:
@@ -110,6 +112,8 @@ class GroundedPredictor:
             PromptError, ImageError, ReadError: what cannot be asked or read; nothing is computed then.
         """
         texts, images = list(texts), as_list(images)
+        if isinstance(regions, str) or (regions and all(isinstance(one, str) for one in regions)):
+            task, regions = regions, None  # as above
         regions = [None] * len(texts) if regions is None else list(regions)
         if not len(images) == len(texts):
             raise ValueError(f"{len(images)} images for {len(texts)} texts; give one image per text")
