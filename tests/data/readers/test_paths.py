@@ -228,7 +228,7 @@ def seen(things, outside):
                 return True
             if any(region.mask is not None for region in thing.regions):
                 return True
-        elif thing["said"] is not None:
+        elif thing["predicted"] is not None:
             return True
     return False
 
