@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimed.commands.common import Parser, exit_code, guarded, say
+from unimed.commands.common import Parser, count, exit_code, fraction, guarded, load_model, say
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames
 
@@ -17,7 +17,7 @@ def _common(parser: Parser, out: str) -> None:
     parser.flag("out", default=out)
     parser.add_argument("--prompts", "--prompt", nargs="+", metavar="TEXT", help="what to look for")
     parser.flag("modality")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least existence, 0 to 1 (default: 0.5)")
+    parser.add_argument("--threshold", type=fraction, default=0.5, help="least existence, 0 to 1 (default: 0.5)")
     parser.flag("seed", help="of the attention sampling (default: 0)")
     parser.flag("device")
     parser.flag("dtype")
@@ -51,26 +51,33 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--overlap", default="nms", choices=OVERLAPS_3D, help="who gets a voxel (default: nms)")
     parser.add_argument("--instances", action="store_true", help="number single objects, also where the file says so")
     parser.add_argument(
-        "--slice-batch", "--slice_batch_size", type=int, default=4, help="slices at a time (default: 4)"
+        "--slice-batch", "--slice_batch_size", type=count, default=4, help="slices at a time (default: 4)"
     )
-    parser.add_argument("--formats", nargs="+", default=["nifti", "json"], help="nifti, npz, json, dicom-seg")
+    parser.add_argument(
+        "--formats", nargs="+", default=["nifti", "json", "png"], help="nifti, npz, json, dicom-seg, png (montage)"
+    )
     return guarded(_parse_3d, parser.parse_args(arguments))
 
 
 def _parse_3d(args) -> int:
+    import numpy as np
+
     from unimed.inference.runs import print_failures, run_cases
     from unimed.inference.volume_files import find_volumes, prompts_for
     from unimed.io.volume_result import FORMATS
+    from unimed.io.windows import choose_window
     from unimed.structures import Case
 
     source, out = Path(args.source), Path(args.out)
-    if unknown := [form for form in args.formats if form not in FORMATS]:
-        raise ValueError(f"unknown formats {unknown}; known are {', '.join(FORMATS)}")
+    if unknown := [form for form in args.formats if form not in (*FORMATS, "png")]:
+        raise ValueError(f"unknown formats {unknown}; known are {', '.join((*FORMATS, 'png'))}")
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
     paths = find_volumes(source) if source.is_dir() else [source]
     if len(paths) == 1:
         prompts_for(paths[0], args.prompts, args.prompt_file)  # missing prompts should not cost the loading of a model
+    # A window or percentiles that cannot be are found before a model is loaded.
+    choose_window(np.arange(8).reshape(2, 2, 2), window=args.window, percentiles=args.percentiles)
     root = source if source.is_dir() else source.parent
     names = ResultNames(out, root).all(paths)
     cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
@@ -85,12 +92,13 @@ def _parse_3d(args) -> int:
     for row in report.rows:
         found = ", ".join(f"{t['prompt']} ({t['voxels']})" for t in row["targets"] if t["voxels"]) or "nothing"
         say(f"{row['case']}: {found}; {row['intensity']}; {row['seconds']:.1f} s")
+        if row["intensity"].startswith("percentiles") and not (args.percentiles or row["modality"]):
+            print(
+                "  the modality is not known, so percentiles were used; for CT give --site, --modality CT or --window"
+            )
         for target in row["targets"]:
-            if not target["voxels"] and target["presence"] >= args.threshold:
-                why = "its mask is empty"
-                if args.overlap != "keep":
-                    why += " or gave way to a surer target (--overlap keep shows it)"
-                say(f"  {target['prompt']}: presence {target['presence']:.2f} but no voxel: {why}")
+            if target.get("remark"):
+                say(f"  {target['prompt']}: {target['remark']}")
         for name in row["files"]:
             print(f"  {out / name}")
     print(
@@ -106,16 +114,13 @@ def load_parser(args):
     Raises:
         ValueError: it is no model that takes prompts.
     """
-    from unimed.models.auto import load
-
-    model = load(args.model, device=args.device, dtype=args.dtype)
-    if not hasattr(model, "segment_slices"):
-        raise ValueError(f"{args.model} holds {type(model).__name__}, which does not segment by prompts alone")
-    return model
+    to = "segment by prompts alone"
+    return load_model(args.model, able="segment_slices", to=to, device=args.device, dtype=args.dtype)
 
 
 def _one_volume(model, args, out: Path, case) -> dict:
     from unimed.files import refuse_to_replace
+    from unimed.inference.asking import save_volume_segmentation
     from unimed.inference.volume_files import prompts_for, read_volume
     from unimed.inference.volume_text import segment_volume
     from unimed.io.windows import modality_of
@@ -132,7 +137,7 @@ def _one_volume(model, args, out: Path, case) -> dict:
         percentiles=args.percentiles, threshold=args.threshold,
         overlap=args.overlap, instances=args.instances or asked.instances, slice_batch=args.slice_batch, seed=args.seed,
     )  # fmt: skip
-    files = result.save(out, case.name, args.formats)
+    files = save_volume_segmentation(result, array, out, case.name, args.formats)
     return result.summary() | {"modality": modality, "files": [path.name for path in files]}
 
 
@@ -140,7 +145,8 @@ def parse_2d(arguments=None, prog: str | None = None) -> int:
     """`demo_parse2D.py`: one picture, or every picture of a folder."""
     parser = Parser(
         "Segment what the prompts name in a picture or in every picture of a folder, or, with --recognise, "
-        "find what of all known targets is there. Research use only.",
+        "find what of all known targets is there. Writes OUT/NAME.json, NAME.png (overlay) and a mask per target, "
+        "NAME-maskK.png. Research use only.",
         prog=prog,
     )
     parser.add_argument("source", help="PNG, JPEG, TIFF, DICOM, a slice as NIfTI, or a folder of them")
@@ -181,6 +187,9 @@ def _parse_2d(args) -> int:
     for row in report.rows:
         found = ", ".join(f"{t['target']} ({t['pixels']})" for t in row["found"]) or "nothing"
         say("; ".join([f"{row['case']}: {found}", *row.get("steps", ())]))
+        for target in row["found"]:
+            if target.get("remark"):
+                say(f"  {target['target']}: {target['remark']}")
     counts = f"{len(report.rows)} pictures, {report.skipped} of them before, {len(report.failed)} failed"
     print(f"{counts}, results in {out}. Research use only.")
     print_failures(report)
@@ -188,13 +197,13 @@ def _parse_2d(args) -> int:
 
 
 def _one_picture(model, args, out: Path, case) -> dict:
-    import json
     import time
 
     from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name
     from unimed.data.wordings.biomedparse_targets import TargetError, image_type
-    from unimed.files import refuse_to_replace, write_atomic
+    from unimed.files import json_text, refuse_to_replace, write_text
     from unimed.inference.recognition import P_VALUE, as_prediction, hierarchy, recognise, segment_image
+    from unimed.io.answers import write_mask
     from unimed.io.images import load as load_image
     from unimed.io.windows import known_site
 
@@ -222,15 +231,16 @@ def _one_picture(model, args, out: Path, case) -> dict:
                               overlap=args.overlap, seed=args.seed)  # fmt: skip
     prediction = as_prediction(found, geometry, time.perf_counter() - begin, args.model, source.source)
     files = prediction.save(out, case.name, ("json", "png"), image=image)
+    masks = [out / f"{case.name}-mask{number}.png" for number in range(len(found))]
+    files += [write_mask(path, one.mask) for path, one in zip(masks, found, strict=True)]
     row = {
-        "found": [one.to_dict() for one in found],
+        "found": [one.to_dict() | {"mask_file": path.name} for one, path in zip(found, masks, strict=True)],
         "steps": list(source.steps),
         "files": [file.name for file in files],
     }
     if args.recognise:
         row["hierarchy"] = hierarchy(found)
-        text = json.dumps(row, indent=1, ensure_ascii=False)
-        write_atomic(out / f"{case.name}-found.json", lambda p: p.write_text(text, encoding="utf-8"))
+        write_text(out / f"{case.name}-found.json", json_text(row))
     return row
 
 

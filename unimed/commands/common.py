@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from unimed import progress
 from unimed.markup import plain_line, plain_text
 
 #: Everything was done, nothing was, some cases were and some failed.
 DONE, NOTHING, PARTLY = 0, 1, 2
 INTERRUPTED = 130
+
+NOTICE = "Research use only."
+
+
+def count(word: str) -> int:
+    """An argument that is a whole number from 1."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def fraction(word: str) -> float:
+    """An argument from 0 to 1."""
+    number = float(word)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must lie in 0 to 1, got {number:g}")
+    return number
+
+
+# What argparse calls them where a word is no number at all: "invalid int value".
+count.__name__, fraction.__name__ = "int", "float"
 
 #: Flag -> (spellings, what argparse is told). The first spelling is ours; the others are those of published scripts.
 FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
@@ -27,8 +51,11 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
         ("--dtype",),
         {"default": "auto", "choices": ("auto", "float32", "bfloat16", "float16"), "help": "of the weights"},
     ),
-    "batch-size": (("--batch-size", "--batch_size"), {"type": int, "default": 4, "help": "images worked on together"}),
-    "max-new-tokens": (("--max-new-tokens", "--max_new_tokens"), {"type": int, "default": 512}),
+    "batch-size": (
+        ("--batch-size", "--batch_size"),
+        {"type": count, "default": 4, "help": "images together"},
+    ),
+    "max-new-tokens": (("--max-new-tokens", "--max_new_tokens"), {"type": count, "default": 512}),
     "restart": (("--restart",), {"action": "store_true", "help": "forget what an earlier run finished"}),
     "site": (("--site",), {"default": "", "help": "body site, for the CT window: abdomen, lung, brain, bone, ..."}),
     "modality": (("--modality",), {"default": "", "help": "CT, MR, US, ... (default: as the file says)"}),
@@ -64,11 +91,15 @@ def guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace)
     What is wrong with the input becomes one line on standard error and exit code 1; `UNIMED_DEBUG=1` shows where it was
     found as well. An interruption is one line and exit code 130. Mistakes of this package keep their traceback.
     """
+    from unimed.engine.noise import quiet
+
+    quiet()
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
-        return work(args)
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr)
+        with progress.shown():
+            return work(args)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; {plain_line(str(stop)) or 'what was finished is kept'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (`head`, say) has gone; the interpreter must not complain at exit either.
@@ -85,6 +116,24 @@ def guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace)
         warnings.formatwarning = usual
 
 
+def load_model(path, *, able: str = "", to: str = "", **options):
+    """`unimed.load` for a verb, with its progress.
+
+    Args:
+        able, to: attribute that the model must have, and what it is needed for.
+
+    Raises:
+        ValueError: a model of another kind; and what `load` raises.
+    """
+    from unimed.models.auto import load
+
+    with progress.stage("loading the model"):
+        model = load(path, **options)
+    if able and not hasattr(model, able):
+        raise ValueError(f"{path} holds {type(model).__name__}, which does not {to}")
+    return model
+
+
 def _is_for_the_user(error: Exception) -> bool:
     """Errors of files, values and missing extras, every error class of this package, and lack of memory."""
     ours = type(error).__module__.split(".")[0] == "unimed"
@@ -94,19 +143,55 @@ def _is_for_the_user(error: Exception) -> bool:
 
 def one_line(error: BaseException) -> str:
     """An error as one line: its text without line ends, or the name of its class where it has none."""
-    said = plain_line(str(error))
-    return said or type(error).__name__
+    said = plain_line(str(error)) or type(error).__name__
+    return f"the disk is full: {said}" if isinstance(error, OSError) and error.errno == errno.ENOSPC else said
 
 
-def print_steps(source) -> None:
-    """What was done to an image before a model saw it: the window and where it came from, turns, pages."""
-    if source is not None and source.steps:
-        print(f"image: {'; '.join(source.steps)}")
+def print_steps(steps, args: argparse.Namespace | None = None) -> None:
+    """What was done to an image before a model saw it: the window and where it came from, turns, pages.
+
+    Where percentiles chose the grey values of deep data of unknown kind it says what to give, if `args` has it.
+    """
+    if not steps:
+        return
+    say(f"image: {'; '.join(steps)}")
+    given = any(getattr(args, name, None) for name in ("site", "modality", "window", "percentiles"))
+    told = any("give modality" in step for step in steps)
+    if args is not None and not given and not told and any(step.startswith("percentiles") for step in steps):
+        print("  the modality is not known, so percentiles were used; for CT give --site, --modality CT or --window")
+
+
+def region_line(values: Mapping) -> str:
+    """The place of a region, how sure the model is that it is there, and whether the two contradict each other.
+
+    Args:
+        values: of the region in JSON, with `pixels` or `voxels`.
+    """
+    said = [f"{values[unit]} {unit}" for unit in ("pixels", "voxels") if unit in values]
+    said += [f"{values['volume_ml']:g} ml"] if values.get("volume_ml") is not None else []
+    if values.get("box_xyxy_px"):
+        said.append("box " + " ".join(f"{value:.1f}" for value in values["box_xyxy_px"]))
+    said += [f"presence {values['presence']:.2f}"] if values.get("presence") is not None else []
+    said += [f"contradictory: {values['remark']}"] if values.get("remark") else []
+    return ", ".join(said) or "no place"
 
 
 def say(text: str) -> None:
     """Print text of a model or user: no control character of it reaches the terminal."""
+    progress.clear()
     print(plain_text(text))
+
+
+def print_answer(prediction, written=()) -> None:
+    """The text of an answer, a line per region, and the files."""
+    if prediction.text:
+        say(prediction.text)
+    for region, values in zip(prediction.regions, prediction.to_dict()["regions"], strict=True):
+        if region.mask is not None:
+            values["voxels" if region.mask.ndim == 3 else "pixels"] = int(region.mask.sum())
+        say(f"  {region.phrase}: {region_line(values)}")
+    for path in written:
+        print(f"  {path}")
 
 
 def exit_code(finished: int, failed: int) -> int:

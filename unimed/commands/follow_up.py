@@ -11,7 +11,7 @@ import numpy as np
 
 from unimed.commands.common import DONE, Parser, guarded, say
 from unimed.evaluation.follow_up import Change, Lesion, lesions_of, match_lesions, recist, rows_of
-from unimed.evaluation.tables import markdown_table, this_command
+from unimed.evaluation.tables import markdown_table
 from unimed.files import write_atomic, write_text
 from unimed.geometry import Geometry, GeometryError, align
 from unimed.io.dicom_result import read_segmentation, tracking_of
@@ -129,7 +129,7 @@ def _markdown(rows, response, registration) -> str:
         table, f"RECIST 1.1: **{response.category}** ({'; '.join(response.reasons)})", "",
         f"Sum of diameters {response.baseline_sum_mm:.1f} to {response.follow_up_sum_mm:.1f} mm{percent}, targets "
         f"{targets} (chosen by size); registration turned by {registration['rotation_degrees']:.2f} degrees.", "",
-        f"{NOTICE}: no reader has confirmed targets, new lesions or category", "", f"`{this_command()}`", "",
+        f"{NOTICE}: no reader has confirmed targets, new lesions or category", "",
     ])  # fmt: skip
 
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded, print_steps, say
+from unimed.commands.common import (
+    DONE,
+    NOTHING,
+    NOTICE,
+    PARTLY,
+    Parser,
+    count,
+    guarded,
+    load_model,
+    print_answer,
+    print_steps,
+    say,
+)
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames, result_name
 
@@ -32,7 +45,7 @@ def _common(parser: Parser, out: str) -> None:
     parser.add_argument("--question", help="another question; {} stands for what the JSON names")
     parser.add_argument("--overlays", type=int, default=12, help="pictures with drawn regions to keep (default: 12)")
     parser.flag("restart")
-    parser.add_argument("--limit", type=int, help="only the first so many cases")
+    parser.add_argument("--limit", type=count, help="only the first so many cases")
     parser.add_argument(
         "--launcher", default="none", choices=("none", "pytorch", "slurm"), help="who starts several processes"
     )
@@ -43,7 +56,6 @@ def _load(args):
     import os
 
     from unimed.inference.set_runs import ranks
-    from unimed.models.auto import load
 
     device = args.device
     if device == "auto" and ranks(args.launcher)[1] > 1:
@@ -51,7 +63,9 @@ def _load(args):
 
         if torch.cuda.is_available():
             device = f"cuda:{int(os.environ.get('LOCAL_RANK', args.local_rank)) % torch.cuda.device_count()}"
-    return load(args.model, device=device, dtype=args.dtype)
+    return load_model(
+        args.model, able="predict_frames", to="answer in words and masks", device=device, dtype=args.dtype
+    )
 
 
 def _all_done(args) -> bool:
@@ -78,9 +92,10 @@ def _finish(args, report, score, state: Path) -> int:
     """Print what happened and the scores; the exit code is not zero where a case failed."""
     from unimed.evaluation.cases import project
     from unimed.evaluation.tables import this_command
-    from unimed.inference.runs import print_failures
+    from unimed.inference.runs import print_failures, print_windows
 
     print(f"{len(report.rows)} answered, {report.skipped} of them before, {len(report.failed)} failed")
+    print_windows(report.rows)
     print_failures(report)
     if _all_done(args) and score is not None:
         with project(state):
@@ -158,21 +173,10 @@ def _one_image(args, out: Path) -> int:
     name = ResultNames(out)(args.image)
     written = prediction.save(out, name, formats, image=image.rgb)
     written += [write_mask(out / f"{name}-mask{number}.png", mask) for number, mask in enumerate(masks)]
-    _print_answer(prediction, written)
-    return 0
-
-
-def _print_answer(prediction, written) -> None:
-    print_steps(prediction.image)
-    say(prediction.text)
-    for region in prediction.regions:
-        presence = "" if region.presence is None else f", presence {region.presence:.2f}"
-        unit = "voxels" if region.mask is not None and region.mask.ndim == 3 else "pixels"
-        size = f"{0 if region.mask is None else int(region.mask.sum())} {unit}"
-        say(f"  {region.phrase}: {size}{presence}")
-    for path in written:
-        print(f"  {path}")
-    print("Research use only.")
+    print_steps(image.steps, args)
+    print_answer(prediction, written)
+    print(NOTICE)
+    return DONE
 
 
 def segment_3d(arguments=None, prog: str | None = None) -> int:
@@ -185,7 +189,7 @@ def segment_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--val_folder", help="set with meta_test.json and a folder of slices per volume")
     parser.add_argument("--val_json", default="meta_test.json", help="its test file (default: meta_test.json)")
     parser.add_argument("--volume", help="instead of a set: NIfTI, NRRD, NPZ, or a folder of DICOM slices")
-    parser.add_argument("--text", help="the question about --volume")
+    parser.add_argument("--text", nargs="+", help="one question about --volume, or several: slices are encoded once")
     add_volume_choices(parser)
     for name in ("site", "modality", "window"):
         parser.flag(name)
@@ -220,6 +224,7 @@ def _one_volume(args, out: Path) -> int:
     if not args.text:
         raise ValueError('--volume needs --text, for example --text "Please segment the spleen in abdomen CT."')
     from unimed.files import refuse_to_replace
+    from unimed.inference.asking import save_volume_prediction
     from unimed.inference.volume import predict_volume
     from unimed.inference.volume_files import read_volume
 
@@ -231,11 +236,18 @@ def _one_volume(args, out: Path) -> int:
     array, geometry = read_volume(args.volume, **volume_choices(args))  # before a model is loaded for nothing
     for step in geometry.steps:
         print(f"{args.volume}: {step}")
-    prediction = predict_volume(_load(args), (array, geometry), args.text, **options)
-    masks = [region.mask for region in prediction.regions if region.mask is not None]
-    name = ResultNames(out)(args.volume)
-    _print_answer(prediction, prediction.save(out, name, ["json"] + ["nifti"] * bool(masks)))
-    return 0
+    asked = args.text if len(args.text) > 1 else args.text[0]
+    found = predict_volume(_load(args), (array, geometry), asked, name=str(args.volume), **options)
+    predictions = found if isinstance(found, list) else [found]
+    print_steps(predictions[0].image.steps, args)
+    names = [ResultNames(out)(args.volume, str(number) if number else "") for number in range(len(predictions))]
+    for name, question, prediction in zip(names, args.text, predictions, strict=True):
+        written = save_volume_prediction(prediction, (array, geometry), out, name, question, args.plane)
+        if len(predictions) > 1:
+            say(f"{question}")
+        print_answer(prediction, written)
+    print(NOTICE)
+    return DONE
 
 
 def answers(demo: str, arguments=None, prog: str | None = None) -> int:
@@ -334,8 +346,15 @@ def score(arguments, prog: str | None = None) -> int:
     """`unimed score KIND --prediction_dir D --json_path J`."""
     if not arguments or arguments[0] not in SCORED:
         asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(f"usage: {prog or 'unimed score'} {{{','.join(SCORED)}}} [options]")
-        return DONE if asked_for_help else NOTHING
+        usage = f"usage: {prog or 'unimed score'} {{{','.join(SCORED)}}} [options]"
+        if asked_for_help:
+            print(usage)
+            return DONE
+        print(usage, file=sys.stderr)
+        known = f"known are {', '.join(SCORED)}"
+        named = f"unknown kind {arguments[0]!r}; {known}" if arguments else f"say what is scored; {known}"
+        print(f"error: {named}", file=sys.stderr)
+        return NOTHING
     return metrics(arguments[0], arguments[1:], f"{prog or 'unimed score'} {arguments[0]}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,8 @@ from typing import Any
 from mmengine.config import Config
 
 from unimed.engine.config_files import ConfigError, apply_options, as_config, parse_options, read_file
-from unimed.registry import did_you_mean
+from unimed.registry import did_you_mean, warn_once
 
-logger = logging.getLogger("unimed.engine")
-_told: set[str] = set()
 NUMBER = (int, float)
 NONE = type(None)
 #: key -> (types, default). `...` marks a key without default; a dict as default lists the keys it may hold.
@@ -60,7 +58,7 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
         },
     ),
     "hooks": ((list, tuple), ()),
-    "load_from": ((str, NONE), None),
+    "load_from": ((str, dict, NONE), None),
     "test_batch_size": ((int,), 4),
     "overlay_cases": ((int,), 12),
     "custom_imports": ((dict, NONE), None),
@@ -164,7 +162,7 @@ def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             values[outer] = content
         else:
             continue
-        _tell(f"{where}: {old} is called {new} now")
+        warn_once(f"{where}: {old} is called {new} now")
     if isinstance(values.get("hooks"), list | tuple):
         values["hooks"] = [_renamed_hook(hook, where) for hook in values["hooks"]]
     return values
@@ -174,18 +172,16 @@ def _renamed_hook(hook, where: str):
     if not isinstance(hook, Mapping) or hook.get("type") not in RENAMED_HOOKS:
         return hook
     new = RENAMED_HOOKS[hook["type"]]
-    _tell(f"{where}: the hook {hook['type']} is called {new} now")
+    warn_once(f"{where}: the hook {hook['type']} is called {new} now")
     return {**hook, "type": new}
 
 
-def _tell(message: str) -> None:
-    if message not in _told:
-        _told.add(message)
-        logger.warning(message)
-
-
 def _import_custom(entry: Mapping | None, name: str) -> None:
-    """Import the modules of `custom_imports=dict(imports=[...])`, which may stand beside the config."""
+    """Import the modules of `custom_imports=dict(imports=[...])`, from PYTHONPATH or from beside the config."""
+    folder = str(Path(name).absolute().parent)
+    if entry and name.endswith(".py") and folder not in sys.path:
+        # Kept for the whole process: what is pickled later is looked up by the name of its module.
+        sys.path.append(folder)
     for module in [] if not entry else entry.get("imports") or []:
         try:
             importlib.import_module(module)
@@ -193,7 +189,8 @@ def _import_custom(entry: Mapping | None, name: str) -> None:
             if entry.get("allow_failed_imports"):
                 continue
             raise ConfigError(
-                f"{name}: custom_imports: {module} cannot be imported ({error}); set PYTHONPATH to the folder it is in"
+                f"{name}: custom_imports: {module} cannot be imported ({error}); "
+                "put it beside the config, or set PYTHONPATH to its folder"
             ) from error
 
 

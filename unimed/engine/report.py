@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 
 from unimed.engine.strategy import world
 from unimed.files import read_json_lines, write_text
+from unimed.progress import told
 
 #: Clears the rest of a terminal's line.
 CLEAR = "\x1b[K"
@@ -111,6 +113,7 @@ class Reporter:
         self.write({"step": step, "kind": "train", "time": time.time(), **means, **speed})
         if self.main:
             self.close()
+            told()
             self.logger.info(
                 f"step {step}/{self.settings['max_steps']}  {losses}  | {speed['samples_per_s']:.1f} samples/s  "
                 f"{speed['tokens_per_s']:.0f} tokens/s  data wait {100 * speed['data_wait']:.0f} %  "
@@ -160,7 +163,8 @@ class Reporter:
     def _headline(self, metrics: dict[str, float]) -> str:
         """The loss and the task's few numbers; what could not be measured (no such sample) is left out."""
         known = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        chosen = [name for name in ("val_loss", *self.headline) if name in known]
+        wanted = ("val_loss", *self.headline)
+        chosen = list(dict.fromkeys(name for pattern in wanted for name in known if fnmatchcase(name, pattern)))[:9]
         if len(chosen) < 2:
             chosen += [name for name in known if not name.startswith("val_")][:6]
         rest = len(metrics) - len(chosen)
@@ -200,17 +204,26 @@ class Reporter:
             for key, value in record.items():
                 if key not in skipped and isinstance(value, (int, float)) and (record["kind"], key) not in names:
                     names.append((record["kind"], key))
-        names = names[:16]
+        # What never changed is no curve.
+        changing = [(kind, key) for kind, key in names if len({r[key] for r in self.records if _has(r, kind, key)}) > 1]
+        names = (changing or names)[:16]
         columns = min(4, len(names))
         rows = math.ceil(len(names) / columns)
         figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
         for place, (kind, key) in enumerate(names, start=1):
-            chosen = [r for r in self.records if r["kind"] == kind and isinstance(r.get(key), (int, float))]
+            chosen = [r for r in self.records if _has(r, kind, key)]
             axes = figure.add_subplot(rows, columns, place)
             axes.plot([r["step"] for r in chosen], [r[key] for r in chosen], marker="." if len(chosen) < 30 else "")
-            axes.set_title(f"{kind} {key}", fontsize=9)
+            axes.set_title(f"{kind}: {key}", fontsize=9)
+            axes.set_xlabel("step", fontsize=8)
+            axes.set_ylabel(key.rsplit("/", 1)[-1], fontsize=8)
+            axes.tick_params(labelsize=7)
             axes.grid(alpha=0.3)
         write_atomic(self.curves_path, lambda temporary: figure.savefig(temporary, format="png", dpi=90))
+
+
+def _has(record: dict, kind: str, key: str) -> bool:
+    return record["kind"] == kind and isinstance(record.get(key), int | float)
 
 
 def readable(value: float) -> str:

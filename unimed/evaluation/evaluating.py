@@ -56,6 +56,12 @@ class Rows(list):
         """`means` as a markdown table."""
         return markdown_table(self.means(by, **options), command=command)
 
+    def scores(self, **options) -> dict:
+        """As tasks give scores: {"summary": {"METRIC/KIND": mean}, "tables": {"means": ...}, "cases": these rows}."""
+        means = self.means(("kind",), **options)
+        summary = {f"{line['metric']}/{line['kind']}": line["mean"].value for line in means}
+        return {"summary": summary, "tables": {"means": means}, "cases": self}
+
     def save(self, folder: str | Path, *, command: str = "") -> list[Path]:
         """Write `cases.jsonl` and `scores.md`, each whole or not at all."""
         from unimed.files import write_text
@@ -78,7 +84,9 @@ def _presence(rows: Sequence[dict], options: dict):
     def value(name):
         return lambda index: presence_scores(probability[index], present[index], shown[index])[name]
 
-    for name in ("presence_accuracy", "presence_auroc", "false_mask_rate", "missed_mask_rate"):
+    # Where nothing is absent, or everything is, an accuracy says nothing: always answering so would be right.
+    judged = ("presence_accuracy", "presence_auroc") if present.any() and not present.all() else ()
+    for name in (*judged, "false_mask_rate", "missed_mask_rate"):
         better = "lower" if name.endswith("_mask_rate") else "higher"
         yield name, {"mean": bootstrap(value(name), len(rows), **options), "better": better}
 

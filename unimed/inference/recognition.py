@@ -11,7 +11,7 @@ import numpy as np
 from unimed.data.wordings.biomedparse_targets import image_type, lineage, presence_distributions, recognisable, wording
 from unimed.geometry import Geometry
 from unimed.inference.volume_text import check_prompts
-from unimed.io.result import Prediction
+from unimed.io.result import Prediction, contradiction
 from unimed.metrics.recognition import combine_masks, mask_statistics, presence_p_value, suppress_covered
 from unimed.structures import Region
 
@@ -52,7 +52,11 @@ class Found:
             "presence": self.presence,
             "p_value": self.p_value,
             "hierarchy": list(lineage(self.target)),
-        }
+        } | (
+            {"remark": remark}
+            if (remark := contradiction(Region(self.target, self.mask, presence=self.presence)))
+            else {}
+        )
 
 
 def segment_image(

@@ -34,6 +34,7 @@ def predict_volume(
     site: str = "",
     modality: str = "",
     window: tuple[float, float] | str | None = None,
+    name: str = "",
     **options,
 ) -> Prediction | list[Prediction]:
     """Answer a question about a volume, with a 3D mask per [SEG] in the grid of the source.
@@ -51,6 +52,7 @@ def predict_volume(
         plane: "axial", "coronal" or "sagittal"; it counts only where the geometry says where the patient lies.
         site, modality, window: choose the grey values of all slices, see `unimed.io.windows.choose_window`; what was
             chosen is in `image.steps` of the result.
+        name: of the source in messages and results, where `volume` is an array.
         options: `keys`, `follow`, `compat`, `clear_absent`, `max_new_tokens`, `presence_threshold` of `predict_frames`.
 
     Returns:
@@ -69,7 +71,8 @@ def predict_volume(
         found = model.predict_frames(slices, text, **options)
         source = slices[0].source if slices else None
         return _with(found, Geometry.pixels(), lambda mask: mask, source)
-    array, geometry, name = _read(volume)
+    array, geometry, known_as = _read(volume)
+    name = name or known_as
     if array.ndim != 3 or 0 in array.shape:
         raise VolumeError(f"{name}: shape {array.shape} is no volume; give three axes, all longer than zero")
     if not geometry.is_physical:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from unimed.geometry import Geometry
 from unimed.io.slices import SliceGrid, to_view, with_neighbours
 from unimed.io.volume_result import VolumeSegmentation
 from unimed.io.windows import Window, check_site, choose_window, modality_of
+from unimed.progress import Progress
 
 DEFAULT_SLICE_BATCH = 4
 
@@ -108,7 +109,7 @@ def segment_volume(
     existence = np.zeros((len(ids), depth), dtype=np.float32)
     features = model.encode_prompts(list(prompts.values()))
 
-    for start in range(0, depth, slice_batch):
+    for start in _counted(range(0, depth, slice_batch), depth):
         stop = min(start + slice_batch, depth)
         first, last = max(start - 1, 0), min(stop + 1, depth)
         planes = grid.prepare(_grey(mapping(grid.planes(turned, first, last))))
@@ -154,6 +155,9 @@ def segment_volume(
         instances=number_instances(drawn_labels, whole(edges)) if instances else None,
         seconds=time.perf_counter() - begin,
         model_reference=str(getattr(model.config, "_name_or_path", "") or ""),
+        threshold=threshold,
+        overlap=overlap,
+        window=mapping,
     )
 
 
@@ -161,6 +165,14 @@ def _site_of(prompts: Mapping[int, str], geometry: Geometry, modality: str) -> s
     """The site that the prompts agree on, where it chooses a CT window."""
     kind = modality_of(modality) or modality_of(str(geometry.header.get("modality", "")))
     return site_of(tuple(prompts.values())) or "" if kind == "CT" else ""
+
+
+def _counted(starts: range, depth: int) -> Iterator[int]:
+    """The first slices of groups, with their progress."""
+    with Progress("slice", depth) as progress:
+        for start in starts:
+            progress.at(start)
+            yield start
 
 
 class _Planes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from unimed.files import FolderLock, write_atomic
+from unimed.files import FolderLock, json_text, write_text
 from unimed.geometry import Geometry
 from unimed.io.clinical import CLINICAL_FORMATS, save_clinical
 from unimed.io.images import ImageSource
 from unimed.io.overlay import draw_regions, write_overlay
-from unimed.io.rle import encode_mask
+from unimed.io.rle import compress_counts, encode_mask
 from unimed.io.write import write_npz, write_volume
 from unimed.names import ResultNames, source_of
 from unimed.structures import Region
@@ -42,11 +41,15 @@ class Prediction:
     image: ImageSource | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON; masks as COCO run lengths with their [height, width] counts."""
+        """Plain numbers and strings, ready for JSON; masks as COCO run lengths with their [height, width] counts.
+
+        A region whose presence and mask contradict each other says so as `remark`.
+        """
 
         def plain(region: Region) -> dict[str, Any]:
             values = {name: getattr(region, name) for name in Region.__dataclass_fields__ if name != "mask"}
             values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
+            values |= {"remark": remark} if (remark := contradiction(region)) else {}
             return values | ({} if region.mask is None else {"mask_rle": encode_mask(region.mask)})
 
         return {
@@ -85,6 +88,18 @@ class Prediction:
             ValueError: unknown format, or "png" without `image`, or a label map without masks.
         """
         return save_prediction(self, folder, name, formats, image, **options)
+
+
+def contradiction(region: Region, threshold: float = 0.5) -> str:
+    """What a reader must know where the presence of a region and its mask say different things; "" where they agree."""
+    if region.presence is None or region.mask is None:
+        return ""
+    drawn = bool(region.mask.any())
+    if region.presence >= threshold and not drawn:
+        return f"presence {region.presence:.2f} but the mask is empty"
+    if region.presence < threshold and drawn:
+        return f"presence {region.presence:.2f} but there is a mask"
+    return ""
 
 
 def without_folders(reference: str) -> str:
@@ -132,26 +147,49 @@ def save_prediction(
         # Processes that name and write in one folder take turns, so that none takes the name of another's result.
         with FolderLock(folder, "saving", file=".saving.lock", wait_s=60):
             return save_prediction(prediction, folder, default_name(prediction, folder), formats, image, **options)
-    source = source_of(folder, name)
-    written = []
-    for form in formats:
+    written: dict[str, Path | list[Path]] = {}
+    for form in sorted(formats, key=lambda form: form == "json"):  # the JSON names the label map beside it
         if form == "json":
-            values = prediction.to_dict() | ({"source_id": source} if source else {})
-            text = json.dumps(values, indent=1)
-            written.append(write_atomic(folder / f"{name}.json", lambda path, text=text: path.write_text(text)))
+            values = _for_file(prediction, folder, name, written.get("nifti") or written.get("npz"))
+            written[form] = write_text(folder / f"{name}.json", json_text(values))
         elif form == "png":
-            written.append(write_overlay(folder / f"{name}.png", image, prediction.regions))
+            written[form] = write_overlay(folder / f"{name}.png", image, prediction.regions)
         elif form == "nifti":
             labels = label_map(prediction)
             # An image is a volume of one slice.
             labels = labels[..., None] if labels.ndim == 2 else labels
             geometry = prediction.geometry or Geometry.pixels()
-            written.append(write_volume(folder / f"{name}.nii.gz", labels, geometry))
+            written[form] = write_volume(folder / f"{name}.nii.gz", labels, geometry)
         elif form in CLINICAL_FORMATS:
-            written += [p for p in save_clinical(form, prediction, folder, name, image, **options) if p not in written]
+            written[form] = save_clinical(form, prediction, folder, name, image, **options)
         else:
-            written.append(write_npz(folder / f"{name}.npz", {"labels": label_map(prediction)}))
-    return written
+            written[form] = write_npz(folder / f"{name}.npz", {"labels": label_map(prediction)})
+    paths = [written[form] for form in dict.fromkeys(formats)]
+    return list(dict.fromkeys(p for one in paths for p in (one if isinstance(one, list) else [one])))
+
+
+def _for_file(prediction: Prediction, folder: Path, name: str, beside: Path | None) -> dict[str, Any]:
+    """What stands in NAME.json. Masks of three axes are not repeated where a label map holds all of them (without
+    overlaps); otherwise they are compressed strings."""
+    values = prediction.to_dict() | ({"source_id": source} if (source := source_of(folder, name)) else {})
+    millilitres = None
+    if prediction.geometry is not None and prediction.geometry.is_physical:
+        millilitres = prediction.geometry.voxel_volume / 1000
+    masks = [region.mask for region in prediction.regions if region.mask is not None]
+    overlap = len(masks) > 1 and sum(int(m.sum()) for m in masks) > int(np.logical_or.reduce(masks).sum())
+    for number, (region, entry) in enumerate(zip(prediction.regions, values["regions"], strict=True), 1):
+        if region.mask is None or region.mask.ndim != 3:
+            continue
+        voxels = int(region.mask.sum())
+        entry["voxels"] = voxels
+        entry |= {} if millilitres is None else {"volume_ml": round(voxels * millilitres, 3)}
+        if beside is not None:
+            entry["label"] = {"file": beside.name, "value": number}
+        if beside is not None and not overlap:
+            entry.pop("mask_rle")
+        else:
+            entry["mask_rle"]["counts"] = compress_counts(entry["mask_rle"]["counts"])
+    return values
 
 
 def label_map(prediction: Prediction) -> np.ndarray:

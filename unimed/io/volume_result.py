@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.files import write_text
+from unimed.files import json_text, write_text
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction, without_folders
+from unimed.io.windows import Window
 from unimed.io.write import write_npz, write_volume
 from unimed.names import source_of
 from unimed.structures import Region
@@ -30,7 +31,8 @@ class VolumeSegmentation:
         masks: label -> bool map, only where overlaps were kept; `labels` then shows the last of them.
         instances: int32 numbers of single objects, only where asked for; 0 is nothing.
         intensity, view: how grey values were mapped and slices were cut, in words.
-        seconds: reading not included.
+        seconds: reading not included. threshold: least existence; overlap: who gets a voxel that several claim.
+        window: how grey values were mapped, for pictures.
     """
 
     labels: np.ndarray
@@ -44,6 +46,9 @@ class VolumeSegmentation:
     instances: np.ndarray | None = None
     seconds: float = 0.0
     model_reference: str = ""
+    threshold: float = 0.5
+    overlap: str = "nms"
+    window: Window | None = None
 
     def mask(self, label: int) -> np.ndarray:
         """Bool mask of one prompt, in the grid of the source."""
@@ -67,6 +72,16 @@ class VolumeSegmentation:
         ]
         return Prediction("", tuple(regions), self.geometry, {"segment": self.seconds}, self.model_reference)
 
+    def remark(self, label: int, voxels: int) -> str:
+        """What a reader must know where the presence of a target and its mask say different things."""
+        presence = self.presence[label]
+        if voxels and presence < self.threshold:
+            return f"presence {presence:.2f} but there is a mask"
+        if voxels or presence < self.threshold:
+            return ""
+        gave_way = "" if self.overlap == "keep" else " or gave way to a surer target (--overlap keep shows it)"
+        return f"presence {presence:.2f} but no voxel: its mask is empty{gave_way}"
+
     def summary(self) -> dict:
         """Plain numbers for JSON: what was asked, found, and how."""
         millilitres = self.geometry.voxel_volume / 1000 if self.geometry.is_physical else None
@@ -81,6 +96,7 @@ class VolumeSegmentation:
                     "volume_ml": None if millilitres is None else round(found[label] * millilitres, 3),
                     "slices": int((self.existence[row] > 0.5).sum()),
                 }
+                | ({"remark": remark} if (remark := self.remark(label, found[label])) else {})
                 for row, (label, text) in enumerate(self.prompts.items())
             ],
             "instances": None if self.instances is None else int(len(np.unique(self.instances)) - 1),
@@ -137,5 +153,5 @@ def save_volume(result: VolumeSegmentation, folder, name: str, formats: Sequence
             written += [write(folder / f"{name}{end}") for end, write in as_dicom_seg(result.prediction()).items()]
         else:
             values = result.summary() | ({"source_id": source} if (source := source_of(folder, name)) else {})
-            written.append(write_text(folder / f"{name}.json", json.dumps(values, indent=1, ensure_ascii=False)))
+            written.append(write_text(folder / f"{name}.json", json_text(values)))
     return written

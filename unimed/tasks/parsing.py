@@ -38,6 +38,10 @@ class ParseTask(Task):
         batch_size: images or slices encoded at a time in predictions.
     """
 
+    headline_metrics = ("dice*", "existence_auroc", "existence_f1")
+    card_tags = ("medical", "image-segmentation")
+    card_example = 'model.predict("image.png", "left kidney[SEP]liver").regions'
+
     def __init__(
         self,
         model: str | dict,

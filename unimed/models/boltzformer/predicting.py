@@ -11,7 +11,7 @@ import torch
 from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts
-from unimed.structures import Region
+from unimed.structures import Region, as_list
 
 
 class PicturePredictor:
@@ -59,6 +59,7 @@ class PicturePredictor:
             ValueError: lengths differ, or an empty prompt.
             ImageError, ReadError: an image that cannot be used.
         """
+        images, texts = as_list(images), list(texts)
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} images for {len(texts)} texts")
         prompts = [_split(text) for text in texts]
