@@ -146,7 +146,7 @@ def _spacing(dataset, placed, measures) -> Iterator[Remark]:
 
 
 def _segments(dataset, kind: str, frames: int) -> Iterator[Remark]:
-    segments = list(dataset.SegmentSequence)
+    segments = [s for s in dataset.SegmentSequence if kind != "LABELMAP" or s.get("SegmentNumber")]  # 0 is background
     numbers = [int(s.get("SegmentNumber", 0)) for s in segments]
     if kind != "LABELMAP" and numbers != list(range(1, len(numbers) + 1)):
         yield Remark("error", f"{DCMQI}, {SLICER}", f"segments are numbered {numbers}, not from 1 without gaps")

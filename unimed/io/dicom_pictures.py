@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from unimed.io.dicom_seg import write_object
-from unimed.io.dicom_source import DicomSegError, equipment, object_uids, source_of_result
+from unimed.io.dicom_source import DicomSegError, equipment, object_uids, silent_about_names, source_of_result
 from unimed.io.findings import NOTICE, findings_of
 from unimed.io.overlay import draw_regions
 from unimed.io.views import grey_values, key_slices, upright
@@ -62,25 +62,26 @@ def as_parametric_map(
         frames = np.ascontiguousarray(values.transpose(2, 1, 0))
         if source.frames is not None:
             frames = frames[np.argsort(source.frames)]
-        made = highdicom.pm.ParametricMap(
-            source_images=source.images,
-            pixel_array=frames,
-            series_number=int(source.images[0].get("SeriesNumber") or 0) + 4000,
-            instance_number=number,
-            contains_recognizable_visual_features=False,
-            real_world_value_mappings=[
-                highdicom.pm.RealWorldValueMapping(
-                    lut_label=quantity[:16], lut_explanation=f"{quantity} of {finding.label}"[:64],
-                    unit=codes.UCUM.NoUnits, value_range=(0.0, 1.0), slope=1.0, intercept=0.0,
-                )
-            ],
-            voi_lut_transformations=[highdicom.VOILUTTransformation(window_center=0.5, window_width=1.0)],
-            content_description=NOTICE,
-            content_label=quantity.upper(),
-            series_description=f"unimed {quantity}, {NOTICE}",
-            **_uids(prediction, source, f"PM {quantity} {number}", f"PM {quantity}", frames.tobytes()),
-            **equipment(),
-        )  # fmt: skip
+        with silent_about_names():
+            made = highdicom.pm.ParametricMap(
+                source_images=source.images,
+                pixel_array=frames,
+                series_number=int(source.images[0].get("SeriesNumber") or 0) + 4000,
+                instance_number=number,
+                contains_recognizable_visual_features=False,
+                real_world_value_mappings=[
+                    highdicom.pm.RealWorldValueMapping(
+                        lut_label=quantity[:16], lut_explanation=f"{quantity} of {finding.label}"[:64],
+                        unit=codes.UCUM.NoUnits, value_range=(0.0, 1.0), slope=1.0, intercept=0.0,
+                    )
+                ],
+                voi_lut_transformations=[highdicom.VOILUTTransformation(window_center=0.5, window_width=1.0)],
+                content_description=NOTICE,
+                content_label=quantity.upper(),
+                series_description=f"unimed {quantity}, {NOTICE}",
+                **_uids(prediction, source, f"PM {quantity} {number}", f"PM {quantity}", frames.tobytes()),
+                **equipment(),
+            )  # fmt: skip
         made.SpecificCharacterSet = "ISO_IR 192"
         _finish(made, source, deidentified)
         files[f"-{number}.pm.dcm"] = partial(write_object, made=made)
@@ -105,19 +106,20 @@ def as_secondary_capture(prediction, image=None, *, deidentified: bool = False, 
     source = source_of_result(prediction.geometry, "secondary-capture", deidentified)
     files = {}
     for number, picture in enumerate(pictures(prediction, image), 1):
-        made = highdicom.sc.SCImage.from_ref_dataset(
-            source.images[0],
-            pixel_array=picture,
-            photometric_interpretation="RGB",
-            bits_allocated=8,
-            coordinate_system="PATIENT",
-            patient_orientation=("L", "P"),
-            series_number=int(source.images[0].get("SeriesNumber") or 0) + 5000,
-            instance_number=number,
-            manufacturer="unimed",
-            series_description=f"unimed pictures, {NOTICE}",
-            **_uids(prediction, source, f"SC {number}", "SC", picture.tobytes()),
-        )
+        with silent_about_names():
+            made = highdicom.sc.SCImage.from_ref_dataset(
+                source.images[0],
+                pixel_array=picture,
+                photometric_interpretation="RGB",
+                bits_allocated=8,
+                coordinate_system="PATIENT",
+                patient_orientation=("L", "P"),
+                series_number=int(source.images[0].get("SeriesNumber") or 0) + 5000,
+                instance_number=number,
+                manufacturer="unimed",
+                series_description=f"unimed pictures, {NOTICE}",
+                **_uids(prediction, source, f"SC {number}", "SC", picture.tobytes()),
+            )
         made.SpecificCharacterSet = "ISO_IR 192"
         made.BurnedInAnnotation = "NO"  # of identifying texts there are none
         made.ImageComments = NOTICE

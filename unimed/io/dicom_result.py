@@ -35,7 +35,7 @@ def read_segmentation(path: str | Path, geometry: Geometry | None = None) -> tup
     dataset = open_dicom(path)
     if "SegmentSequence" not in dataset:
         raise ReadError(f"{path}: no DICOM segmentation (kind {dataset.get('Modality') or 'unknown'})")
-    numbers = [int(segment.get("SegmentNumber", place)) for place, segment in enumerate(dataset.SegmentSequence, 1)]
+    numbers, segments = _segments(dataset)
     frames = dataset.pixel_array
     frames = frames[None] if frames.ndim == 2 else frames
     if dataset.SegmentationType == "FRACTIONAL":
@@ -55,7 +55,7 @@ def read_segmentation(path: str | Path, geometry: Geometry | None = None) -> tup
             masks[_segment_of(dataset, frame)][:, :, k] |= frames[frame].astype(bool).T
     regions = [
         Region(str(segment.get("SegmentLabel", "") or f"segment {number}"), masks[number])
-        for number, segment in zip(numbers, dataset.SegmentSequence, strict=True)
+        for number, segment in zip(numbers, segments, strict=True)
     ]
     return regions, geometry
 
@@ -69,7 +69,7 @@ def tracking_of(path: str | Path) -> list[tuple[str, str]]:
     dataset = open_dicom(Path(path), pixels=False)
     if "SegmentSequence" not in dataset:
         raise ReadError(f"{path}: no DICOM segmentation (kind {dataset.get('Modality') or 'unknown'})")
-    found = [(str(s.get("TrackingID", "")), str(s.get("TrackingUID", ""))) for s in dataset.SegmentSequence]
+    found = [(str(s.get("TrackingID", "")), str(s.get("TrackingUID", ""))) for s in _segments(dataset)[1]]
     return found if all(uid for _, uid in found) else []
 
 
@@ -117,6 +117,13 @@ def read_report(path: str | Path, geometry: Geometry | None = None) -> Predictio
             )
         )  # fmt: skip
     return Prediction(text, tuple(regions), own, model_reference=model)
+
+
+def _segments(dataset) -> tuple[list[int], list]:
+    """Numbers and descriptions of the segments; a label map may describe its background as number 0."""
+    found = [(int(s.get("SegmentNumber", place)), s) for place, s in enumerate(dataset.SegmentSequence, 1)]
+    found = [(number, segment) for number, segment in found if number]
+    return [number for number, _ in found], [segment for _, segment in found]
 
 
 def _value(item) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from unimed.io.dicom_source import (
     concept,
     equipment,
     object_uids,
+    silent_about_names,
     source_of_result,
 )
 from unimed.io.findings import NOTICE, Finding, findings_of, model_name, presence_words
@@ -138,8 +138,7 @@ def build_segmentation(
         for number, finding in enumerate(drawn, 1)
     ]
     content = b"".join(hashlib.sha256(np.packbits(m > 0) if m.dtype == bool else m.tobytes()).digest() for m in maps)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(empty|no foreground).*")  # it is meant
+    with silent_about_names():
         segmentation = highdicom.seg.Segmentation(
             source_images=source.images,
             pixel_array=pixels,
@@ -147,6 +146,7 @@ def build_segmentation(
             segment_descriptions=descriptions,
             series_number=int(source.images[0].get("SeriesNumber") or 0) + 1000,
             instance_number=1,
+            omit_empty_frames=any(finding.is_drawn for finding in drawn),
             content_label="RESEARCH",
             content_description=NOTICE,
             series_description=f"unimed segmentation, {NOTICE}",

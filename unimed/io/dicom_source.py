@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -235,6 +238,14 @@ def concept(code):
     from highdicom.sr import CodedConcept
 
     return CodedConcept(code.value, code.scheme, for_dicom(code.meaning) or code.value)
+
+
+@contextmanager
+def silent_about_names() -> Iterator[None]:
+    """highdicom warns of unusual names of patients, and its warning holds the name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The string .* is unlikely to represent the intended person name")
+        yield
 
 
 def object_uids(prediction, source: Source, kind: str, content: bytes = b"") -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from unimed.io.codes import SIDES, Code
 from unimed.io.dicom_seg import build_segmentation, write_object
-from unimed.io.dicom_source import Source, concept, equipment, object_uids, source_of_result
+from unimed.io.dicom_source import Source, concept, equipment, object_uids, silent_about_names, source_of_result
 from unimed.io.findings import NOTICE, Finding, findings_of, model_name, presence_words, stable_uid
 from unimed.markup import plain_text
 from unimed.version import __version__
@@ -124,18 +124,19 @@ def build_report(
         content.update(repr(part).encode("utf-8", "surrogatepass"))
     if segmentation is not None:
         content.update(segmentation.SOPInstanceUID.encode())
-    made = sr.Comprehensive3DSR(
-        evidence=[*source.images, *([segmentation] if segmentation is not None else [])],
-        content=report[0],
-        series_number=int(source.images[0].get("SeriesNumber") or 0) + 2000,
-        instance_number=1,
-        series_description=f"unimed report, {NOTICE}",
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
-        **object_uids(prediction, source, "SR", content.digest()),
-        **{key: value for key, value in equipment().items() if key in ("manufacturer",)},
-    )
+    with silent_about_names():
+        made = sr.Comprehensive3DSR(
+            evidence=[*source.images, *([segmentation] if segmentation is not None else [])],
+            content=report[0],
+            series_number=int(source.images[0].get("SeriesNumber") or 0) + 2000,
+            instance_number=1,
+            series_description=f"unimed report, {NOTICE}",
+            is_complete=True,
+            is_final=False,
+            is_verified=False,
+            **object_uids(prediction, source, "SR", content.digest()),
+            **{key: value for key, value in equipment().items() if key in ("manufacturer",)},
+        )
     made.SpecificCharacterSet = "ISO_IR 192"
     made.ManufacturerModelName, made.SoftwareVersions, made.DeviceSerialNumber = "unimed", __version__, "0"
     if deidentified:
