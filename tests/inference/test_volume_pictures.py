@@ -7,6 +7,8 @@ from unimed.inference.volume_pictures import MOST_TARGETS, key_slices, write_mon
 from unimed.io.windows import choose_window
 from unimed.structures import Region
 
+TURNED = np.array([[0, 0, 2, 0], [1, 0, 0, 0], [0, 1.5, 0, 0], [0, 0, 0, 1.0]])
+
 
 def ball(shape, centre, radius):
     grid = np.ogrid[tuple(slice(0, n) for n in shape)]
@@ -27,9 +29,9 @@ def test_key_slices_show_the_mask_and_its_largest_slice():
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
-@pytest.mark.parametrize("orientation", [np.diag([-1.0, -1, 3, 1]), np.array([[0, 0, 2, 0], [1, 0, 0, 0], [0, 1.5, 0, 0], [0, 0, 0, 1.0]])])  # fmt: skip # noqa: E501
-def test_outlines_lie_where_the_mask_is_in_every_grid(tmp_path, plane, orientation):
-    geometry = Geometry(orientation)
+@pytest.mark.parametrize("affine", [np.diag([-1.0, -1, 3, 1]), TURNED])
+def test_outlines_lie_where_the_mask_is_in_every_grid(tmp_path, plane, affine):
+    geometry = Geometry(affine)
     mask = ball((20, 24, 12), (8, 10, 6), 4)
     array = np.where(mask, 200, 0).astype(np.uint8)
     region = Region("a ball", mask=mask, presence=0.9)
@@ -48,15 +50,10 @@ def test_targets_without_voxels_and_results_without_regions_are_shown(tmp_path):
     geometry = Geometry.pixels()
     window = choose_window(array)
     none = np.zeros(array.shape, bool)
+    one, two, many = [Region("a", presence=0.9)], [Region("a", mask=none)] * 2, [Region("b", mask=none)] * 40
+    results = ([], one, two, many)
     shapes = [
         Image.open(write_montage(tmp_path / f"{number}.png", array, geometry, regions, window)).size
-        for number, regions in enumerate(
-            (
-                [],
-                [Region("a", presence=0.9)],
-                [Region("a", mask=none)] * 2,
-                [Region(str(n), mask=none) for n in range(40)],
-            )
-        )
+        for number, regions in enumerate(results)
     ]
     assert shapes[0][1] > 100 and shapes[2][1] > 1.5 * shapes[1][1] and shapes[3][1] < (MOST_TARGETS + 1) * shapes[1][1]
