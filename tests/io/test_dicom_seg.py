@@ -292,3 +292,40 @@ def test_deidentified_holds_nothing_of_the_patient(tmp_path):
     )
     assert dicom_errors(path) == []
     assert identifying(header) and found_in(path.read_bytes(), identifying(header)) == []
+
+
+def test_left_and_right_of_a_whole_vocabulary_are_told_apart_by_dcmqi(tmp_path):
+    import csv
+
+    rows = csv.DictReader(open(Path(__file__).parent / "totalsegmentator_codes.csv", encoding="utf-8"))
+    names = [row["structure"] for row in rows if {"left", "right"} & set(row["structure"].split("_"))]
+    sides = {"7771000": "left", "24028007": "right"}
+    array, geometry = ct_series(tmp_path / "s", (16, 12, 2))
+    labels = np.zeros(array.shape, np.int16)
+    labels.ravel()[: len(names)] = np.arange(1, len(names) + 1)
+    path = write_dicom_seg(tmp_path / "a.dcm", labels, geometry, dict(enumerate(names, 1)))
+    assert dicom_errors(path) == []
+    found = {a["SegmentLabel"]: a for a, _, _ in dcmqi_segments(path, tmp_path / "q")}
+    assert len(found) == len(names) and sum("left" in name for name in names) == 35
+    codes = {}
+    for name, attributes in found.items():
+        kind = attributes["SegmentedPropertyTypeCodeSequence"]
+        modifiers = (attributes.get("SegmentedPropertyTypeModifierCodeSequence"),
+                     attributes.get("AnatomicRegionModifierSequence"))  # fmt: skip
+        side = next((sides.get(m["CodeValue"], "") for m in modifiers if m), "")
+        region = attributes.get("AnatomicRegionSequence", {}).get("CodeValue", "")
+        codes[name] = (kind["CodeValue"], region, side)
+        if side:
+            assert side in name, name
+        else:
+            assert "left" in kind["CodeMeaning"].lower() or "right" in kind["CodeMeaning"].lower(), name
+    for name in names:
+        if "left" in name:
+            assert codes[name] != codes[name.replace("left", "right")], name
+
+
+def test_presence_that_contradicts_the_outline_is_said(tmp_path):
+    _, geometry = ct_series(tmp_path / "s")
+    result = Prediction("", (Region("liver", blobs((9, 7, 6), 1)[0], presence=0.1),), geometry)
+    seg = highdicom.seg.segread(save_dicom_seg(result, tmp_path, "a")[0])
+    assert "contradict" in seg.SegmentSequence[0].SegmentDescription

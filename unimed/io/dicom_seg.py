@@ -97,7 +97,8 @@ def build_segmentation(
     Args:
         segmentation_type: "BINARY" (overlaps are kept), "FRACTIONAL" (probabilities in steps of 1/255) or "LABELMAP",
             which few viewers read and which holds no overlaps.
-        probabilities: for FRACTIONAL, one map in [0, 1] per region in the grid of the masks, None for those without.
+        probabilities: for FRACTIONAL, one map in [0, 1] per region in the grid of the masks, None for those without; by
+            default what the regions hold as `probability`.
         calibrated: whether `presence` was calibrated; it is told in words.
         deidentified: nothing of the patient, and other UIDs.
         tracking: (identifier, UID) per region, where an earlier study gave them.
@@ -114,6 +115,8 @@ def build_segmentation(
         raise DicomSegError(
             f"{where}: segmentation type {segmentation_type!r}; known are {', '.join(SEGMENTATION_TYPES)}"
         )
+    if probabilities is None and any(getattr(r, "probability", None) is not None for r in prediction.regions):
+        probabilities = [getattr(region, "probability", None) for region in prediction.regions]
     if segmentation_type == "FRACTIONAL" and probabilities is None:
         raise DicomSegError(f"{where}: FRACTIONAL needs probabilities=, one map in [0, 1] per region")
     source = source or source_of_result(prediction.geometry, where, deidentified)

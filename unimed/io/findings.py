@@ -150,4 +150,6 @@ def presence_words(region: Region, drawn: bool, calibrated: bool = False) -> str
     if region.presence is None:
         return f"{found}; presence not stated"
     kind = "calibrated" if calibrated else "not calibrated"
-    return f"{found}; presence {region.presence:.2f} ({kind})"
+    contrary = (region.presence < 0.5) == drawn and (drawn or region.box_xyxy_px is None)
+    doubt = "; presence and outline contradict each other" if contrary else ""
+    return f"{found}; presence {region.presence:.2f} ({kind}){doubt}"
