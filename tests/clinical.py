@@ -29,8 +29,11 @@ def dicom_errors(path):
     return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
 
 
-def dcmqi_segments(path, folder):
-    """[(attributes of the segment, array (columns, rows, slices), LPS affine)] as dcmqi reads a SEG."""
+def dcmqi_segments(path, folder, fractional=False):
+    """[(attributes of the segment, bool (columns, rows, slices), LPS affine)] as dcmqi reads a SEG.
+
+    Of a fractional one it writes the stored numbers, 255 for 1; half of that and more counts as inside.
+    """
     import SimpleITK
 
     folder.mkdir(exist_ok=True)
@@ -45,7 +48,7 @@ def dcmqi_segments(path, folder):
         affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
         affine[:3, 3] = image.GetOrigin()
         array = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
-        found += [(a, array == a.get("labelID", 1), affine) for a in attributes]
+        found += [(a, array > 127 if fractional else array == a.get("labelID", 1), affine) for a in attributes]
     return found
 
 

@@ -55,7 +55,7 @@ def one(folder, grid, kind, table):
         row["dciodvfy errors"] += sum(len(dicom_errors(path)) for path in paths)
         if form == "dicom-seg" and "nothing" not in name:
             expected = [region.mask for region in prediction.regions if region.mask is not None]
-            found = dcmqi_segments(paths[0], folder / "q")
+            found = dcmqi_segments(paths[0], folder / "q", "FRACTIONAL" in name)
             row["voxels different in dcmqi"] += sum(
                 voxels_different(mask, geometry, seen, affine)
                 for mask, (_, seen, affine) in zip(expected, found, strict=True)

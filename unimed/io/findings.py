@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import hashlib
 import re
 import uuid
@@ -35,7 +36,8 @@ class Finding:
     Attributes:
         number: of the region in the result, from 1.
         label: the phrase in one line of at most 64 characters, never empty.
-        color: sRGB, 0 to 255; the same for the same code and side in every result.
+        color: sRGB, 0 to 255; the same for the same code and side in every result, unless another code in it has
+            nearly the same.
         tracking_id, tracking_uid: the same for the same source, model and phrase in every run.
         sentence: of the result's text, the one that speaks of the region; "" where none does.
         measurements: None where there is no mask.
@@ -90,10 +92,23 @@ def findings_of(
             name, uid = tracking[number - 1]
         coding = coding_of(region.phrase, label)
         size = None if region.mask is None else measure(region.mask, geometry, values, unit)
-        found.append(
-            Finding(number, region, label, coding, color_of(coding), name, uid, sentence_of(prediction, region), size)
-        )
+        color = _told_apart(color_of(coding), coding, found)
+        found.append(Finding(number, region, label, coding, color, name, uid, sentence_of(prediction, region), size))
     return found
+
+
+def _told_apart(color: tuple[int, int, int], coding: Coding, others: Sequence[Finding]) -> tuple[int, int, int]:
+    """The color of a code, turned on where another code of the same result has nearly the same."""
+    hue, light, saturation = colorsys.rgb_to_hls(*(v / 255 for v in color))
+    for _ in range(8):
+        near = [f for f in others if sum(abs(a - b) for a, b in zip(f.color, color, strict=True)) < 60]
+        if all(
+            (f.coding.type, f.coding.region, f.coding.side) == (coding.type, coding.region, coding.side) for f in near
+        ):
+            break
+        hue = (hue + 0.381966) % 1
+        color = _from_hls(hue, light, max(saturation, 0.5))
+    return color
 
 
 def model_name(prediction) -> str:
@@ -123,8 +138,6 @@ def color_of(coding: Coding) -> tuple[int, int, int]:
 
 
 def _from_hls(hue: float, light: float, saturation: float) -> tuple[int, int, int]:
-    import colorsys
-
     return tuple(round(255 * v) for v in colorsys.hls_to_rgb(hue, light, saturation))
 
 
@@ -146,10 +159,11 @@ def sentence_of(prediction, region: Region) -> str:
 
 def presence_words(region: Region, drawn: bool, calibrated: bool = False) -> str:
     """What a result says of whether the thing is there, in words."""
-    found = "outlined" if drawn else "looked for, not outlined"
+    boxed = region.box_xyxy_px is not None
+    found = "outlined" if drawn else "marked by a box" if boxed else "looked for, not outlined"
     if region.presence is None:
         return f"{found}; presence not stated"
     kind = "calibrated" if calibrated else "not calibrated"
-    contrary = (region.presence < 0.5) == drawn and (drawn or region.box_xyxy_px is None)
+    contrary = (region.presence < 0.5) == drawn and (drawn or not boxed)
     doubt = "; presence and outline contradict each other" if contrary else ""
     return f"{found}; presence {region.presence:.2f} ({kind}){doubt}"

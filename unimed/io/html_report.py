@@ -183,7 +183,7 @@ def _page(prediction, found, data: dict, image, calibrated: bool, deidentified: 
     controls = (
         '<div id="controls" class="screen"><label>opacity '
         '<input id="opacity" type="range" min="0" max="100" value="40"></label>'
-        "<span>click: go there; wheel: slices; slices are seen from the feet"
+        f"<span>{'click: go there; wheel: slices; slices are seen from the feet' if data['shape'][2] > 1 else ''}"
         f"{'' if thin == '1x1x1' else f'; thinned {thin} for this page'}</span></div>"
     )
     keys = "".join(
