@@ -23,6 +23,7 @@ LEVELS = [
     ["unimed.models.grounded", "unimed.models.boltzformer", "unimed.models.clip", "unimed.models.uni_med"],
     ["unimed.models.heads"],
     ["unimed.models.backbones", "unimed.models.connectors", "unimed.models.lora", "unimed.models.shim"],
+    ["unimed.models.predictor"],
     ["unimed.models.foreign"],
     ["unimed.models.weights"],
     ["unimed.data"],

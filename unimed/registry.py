@@ -1,4 +1,4 @@
-"""The names a config may use: tasks, models, datasets, collators, hooks, metrics and benchmarks.
+"""The names a config may use: tasks, models, datasets, collators, hooks, metrics, benchmarks and writers of results.
 
 A class registers itself with a decorator, and a config builds it by its name:
 
@@ -33,6 +33,7 @@ LOCATIONS = {
     "metric": ("unimed.metrics",),
     "benchmark": ("unimed.evaluation.benchmarks",),
     "model": ("unimed.models.building",),
+    "writer": ("unimed.io.writers",),
 }
 #: Modules that failed to import while a package was searched, with the reason, for the error message.
 _unavailable: dict[str, str] = {}
@@ -207,3 +208,4 @@ MODELS = Registry("model", build_func=_build_func, scope="unimed")
 HOOKS = Registry("hook", build_func=_build_func, scope="unimed")
 METRICS = Registry("metric", build_func=_build_func, scope="unimed")
 BENCHMARKS = Registry("benchmark", build_func=_build_func, scope="unimed")
+WRITERS = Registry("writer", build_func=_build_func, scope="unimed")

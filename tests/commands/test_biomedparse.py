@@ -111,7 +111,7 @@ def test_a_dicom_series_comes_back_as_dicom(model, tmp_path):
     [
         (["gone.nii"], "no such file"),
         (["in/a.nii.gz"], "--prompts"),
-        (["in/a.nii.gz", "--prompts", "liver", "--formats", "tiff"], "unknown formats"),
+        (["in/a.nii.gz", "--prompts", "liver", "--formats", "tiff"], "unknown format"),
         (["in/a.nii.gz", "--prompts", "liver", "--model", "nothing"], "nothing"),
         (["in", "--prompts", "liver", "--formats", "dicom-seg"], "needs a DICOM series"),
         (["in/a.nii.gz", "--prompts", "  "], "prompt 1 is empty"),

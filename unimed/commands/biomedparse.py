@@ -53,19 +53,19 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--slice-batch", "--slice_batch_size", type=int, default=4, help="slices at a time (default: 4)"
     )
-    parser.add_argument("--formats", nargs="+", default=["nifti", "json"], help="nifti, npz, json, dicom-seg")
+    parser.add_argument("--formats", nargs="+", default=["nifti", "json"], help="nifti, nrrd, npz, json, dicom-seg")
     return guarded(_parse_3d, parser.parse_args(arguments))
 
 
 def _parse_3d(args) -> int:
     from unimed.inference.runs import print_failures, run_cases
     from unimed.inference.volume_files import find_volumes, prompts_for
-    from unimed.io.volume_result import FORMATS
+    from unimed.io.result import writer_of
     from unimed.structures import Case
 
     source, out = Path(args.source), Path(args.out)
-    if unknown := [form for form in args.formats if form not in FORMATS]:
-        raise ValueError(f"unknown formats {unknown}; known are {', '.join(FORMATS)}")
+    for form in args.formats:
+        writer_of(form)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
     paths = find_volumes(source) if source.is_dir() else [source]
@@ -86,7 +86,7 @@ def _parse_3d(args) -> int:
         found = ", ".join(f"{t['prompt']} ({t['voxels']})" for t in row["targets"] if t["voxels"]) or "nothing"
         say(f"{row['case']}: {found}; {row['intensity']}; {row['seconds']:.1f} s")
         for target in row["targets"]:
-            if not target["voxels"] and target["presence"] >= args.threshold:
+            if not target["voxels"] and (target["presence"] or 0) >= args.threshold:
                 why = "its mask is empty"
                 if args.overlap != "keep":
                     why += " or gave way to a surer target (--overlap keep shows it)"
@@ -133,7 +133,7 @@ def _one_volume(model, args, out: Path, case) -> dict:
         overlap=args.overlap, instances=args.instances or asked.instances, slice_batch=args.slice_batch, seed=args.seed,
     )  # fmt: skip
     files = result.save(out, case.name, args.formats)
-    return result.summary() | {"modality": modality, "files": [path.name for path in files]}
+    return result.to_dict() | {"modality": modality, "files": [path.name for path in files]}
 
 
 def parse_2d(arguments=None, prog: str | None = None) -> int:
@@ -190,13 +190,13 @@ def _parse_2d(args) -> int:
 def _one_picture(model, args, out: Path, case) -> dict:
     import json
     import time
+    from dataclasses import replace
 
     from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name
-    from unimed.data.wordings.biomedparse_targets import TargetError, image_type
-    from unimed.files import refuse_to_replace, write_atomic
-    from unimed.inference.recognition import P_VALUE, as_prediction, hierarchy, recognise, segment_image
+    from unimed.files import refuse_to_replace, write_text
     from unimed.io.images import load as load_image
     from unimed.io.windows import known_site
+    from unimed.models.boltzformer.recognition import P_VALUE, as_prediction, hierarchy, recognise, row_of
 
     path, modality, site = case.inputs["path"], args.modality, args.site
     refuse_to_replace(path, out, case.name)
@@ -207,30 +207,24 @@ def _one_picture(model, args, out: Path, case) -> dict:
         pass
     windows = model.config.ct_windows
     chooses = args.site or known_site(site, modality, windows)  # a file name may give a site that has no window
-    source = load_image(path, modality=modality, site=chooses, windows=windows)
-    image, geometry = source.pixels, source.geometry
-    begin = time.perf_counter()
+    image = load_image(path, modality=modality, site=chooses, windows=windows)
     if args.recognise:
-        p_value = P_VALUE if args.p_value is None else args.p_value
-        found = recognise(model, image, modality, site, threshold=args.threshold, p_value=p_value, seed=args.seed)
+        begin, p_value = time.perf_counter(), P_VALUE if args.p_value is None else args.p_value
+        found = recognise(model, image.rgb, modality, site, threshold=args.threshold, p_value=p_value, seed=args.seed)
+        prediction = as_prediction(found, image.geometry, time.perf_counter() - begin, image=image.source)
     else:
-        try:
-            kind = image_type(modality, site)
-        except TargetError:
-            kind = ""
-        found = segment_image(model, image, args.prompts, kind=kind, threshold=args.threshold, p_value=args.p_value,
-                              overlap=args.overlap, seed=args.seed)  # fmt: skip
-    prediction = as_prediction(found, geometry, time.perf_counter() - begin, args.model, source.source)
-    files = prediction.save(out, case.name, ("json", "png"), image=image)
+        options = dict(presence_threshold=args.threshold, p_value=args.p_value, overlap=args.overlap, seed=args.seed)
+        prediction = model.predict(image, "[SEP]".join(args.prompts), modality=modality, site=site, **options)
+    prediction = replace(prediction, model_reference=args.model)
+    files = prediction.save(out, case.name, ("json", "png"), image=image.pixels)
     row = {
-        "found": [one.to_dict() for one in found],
-        "steps": list(source.steps),
+        "found": [row_of(region) for region in prediction.regions],
+        "steps": list(image.steps),
         "files": [file.name for file in files],
     }
     if args.recognise:
-        row["hierarchy"] = hierarchy(found)
-        text = json.dumps(row, indent=1, ensure_ascii=False)
-        write_atomic(out / f"{case.name}-found.json", lambda p: p.write_text(text, encoding="utf-8"))
+        row["hierarchy"] = hierarchy(prediction.regions)
+        write_text(out / f"{case.name}-found.json", json.dumps(row, indent=1, ensure_ascii=False))
     return row
 
 

@@ -10,7 +10,7 @@ def predict(arguments=None, prog: str | None = None) -> int:
     """Answer questions about one image."""
     parser = Parser("Answer questions about an image and point at what is said. Research use only.", prog=prog)
     parser.add_argument("model", help="exported folder or published checkpoint")
-    parser.add_argument("image", help="PNG, JPEG, TIFF, DICOM, NIfTI slice")
+    parser.add_argument("image", help="PNG, JPEG, TIFF, DICOM file or folder, NIfTI, NRRD, NPZ; images and volumes")
     parser.add_argument("text", nargs="+", help="questions; the labels for a contrastive model")
     parser.flag("out", default="predictions")
     parser.flag("device")
@@ -22,24 +22,31 @@ def predict(arguments=None, prog: str | None = None) -> int:
 
 def _predict(args) -> int:
     from unimed.files import refuse_to_replace
-    from unimed.io.images import load as load_image
+    from unimed.io.volumes import Volume, open_source
     from unimed.models.auto import load
 
     for number in range(len(args.text)):
         refuse_to_replace(args.image, args.out, f"{result_name(args.image)}-{number}")
     # Read first: a wrong path should not cost the loading of a model.
-    image = load_image(args.image, site=args.site, modality=args.modality, window=args.window, page=args.page)
-    print_steps(image.source)
+    source = open_source(args.image, site=args.site, modality=args.modality, window=args.window, frame=args.page)
+    volume = isinstance(source, Volume)
+    if not volume:
+        print_steps(source.source)
     model = load(args.model, device=args.device)
+    shown = dict(site=args.site, modality=args.modality, window=args.window) if volume else {}
     if hasattr(model, "zero_shot"):
         # A contrastive model compares: what was asked are the labels.
-        for label, probability in model.zero_shot(image, args.text).ranked():
+        prediction = model.predict(source, args.text, **shown)
+        for label, probability in prediction.classes.ranked():
             say(f"{probability:.3f}  {label}")
         return DONE
-    predictions = model.predict(image, args.text, max_new_tokens=args.max_new_tokens)
+    options = {} if hasattr(model, "segment_slices") else {"max_new_tokens": args.max_new_tokens}
+    predictions = model.predict(source, args.text, **shown, **options)
     for number, prediction in enumerate(predictions):
         say(prediction.text)
         name = ResultNames(args.out)(args.image, str(number))
-        for path in prediction.save(args.out, name, ("json", "png"), image=image.rgb):
+        drawn = volume and any(region.mask is not None for region in prediction.regions)
+        formats = ("json", "nifti") if drawn else ("json",) if volume else ("json", "png")
+        for path in prediction.save(args.out, name, formats, image=None if volume else source.rgb):
             print(f"  {path}")
     return DONE
