@@ -22,16 +22,17 @@ LEVELS = [
     ["unimed.models.checkpoints"],
     ["unimed.models.grounded", "unimed.models.boltzformer", "unimed.models.clip", "unimed.models.uni_med"],
     ["unimed.models.heads"],
-    ["unimed.models.backbones", "unimed.models.connectors", "unimed.models.lora", "unimed.models.shim"],
+    ["unimed.models.backbones", "unimed.models.connectors", "unimed.models.lora"],
     ["unimed.models.predictor"],
     ["unimed.models.foreign"],
     ["unimed.models.weights"],
+    ["unimed.models.shim"],
     ["unimed.data"],
     ["unimed.metrics"],
     ["unimed.io"],
     ["unimed.structures", "unimed.chat"],
-    ["unimed.geometry", "unimed.files", "unimed.tokens", "unimed.registry", "unimed.version"],
-    ["unimed.identity", "unimed.locks", "unimed.markup", "unimed.names"],
+    ["unimed.geometry", "unimed.files", "unimed.tokens", "unimed.registry", "unimed.version", "unimed.layouts"],
+    ["unimed.identity", "unimed.locks", "unimed.markup", "unimed.names", "unimed.progress"],
 ]
 FORMAT_LIBRARIES = {"pydicom", "nibabel", "SimpleITK", "highdicom"}
 MODEL_LIBRARIES = {"transformers", "peft", "open_clip", "timm"}

@@ -20,4 +20,5 @@ MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | hea
 export MASTER_ADDR
 extra=()
 [ "$1" = train ] && extra=(--resume auto)
-srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_NODEID exec bash "$0" "$@"' "$root/tools/dist.sh" "$@" "${extra[@]}"
+# exec: a signal to the batch script is one to srun, which passes it on to the launchers.
+exec srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_NODEID exec bash "$0" "$@"' "$root/tools/dist.sh" "$@" "${extra[@]}"

@@ -2,7 +2,6 @@
 
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
-from unimed.models.families import register_when_needed
 from unimed.structures import Region, Sample
 from unimed.version import __version__
 
@@ -29,14 +28,12 @@ def evaluate(predictions, samples, **options):
 
 
 def __getattr__(name: str):
-    """`unimed.metrics` without importing scipy for those who only load a model."""
-    if name == "metrics":
+    """`unimed.metrics` and `unimed.models`, imported when they are asked for: neither is light."""
+    if name in ("metrics", "models"):
         import importlib
 
-        return importlib.import_module("unimed.metrics")
+        return importlib.import_module(f"unimed.{name}")
     raise AttributeError(f"module 'unimed' has no attribute {name!r}")
 
-
-register_when_needed()
 
 __all__ = ["Geometry", "Prediction", "Region", "Sample", "__version__", "evaluate", "load", "metrics", "read"]

@@ -307,12 +307,28 @@ def read_lines(path: str | Path) -> list[str]:
 
 def json_line(value) -> str:
     """An object as one line of JSON with its line feed; NaN becomes null."""
-    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+    return _dumped(plain(value)) + "\n"
+
+
+def json_text(value, indent: int = 0) -> str:
+    """JSON for people and files: a line per field, but a list of numbers or texts on a line of its own."""
+    if isinstance(value, Mapping) and value:
+        inner = " " * (indent + 1)
+        fields = (f"{inner}{_dumped(str(key))}: {json_text(item, indent + 1)}" for key, item in value.items())
+        return "{\n" + ",\n".join(fields) + "\n" + " " * indent + "}"
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
+        inner = " " * (indent + 1)
+        return "[\n" + ",\n".join(inner + json_text(item, indent + 1) for item in value) + "\n" + " " * indent + "]"
+    return _dumped(value)
+
+
+def _dumped(value) -> str:
+    text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8; as an escape it is read back as it was
-        text = json.dumps(plain(value), allow_nan=False)
-    return text + "\n"
+        text = json.dumps(value)
+    return text
 
 
 def append_json_line(path: str | Path, row) -> None:

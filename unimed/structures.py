@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ class Region:
     [0, 1] is about the place. `phrase_span` are character offsets (start, end) in the text of the owner. `label` is its
     number in label maps (by default its place among the regions, from 1), `prompt` what was asked where that is not the
     phrase, `p_value` how usual the mask looks for its target (K-S test of BiomedParse v1), `probability` its map
-    [H, W], float32 in [0, 1], where a model was asked for it.
+    [H, W], float32 in [0, 1], where a model was asked for it, `remark` what a reader must know.
 
     Raises:
         ValueError: mask not bool or not 2D/3D, box not finite or without area, probability outside [0, 1].
@@ -38,6 +40,7 @@ class Region:
     label: int | None = None
     prompt: str = ""
     p_value: float | None = None
+    remark: str = ""
     probability: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self):
@@ -105,3 +108,29 @@ class Case:
 
     name: str
     inputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def as_list(items: Iterable) -> list:
+    """The items of a list, tuple, stacked array [N, ...], data set, lazy sequence or generator, each its own object.
+
+    What is made while it is asked for may be made in the same place again; so such items are copied, and none of them
+    can turn into another later.
+    """
+    if isinstance(items, list | tuple):
+        return list(items)
+    if hasattr(items, "__len__") and hasattr(items, "__getitem__") and not isinstance(items, Mapping):
+        # By number: a data set of torch need not say where it ends.
+        source, count = items, len(items)
+        items = (source[index] for index in range(count))
+    return [item.copy() if isinstance(item, np.ndarray) or hasattr(item, "tobytes") else item for item in items]
+
+
+def identity(item) -> Hashable:
+    """What tells an image from others: its path, or its content; the object itself where it is neither."""
+    if isinstance(item, str | PurePath):
+        return str(item)
+    if isinstance(item, np.ndarray) and item.dtype != object:
+        return item.shape, item.dtype.str, hashlib.sha1(np.ascontiguousarray(item)).hexdigest()
+    if hasattr(item, "tobytes") and hasattr(item, "mode") and getattr(item, "palette", None) is None:
+        return item.size, item.mode, hashlib.sha1(item.tobytes()).hexdigest()
+    return id(item)

@@ -2,7 +2,8 @@
 
 The published recipe: four prompts per picture, AdamW without a schedule, dice plus cross entropy on masks and edges
 where the target is there, existence everywhere. Every colour is normalised by its own mean. `data/BiomedParse` holds
-`train.json`, `train/`, `train_mask/` and the same for `val` and `test`.
+`train.json`, `train/`, `train_mask/` and the same for `val` and `test`. The published release has no `val`:
+split it off `train`, or train with `--cfg-options val_data=None`.
 """
 
 _base_ = "../_base_/gpu_run.py"

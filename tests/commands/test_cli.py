@@ -35,6 +35,19 @@ def test_predict_compares_labels_with_a_contrastive_model(tmp_path, capsys):
     assert {label for _, label in lines} == {"lung", "heart"} and sum(float(p) for p, _ in lines) > 0.99
 
 
+def test_predict_runs_on_a_model_that_writes_no_text(tmp_path, capsys):
+    from PIL import Image
+
+    from unimed.models.starting.boltzformer import build_small
+
+    build_small(image_size=64).save_pretrained(tmp_path / "model")
+    Image.new("RGB", (40, 30), "gray").save(tmp_path / "picture.png")
+    out = tmp_path / "out"
+    arguments = ["predict", str(tmp_path / "model"), str(tmp_path / "picture.png"), "liver", "--out", str(out)]
+    assert main([*arguments, "--device", "cpu"]) == 0, capsys.readouterr().err
+    assert (out / "picture-0.json").is_file()
+
+
 def test_no_patient_and_no_user_in_what_is_printed_and_written(tmp_path, capfd, caplog):
     import pydicom
     from pydicom.data import get_testdata_file

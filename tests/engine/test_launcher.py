@@ -73,7 +73,7 @@ def until(condition, seconds=60):
 
 
 def ended(process):
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=1800)
     return process.returncode, errors.splitlines()
 
 
@@ -99,7 +99,7 @@ def test_ignored_signals_stay_ignored(tmp_path):
     )
     until(lambda: (tmp_path / "up_0").exists())
     process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=1800) == 0
 
 
 @pytest.mark.parametrize(

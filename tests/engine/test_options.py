@@ -116,7 +116,7 @@ def test_preempted_run_exits_with_75_and_goes_on(tiny, tmp_path):
         if "step 3/400" in line:
             process.send_signal(signal.SIGTERM)
     rest = "".join(lines)
-    assert process.wait(timeout=600) == 75, rest[-2000:]
+    assert process.wait(timeout=1800) == 75, rest[-2000:]
     assert "stopped by SIGTERM at step" in rest and "--resume auto" in rest
     step = int(next((run / "checkpoints").glob("step_*")).name[5:])
     assert 3 <= step < 400 and len(losses(run)) == step

@@ -42,7 +42,9 @@ def test_a_second_interrupt_does_not_wait():
         shutdown.interruptible = False
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # of the same request, by another road
         assert shutdown.requested == "SIGTERM"
+        shutdown._since -= 2
         os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -100,7 +102,7 @@ with Watchdog(0.4, Path(sys.argv[1]), rank=1) as watchdog:
 def test_what_hangs_is_ended_and_named(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", HANGING, tmp_path], env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 1
     line = (

@@ -99,7 +99,7 @@ def test_full_disk_leaves_the_old_ones(root, monkeypatch, call):
 )
 def test_real_full_and_read_only_disks():
     script = Path(__file__).parent / "full_disk.py"
-    done = subprocess.run([sys.executable, script, "6"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script, "6"], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     result = ast.literal_eval(done.stdout.strip().splitlines()[-1])
     assert result["full"] == result["detected"] == result["previous_used"] == 6 and result["leftovers"] == 0
@@ -160,7 +160,7 @@ def test_pickle_is_not_run(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(2)}, "extra": Evil()}, tmp_path / "evil.pth")
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
     for name in ("evil.pth", "evil.pt"):
-        with pytest.raises(CheckpointError, match="not unpickled"):
+        with pytest.raises(CheckpointError, match="never executed"):
             checkpoints.load_weights(tmp_path / name)
     assert not (tmp_path / "marker").exists()
     torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "good.pth")

@@ -12,7 +12,7 @@ import pytest
 def test_kills(tmp_path):
     script = Path(__file__).parent / "kills.py"
     command = [sys.executable, script, tmp_path, "5", "plain", "background"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     results = dict(line.split("\t") for line in done.stdout.strip().splitlines() if "\t" in line)
     for how, most in (("plain", 3), ("background", 6)):

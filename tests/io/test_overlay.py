@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unimed.io.overlay import COLOURS, draw_regions, scale_to_width, write_overlay
+from unimed.io.overlay import (
+    COLOURS,
+    caption_of,
+    contact_sheet,
+    draw_regions,
+    picture_with_captions,
+    scale_to_width,
+    wrapped,
+    write_overlay,
+)
 from unimed.structures import Region
 
 
@@ -26,7 +35,7 @@ def test_tint_edge_box_and_caption_are_where_they_belong():
 def test_written_overlay_carries_the_notice(tmp_path):
     path = write_overlay(tmp_path / "deep" / "x.png", np.zeros((50, 60, 3), np.uint8), [])
     with Image.open(path) as picture:
-        assert picture.size == (60, 64) and picture.info["Notice"] == "research use only"
+        assert picture.width == 60 and picture.info["Notice"] == "research use only"
         assert np.asarray(picture)[50:].any()
 
 
@@ -46,3 +55,38 @@ def test_image_and_regions_are_scaled_together():
     assert image.shape == (80, 40, 3) and region.mask.shape == (80, 40)
     assert region.mask[16:32, 8:20].all() and region.mask.sum() == 16 * 12
     assert region.box_xyxy_px == (8, 16, 20, 32)
+
+
+@pytest.mark.parametrize("width", [40, 120, 384, 1024])
+def test_captions_stand_below_and_none_is_cut(width):
+    phrase = "a rather long phrase of what a radiologist would say of the upper lobe of the left lung"
+    image = np.full((50, width), 100, np.uint8)
+    plain = picture_with_captions(image, [])
+    drawn = picture_with_captions(image, [Region(phrase, mask=np.zeros((50, width), bool), presence=0.9)])
+    assert plain.shape == (50, width, 3) and (drawn[:50] == plain).all(), "captions hide nothing"
+    assert (drawn[50:, -3:] == 0).all(), "letters end before the border"
+    assert drawn[50:].any() and len(drawn) > 60
+
+
+def test_letters_grow_with_the_picture():
+    heights = [len(picture_with_captions(np.zeros((8, w), np.uint8), [Region("cell")])) - 8 for w in (200, 1024, 4096)]
+    assert heights[0] < heights[1] < heights[2]
+
+
+def test_lines_fit_and_what_is_left_out_shows():
+    assert wrapped("one two", 500, 12) == ["one two"] and wrapped("", 100, 12) == [""]
+    lines = wrapped("word " * 100, 60, 12)
+    assert len(lines) == 3 and lines[-1].endswith("...")
+    assert "".join(wrapped("x" * 40, 100, 12, most=99)) == "x" * 40, "a word longer than a line is broken"
+
+
+def test_captions_say_presence_and_that_nothing_is_drawn():
+    empty = np.zeros((4, 4), bool)
+    assert caption_of(Region("spleen", mask=~empty)) == "spleen"
+    assert caption_of(Region("spleen", mask=empty, presence=0.97)) == "spleen (presence 0.97, nothing drawn)"
+
+
+def test_contact_sheets_keep_columns():
+    cells = [np.full((10, w, 3), w, np.uint8) for w in (20, 30)]
+    sheet = contact_sheet([cells, cells[::-1]], note="", gap=4)
+    assert sheet.shape == (28, 64, 3) and (sheet[:10, :20] == 20).all() and (sheet[14:24, 34:54] == 20).all()

@@ -15,7 +15,8 @@ def test_losses_on_recorded_points_are_the_reference():
     assert_close(0.5 * dice_loss(predicted, wanted), recorded["loss_dice_sampled"].squeeze())
     assert_close(2.0 * mask_cross_entropy(predicted, wanted), recorded["loss_mask_sampled"].squeeze())
     full = mask_losses(recorded["pred"], recorded["gt"].float(), points=None)
-    assert_close(0.5 * full["dice"], recorded["loss_dice_full"].squeeze())
+    # Recorded without the 1e-4 that the published code adds to the number of masks.
+    assert_close(0.5 * full["dice"], recorded["loss_dice_full"].squeeze(), relative=MODEL)
     assert_close(2.0 * full["bce"], recorded["loss_mask_full"].squeeze(), relative=MODEL)
 
 

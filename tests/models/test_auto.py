@@ -11,7 +11,11 @@ from unimed.models.auto import LoadError
 from unimed.models.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent.parent
-ORDERS = ("import unimed; from transformers import AutoModel", "from transformers import AutoModel; import unimed")
+ORDERS = (
+    "import unimed.models; from transformers import AutoModel",
+    "from transformers import AutoModel; import unimed.models",
+    "import unimed; from transformers import AutoModel; unimed.models",
+)
 
 
 def test_an_exported_folder_loads_and_answers(tmp_path):
@@ -49,7 +53,7 @@ def test_importing_the_package_stays_light():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_auto_model_knows_our_types_after_import_unimed(tmp_path, order):
+def test_auto_model_knows_our_types_after_import_of_the_models(tmp_path, order):
     tiny_model().save_pretrained(tmp_path / "model")
     code = f"{order}; print(type(AutoModel.from_pretrained({str(tmp_path / 'model')!r})).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

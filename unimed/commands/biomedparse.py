@@ -7,6 +7,7 @@ from pathlib import Path
 from unimed.commands.common import Parser, exit_code, guarded, say
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames
+from unimed.progress import stage
 
 OVERLAPS_3D = ("nms", "argmax", "keep")
 OVERLAPS_2D = ("keep", "combine", "nms")
@@ -53,7 +54,9 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--slice-batch", "--slice_batch_size", type=int, default=4, help="slices at a time (default: 4)"
     )
-    parser.add_argument("--formats", nargs="+", default=["nifti", "json"], help="nifti, nrrd, npz, json, dicom-seg")
+    parser.add_argument(
+        "--formats", nargs="+", default=["nifti", "json", "png"], help="nifti, nrrd, npz, json, dicom-seg, png"
+    )
     return guarded(_parse_3d, parser.parse_args(arguments))
 
 
@@ -85,12 +88,13 @@ def _parse_3d(args) -> int:
     for row in report.rows:
         found = ", ".join(f"{t['prompt']} ({t['voxels']})" for t in row["targets"] if t["voxels"]) or "nothing"
         say(f"{row['case']}: {found}; {row['intensity']}; {row['seconds']:.1f} s")
+        if row["intensity"].startswith("percentiles") and not (args.percentiles or row["modality"]):
+            print(
+                "  the modality is not known, so percentiles were used; for CT give --site, --modality CT or --window"
+            )
         for target in row["targets"]:
-            if not target["voxels"] and (target["presence"] or 0) >= args.threshold:
-                why = "its mask is empty"
-                if args.overlap != "keep":
-                    why += " or gave way to a surer target (--overlap keep shows it)"
-                say(f"  {target['prompt']}: presence {target['presence']:.2f} but no voxel: {why}")
+            if target.get("remark"):
+                say(f"  {target['prompt']}: {target['remark']}")
         for name in row["files"]:
             print(f"  {out / name}")
     print(
@@ -108,7 +112,8 @@ def load_parser(args):
     """
     from unimed.models.auto import load
 
-    model = load(args.model, device=args.device, dtype=args.dtype)
+    with stage("loading the model"):
+        model = load(args.model, device=args.device, dtype=args.dtype)
     if not hasattr(model, "segment_slices"):
         raise ValueError(f"{args.model} holds {type(model).__name__}, which does not segment by prompts alone")
     return model
@@ -132,7 +137,7 @@ def _one_volume(model, args, out: Path, case) -> dict:
         percentiles=args.percentiles, threshold=args.threshold,
         overlap=args.overlap, instances=args.instances or asked.instances, slice_batch=args.slice_batch, seed=args.seed,
     )  # fmt: skip
-    files = result.save(out, case.name, args.formats)
+    files = result.save(out, case.name, args.formats, image=array)
     return result.to_dict() | {"modality": modality, "files": [path.name for path in files]}
 
 
@@ -140,7 +145,8 @@ def parse_2d(arguments=None, prog: str | None = None) -> int:
     """`demo_parse2D.py`: one picture, or every picture of a folder."""
     parser = Parser(
         "Segment what the prompts name in a picture or in every picture of a folder, or, with --recognise, "
-        "find what of all known targets is there. Research use only.",
+        "find what of all known targets is there. Writes OUT/NAME.json, NAME.png (overlay) and a mask per target, "
+        "NAME-maskK.png. Research use only.",
         prog=prog,
     )
     parser.add_argument("source", help="PNG, JPEG, TIFF, DICOM, a slice as NIfTI, or a folder of them")
@@ -181,6 +187,9 @@ def _parse_2d(args) -> int:
     for row in report.rows:
         found = ", ".join(f"{t['target']} ({t['pixels']})" for t in row["found"]) or "nothing"
         say("; ".join([f"{row['case']}: {found}", *row.get("steps", ())]))
+        for target in row["found"]:
+            if target.get("remark"):
+                say(f"  {target['target']}: {target['remark']}")
     counts = f"{len(report.rows)} pictures, {report.skipped} of them before, {len(report.failed)} failed"
     print(f"{counts}, results in {out}. Research use only.")
     print_failures(report)
@@ -188,12 +197,12 @@ def _parse_2d(args) -> int:
 
 
 def _one_picture(model, args, out: Path, case) -> dict:
-    import json
     import time
     from dataclasses import replace
 
     from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name
-    from unimed.files import refuse_to_replace, write_text
+    from unimed.files import json_text, refuse_to_replace, write_text
+    from unimed.io.answers import write_mask
     from unimed.io.images import load as load_image
     from unimed.io.windows import known_site
     from unimed.models.boltzformer.recognition import P_VALUE, as_prediction, hierarchy, recognise, row_of
@@ -217,14 +226,13 @@ def _one_picture(model, args, out: Path, case) -> dict:
         prediction = model.predict(image, "[SEP]".join(args.prompts), modality=modality, site=site, **options)
     prediction = replace(prediction, model_reference=args.model)
     files = prediction.save(out, case.name, ("json", "png"), image=image.pixels)
-    row = {
-        "found": [row_of(region) for region in prediction.regions],
-        "steps": list(image.steps),
-        "files": [file.name for file in files],
-    }
+    masks = [out / f"{case.name}-mask{number}.png" for number in range(len(prediction.regions))]
+    files += [write_mask(path, one.mask) for path, one in zip(masks, prediction.regions, strict=True)]
+    found = [row_of(one) | {"mask_file": path.name} for one, path in zip(prediction.regions, masks, strict=True)]
+    row = {"found": found, "steps": list(image.steps), "files": [file.name for file in files]}
     if args.recognise:
         row["hierarchy"] = hierarchy(prediction.regions)
-        write_text(out / f"{case.name}-found.json", json.dumps(row, indent=1, ensure_ascii=False))
+        write_text(out / f"{case.name}-found.json", json_text(row))
     return row
 
 

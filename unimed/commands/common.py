@@ -7,13 +7,16 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from unimed import progress
 from unimed.markup import plain_line, plain_text
 
 #: Everything was done, nothing was, some cases were and some failed.
 DONE, NOTHING, PARTLY = 0, 1, 2
 INTERRUPTED = 130
+
+NOTICE = "Research use only."
 
 #: Flag -> (spellings, what argparse is told). The first spelling is ours; the others are those of published scripts.
 FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
@@ -66,9 +69,10 @@ def guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace)
     """
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
-        return work(args)
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr)
+        with progress.shown():
+            return work(args)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; {plain_line(str(stop)) or 'what was finished is kept'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (`head`, say) has gone; the interpreter must not complain at exit either.
@@ -98,15 +102,50 @@ def one_line(error: BaseException) -> str:
     return said or type(error).__name__
 
 
-def print_steps(source) -> None:
-    """What was done to an image before a model saw it: the window and where it came from, turns, pages."""
-    if source is not None and source.steps:
-        print(f"image: {'; '.join(source.steps)}")
+def print_steps(steps, args: argparse.Namespace | None = None) -> None:
+    """What was done to an image before a model saw it: the window and where it came from, turns, pages.
+
+    Where percentiles chose the grey values of deep data of unknown kind it says what to give, if `args` has it.
+    """
+    if not steps:
+        return
+    say(f"image: {'; '.join(steps)}")
+    given = any(getattr(args, name, None) for name in ("site", "modality", "window", "percentiles"))
+    if args is not None and not given and any(step.startswith("percentiles") for step in steps):
+        print("  the modality is not known, so percentiles were used; for CT give --site, --modality CT or --window")
+
+
+def region_line(values: Mapping) -> str:
+    """The place of a region, how sure the model is that it is there, and whether the two contradict each other.
+
+    Args:
+        values: of the region in JSON, with `pixels` or `voxels`.
+    """
+    said = [f"{values[unit]} {unit}" for unit in ("pixels", "voxels") if unit in values]
+    said += [f"{values['volume_ml']:g} ml"] if values.get("volume_ml") is not None else []
+    if values.get("box_xyxy_px"):
+        said.append("box " + " ".join(f"{value:.1f}" for value in values["box_xyxy_px"]))
+    said += [f"presence {values['presence']:.2f}"] if values.get("presence") is not None else []
+    said += [f"contradictory: {values['remark']}"] if values.get("remark") else []
+    return ", ".join(said) or "no place"
 
 
 def say(text: str) -> None:
     """Print text of a model or user: no control character of it reaches the terminal."""
+    progress.clear()
     print(plain_text(text))
+
+
+def print_answer(prediction, written=()) -> None:
+    """The text of an answer, a line per region, and the files."""
+    if prediction.text:
+        say(prediction.text)
+    for region, values in zip(prediction.regions, prediction.to_dict()["regions"], strict=True):
+        if region.mask is not None:
+            values["voxels" if region.mask.ndim == 3 else "pixels"] = int(region.mask.sum())
+        say(f"  {region.phrase}: {region_line(values)}")
+    for path in written:
+        print(f"  {path}")
 
 
 def exit_code(finished: int, failed: int) -> int:

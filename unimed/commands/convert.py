@@ -12,7 +12,7 @@ from unimed.registry import did_you_mean
 
 def convert(arguments=None, prog: str | None = None) -> int:
     """Convert as `--from LAYOUT` says; the options of a layout are its own."""
-    from unimed.models.checkpoints import CONVERTERS
+    from unimed.layouts import CONVERTERS
 
     first = Parser("", add_help=False)
     first.add_argument("--from", dest="layout")

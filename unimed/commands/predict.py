@@ -1,52 +1,169 @@
-"""`unimed predict`: questions about an image, answered with what the answer points at."""
+"""`unimed predict`: questions about images and volumes, answered with what the answer points at."""
 
 from __future__ import annotations
 
-from unimed.commands.common import DONE, Parser, guarded, print_steps, say
-from unimed.names import ResultNames, result_name
+import json
+from pathlib import Path
+
+from unimed.commands.common import DONE, Parser, guarded, print_steps, region_line, say
+from unimed.commands.volume_flags import add_volume_choices, volume_choices
+from unimed.names import ResultNames
+from unimed.progress import stage
+
+_DESCRIPTION = """Answer questions about images and volumes and point at what is said. Research use only.
+
+    unimed predict MODEL case.png "Where is the nodule?"
+    unimed predict MODEL ct.nii.gz "Segment the liver." "Segment the spleen." --site abdomen
+    unimed predict MODEL images/ more.dcm --text "Describe the image." --out results --json
+
+MODEL is of any family: a grounded model or Uni-Med is asked, BiomedParse looks for what is named (several joined by
+[SEP]), a contrastive model compares the texts as labels. Folders are searched; a folder of DICOM slices is one volume.
+Several sources are a run that can be stopped and goes on; finished ones stand in OUT/cases.jsonl.
+Exit codes: 0 all was done, 2 a part of it, 1 nothing."""
 
 
 def predict(arguments=None, prog: str | None = None) -> int:
-    """Answer questions about one image."""
-    parser = Parser("Answer questions about an image and point at what is said. Research use only.", prog=prog)
+    """Answer questions about images, volumes and folders of them."""
+    parser = Parser(_DESCRIPTION, prog=prog)
     parser.add_argument("model", help="exported folder or published checkpoint")
-    parser.add_argument("image", help="PNG, JPEG, TIFF, DICOM file or folder, NIfTI, NRRD, NPZ; images and volumes")
-    parser.add_argument("text", nargs="+", help="questions; the labels for a contrastive model")
+    parser.add_argument(
+        "words", nargs="+", metavar="SOURCE... TEXT", help="files and folders, then questions or labels"
+    )
+    parser.add_argument("--text", nargs="+", default=[], help="the questions, where all words are sources")
+    parser.add_argument("--task", help="of Uni-Med: vqa, refer, identify, caption, cls, qa")
+    parser.add_argument("--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="of volumes")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per source and nothing else")
     parser.flag("out", default="predictions")
-    parser.flag("device")
-    for name in ("site", "modality", "window", "page"):
+    for name in ("device", "dtype", "site", "modality", "window", "page", "restart"):
         parser.flag(name)
+    add_volume_choices(parser)
     parser.flag("max-new-tokens", default=256)
     return guarded(_predict, parser.parse_args(arguments))
 
 
+def sources_and_texts(words: list[str], texts: list[str]) -> tuple[list[Path], list[str]]:
+    """Words of the command line parted into sources (those that lie on the disk, at its beginning) and questions.
+
+    Raises:
+        FileNotFoundError: the first word, or another that looks like a file, is none.
+        SourceError: no question.
+    """
+    from unimed.inference.asking import SourceError, find_sources, looks_like_a_path
+
+    count = 1
+    while count < len(words) and (texts or Path(words[count]).exists() or looks_like_a_path(words[count])):
+        count += 1
+    asked = [*words[count:], *texts]
+    paths = find_sources(words[:count])
+    if not asked or not all(text.strip() for text in asked):
+        raise SourceError("no question: give it after the sources, or with --text")
+    return paths, asked
+
+
 def _predict(args) -> int:
     from unimed.files import refuse_to_replace
-    from unimed.io.volumes import Volume, open_source
+    from unimed.inference.asking import open_source
     from unimed.models.auto import load
+    from unimed.names import result_name
 
-    for number in range(len(args.text)):
-        refuse_to_replace(args.image, args.out, f"{result_name(args.image)}-{number}")
-    # Read first: a wrong path should not cost the loading of a model.
-    source = open_source(args.image, site=args.site, modality=args.modality, window=args.window, frame=args.page)
-    volume = isinstance(source, Volume)
-    if not volume:
-        print_steps(source.source)
-    model = load(args.model, device=args.device)
-    shown = dict(site=args.site, modality=args.modality, window=args.window) if volume else {}
-    if hasattr(model, "zero_shot"):
-        # A contrastive model compares: what was asked are the labels.
-        prediction = model.predict(source, args.text, **shown)
-        for label, probability in prediction.classes.ranked():
-            say(f"{probability:.3f}  {label}")
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
+    paths, texts = sources_and_texts(args.words, args.text)
+    for path in paths:
+        for number in range(len(texts)):
+            refuse_to_replace(path, args.out, f"{result_name(path)}-{number}")
+    how = dict(site=args.site, modality=args.modality, window=args.window)
+    options = dict(choices=volume_choices(args), page=args.page, **how)
+    # A single source is read first: a wrong path or page should not cost the loading of a model.
+    first = open_source(paths[0], **options) if len(paths) == 1 else None
+    with stage("loading the model"):
+        model = load(args.model, device=args.device, dtype=args.dtype)
+    if windows := getattr(model.config, "ct_windows", None):
+        options["windows"], first = windows, None
+    if len(paths) == 1:
+        row = _one(model, first or open_source(paths[0], **options), texts, args, how)
+        _show(row, args)
         return DONE
-    options = {} if hasattr(model, "segment_slices") else {"max_new_tokens": args.max_new_tokens}
-    predictions = model.predict(source, args.text, **shown, **options)
-    for number, prediction in enumerate(predictions):
-        say(prediction.text)
-        name = ResultNames(args.out)(args.image, str(number))
-        drawn = volume and any(region.mask is not None for region in prediction.regions)
-        formats = ("json", "nifti") if drawn else ("json",) if volume else ("json", "png")
-        for path in prediction.save(args.out, name, formats, image=None if volume else source.rgb):
-            print(f"  {path}")
-    return DONE
+    return _many(model, paths, texts, args, how, options)
+
+
+def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: dict) -> int:
+    import sys
+
+    from unimed.inference.asking import open_source
+    from unimed.inference.runs import print_failures, run_cases
+    from unimed.structures import Case
+
+    def predict(batch):
+        (case,) = batch
+        row = _one(model, open_source(case.inputs["path"], **options), texts, args, how)
+        return [row]
+
+    names = ResultNames(args.out).all(paths)
+    cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
+    keys = ("model", "task", "plane", "site", "modality", "window", "page", "max_new_tokens", "series", "phase",
+            "irregular")  # fmt: skip
+    settings = {key: getattr(args, key) for key in keys} | {"texts": texts}
+    report = run_cases(cases, predict, args.out, settings=settings, restart=args.restart)
+    for row in report.rows:
+        _show(row, args)
+    print(
+        f"{len(report.rows)} of {len(paths)} sources answered, {report.skipped} of them before, "
+        f"{len(report.failed)} failed; results in {args.out}",
+        file=sys.stderr if args.json else sys.stdout,
+    )
+    print_failures(report)
+    return report.exit_code
+
+
+def _one(model, source, texts: list[str], args, how: dict) -> dict:
+    """Ask about one source and write the answers; the row of a run, and the line of --json."""
+    from unimed.inference.asking import ask, save_volume_prediction
+
+    out, answers, steps = Path(args.out), [], []
+    found = ask(model, source, texts, plane=args.plane, how=how, max_new_tokens=args.max_new_tokens, task=args.task)
+    for number, (question, one) in enumerate(zip(texts, found, strict=False)):
+        name = ResultNames(out)(source.path, str(number))
+        steps = steps or list(one.image.steps if one.image is not None else ())
+        if one.classes is not None:  # the labels of a contrastive model, compared with one another
+            answers.append({"labels": texts, **one.classes.to_dict()})
+            continue
+        if source.is_volume:
+            written = save_volume_prediction(one, source.pixels, out, name, question)
+        else:
+            written = one.save(out, name, ("json", "png"), image=source.pixels)
+        answers.append(_answer(question, one) | {"files": [path.name for path in written]})
+    return {"source": source.path.name, "steps": steps, "answers": answers, "notice": "research use only"}
+
+
+def _answer(question: str, prediction) -> dict:
+    regions = []
+    for region, values in zip(prediction.regions, prediction.to_dict()["regions"], strict=True):
+        kept = {key: value for key, value in values.items() if key not in ("mask_rle", "phrase_span")}
+        if region.mask is not None:
+            kept["voxels" if region.mask.ndim == 3 else "pixels"] = int(region.mask.sum())
+        regions.append(kept)
+    return {"question": question, "text": prediction.text, "regions": regions}
+
+
+def _show(row: dict, args) -> None:
+    """One source for a person, or as a line of JSON."""
+    if args.json:
+        print(json.dumps({key: value for key, value in row.items() if key != "content"}, ensure_ascii=False))
+        return
+    if "case" in row:
+        say(f"{row['source']}:")
+    print_steps(row["steps"], args)
+    for answer in row["answers"]:
+        if "labels" in answer:
+            for label, probability in sorted(answer["probabilities"].items(), key=lambda pair: -pair[1]):
+                say(f"{probability:.3f}  {label}")
+            continue
+        if len(row["answers"]) > 1:
+            say(f"{answer['question']}")
+        if answer["text"]:
+            say(answer["text"])
+        for region in answer["regions"]:
+            say(f"  {region['phrase']}: {region_line(region)}")
+        for name in answer["files"]:
+            print(f"  {Path(args.out) / name}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from unimed import progress
 from unimed.commands.common import DONE, NOTHING, Parser
 from unimed.engine import errors
 from unimed.engine.shutdown import PREEMPTED, GracefulShutdown, StopRequested
@@ -24,7 +26,8 @@ def _ranked(work: Callable, args) -> int:
 
     quiet()
     try:
-        with GracefulShutdown():
+        # The engine draws its own line at the foot of a terminal.
+        with GracefulShutdown(), progress.shown(terminal=False) if _speaks() else nullcontext():
             return work(args)
     except StopRequested as stop:
         if _speaks():

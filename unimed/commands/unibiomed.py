@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimed.commands.common import DONE, NOTHING, PARTLY, Parser, guarded, print_steps, say
+from unimed.commands.common import DONE, NOTHING, NOTICE, PARTLY, Parser, guarded, print_answer, print_steps, say
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames, result_name
+from unimed.progress import stage
 
 #: Spellings of one flag; the first names the attribute.
 PREDICTIONS = ("--prediction_dir", "--prediction_dir_path", "--pred_dir", "--results_dir", "--save_dir")
@@ -51,7 +52,8 @@ def _load(args):
 
         if torch.cuda.is_available():
             device = f"cuda:{int(os.environ.get('LOCAL_RANK', args.local_rank)) % torch.cuda.device_count()}"
-    return load(args.model, device=device, dtype=args.dtype)
+    with stage("loading the model"):
+        return load(args.model, device=device, dtype=args.dtype)
 
 
 def _all_done(args) -> bool:
@@ -78,9 +80,10 @@ def _finish(args, report, score, state: Path) -> int:
     """Print what happened and the scores; the exit code is not zero where a case failed."""
     from unimed.evaluation.cases import project
     from unimed.evaluation.tables import this_command
-    from unimed.inference.runs import print_failures
+    from unimed.inference.runs import print_failures, print_windows
 
     print(f"{len(report.rows)} answered, {report.skipped} of them before, {len(report.failed)} failed")
+    print_windows(report.rows)
     print_failures(report)
     if _all_done(args) and score is not None:
         with project(state):
@@ -158,21 +161,10 @@ def _one_image(args, out: Path) -> int:
     name = ResultNames(out)(args.image)
     written = prediction.save(out, name, formats, image=image.rgb)
     written += [write_mask(out / f"{name}-mask{number}.png", mask) for number, mask in enumerate(masks)]
-    _print_answer(prediction, written)
-    return 0
-
-
-def _print_answer(prediction, written) -> None:
-    print_steps(prediction.image)
-    say(prediction.text)
-    for region in prediction.regions:
-        presence = "" if region.presence is None else f", presence {region.presence:.2f}"
-        unit = "voxels" if region.mask is not None and region.mask.ndim == 3 else "pixels"
-        size = f"{0 if region.mask is None else int(region.mask.sum())} {unit}"
-        say(f"  {region.phrase}: {size}{presence}")
-    for path in written:
-        print(f"  {path}")
-    print("Research use only.")
+    print_steps(image.steps, args)
+    print_answer(prediction, written)
+    print(NOTICE)
+    return DONE
 
 
 def segment_3d(arguments=None, prog: str | None = None) -> int:
@@ -185,7 +177,7 @@ def segment_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--val_folder", help="set with meta_test.json and a folder of slices per volume")
     parser.add_argument("--val_json", default="meta_test.json", help="its test file (default: meta_test.json)")
     parser.add_argument("--volume", help="instead of a set: NIfTI, NRRD, NPZ, or a folder of DICOM slices")
-    parser.add_argument("--text", help="the question about --volume")
+    parser.add_argument("--text", nargs="+", help="one question about --volume, or several: slices are encoded once")
     add_volume_choices(parser)
     for name in ("site", "modality", "window"):
         parser.flag(name)
@@ -220,6 +212,7 @@ def _one_volume(args, out: Path) -> int:
     if not args.text:
         raise ValueError('--volume needs --text, for example --text "Please segment the spleen in abdomen CT."')
     from unimed.files import refuse_to_replace
+    from unimed.inference.asking import save_volume_prediction
     from unimed.inference.volume import predict_volume
     from unimed.inference.volume_files import read_volume
 
@@ -231,11 +224,16 @@ def _one_volume(args, out: Path) -> int:
     array, geometry = read_volume(args.volume, **volume_choices(args))  # before a model is loaded for nothing
     for step in geometry.steps:
         print(f"{args.volume}: {step}")
-    prediction = predict_volume(_load(args), (array, geometry), args.text, **options)
-    masks = [region.mask for region in prediction.regions if region.mask is not None]
-    name = ResultNames(out)(args.volume)
-    _print_answer(prediction, prediction.save(out, name, ["json"] + ["nifti"] * bool(masks)))
-    return 0
+    predictions = predict_volume(_load(args), (array, geometry), list(args.text), **options)
+    print_steps(predictions[0].image.steps, args)
+    names = [ResultNames(out)(args.volume, str(number) if number else "") for number in range(len(predictions))]
+    for name, question, prediction in zip(names, args.text, predictions, strict=True):
+        written = save_volume_prediction(prediction, array, out, name, question)
+        if len(predictions) > 1:
+            say(f"{question}")
+        print_answer(prediction, written)
+    print(NOTICE)
+    return DONE
 
 
 def answers(demo: str, arguments=None, prog: str | None = None) -> int:

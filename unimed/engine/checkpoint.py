@@ -240,22 +240,12 @@ def load_weights(path: str | Path, prefer_ema: bool = True) -> Mapping[str, Any]
     """
     path = Path(path)
     if path.is_file():
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        import torch
+        from unimed.models.checkpoints.reading import read_state_dict
 
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} holds more than tensors and is not unpickled: {error}. Convert it with tools/convert.py"
-            ) from error
-        for key in ("state_dict", "model"):
-            if isinstance(content, dict) and isinstance(content.get(key), dict):
-                content = content[key]
-        return content
+            return read_state_dict(path)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
     loaded = load(resolve(path), tables=("model", "ema"))
     return {**loaded.tables["model"], **(loaded.tables.get("ema", {}) if prefer_ema else {})}
 

@@ -60,7 +60,7 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
         },
     ),
     "hooks": ((list, tuple), ()),
-    "load_from": ((str, NONE), None),
+    "load_from": ((str, dict, NONE), None),
     "test_batch_size": ((int,), 4),
     "overlay_cases": ((int,), 12),
     "custom_imports": ((dict, NONE), None),

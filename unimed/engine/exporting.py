@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine.config import load_config
 from unimed.engine.strategy import Strategy, start_processes
 from unimed.engine.training import build_task
-from unimed.files import share
+from unimed.files import atomic_folder
 
 
 def export(config, checkpoint, destination, cfg_options=None) -> Path:
@@ -25,7 +23,8 @@ def export(config, checkpoint, destination, cfg_options=None) -> Path:
     Raises:
         FileExistsError: `destination` is there.
         CheckpointError: the checkpoint is not there or damaged.
-        ValueError: the task has nothing to export.
+        ValueError: the task has nothing to export, or the checkpoint lacks something that was trained.
+        WeightsError: what was written does not hold what the model holds; nothing is left then.
     """
     destination = Path(destination)
     if destination.exists():
@@ -35,21 +34,26 @@ def export(config, checkpoint, destination, cfg_options=None) -> Path:
         raise checkpoints.CheckpointError(f"{checkpoint} does not exist; give a run folder, a step folder or weights")
     task = build_task(settings)
     strategy = Strategy("single", task, start_processes("cpu"), "fp32")
-    strategy.load_weights(checkpoints.load_weights(checkpoint), strict=False)
+    strategy.load_trained(checkpoints.load_weights(checkpoint), checkpoint)
     task.eval()
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
-        task.export(temporary)
-        (temporary / "README.md").write_text(_card(settings, checkpoint, task), encoding="utf-8")
-        for file in temporary.rglob("*.safetensors"):
-            share(file)
-        temporary.chmod(0o755)
-        temporary.rename(destination)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic_folder(destination) as folder:
+        task.export(folder)
+        _read_back(task, folder)
+        (folder / "README.md").write_text(_card(settings, checkpoint, task), encoding="utf-8")
     return destination
+
+
+def _read_back(task, folder: Path) -> None:
+    """Open what was written and compare every tensor with the model in memory.
+
+    Raises:
+        WeightsError: the folder does not open, or holds other numbers.
+    """
+    from unimed.models.auto import load
+    from unimed.models.weights import refuse_other_numbers
+
+    if hasattr(task, "model"):
+        refuse_other_numbers(task.model, load(folder, device="cpu"), folder)
 
 
 def _card(settings, checkpoint, task) -> str:

@@ -17,6 +17,7 @@ from unimed.engine.checkpoint import Checkpoint
 from unimed.engine.errors import TrainingError
 from unimed.engine.strategy import total, world
 from unimed.engine.stream import to_device
+from unimed.progress import Progress
 
 
 def schedule_factor(schedule: Mapping, step: int, max_steps: int) -> float:
@@ -72,8 +73,11 @@ class EngineLoop(BaseLoop):
         runner.call_hook("before_train_epoch")
         runner.model.train()
         saved = None
+        progress = Progress("training step", self.max_iters, self._iter)
         while self._iter < self.max_iters and not self.stop_training:
-            self.run_step()
+            with progress:
+                self.run_step()
+            progress.at(self._iter)
             due = validate_every and (self._iter % validate_every == 0 or self._iter == self.max_iters)
             validates = bool(due) and runner.validation is not None
             saves = (every and self._iter % every == 0) or self._iter == self.max_iters

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 
 from unimed.engine.strategy import world
 from unimed.files import read_json_lines, write_text
+from unimed.progress import told
 
 #: Clears the rest of a terminal's line.
 CLEAR = "\x1b[K"
@@ -111,6 +113,7 @@ class Reporter:
         self.write({"step": step, "kind": "train", "time": time.time(), **means, **speed})
         if self.main:
             self.close()
+            told()
             self.logger.info(
                 f"step {step}/{self.settings['max_steps']}  {losses}  | {speed['samples_per_s']:.1f} samples/s  "
                 f"{speed['tokens_per_s']:.0f} tokens/s  data wait {100 * speed['data_wait']:.0f} %  "
@@ -160,7 +163,8 @@ class Reporter:
     def _headline(self, metrics: dict[str, float]) -> str:
         """The loss and the task's few numbers; what could not be measured (no such sample) is left out."""
         known = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        chosen = [name for name in ("val_loss", *self.headline) if name in known]
+        wanted = ("val_loss", *self.headline)
+        chosen = list(dict.fromkeys(name for pattern in wanted for name in known if fnmatchcase(name, pattern)))[:9]
         if len(chosen) < 2:
             chosen += [name for name in known if not name.startswith("val_")][:6]
         rest = len(metrics) - len(chosen)

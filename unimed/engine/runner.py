@@ -161,8 +161,11 @@ class EngineRunner(Runner):
             if world()[0] == 0:
                 self.reporter.path.unlink(missing_ok=True)
             if self._start_from:
-                missing = self.strategy.load_weights(checkpoints.load_weights(self._start_from), strict=False)
-                self.logger.info(f"weights of {self._start_from} loaded, {len(missing)} names kept as built")
+                told = self._start_from
+                told = {"path": told, "untrained": ()} if isinstance(told, str) else {"untrained": ()} | dict(told)
+                table = checkpoints.load_weights(told["path"])
+                missing = self.strategy.load_trained(table, told["path"], told["untrained"])
+                self.logger.info(f"weights of {told['path']} loaded, {len(missing)} names kept as built")
             return
         path = [None]
         if world()[0] == 0:

@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 import threading
+import time
 
 #: Exit code of a run that was asked to stop and can be resumed; EX_TEMPFAIL of sysexits.h, "try again later".
 PREEMPTED = 75
 #: What asks a run to stop: schedulers (SIGTERM, SIGUSR1), a terminal that closes (SIGHUP), Ctrl-C (SIGINT).
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+#: Seconds after which another Ctrl-C is a second one.
+AGAIN_S = 1.0
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -30,6 +33,7 @@ class GracefulShutdown:
     def __init__(self):
         self.requested = ""
         self.interruptible = True
+        self._since = 0.0
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> GracefulShutdown:
@@ -46,8 +50,11 @@ class GracefulShutdown:
         self._previous.clear()
 
     def _on_signal(self, number: int, frame) -> None:
-        name, again = signal.Signals(number).name, bool(self.requested)
-        self.requested = self.requested or name
+        name, now = signal.Signals(number).name, time.monotonic()
+        # Slurm and the launcher may both deliver the same request; a person needs longer to ask again.
+        again = bool(self.requested) and now - self._since > AGAIN_S
+        if not self.requested:
+            self.requested, self._since = name, now
         if self.interruptible or (again and number == signal.SIGINT):
             raise StopRequested(name)
 

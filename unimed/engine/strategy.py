@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -193,6 +193,31 @@ class Strategy:
         with torch.no_grad():
             for name, tensor in table.items():
                 own[name].copy_(_like(tensor, own[name]))
+        return missing
+
+    def load_trained(self, table: Mapping[str, torch.Tensor], source, untrained: Sequence[str] = ()) -> list[str]:
+        """Copy the tensors of a checkpoint into the task; it may leave out what does not learn.
+
+        Args:
+            source: where the tensors are from, for messages.
+            untrained: beginnings of names that are meant to stay as they were built.
+
+        Returns:
+            names that stay as built.
+
+        Raises:
+            ValueError: a name the task lacks, another shape, or a parameter that learns is missing.
+        """
+        try:
+            missing = self.load_weights(table, strict=False)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        lacking = [n for n in missing if n in self.named_parameters() and not n.startswith(tuple(untrained))]
+        if lacking:
+            raise ValueError(
+                f"{source}: {len(lacking)} parameters that learn are not in it ({', '.join(lacking[:5])}). Is it of "
+                "this config? Parts that shall start untrained are named with load_from=dict(path=..., untrained=[...])"
+            )
         return missing
 
     @staticmethod

@@ -16,12 +16,15 @@ from unimed.data.mixture import DataError
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine.config import ConfigError, load_config
 from unimed.engine.errors import traceback_kept_in
+from unimed.engine.report import readable
 from unimed.engine.strategy import Strategy, start_processes, world
 from unimed.engine.stream import build_datasets
 from unimed.engine.training import build_task, only_writer, run_folder
 from unimed.evaluation.cases import project
 from unimed.evaluation.tables import markdown_table, write_cases
 from unimed.files import plain, write_atomic
+from unimed.io.result import contradiction
+from unimed.progress import Progress, stage
 
 
 def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None = None) -> dict:
@@ -59,6 +62,8 @@ def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None
 def _run_of(checkpoint) -> Path | None:
     """The run folder that a run or step folder belongs to: its results stay together."""
     path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.is_file() and path.parent.parent.name == "checkpoints":
+        path = path.parent  # a weight file of a step
     if path is None or not path.is_dir():
         return None
     if (path / "checkpoints").is_dir():
@@ -68,30 +73,33 @@ def _run_of(checkpoint) -> Path | None:
 
 def _evaluate(settings, checkpoint, run: Path, folder: Path) -> dict:
     device = start_processes(settings["device"], settings["guards"]["hang_timeout_s"])
-    task = build_task(settings)
+    with stage("building the model"):
+        task = build_task(settings)
     strategy = Strategy("single", task, device, settings["precision"])
     if checkpoint is None and checkpoints.find(run / "checkpoints"):
         checkpoint = run
     if checkpoint is not None:
-        strategy.load_weights(checkpoints.load_weights(checkpoint), strict=False)
+        strategy.load_trained(checkpoints.load_weights(checkpoint), checkpoint)
     task.eval()
-    samples = read_all(settings["test_data"], "test_data")
+    with stage("reading test_data"):
+        samples = read_all(settings["test_data"], "test_data")
     rank, size = world()
     chosen = list(range(rank, len(samples), size))
     predictions, step = {}, settings["test_batch_size"]
-    with torch.no_grad(), strategy.autocast():
+    with torch.no_grad(), strategy.autocast(), Progress("sample", len(chosen)) as progress:
         for start in range(0, len(chosen), step):
             numbers = chosen[start : start + step]
             made = task.predict_samples([samples[n] for n in numbers])
             if len(made) != len(numbers):
                 raise ValueError(f"predict_samples gave {len(made)} predictions for {len(numbers)} samples")
             predictions.update(zip(numbers, made, strict=True))
+            progress.step(len(numbers))
     if size > 1:
         parts = [None] * size
         dist.all_gather_object(parts, predictions)
         predictions = {number: prediction for part in parts for number, prediction in part.items()}
     ordered = [predictions[number] for number in range(len(samples))]
-    with project(folder):
+    with project(folder), stage("scoring"):
         metrics = task.score(samples, ordered, **_training_samples(task, settings))
     if rank == 0:
         _write(folder, samples, ordered, metrics, settings, checkpoint)
@@ -155,56 +163,74 @@ def _rows(metrics, prefix=""):
         if isinstance(value, Mapping):
             yield from _rows(value, f"{name} / ")
         elif isinstance(value, list):
-            yield name, ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
+            yield name, ", ".join(readable(v) if isinstance(v, float) else str(v) for v in value)
         else:
-            yield name, f"{value:.4g}" if isinstance(value, float) else value
+            yield name, readable(value) if isinstance(value, float) else value
 
 
 def _case(sample, prediction) -> dict:
-    """One line of `cases.jsonl`. No patient id: it decides splits and is nobody's to read."""
-    regions = [
+    """One line of `cases.jsonl`: what was asked, answered and true. No patient id: it decides splits and is nobody's to
+    read."""
+
+    def regions_of(owner) -> list[dict]:
+        return [
+            {
+                "phrase": region.phrase,
+                "box_xyxy_px": region.box_xyxy_px,
+                "presence": region.presence,
+                "confidence": region.confidence,
+                "mask_pixels": None if region.mask is None else int(region.mask.sum()),
+            }
+            | ({"remark": remark} if (remark := contradiction(region)) else {})
+            for region in owner.regions
+        ]
+
+    said = {role: text for role, text in reversed(sample.conversation)}  # the first of each role
+    return _plain(
         {
-            "phrase": region.phrase,
-            "box_xyxy_px": region.box_xyxy_px,
-            "presence": region.presence,
-            "confidence": region.confidence,
-            "mask_pixels": None if region.mask is None else int(region.mask.sum()),
+            "sample_id": sample.sample_id,
+            "source": sample.source,
+            "task": sample.labels.get("task"),
+            "question": said.get("user"),
+            "truth": said.get("assistant"),
+            "text": prediction.text,
+            "true_regions": regions_of(sample),
+            "regions": regions_of(prediction),
         }
-        for region in prediction.regions
-    ]
-    return _plain({"sample_id": sample.sample_id, "source": sample.source, "text": prediction.text, "regions": regions})
+    )
 
 
 def overlay_sheet(samples, predictions, count: int, width: int = 320) -> np.ndarray | None:
-    """Truth above, prediction below, for `count` 2D cases with regions, spread over all; None without any.
+    """Truth above, prediction below, each named, for `count` 2D cases with regions, spread over all; None without any.
 
     Everything is scaled to `width` before it is drawn, so that captions are of one size. uint8 HxWx3.
     """
     from unimed.io.images import load
-    from unimed.io.overlay import draw_regions, scale_to_width
+    from unimed.io.overlay import contact_sheet, picture_with_captions, scale_to_width
 
     eligible = []
     for sample, prediction in zip(samples, predictions, strict=True):
         image = sample.images[0] if sample.images else None
         flat = image is not None and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3))
         if flat and (sample.regions or prediction.regions):
-            eligible.append((image, sample.regions, prediction.regions))
-    columns = []
+            eligible.append((image, sample, prediction))
+    pairs = []
     for place in np.unique(np.linspace(0, len(eligible) - 1, min(count, len(eligible))).round().astype(int)):
-        image, truth, predicted = eligible[place]
+        image, sample, prediction = eligible[place]
         image = load(image).pixels
-        columns.append([draw_regions(*scale_to_width(image, regions, width)) for regions in (truth, predicted)])
-    if not columns:
+        pairs.append(
+            [
+                picture_with_captions(*scale_to_width(image, owner.regions, width), title=f"{kind}: {sample.sample_id}")
+                for kind, owner in (("truth", sample), ("prediction", prediction))
+            ]
+        )
+    if not pairs:
         return None
-    tallest = max(picture.shape[0] for pictures in columns for picture in pictures)
     rows = []
-    for start in range(0, len(columns), 4):
-        for row in (0, 1):
-            cells = [np.zeros((tallest, width, 3), np.uint8) for _ in range(min(4, len(columns)))]
-            for place, pictures in enumerate(columns[start : start + 4]):
-                cells[place][: pictures[row].shape[0]] = pictures[row]
-            rows.append(np.concatenate(cells, axis=1))
-    return np.concatenate(rows, axis=0)
+    for start in range(0, len(pairs), 4):
+        part = pairs[start : start + 4]
+        rows += [[pair[0] for pair in part], [pair[1] for pair in part]]
+    return contact_sheet(rows, note="upper row truth, lower row prediction; research use only")
 
 
 def _plain(value):

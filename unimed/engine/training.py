@@ -25,6 +25,7 @@ from unimed.engine.stream import Stream
 from unimed.engine.validation import Validation
 from unimed.engine.watchdog import Watchdog
 from unimed.files import FolderLock
+from unimed.progress import stage
 from unimed.registry import COLLATORS, TASKS, did_you_mean
 from unimed.tasks.base import Task
 
@@ -70,7 +71,8 @@ def _train(settings, folder: Path, resume: str | None, shutdown: GracefulShutdow
     limit = settings["guards"]["hang_timeout_s"]
     device = start_processes(settings["device"], limit)
     set_random_seed(seed=settings["seed"])
-    task = build_task(settings)
+    with stage("building the model"):
+        task = build_task(settings)
     if settings["gradient_checkpointing"]:
         task.gradient_checkpointing_enable()
     strategy = build_strategy(settings["strategy"], task, device, settings["precision"])

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from unimed.data.mixture import BrokenSample, DataError, Mixture, seeded
 from unimed.engine.strategy import total, world
 from unimed.engine.stream import build_datasets, to_device
+from unimed.progress import stage
 
 #: Samples whose predictions are made together; the task splits them by its own batch size.
 CHUNK = 32
@@ -86,7 +87,8 @@ class Validation:
         strategy, task = runner.strategy, runner.strategy.task
         devices = [strategy.device] if strategy.device.type == "cuda" else []
         task.eval()
-        with torch.random.fork_rng(devices), seeded(self.settings["seed"], 6), torch.no_grad():
+        measuring = stage(f"validating after step {runner.train_loop.iter}")
+        with measuring, torch.random.fork_rng(devices), seeded(self.settings["seed"], 6), torch.no_grad():
             metrics = self._losses(runner)
             # Sharded parameters are gathered by all ranks together; there losses are all that is measured.
             if metrics is not None and not strategy.collective:

@@ -2,6 +2,7 @@
 
 A run folder holds
 
+- `progress.log`: how far it was, every few seconds, where a command runs it;
 - `cases.jsonl`: one line per finished case, written as soon as the case is done;
 - `failed.jsonl`: one line per case that raised, with the kind and text of the error;
 - `run.json`: the settings of the run, so that results of different settings never mix, and the content of the model.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from unimed.files import FolderLock, append_json_line, plain, read_json, read_js
 from unimed.identity import content_digest, identity_of
 from unimed.markup import plain_line
 from unimed.names import same_on_disk, source_of
+from unimed.progress import Progress, logged
 from unimed.structures import Case
 
 
@@ -57,7 +60,6 @@ def run_cases(
     settings: Mapping[str, Any],
     batch_size: int = 1,
     restart: bool = False,
-    progress: bool | None = None,
 ) -> FolderReport:
     """Call `predict` on batches of the cases that are not finished.
 
@@ -68,7 +70,6 @@ def run_cases(
             and those that raise alone are reported as failed and tried again in the next run.
         settings: what decides the results (model, flags); kept in `run.json`.
         restart: forget earlier results.
-        progress: a bar on the terminal; by default where standard error is one.
 
     Raises:
         FolderError: two cases of one name, or `work_dir` holds results of other settings (both are shown).
@@ -77,8 +78,10 @@ def run_cases(
     cases = list(cases)
     _refuse_shared_names(cases)
     work_dir = Path(work_dir)
-    with FolderLock(work_dir, "a run over cases"):
-        return _run(cases, predict, work_dir, run_settings(settings), batch_size, restart, progress)
+    if batch_size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+    with FolderLock(work_dir, "a run over cases"), logged(work_dir):
+        return _run(cases, predict, work_dir, run_settings(settings), batch_size, restart)
 
 
 def run_settings(settings: Mapping[str, Any]) -> dict:
@@ -105,7 +108,7 @@ def _refuse_shared_names(cases: Sequence[Case]) -> None:
             )
 
 
-def _run(cases, predict, work_dir: Path, settings: dict, batch_size: int, restart: bool, progress) -> FolderReport:
+def _run(cases, predict, work_dir: Path, settings: dict, batch_size: int, restart: bool) -> FolderReport:
     names = [case.name for case in cases]
     finished = _start(work_dir, settings, restart)
     contents = {case.name: case_content(case) for case in cases}
@@ -122,23 +125,19 @@ def _run(cases, predict, work_dir: Path, settings: dict, batch_size: int, restar
         finished[case.name] = kept | ({"source_id": source} if source else {})
         append_json_line(work_dir / "cases.jsonl", finished[case.name])
 
-    with _bar(len(cases), skipped, progress) as bar:
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
-            try:
-                rows = list(predict(batch))
-            except Exception as error:  # noqa: BLE001 - a broken file must not end a run over thousands
-                rows = None if len(batch) > 1 else [error]
-            if rows is None:
-                rows = [_alone(predict, case) for case in batch]
-            if len(rows) != len(batch):
-                raise RuntimeError(f"predict gave {len(rows)} rows for {len(batch)} cases")
-            for case, row in zip(batch, rows, strict=True):
-                if isinstance(row, Exception):
-                    failed[case.name] = f"{type(row).__name__}: {row}"
-                else:
-                    keep(case, row)
-            bar.update(len(batch))
+    try:
+        with Progress("case", len(cases), skipped) as progress:
+            for start in range(0, len(todo), batch_size):
+                batch = todo[start : start + batch_size]
+                for case, row in zip(batch, _rows_of(predict, batch), strict=True):
+                    if isinstance(row, Exception):
+                        failed[case.name] = f"{type(row).__name__}: {row}"
+                    else:
+                        keep(case, row)
+                progress.step(len(batch))
+    except KeyboardInterrupt as stop:
+        kept = f"{len(finished)} of {len(cases)} cases are finished and kept in {work_dir}"
+        raise KeyboardInterrupt(f"{kept}; the same command goes on") from stop
     for name in failed:
         finished.pop(name, None)  # an answer of an earlier content is none of this one
     write_cases(work_dir / "cases.jsonl", finished.values())
@@ -160,6 +159,26 @@ def print_failures(report: FolderReport, most: int = 20) -> None:
         print(f"failed: {plain_line(name)}: {plain_line(text)}", file=sys.stderr)
     if len(report.failed) > most:
         print(f"failed: {len(report.failed) - most} more, see failed.jsonl", file=sys.stderr)
+
+
+def print_windows(rows: Sequence[Mapping], most: int = 5) -> None:
+    """What was done to the images of a run before a model saw them, with the number of images."""
+    counts = Counter("; ".join(row["steps"]) for row in rows if row.get("steps"))
+    for steps, count in counts.most_common(most):
+        print(f"{count} images: {plain_line(steps)}")
+    if len(counts) > most:
+        print(f"{sum(counts.values()) - sum(n for _, n in counts.most_common(most))} more: see cases.jsonl")
+
+
+def _rows_of(predict, batch: list[Case]) -> list:
+    """A row, or what was raised, per case."""
+    try:
+        rows = list(predict(batch))
+    except Exception as error:  # noqa: BLE001 - a broken file must not end a run over thousands
+        rows = [error] if len(batch) == 1 else [_alone(predict, case) for case in batch]
+    if len(rows) != len(batch):
+        raise RuntimeError(f"predict gave {len(rows)} rows for {len(batch)} cases")
+    return rows
 
 
 def _alone(predict, case: Case):
@@ -207,10 +226,3 @@ def read_finished(path: Path) -> dict[str, dict]:
     return {
         str(row["case"]): row for _, row in read_json_lines(path, error=FolderError, torn_end=True) if "case" in row
     }
-
-
-def _bar(total: int, done: int, progress: bool | None):
-    from tqdm import tqdm
-
-    shown = sys.stderr.isatty() if progress is None else progress
-    return tqdm(total=total, initial=done, disable=not shown, unit="case")

@@ -29,8 +29,9 @@ from unimed.io.answers import write_answer, write_mask
 from unimed.io.images import load as load_image
 from unimed.io.images import load_stack
 from unimed.io.masks import load_mask
-from unimed.io.overlay import scale_to_width, write_overlay
+from unimed.io.overlay import NOTICE, contact_sheet, picture_with_captions, scale_to_width, write_picture
 from unimed.io.region_box import paint_box
+from unimed.io.result import contradiction
 from unimed.locks import FolderInUseError, describe_owner, living_owner
 from unimed.structures import Case, Region
 
@@ -114,25 +115,16 @@ def _first_mask(prediction, shape: tuple[int, ...]) -> np.ndarray:
     return masks[0] if masks else np.zeros(shape, dtype=bool)
 
 
-def _picture(path: Path, image: np.ndarray, regions, truth: np.ndarray | None = None) -> None:
-    """Overlay of the answer, with the truth on its left where there is one; wide enough for captions."""
-    pictures, moved = scale_to_width(image, regions, PICTURE_WIDTH)
+def _picture(path: Path, image: np.ndarray, regions, truth: np.ndarray | None = None, title: str = "") -> None:
+    """Overlay of the answer, beside that of the truth where there is one; each says which it is."""
+    parts = {"prediction": regions}
     if truth is not None:
-        _, (known,) = scale_to_width(image, [Region("truth, on the left", mask=truth)], PICTURE_WIDTH)
-        known = replace(known, mask=np.concatenate([known.mask, np.zeros_like(known.mask)], axis=1))
-        pictures = np.concatenate([pictures, pictures], axis=1)
-        moved = [known, *(_shifted(region, PICTURE_WIDTH) for region in moved)]
-    write_overlay(path, pictures, moved)
-
-
-def _shifted(region: Region, columns: int) -> Region:
-    """A region of the right half of a picture twice as wide."""
-    mask = region.mask
-    if mask is not None:
-        mask = np.concatenate([np.zeros((len(mask), columns), dtype=bool), mask], axis=1)
-    box = region.box_xyxy_px
-    box = box and (box[0] + columns, box[1], box[2] + columns, box[3])
-    return replace(region, mask=mask, box_xyxy_px=box)
+        phrase = regions[0].phrase if regions else "region"
+        parts = {"truth": [Region(phrase, mask=truth)], **parts}
+    row = [picture_with_captions(*scale_to_width(image, list(part), PICTURE_WIDTH), title=kind)
+           for kind, part in parts.items()]  # fmt: skip
+    note = f"{title}; {NOTICE}" if title else NOTICE
+    write_picture(path, contact_sheet([row], note=note))
 
 
 def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: Mapping, launcher="none"):
@@ -150,10 +142,9 @@ def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: 
             if case.name in shown:
                 truth = case.inputs["truth"]
                 truth = load_mask(truth, image=image, resize=True)[0] if truth.is_file() else None
-                _picture(
-                    within(run.pictures, f"{case.name.removesuffix('.png')}.png"), image.rgb, answer.regions, truth
-                )
-            rows.append(_row(case, answer) | {"mask_pixels": int(mask.sum())})
+                path = within(run.pictures, f"{case.name.removesuffix('.png')}.png")
+                _picture(path, image.rgb, answer.regions, truth, case.inputs["text"])
+            rows.append(_row(case, answer, image.steps) | {"mask_pixels": int(mask.sum())})
         return rows
 
     return run_shared(cases, predict, run, settings, launcher)
@@ -189,8 +180,9 @@ def answer_images(
                 write_mask(within(masks_to, case.inputs["image_name"]), masks[0])
             content = write_answer(within(out, f"{case.name}.json"), case.name, answer.markup, form, masks)
             if case.name in shown:
-                _picture(within(run.pictures, f"{case.name.removesuffix('.png')}.png"), image.rgb, answer.regions)
-            rows.append(_row(case, answer) | {"caption": content["caption"]})
+                path = within(run.pictures, f"{case.name.removesuffix('.png')}.png")
+                _picture(path, image.rgb, answer.regions, title=case.inputs["text"])
+            rows.append(_row(case, answer, image.steps) | {"caption": content["caption"]})
         return rows
 
     return run_shared(cases, predict, run, settings, launcher)
@@ -244,17 +236,22 @@ def segment_volumes(
             shape, truth = pictures[largest].shape[:2], case.inputs["truth"].get(slices[largest].name)
             known = truth is not None and truth.is_file()
             truth = load_mask(truth, image=images[largest], resize=True)[0] if known else np.zeros(shape, dtype=bool)
-            region = Region(case.inputs["phrase"], mask=mask[largest])
-            _picture(within(run.pictures, f"{case.name.removesuffix('.png')}.png"), pictures[largest], [region], truth)
-        return [_row(case, answer) | {"mask_voxels": int(mask.sum()), "slices": len(slices)}]
+            presence = answer.regions[0].presence if answer.regions else None
+            region = Region(case.inputs["phrase"], mask=mask[largest], presence=presence)
+            path = within(run.pictures, f"{case.name.removesuffix('.png')}.png")
+            title = f"{case.inputs['text']} (slice {largest + 1} of {len(slices)})"
+            _picture(path, pictures[largest], [region], truth, title)
+        return [_row(case, answer, images[0].steps) | {"mask_voxels": int(mask.sum()), "slices": len(slices)}]
 
     # A volume is a batch of its own: its slices are what is worked on together.
     return run_shared(cases, predict, replace(run, batch_size=1), {**settings, "compat": compat}, launcher)
 
 
-def _row(case: Case, answer) -> dict:
+def _row(case: Case, answer, steps: Sequence[str] = ()) -> dict:
     regions = [
         {"phrase": region.phrase, "presence": region.presence, "confidence": region.confidence}
+        | ({"remark": remark} if (remark := contradiction(region)) else {})
         for region in answer.regions
     ]
-    return {"question": case.inputs["text"], "answer": answer.markup, "regions": regions}
+    row = {"question": case.inputs["text"], "answer": answer.markup, "regions": regions}
+    return row | ({"steps": list(steps)} if steps else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,12 @@ from unimed.structures import Region
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 
 NOTICE = "research use only"
+_WHITE = (255, 255, 255)
 
 
-def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 0.45) -> np.ndarray:
+def draw_regions(
+    image: np.ndarray, regions: Sequence[Region], opacity: float = 0.45, captions: bool = True
+) -> np.ndarray:
     """Masks as tints with a hard edge, boxes as frames, phrases as captions.
 
     A box with a standard deviation is drawn in a band of one standard deviation to each side; outer and inner boxes of
@@ -26,7 +30,7 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
     Args:
         image: HxW or HxWx3, uint8.
         regions: 2D regions in the pixels of `image`.
-        opacity: of the tint, 0 to 1.
+        opacity: of the tint, 0 to 1. captions: write them into the image, broken so that none is cut.
 
     Returns:
         HxWx3, uint8; `image` itself is not changed.
@@ -34,7 +38,7 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
     Raises:
         ValueError: image not uint8 or of another shape, or a mask that does not fit the image.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"image must be uint8 HxW or HxWx3, got {image.dtype} {image.shape}; window it first")
@@ -56,20 +60,117 @@ def draw_regions(image: np.ndarray, regions: Sequence[Region], opacity: float = 
             canvas[band] = np.rint(0.65 * canvas[band] + 0.35 * np.array(colour)).astype(np.uint8)
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
-    letter_px = max(11, canvas.shape[0] // 45)
-    font = ImageFont.load_default(size=letter_px)
-    for line, (region, colour) in enumerate(zip(regions, _cycle(COLOURS, len(regions)), strict=True)):
+    for region, colour in zip(regions, _cycle(COLOURS, len(regions)), strict=True):
         if region.box_xyxy_px is not None:
             x1, y1, x2, y2 = region.box_xyxy_px
             draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=max(1, min(canvas.shape[:2]) // 200))
             for box in (region.box_outer_xyxy_px, region.box_inner_xyxy_px):
                 if box is not None:
                     _dashed(draw, box, colour)
-        caption = region.phrase if region.presence is None else f"{region.phrase} ({region.presence:.2f})"
-        draw.text(
-            (3, 2 + 1.2 * letter_px * line), caption, font=font, fill=colour, stroke_width=1, stroke_fill=(0, 0, 0)
-        )
+    if captions:
+        size = letter_px(canvas.shape[1])
+        top = 2
+        for text, colour in wrapped_captions(regions, canvas.shape[1] - 6, size):
+            draw.text((3, top), text, font=_font(size), fill=colour, stroke_width=1, stroke_fill=(0, 0, 0))
+            top += 1.2 * size
     return np.asarray(picture)
+
+
+def letter_px(width: int) -> int:
+    """Height in pixels of letters that can be read on a picture of this width."""
+    return max(11, round(width / 36))
+
+
+def caption_of(region: Region) -> str:
+    """The phrase of a region, how sure the model is that it is there, and whether nothing could be drawn."""
+    drawn = region.box_xyxy_px is not None or (region.mask is not None and region.mask.any())
+    known = [] if region.presence is None else [f"presence {region.presence:.2f}"]
+    known += [] if drawn else ["nothing drawn"]
+    return f"{region.phrase} ({', '.join(known)})" if known else region.phrase
+
+
+def wrapped_captions(regions: Sequence[Region], width: int, size: int) -> list[tuple[str, tuple[int, int, int]]]:
+    """Captions broken into lines that fit `width` pixels in letters of `size`, each with its colour."""
+    lines = []
+    for region, colour in zip(regions, _cycle(COLOURS, len(regions)), strict=True):
+        lines += [(line, colour) for line in wrapped(caption_of(region), width, size)]
+    return lines
+
+
+def wrapped(text: str, width: int, size: int, most: int = 3) -> list[str]:
+    """A text in at most `most` lines that fit `width` pixels in letters of `size`; what is left out shows as dots."""
+    font, lines = _font(size), [""]
+    for word in text.split() or [""]:
+        while word:
+            joined = f"{lines[-1]} {word}".strip()
+            if font.getlength(joined) <= width:
+                lines[-1], word = joined, ""
+            elif lines[-1]:
+                lines.append("")
+            else:  # a word longer than a line
+                cut = max(1, next((n for n in range(len(word), 0, -1) if font.getlength(word[:n]) <= width), 1))
+                lines[-1], word = word[:cut], word[cut:]
+                lines += [""] if word else []
+    if len(lines) > most:
+        lines = lines[:most]
+        while lines[-1] and font.getlength(f"{lines[-1]}...") > width:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "..."
+    return lines
+
+
+def text_strip(lines: Sequence[tuple[str, tuple[int, int, int]]], width: int, size: int) -> np.ndarray:
+    """Lines of text on black, uint8 [H, width, 3]; no line, no rows."""
+    from PIL import Image, ImageDraw
+
+    if not lines:
+        return np.zeros((0, width, 3), np.uint8)
+    strip = Image.new("RGB", (width, round(1.25 * size * len(lines)) + 3))
+    draw = ImageDraw.Draw(strip)
+    for number, (text, colour) in enumerate(lines):
+        draw.text((3, 1 + 1.25 * size * number), text, font=_font(size), fill=colour)
+    return np.asarray(strip)
+
+
+def picture_with_captions(image: np.ndarray, regions: Sequence[Region], title: str = "") -> np.ndarray:
+    """The regions drawn over an image, with a title above and the captions below it, where they hide nothing."""
+    width = image.shape[1]
+    size = letter_px(width)
+    above = [(line, _WHITE) for line in wrapped(title, width - 6, size, 1)] if title else []
+    return np.concatenate(
+        [
+            text_strip(above, width, size),
+            draw_regions(image, regions, captions=False),
+            text_strip(wrapped_captions(regions, width - 6, size), width, size),
+        ]
+    )
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], note: str = NOTICE, gap: int = 4) -> np.ndarray:
+    """Pictures in rows with gaps between them and a note below, uint8 HxWx3; cells of a column share its width."""
+    columns = max(map(len, rows))
+    widths = [max(row[place].shape[1] for row in rows if place < len(row)) for place in range(columns)]
+    total = sum(widths) + gap * (columns - 1)
+    parts = []
+    for row in rows:
+        band = np.zeros((max(picture.shape[0] for picture in row), total, 3), np.uint8)
+        for place, picture in enumerate(row):
+            left = sum(widths[:place]) + gap * place
+            band[: picture.shape[0], left : left + picture.shape[1]] = picture
+        parts += [band, np.zeros((gap, total, 3), np.uint8)]
+    size = min(max(11, max(widths) // 28), 28)
+    below = [(line, _WHITE) for line in wrapped(note, total - 6, size)] if note else []
+    return np.concatenate([*parts, text_strip(below, total, size)])
+
+
+def write_picture(path: str | Path, picture: np.ndarray) -> Path:
+    """Write HxWx3 uint8 as PNG with the notice of research use in its metadata."""
+    from PIL import Image, PngImagePlugin
+
+    information = PngImagePlugin.PngInfo()
+    information.add_text("Notice", NOTICE)
+    drawn = Image.fromarray(picture)
+    return write_atomic(path, lambda temporary: drawn.save(temporary, format="PNG", pnginfo=information))
 
 
 def scale_to_width(image: np.ndarray, regions: Sequence[Region], width: int) -> tuple[np.ndarray, list[Region]]:
@@ -92,17 +193,22 @@ def scale_to_width(image: np.ndarray, regions: Sequence[Region], width: int) -> 
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)), scaled
 
 
-def write_overlay(path: str | Path, image: np.ndarray, regions: Sequence[Region]) -> Path:
-    """Write `draw_regions` as PNG; the notice of research use is drawn below the image and kept in the metadata."""
-    from PIL import Image, ImageDraw, PngImagePlugin
+def write_overlay(path: str | Path, image: np.ndarray, regions: Sequence[Region], title: str = "") -> Path:
+    """The regions drawn over an image as PNG; captions and the notice of research use stand below it.
 
-    drawn = draw_regions(image, regions)
-    picture = Image.new("RGB", (drawn.shape[1], drawn.shape[0] + 14))
-    picture.paste(Image.fromarray(drawn), (0, 0))
-    ImageDraw.Draw(picture).text((3, drawn.shape[0] + 1), NOTICE, fill=(255, 255, 255))
-    information = PngImagePlugin.PngInfo()
-    information.add_text("Notice", NOTICE)
-    return write_atomic(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=information))
+    The picture keeps the size of the image; so the pixels of the upper part are those of the image.
+    """
+    width = image.shape[1]
+    size = letter_px(width)
+    notice = text_strip([(line, _WHITE) for line in wrapped(NOTICE, width - 6, size)], width, size)
+    return write_picture(path, np.concatenate([picture_with_captions(image, regions, title), notice]))
+
+
+@functools.cache
+def _font(size: int):
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=size)
 
 
 def _band(box, std, size: tuple[int, int]) -> np.ndarray:

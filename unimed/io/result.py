@@ -15,7 +15,7 @@ from unimed.files import FolderLock
 from unimed.geometry import Geometry
 from unimed.io.images import ImageSource
 from unimed.io.overlay import draw_regions
-from unimed.io.rle import decode_mask, encode_mask
+from unimed.io.rle import compress_counts, decode_mask, encode_mask
 from unimed.names import ResultNames
 from unimed.structures import LabelRegion, Region
 
@@ -117,7 +117,8 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and texts for JSON; the keys are in docs/results.md.
 
-        Masks stand as COCO run lengths with their shape, those of a label map in the files of the label map.
+        Masks stand as COCO run lengths with their shape (3D ones as COCO's compressed text), those of a label map in
+        the files of the label map. A region whose presence and mask contradict each other says so as `remark`.
         """
         values = {
             "text": self.text,
@@ -134,9 +135,14 @@ class Prediction:
     def _plain(self, region: Region) -> dict[str, Any]:
         values = {name: getattr(region, name) for name in type(region).__dataclass_fields__ if name not in _ARRAYS}
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v not in (None, "")}
+        values |= {"remark": remark} if (remark := region.remark or contradiction(region)) else {}
         # What a slice-wise model finds may be many masks of a large volume: its label map or masks are files.
-        kept = self.existence is None and not isinstance(region, LabelRegion) and region.mask is not None
-        return values | ({"mask_rle": encode_mask(region.mask)} if kept else {})
+        if self.existence is not None or isinstance(region, LabelRegion) or region.mask is None:
+            return values
+        runs = encode_mask(region.mask)
+        if region.mask.ndim == 3:
+            runs["counts"] = compress_counts(runs["counts"])
+        return values | {"mask_rle": runs}
 
     def _volume(self) -> dict[str, Any]:
         """What was found in a volume, target by target, and how it was read."""
@@ -150,6 +156,7 @@ class Prediction:
             target["volume_ml"] = None if millilitres is None else round(found[label] * millilitres, 3)
             if self.existence is not None:
                 target["slices"] = int((self.existence[row] > 0.5).sum())
+            target |= {"remark": region.remark} if region.remark else {}
             targets.append(target)
         window = None if self.image is None else self.image.window
         return {
@@ -172,6 +179,10 @@ class Prediction:
         for entry in values["regions"]:
             entry = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
             mask = entry.pop("mask_rle", None)
+            for name in ("voxels", "volume_ml"):
+                entry.pop(name, None)
+            if isinstance(entry.get("label"), Mapping):
+                entry["label"] = entry["label"]["value"]
             regions.append(Region(**entry, mask=None if mask is None else decode_mask(mask)))
         classes = None
         if "probabilities" in values:
@@ -204,7 +215,7 @@ class Prediction:
                 predictions of other images, or other predictions of this one, get names of their own.
             formats: names of registered writers, see docs/results.md: "json", "png" (overlay; needs `image`),
                 "mask-png", "nifti", "nrrd", "npz", "dicom-seg", "unibiomed", "biomedparse-npz".
-            image: HxW or HxWx3 uint8, what the overlay is drawn on.
+            image: what the overlay is drawn on: HxW or HxWx3 uint8, or the volume (I, J, K) of any number type.
 
         Returns:
             the paths written.
@@ -212,22 +223,41 @@ class Prediction:
         Raises:
             ValueError: unknown format, what a format needs is not there, or a name that is no file name.
         """
+        formats = tuple(dict.fromkeys(formats))
         writers = [writer_of(form) for form in formats]
         if name is not None and Path(name).name != name:
             raise ValueError(f"name {name!r} must be a plain file name")
         # What cannot be written stops here, before half of the formats are.
-        files = [file for writer in writers for file in writer(self, image=image).items()]
+        files = [file for writer in writers for file in writer(self, image=image, formats=formats).items()]
         suffixes = [suffix for suffix, _ in files]
         if twice := sorted({suffix for suffix in suffixes if suffixes.count(suffix) > 1}):
             raise ValueError(f"formats {', '.join(formats)}: several write NAME{twice[0]}; use several folders")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if name is not None:
-            return [write(folder / f"{name}{suffix}") for suffix, write in files]
+            return _written(folder, name, files)
         # Processes that name and write in one folder take turns, so that none takes the name of another's result.
         with FolderLock(folder, "saving", file=".saving.lock", wait_s=60):
-            name = default_name(self, folder)
-            return [write(folder / f"{name}{suffix}") for suffix, write in files]
+            return _written(folder, default_name(self, folder), files)
+
+
+def _written(folder: Path, name: str, files) -> list[Path]:
+    """Write {suffix: writer} pairs, JSON last: it names the label map beside it."""
+    files_last = sorted(files, key=lambda file: file[0] == ".json")
+    paths = {suffix: write(folder / f"{name}{suffix}") for suffix, write in files_last}
+    return [paths[suffix] for suffix, _ in files]
+
+
+def contradiction(region: Region, threshold: float = 0.5) -> str:
+    """What a reader must know where the presence of a region and its mask say different things; "" where they agree."""
+    if region.presence is None or isinstance(region, LabelRegion) or region.mask is None:
+        return ""
+    drawn = bool(region.mask.any())
+    if region.presence >= threshold and not drawn:
+        return f"presence {region.presence:.2f} but the mask is empty"
+    if region.presence < threshold and drawn:
+        return f"presence {region.presence:.2f} but there is a mask"
+    return ""
 
 
 def writer_of(form: str):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
-import json
 import os
-import shutil
 from pathlib import Path
 
-from unimed.models.checkpoints import LAYOUTS
+from unimed.layouts import LAYOUTS
+from unimed.models import foreign
+from unimed.models.checkpoints.cache import converted
 from unimed.models.families import register
+
+#: Types of numbers a model can be loaded in.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class LoadError(ValueError):
@@ -32,11 +34,15 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
 
     Raises:
         LoadError: nothing known is there, a GPU is asked for where there is none, or the model gives no boxes.
+        WeightsError: a tensor is missing, left over or of another shape; each is named.
+        ForeignError: a folder that cannot be opened without running code of it.
         CalibrationError: not a calibration file.
     """
     import torch
 
     chosen = _device(device)
+    if dtype not in DTYPES:
+        raise LoadError(f"dtype {dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
     options = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
     register()
     if str(path).startswith(("open_clip:", "hf-hub:")):
@@ -45,25 +51,10 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
         path = load_named(str(path))
         if isinstance(path, torch.nn.Module):
             return (path if dtype == "auto" else path.to(options["dtype"])).to(chosen).eval()
-    source = Path(path)
-    if source.exists() and not _is_ours(source):
+    source = _folder(path)
+    if not _is_ours(source):
         source = _converted(source)
-    elif not source.exists() and (os.sep in str(path).strip(os.sep) and str(path).count("/") != 1):
-        raise LoadError(f"{path} does not exist")
-    elif not source.exists() and source.parent != Path(".") and source.parent.is_dir():
-        # Asking the hub would take a minute of retries without a network, and this is most likely a slip of the pen.
-        there = ", ".join(sorted(p.name for p in source.parent.iterdir())[:8]) or "nothing"
-        raise LoadError(
-            f"{path} is no folder here; {source.parent} holds: {there}. A model of the hub has to be downloaded first"
-        )
-    from transformers import AutoModel
-
-    try:
-        model = AutoModel.from_pretrained(source if source.exists() else str(path), **options)
-    except OSError as error:
-        if source.exists():
-            raise
-        raise LoadError(f"{path} is no folder here, and no model of that name can be had from the hub") from error
+    model = _open(source, options)
     if calibration is not None:
         from unimed.metrics.calibration import Calibration
 
@@ -73,12 +64,49 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
     return model.to(chosen).eval()
 
 
+def _folder(path) -> Path:
+    """A file or folder here, or what was fetched of the hub (no Python files).
+
+    Raises:
+        LoadError: neither.
+    """
+    source = Path(path)
+    if source.exists():
+        return source
+    if os.sep in str(path).strip(os.sep) and str(path).count("/") != 1:
+        raise LoadError(f"{path} does not exist")
+    if source.parent != Path(".") and source.parent.is_dir():
+        # Asking the hub would take a minute of retries without a network, and this is most likely a slip of the pen.
+        there = ", ".join(sorted(p.name for p in source.parent.iterdir())[:8]) or "nothing"
+        raise LoadError(
+            f"{path} is no folder here; {source.parent} holds: {there}. A model of the hub has to be downloaded first"
+        )
+    try:
+        return foreign.folder_of(path, weights=True)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path} is no folder here, and no model of that name can be had from the hub") from error
+
+
+def _open(source: Path, options: dict):
+    """The model of a folder of ours, or of one that transformers knows; by its type, never by code it names."""
+    from transformers import MODEL_MAPPING, AutoModel
+
+    settings = foreign.config(source)
+    kind = MODEL_MAPPING[type(settings)] if type(settings) in MODEL_MAPPING else AutoModel
+    if kind is not AutoModel and kind.__module__.startswith("unimed."):
+        return kind.from_pretrained(source, **options)
+    return foreign.model(AutoModel, source, **options)
+
+
 def _device(device: str):
     import torch
 
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise LoadError(f"device {device!r} is not known; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise LoadError(f"device {device!r} was asked for, but no CUDA device is there; use device='cpu' or 'auto'")
     return chosen
@@ -90,7 +118,7 @@ def _is_ours(source: Path) -> bool:
     config = source / "config.json"
     if not config.is_file():
         return False
-    kind = json.loads(config.read_text()).get("model_type", "")
+    kind = str(foreign.read_json(config).get("model_type", ""))
     return kind.startswith("unimed_") or (kind in CONFIG_MAPPING and _recognised(source) is None)
 
 
@@ -108,13 +136,4 @@ def _converted(source: Path) -> Path:
     found = _recognised(source)
     if found is None:
         raise LoadError(f"{source}: neither a folder of ours nor a published layout; known are {', '.join(LAYOUTS)}")
-    layout, module = found
-    stamp = f"{source.resolve()}:{source.stat().st_mtime_ns}:{layout}"
-    root = Path(os.environ.get("UNIMED_CACHE") or Path.home() / ".cache" / "unimed")
-    target = root / "converted" / hashlib.sha256(stamp.encode()).hexdigest()[:16]
-    if not (target / "config.json").is_file():
-        partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        module.convert(source, partial)
-        partial.rename(target)
-    return target
+    return converted(source, *found)

@@ -43,7 +43,9 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 #: What is fetched of a hub folder: data, never Python files.
-PATTERNS = [*_CONFIGURATIONS, *_TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json", "tokenizer/*"]
+PATTERNS = [*_CONFIGURATIONS, *_TOKENIZER_FILES, "tokenizer/*.json", "tokenizer/*.txt", "tokenizer/*.model"]
+_WEIGHTS = ["*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
+_WEIGHTS += ["open_clip_config.json", "open_clip_pytorch_model.bin"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -97,8 +99,7 @@ def folder_of(name: str | os.PathLike, weights: bool = False) -> Path:
         raise FileNotFoundError(f"{name} is no folder here, and no name of a hub folder")
     from huggingface_hub import snapshot_download
 
-    patterns = PATTERNS if weights else [p for p in PATTERNS if "safetensors" not in p]
-    return Path(snapshot_download(str(name), allow_patterns=patterns))
+    return Path(snapshot_download(str(name), allow_patterns=PATTERNS + (_WEIGHTS if weights else [])))
 
 
 def hub_name(name, what: str) -> str:

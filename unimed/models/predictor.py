@@ -8,6 +8,7 @@ from unimed.geometry import Geometry
 from unimed.io.images import Image
 from unimed.io.result import Prediction
 from unimed.io.volumes import Volume, open_source
+from unimed.structures import as_list, identity
 
 #: Choices of what is read from a source and how its grey values are shown; the others are a family's own.
 OF_THE_SOURCE = ("frame", "series", "phase", "irregular", "percentiles")
@@ -79,13 +80,15 @@ class Predictor:
         """The same answers as one by one, faster; images and volumes may be mixed.
 
         Args:
-            images: one per text; the same object given twice is read and encoded once.
+            images: one per text: a list, an array [N, H, W] or [N, H, W, 3], a sequence or dataset that makes its items
+                when asked, or a generator. The same image given twice is read and encoded once.
             regions: one list per text as in `predict`, None where a question has none.
             batch_size: images worked on together. others: as in `predict`.
 
         Raises:
             ValueError: lists of different lengths; and what `predict` raises.
         """
+        images, texts = as_list(images), list(texts)
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} images for {len(texts)} texts; give one image per text")
         regions = [None] * len(texts) if regions is None else list(regions)
@@ -121,9 +124,10 @@ class Predictor:
         """`Image`s, `Volume`s, lists of images (several of one question) or None; the same object is read once."""
         windows = getattr(self.config, "ct_windows", None)
         opened: dict = {}
+        keys: dict = {}
 
         def one(image):
-            key = image if isinstance(image, str) else id(image)
+            key = keys[id(image)] = keys.get(id(image)) or identity(image)
             if key not in opened:
                 opened[key] = open_source(image, windows=windows, **shown, **choices)
             return opened[key]

@@ -6,27 +6,24 @@ import json
 from pathlib import Path
 
 FILE = "unimed_shim.py"
-_LINES = '''"""Opens this folder through the installed package `unimed`; no model code lies here."""
-
-from {config_module} import {config}
-from {model_module} import {model}
-
-__all__ = ["{config}", "{model}"]
-'''
+_HEAD = '"""Opens this folder through the installed package `unimed`; no model code lies here."""\n\n'
 
 
-def write_shim(folder, model) -> None:
+def write_shim(folder, model, processor=None) -> None:
     """Write the shim of a saved model and name it in its config.json.
 
     Args:
         folder: where `save_pretrained` has written `model`.
+        processor: class of its processor, where transformers' `AutoProcessor` can open it.
     """
     folder = Path(folder)
-    kind, config_kind = type(model), type(model.config)
-    names = dict(config=config_kind.__name__, model=kind.__name__)
-    modules = dict(config_module=config_kind.__module__, model_module=kind.__module__)
-    (folder / FILE).write_text(_LINES.format(**names, **modules), encoding="utf-8")
+    kinds = {"AutoConfig": type(model.config), "AutoModel": type(model)}
+    if processor is not None:
+        kinds["AutoProcessor"] = processor
+    lines = sorted(f"from {kind.__module__} import {kind.__name__}" for kind in kinds.values())
+    names = ", ".join(f'"{kind.__name__}"' for kind in kinds.values())
+    (folder / FILE).write_text(_HEAD + "\n".join(lines) + f"\n\n__all__ = [{names}]\n", encoding="utf-8")
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     stem = FILE.removesuffix(".py")
-    settings["auto_map"] = {"AutoConfig": f"{stem}.{names['config']}", "AutoModel": f"{stem}.{names['model']}"}
+    settings["auto_map"] = {auto: f"{stem}.{kind.__name__}" for auto, kind in kinds.items()}
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

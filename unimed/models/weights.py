@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from unimed.files import share
+from unimed.models.shim import write_shim
 
 #: Most names of a kind that a message tells.
 MOST = 8
@@ -198,6 +199,9 @@ def save_whole(model: PreTrainedModel, folder, save=None, **options) -> None:
 class WholeWeights:
     """Mixin of every `PreTrainedModel` here, before it among the bases: it loads and saves all tensors, or raises."""
 
+    #: Class of the processor that the shim of a saved folder names for `AutoProcessor`.
+    shim_processor = None
+
     def post_init(self):
         """As transformers does; weights that are tied anywhere below are known at the top, which loads them."""
         super().post_init()
@@ -244,8 +248,14 @@ class WholeWeights:
         return model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As transformers does, every tensor; see `save_whole`."""
+        """As transformers does, every tensor; see `save_whole`. The shim for `trust_remote_code=True` lies beside them.
+
+        The processor is saved by the families, after this.
+        """
+        # Set where the folder was opened by its shim; transformers would copy our files into the folder.
+        type(self.config)._auto_class = type(self)._auto_class = None
         save_whole(self, save_directory, super().save_pretrained, **kwargs)
+        write_shim(save_directory, self, self.shim_processor)
 
 
 def written_shapes(folder) -> dict[str, tuple[int, ...]]:

@@ -27,7 +27,7 @@ class Task(nn.Module):
 
     #: Parameters whose name holds one of these words are not decayed (as vectors and scalars never are).
     undecayed_words: tuple[str, ...] = ()
-    #: Numbers of `validate` that stand in the log line, in this order; all of them are in `train.jsonl`.
+    #: Numbers of `validate` that stand in the log line, in this order (`*` as in file names); `train.jsonl` has all.
     headline_metrics: tuple[str, ...] = ()
     #: Whether `score` puts baselines made of the training samples beside its numbers.
     scores_against_training_data = False

@@ -53,6 +53,7 @@ class ContrastiveTask(Task):
     undecayed_words = ("bn", "ln", "bias", "logit_scale")
     card_tags = ("medical", "zero-shot-image-classification", "image-text-retrieval")
     card_example = 'model.zero_shot("image.png", ["CT", "MRI"]).probabilities'
+    headline_metrics = ("image_to_text_R@1", "text_to_image_R@1", "accuracy", "balanced_accuracy")
 
     def __init__(
         self,

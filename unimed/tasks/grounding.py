@@ -63,6 +63,8 @@ class GroundingTask(Task):
         box_options: changes to `unimed.losses.box.OPTIONS`.
     """
 
+    headline_metrics = ("dice_mean_over_targets", "grounding_rate", "presence_auroc", "miou_mean_over_*", "accuracy/*")
+
     def __init__(
         self,
         model: str | dict | GroundedMLLM,

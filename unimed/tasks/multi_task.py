@@ -38,6 +38,7 @@ class MultiTask(Task):
     """
 
     undecayed_words = ("bias", "ln", "bn")
+    headline_metrics = ("*/accuracy", "*/f1", "*/miou", "*/bleu-1")
 
     def __init__(
         self,

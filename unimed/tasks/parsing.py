@@ -39,6 +39,8 @@ class ParseTask(Task):
         batch_size: images or slices encoded at a time in predictions.
     """
 
+    headline_metrics = ("dice*", "existence_auroc", "existence_f1")
+
     def __init__(
         self,
         model: str | dict,

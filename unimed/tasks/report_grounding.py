@@ -43,6 +43,8 @@ class ReportGrounding(GroundingTask):
         ValueError: an unknown protocol or compat.
     """
 
+    headline_metrics = ("miou_mean_over_phrases", "acc@0.5", "phrase_f1", "false_box_rate")
+
     def __init__(
         self,
         model: str | dict,

@@ -39,7 +39,7 @@ def run(tmp_path, path, image, dtype="float32"):
     (tmp_path / "example.py").write_text(SCRIPT.format(path=str(path), image=str(image), out=out, dtype=dtype))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip(), np.load(out)

@@ -173,3 +173,42 @@ def test_a_model_starts_from_internvl_and_sam2(base, tmp_path):
     assert model.presence_head is not None
     again = build_on_parts(internvl, tmp_path / "sam2_hiera_tiny.pt")
     assert torch.equal(model.seg_projection[0].weight, again.seg_projection[0].weight)
+
+
+@pytest.mark.parametrize("trains_embeddings", [True, False])
+def test_a_training_file_on_internvl_makes_room_for_its_tokens(trains_embeddings, tmp_path):
+    """The base knows none of the grounding tokens: tables and configuration grow, and the answer is that of the run."""
+    folder = tmp_path / "base"
+    _, tensors = publish(folder)
+    trained, _ = training_file(tensors, tmp_path / "iter_10.pth")
+    tokenizer = tokenizer_with(())
+    rows = len(tokenizer)
+    if not trains_embeddings:
+        trained = {n: t for n, t in trained.items() if not n.endswith(("embed_tokens.weight", "lm_head.weight"))}
+        torch.save({"state_dict": trained}, tmp_path / "iter_10.pth")
+    published = json.loads((folder / "config.json").read_text())
+    published |= {"model_type": "internvl_chat", "llm_config": published["llm_config"] | {"vocab_size": rows}}
+    (folder / "config.json").write_text(json.dumps(published))
+    for file in [*folder.glob("*token*"), *folder.glob("vocab*"), *folder.glob("merges*"), *folder.glob("*.jinja")]:
+        file.unlink()
+    tokenizer.save_pretrained(folder)
+    base = {n: t for n, t in tensors.items() if not n.startswith((unibiomed.SAM, "text_hidden_fcs."))}
+    base = {n: t[:rows] if n in unibiomed.EMBEDDINGS else t for n, t in base.items()}
+    for file in folder.glob("model*"):
+        file.unlink()
+    write_shards(folder, base, 1)
+    sam = {n.removeprefix(unibiomed.SAM): t for n, t in tensors.items() if n.startswith(unibiomed.SAM)}
+    torch.save({"model": sam}, tmp_path / "sam2_hiera_tiny.pt")
+    report = unibiomed.convert(
+        tmp_path / "iter_10.pth", tmp_path / "ours", base=folder, sam2=tmp_path / "sam2_hiera_tiny.pt"
+    )
+    model = unimed.load(tmp_path / "ours", device="cpu")
+    table = model.get_input_embeddings().weight
+    assert len(table) == len(model.processor.tokenizer) == rows + 5
+    assert model.config.seg_token_id == rows
+    old = tensors["language_model.model.embed_tokens.weight"]
+    if trains_embeddings:
+        assert torch.equal(table, old + 1) and not any("mean" in note for note in report.notes)
+    else:
+        assert torch.allclose(table[rows:], old[:rows].mean(0).expand(5, -1), atol=1e-6)
+        assert sum("mean" in note for note in report.notes) == 2

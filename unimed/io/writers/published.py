@@ -12,7 +12,7 @@ from unimed.registry import WRITERS
 
 
 @WRITERS.register_module("unibiomed")
-def as_unibiomed_answer(prediction: Prediction, image=None) -> dict:
+def as_unibiomed_answer(prediction: Prediction, image=None, formats=()) -> dict:
     """`NAME.json` of UniBiomed's demos: `image_id`, `caption`, `phrases` and `pred_masks` (COCO's compressed runs).
 
     Raises:
@@ -31,7 +31,7 @@ def as_unibiomed_answer(prediction: Prediction, image=None) -> dict:
 
 
 @WRITERS.register_module("biomedparse-npz")
-def as_challenge(prediction: Prediction, image=None) -> dict:
+def as_challenge(prediction: Prediction, image=None, formats=()) -> dict:
     """`NAME.npz` of the CVPR 2025 text-prompted challenge: `segs`, `text_prompts`, and `existence` where it is known.
 
     Raises:

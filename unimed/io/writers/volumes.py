@@ -15,7 +15,7 @@ from unimed.registry import WRITERS
 
 
 @WRITERS.register_module("nifti")
-def as_nifti(prediction: Prediction, image=None) -> dict:
+def as_nifti(prediction: Prediction, image=None, formats=()) -> dict:
     """`NAME.nii.gz`: the label map in the geometry of the source.
 
     Where regions overlap also `NAME-LABEL.nii.gz` of each; `NAME-instances.nii.gz` where objects were numbered. A
@@ -28,7 +28,7 @@ def as_nifti(prediction: Prediction, image=None) -> dict:
 
 
 @WRITERS.register_module("nrrd")
-def as_nrrd(prediction: Prediction, image=None) -> dict:
+def as_nrrd(prediction: Prediction, image=None, formats=()) -> dict:
     """`NAME.nrrd` and the others, as "nifti" writes them.
 
     Raises:
@@ -53,7 +53,7 @@ def _write_map(path: Path, array: np.ndarray, geometry: Geometry, write) -> Path
 
 
 @WRITERS.register_module("npz")
-def as_npz(prediction: Prediction, image=None) -> dict:
+def as_npz(prediction: Prediction, image=None, formats=()) -> dict:
     """`NAME.npz`: `labels`; where regions overlap `masks` [regions, ...]; of volumes by prompts what
     "biomedparse-npz" holds too.
 
@@ -81,7 +81,7 @@ def challenge_arrays(prediction: Prediction) -> dict[str, np.ndarray]:
 
 
 @WRITERS.register_module("dicom-seg")
-def as_dicom_seg(prediction: Prediction, image=None) -> dict:
+def as_dicom_seg(prediction: Prediction, image=None, formats=()) -> dict:
     """`NAME.seg.dcm` beside the DICOM series that the geometry comes from; overlaps are kept.
 
     A volume in which nothing was found by prompts has none: the standard knows no empty segmentation, and the JSON says

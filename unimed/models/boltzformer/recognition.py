@@ -17,7 +17,7 @@ from unimed.data.wordings.biomedparse_targets import (
     wording,
 )
 from unimed.io.images import ImageSource
-from unimed.io.result import Prediction
+from unimed.io.result import Prediction, contradiction
 from unimed.metrics.recognition import combine_masks, mask_statistics, presence_p_value, suppress_covered
 from unimed.models.boltzformer.processing import ParseProcessor, brightness
 from unimed.models.boltzformer.tokenizing import PromptError, labelled_prompts
@@ -210,7 +210,7 @@ def row_of(region: Region) -> dict:
         "presence": region.presence,
         "p_value": region.p_value,
         "hierarchy": list(lineage(region.phrase)),
-    }
+    } | ({"remark": remark} if (remark := contradiction(region)) else {})
 
 
 def _shared_out(found: list[Region], overlap: str) -> list[Region]:

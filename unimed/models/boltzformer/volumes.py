@@ -20,6 +20,7 @@ from unimed.io.windows import Window, check_site, choose_window, modality_of
 from unimed.models.boltzformer.postprocessing import OVERLAPS, merge, present_probability, upsample
 from unimed.models.boltzformer.recognition import sentence
 from unimed.models.boltzformer.tokenizing import labelled_prompts
+from unimed.progress import Progress
 from unimed.structures import LabelRegion, Region
 
 DEFAULT_SLICE_BATCH = 4
@@ -111,12 +112,12 @@ def segment_groups(
                 windows=windows,
             )
         grid = SliceGrid(turned.shape, axis, model.config.image_size)
-        drawings = [_Drawing(groups[number], grid.depth, overlap, instances) for number in members]
+        drawings = [_Drawing(groups[number], grid.depth, overlap, instances, threshold) for number in members]
         for z, logits, existence, edges in _slices(model, turned, mapping, grid, drawings, slice_batch, seed, progress):
             first = 0
             for drawing in drawings:
                 rows = slice(first, first + len(drawing.ids))
-                drawing.add(z, grid, logits[rows], existence[rows], None if edges is None else edges[rows], threshold)
+                drawing.add(z, grid, logits[rows], existence[rows], None if edges is None else edges[rows])
                 first = rows.stop
         said = f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}"
         source = ImageSource(
@@ -141,35 +142,43 @@ def _slices(model, turned, mapping, grid: SliceGrid, drawings, slice_batch: int,
     """(slice, mask logits [P, S, S], existence [P] (NaN where a model has none), edge logits or None) in order."""
     features = model.encode_prompts([text for drawing in drawings for text in drawing.prompts.values()])
     depth = grid.depth
-    for start in range(0, depth, slice_batch):
-        stop = min(start + slice_batch, depth)
-        first, last = max(start - 1, 0), min(stop + 1, depth)
-        planes = grid.prepare(_grey(mapping(grid.planes(turned, first, last))))
-        images = with_neighbours(planes, first, start, stop, depth).float().clamp(0, 255)
-        output = model.segment_slices(images, features, seed=seed, slice_numbers=range(start, stop))
-        for offset in range(stop - start):
-            edges = None if output.edge_logits is None else upsample(output.edge_logits[offset], grid.size)
-            logits = upsample(output.mask_logits[offset], grid.size)
-            yield start + offset, logits, output.existence[offset], edges
-        if progress:
-            progress(stop, depth)
+    with Progress("slice", depth) as counted:
+        for start in range(0, depth, slice_batch):
+            counted.at(start)
+            yield from _group(model, turned, mapping, grid, features, start, slice_batch, seed)
+            if progress:
+                progress(min(start + slice_batch, depth), depth)
+
+
+def _group(model, turned, mapping, grid: SliceGrid, features, start: int, slice_batch: int, seed: int):
+    """The slices from `start` on that are worked on together."""
+    depth, stop = grid.depth, min(start + slice_batch, grid.depth)
+    first, last = max(start - 1, 0), min(stop + 1, depth)
+    planes = grid.prepare(_grey(mapping(grid.planes(turned, first, last))))
+    images = with_neighbours(planes, first, start, stop, depth).float().clamp(0, 255)
+    output = model.segment_slices(images, features, seed=seed, slice_numbers=range(start, stop))
+    for offset in range(stop - start):
+        edges = None if output.edge_logits is None else upsample(output.edge_logits[offset], grid.size)
+        logits = upsample(output.mask_logits[offset], grid.size)
+        yield start + offset, logits, output.existence[offset], edges
 
 
 class _Drawing:
     """What is found for one group of prompts, slice by slice."""
 
-    def __init__(self, prompts: Mapping[int, str], depth: int, overlap: str, instances: bool):
+    def __init__(self, prompts: Mapping[int, str], depth: int, overlap: str, instances: bool, threshold: float):
         self.prompts, self.ids, self.overlap, self.instances = prompts, list(prompts), overlap, instances
+        self.threshold = threshold
         self.labels = _Planes(np.uint8 if max(self.ids) < 256 else np.uint16)
         self.masks = {label: _Planes(bool) for label in self.ids} if overlap == "keep" else {}
         self.edges = _Planes(bool)
         self.existence = np.zeros((len(self.ids), depth), dtype=np.float32)
         self.judged = True
 
-    def add(self, z: int, grid: SliceGrid, logits, existence, edges, threshold: float) -> None:
+    def add(self, z: int, grid: SliceGrid, logits, existence, edges) -> None:
         self.judged = self.judged and not bool(existence.isnan().any())
         there = torch.where(existence.isnan(), torch.ones_like(existence), existence)
-        probability = present_probability(logits, there, threshold=threshold, overlap=self.overlap)
+        probability = present_probability(logits, there, threshold=self.threshold, overlap=self.overlap)
         self.existence[:, z] = there.float().cpu().numpy()
         for row, mask in enumerate(self.masks.values()):
             plane = (probability[row : row + 1] > 0.5).to(torch.uint8)
@@ -196,7 +205,20 @@ class _Drawing:
             "", tuple(regions), geometry, {"segment": seconds}, name, image=source, labels=labels,
             existence=self.existence, instances=instances,
         )  # fmt: skip
-        return replace(result, text=sentence(regions, list(result.voxels().values())))
+        sizes = list(result.voxels().values())
+        for region, size in zip(regions, sizes, strict=True):
+            # Not by `replace`, which would make the mask of a region of a label map.
+            object.__setattr__(region, "remark", self._remark(region.presence, size))
+        return replace(result, text=sentence(regions, sizes))
+
+    def _remark(self, presence: float | None, voxels: int) -> str:
+        """What a reader must know where the presence of a target and its mask say different things."""
+        if presence is None or (presence >= self.threshold) == bool(voxels):
+            return ""
+        if voxels:
+            return f"presence {presence:.2f} but there is a mask"
+        gave_way = "" if self.overlap == "keep" else " or gave way to a surer target (--overlap keep shows it)"
+        return f"presence {presence:.2f} but no voxel: its mask is empty{gave_way}"
 
 
 def _site_of(prompts: Mapping[int, str], geometry: Geometry, modality: str) -> str:

@@ -1,29 +1,13 @@
 """Published checkpoints, read without unpickling and written as a folder that `unimed.load` opens.
 
-Every layout is a module with
+Every layout (`unimed.layouts`) is a module with
 
 - `recognises(path) -> bool`: whether a file or folder is of this layout, judged by names and keys alone;
 - `convert(source, destination, **options) -> ConversionReport`: whole or not at all;
-- `add_arguments(parser)`, where `convert` has options: their flags, named as in `convert`.
+- `add_arguments(parser)`, where `convert` has options: their flags, named as in `convert`;
+- `beside(source) -> list[Path]`, where `convert` reads files that lie beside the source.
 """
 
-from __future__ import annotations
+from unimed.layouts import CONVERTERS, LAYOUTS
 
-#: Layout -> module, in the order in which an unknown path is tried.
-LAYOUTS = {
-    "unibiomed": "unimed.models.checkpoints.unibiomed",
-    "umedground": "unimed.models.checkpoints.umedground",
-    "lisa": "unimed.models.checkpoints.lisa",
-    "llava-v1": "unimed.models.checkpoints.llava_v1",
-    "uni_med": "unimed.models.checkpoints.uni_med",
-    "biomedparse": "unimed.models.checkpoints.biomedparse",
-    "unimed_clip": "unimed.models.checkpoints.unimed_clip",
-    "open_clip": "unimed.models.checkpoints.open_clip",
-    "internvl": "unimed.models.checkpoints.internvl",
-    "sam2": "unimed.models.checkpoints.sam2",
-    "sam": "unimed.models.checkpoints.sam",
-    "medsam_lite": "unimed.models.checkpoints.medsam_lite",
-}
-
-#: What `tools/convert.py --from` knows: the layouts, and configurations that are no checkpoints.
-CONVERTERS = LAYOUTS | {"uni_med_yaml": "unimed.models.checkpoints.uni_med_yaml"}
+__all__ = ["CONVERTERS", "LAYOUTS"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
+from unimed.models.checkpoints.cache import converted
 from unimed.models.clip.building import named_config
 from unimed.models.clip.modeling import ClipModel
 from unimed.models.clip.processing import ClipProcessor
@@ -54,10 +53,5 @@ def _from_hub(repository: str) -> Path:
 
     from unimed.models.checkpoints import open_clip as layout
 
-    patterns = ["open_clip_config.json", *layout.WEIGHTS, "*.txt", "tokenizer*", "special_tokens_map.json"]
-    source = Path(snapshot_download(repository, allow_patterns=patterns))
-    root = Path(os.environ.get("UNIMED_CACHE") or Path.home() / ".cache" / "unimed")
-    target = root / "converted" / hashlib.sha256(str(source).encode()).hexdigest()[:16]
-    if not (target / "config.json").is_file():
-        layout.convert(source, target)
-    return target
+    patterns = ["open_clip_config.json", *layout.WEIGHTS, "*.txt", "tokenizer*.json", "special_tokens_map.json"]
+    return converted(snapshot_download(repository, allow_patterns=patterns), "open_clip", layout)

@@ -109,6 +109,12 @@ def configuration(state: dict[str, torch.Tensor], text_config: dict | None = Non
     return ClipConfig(model_cfg=cfg, text_config=text_config)
 
 
+def beside(source: Path) -> list[Path]:
+    """What is read beside a file: tokenizer and configuration."""
+    found = [Path(source).parent / name for name in ("text_encoder", "open_clip_config.json")]
+    return [path for path in found if path.exists()]
+
+
 def add_arguments(parser) -> None:
     parser.add_argument("--text-encoder", help="folder of the text encoder's tokenizer and config.json")
     parser.add_argument("--config", help="open_clip_config.json, for a model of another build than the published ones")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from unimed.geometry import Geometry
 from unimed.io.result import ClassProbabilities, Prediction
 from unimed.io.volumes import Volume, cut_slices
 from unimed.models.clip.building import build_towers
@@ -20,6 +21,7 @@ from unimed.models.clip.configuration import ClipConfig
 from unimed.models.clip.processing import ClipProcessor
 from unimed.models.predictor import Predictor, refuse_regions
 from unimed.models.weights import WholeWeights
+from unimed.structures import as_list
 
 logger = logging.getLogger("unimed.models.clip")
 #: Prompts of `zero_shot` where the caller gives none. Wording matters: give prompts for your labels if you can.
@@ -125,8 +127,8 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
         Raises:
             ImageError, ReadError: no image the model can read.
         """
-        if not torch.is_tensor(images) and not isinstance(images, (list, tuple)):
-            images = [images]
+        if not torch.is_tensor(images):
+            images = as_list(images) if _several(images) else [images]
         parts = []
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
@@ -226,7 +228,8 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
                 f"only one label ({names[0]!r}) was given: its probability would be 1 whatever the image shows; "
                 "give at least two, such as 'no ...', or compare encode_image with encode_text yourself"
             )
-        several = isinstance(image, (list, tuple)) or (torch.is_tensor(image) and image.ndim == 4)
+        several = image.ndim == 4 if torch.is_tensor(image) else _several(image)
+        image = as_list(image) if several and not torch.is_tensor(image) else image
         raw = compat == "reference" or class_norm
         features = self.encode_image(image, normalize=not raw, batch_size=batch_size, site=site)
         if class_norm:
@@ -269,8 +272,8 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
                 with commas between them.
             options: as of `Predictor.predict`, and `templates`, `compat`, `class_norm` of `zero_shot`.
         """
-        several = isinstance(image, list)
-        images = image if several else [image]
+        several = _several(image) and not (isinstance(image, tuple) and isinstance(image[-1], Geometry))
+        images = as_list(image) if several else [image]
         given = None if regions is None else [regions] * len(images)
         found = self.predict_batch(images, [text] * len(images), given, **options)
         return found if several else found[0]
@@ -331,6 +334,17 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
         if isinstance(first, str) and not _is_file(first):
             return self.encode_text(things)
         return self.encode_image(things, site=site)
+
+
+def _several(images) -> bool:
+    """Whether these are many images: a list, an array [N, H, W, 3], a dataset or a generator, and no single one."""
+    if isinstance(images, np.ndarray):
+        return images.ndim == 4
+    return isinstance(images, list | tuple | Iterator) or (
+        hasattr(images, "__len__")
+        and hasattr(images, "__getitem__")
+        and not isinstance(images, str | PurePath | bytes | Mapping)
+    )
 
 
 def class_normalise(features: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

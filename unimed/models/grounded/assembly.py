@@ -13,6 +13,7 @@ from unimed.io.images import Image
 from unimed.io.images import load as load_image
 from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.regions import PromptError, token_index
+from unimed.structures import identity
 
 #: One turn of a conversation: (role, text).
 Turn = tuple[str, str]
@@ -91,7 +92,7 @@ class Assembly:
         return self.sources[slot].rgb.shape[:2]
 
     def _slot(self, image) -> int:
-        key = image if isinstance(image, str) else id(image)
+        key = identity(image)
         if not self.share or key not in self._slots:
             self._slots[key] = len(self.sources)
             self.sources.append(load_image(image, site=self.site))

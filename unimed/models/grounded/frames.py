@@ -17,6 +17,7 @@ from unimed.models.grounded.processing import PromptError, asked_phrase
 from unimed.models.heads.mask import ImageFeatures, MaskOutput, concatenate, resize_mask_logits
 from unimed.models.heads.sam2 import Sam2MaskHead
 from unimed.models.heads.sam2_memory import MaskPropagation
+from unimed.progress import Progress, stage
 from unimed.tokens import SEG_TOKEN
 
 #: The language model reads this many frames, and the masks of as many start the propagation (UniBiomed, Sa2VA).
@@ -100,7 +101,8 @@ def predict_frames(
     memory = _follows_by_memory(model, follow)
     begin = time.perf_counter()
     chosen = key_frames(len(lazy), keys, first=compat == "reference")
-    rows = ask(model, [lazy[index] for index in chosen], text, max_new_tokens)
+    with stage("reading the slices and answering"):
+        rows = ask(model, [lazy[index] for index in chosen], text, max_new_tokens)
     answered = time.perf_counter()
     states = [model.seg_states(row) for row in rows]
     counts = [0 if one is None else len(one) for one in states]
@@ -148,7 +150,7 @@ def _follow(model, frames: _Frames, states, chosen, memory: bool, clear_absent: 
     if there:
         prompts = model.seg_projection(states[there])
         run = propagate(model, frames, prompts, chosen) if memory else prompt_each(model, frames, prompts)
-        for frame, output in run:
+        for frame, output in _counted(run, len(frames)):
             masks = (resize_mask_logits(output.logits, size, model.mask_head.image_size) > 0).cpu().numpy()
             for index, mask, iou, score in zip(
                 there, masks, output.iou.tolist(), output.object_logits.tolist(), strict=True
@@ -159,6 +161,13 @@ def _follow(model, frames: _Frames, states, chosen, memory: bool, clear_absent: 
                     painted[index] += mask.any()
     confidence = [float(np.clip(s / p, 0, 1)) if p else None for s, p in zip(sums, painted, strict=True)]
     return [_Tracked(*values) for values in zip(stacks, presence, confidence, strict=True)]
+
+
+def _counted(run: Iterator, total: int) -> Iterator:
+    with Progress("slice", total) as progress:
+        for one in run:
+            yield one
+            progress.step()
 
 
 def _regions(answer, question: str, tracked: list[_Tracked]) -> tuple:

@@ -16,7 +16,6 @@ from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
 from unimed.models.heads.mask import ImageFeatures, MaskFeatures, resize_mask_logits
 from unimed.models.predictor import Predictor, refuse_regions
-from unimed.models.shim import write_shim
 from unimed.structures import Region
 from unimed.tokens import SEG_TOKEN
 
@@ -33,6 +32,7 @@ class GroundedPredictor(Predictor):
     """Mixin of `GroundedMLLM`: prediction for one, for many, and in the words of UniBiomed."""
 
     _processor: GroundedProcessor | None = None
+    shim_processor = GroundedProcessor
     #: `unimed.metrics.calibration.Calibration` for the boxes of [BOX], or None for the model's own numbers.
     calibration = None
 
@@ -57,7 +57,6 @@ class GroundedPredictor(Predictor):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As transformers does; processor and shim (for `trust_remote_code=True`) lie beside the weights."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        write_shim(save_directory, self)
         if self._processor is not None or self.config._name_or_path:
             self.processor.save_pretrained(save_directory)
 
@@ -153,7 +152,8 @@ class GroundedPredictor(Predictor):
         if not regions:
             raise ValueError("no box to cut out; give at least one (left, top, right, bottom) in pixels of the image")
         begin = time.perf_counter()
-        zoom = getattr(self.mask_head.config, "box_zoom", None)
+        # LiteMedSAM is shown the surroundings of a box; the others the whole image, once for all boxes.
+        zoom = getattr(getattr(self.mask_head, "config", None), "box_zoom", None)
         if zoom is None:
             windows, which = [(0, 0, width, height)], [0] * len(regions)
         else:

@@ -22,7 +22,7 @@ from unimed.models.uni_med.configuration import UniMedConfig
 from unimed.models.uni_med.processing import VISUAL_TOKEN, WRAPPED_IMAGE, UniMedProcessor
 from unimed.models.uni_med.vision import EvaEncoder, Float32LayerNorm
 from unimed.models.weights import WholeWeights
-from unimed.structures import Region
+from unimed.structures import Region, as_list
 
 
 @dataclass
@@ -237,6 +237,9 @@ class UniMedModel(WholeWeights, PreTrainedModel):
             predictions whose regions are the boxes of the answer, on the (first) image.
         """
         self.eval()
+        images, texts = as_list(images), list(texts)
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} images for {len(texts)} texts; give one image per text")
         given = [task] * len(texts) if task is None or isinstance(task, str) else list(task)
         results = []
         for start in range(0, len(texts), batch_size):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from unimed.files import write_atomic
 from unimed.markup import without_surrogates
+from unimed.models import foreign
 
 #: Stands in `input_ids` where one visual token goes. No id of the language model is used, so no text can forge it.
 VISUAL_TOKEN = -200
@@ -103,7 +104,7 @@ class UniMedProcessor:
         for name in FILES:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder}: {name} is missing; convert or export the model again")
-        values = json.loads((folder / FILES[1]).read_text())
+        values = foreign.clean(foreign.read_json(folder / FILES[1]))
         return cls(folder / FILES[0], **(values | changes))
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -1,0 +1,138 @@
+"""Questions to any model about any source: what a source is, who answers it, and how the answer is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unimed.inference.volume_files import find_volumes
+from unimed.io import raster
+from unimed.io.images import Image
+from unimed.io.montage import montage_of
+from unimed.io.result import Prediction
+from unimed.io.volumes import Volume
+from unimed.io.volumes import open_source as open_image_or_volume
+from unimed.io.windows import modality_of
+from unimed.names import without_suffix
+
+IMAGE_SUFFIXES = tuple(raster.SUFFIXES)
+
+
+class SourceError(ValueError):
+    """A source that this model cannot be asked about, or no question."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What lies at a path: an `Image` or a `Volume`."""
+
+    path: Path
+    content: Image | Volume
+
+    @property
+    def is_volume(self) -> bool:
+        return isinstance(self.content, Volume)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """What an overlay or montage is drawn on."""
+        return self.content.array if self.is_volume else self.content.rgb
+
+
+def looks_like_a_path(word: str) -> bool:
+    """Whether a word names a file, also one that is not there: it has a known suffix or a slash, and no blank."""
+    known = without_suffix(word) != word
+    return " " not in word and "?" not in word and (known or "/" in word)
+
+
+def find_sources(places: Sequence[str | Path]) -> list[Path]:
+    """Files, DICOM series (their folders) and everything readable in other folders, in order.
+
+    Raises:
+        FileNotFoundError: nothing at a path, or nothing readable in a folder.
+    """
+    found: list[Path] = []
+    for place in map(Path, places):
+        if not place.exists():
+            raise FileNotFoundError(f"{place}: no such file or folder")
+        if place.is_file():
+            found.append(place)
+            continue
+        images = [p for p in sorted(place.rglob("*")) if p.is_file() and p.name.lower().endswith(IMAGE_SUFFIXES)]
+        try:
+            volumes = find_volumes(place)
+        except FileNotFoundError:
+            volumes = []
+        if not images and not volumes:
+            raise FileNotFoundError(f"{place}: no image and no volume in it")
+        found += sorted([*images, *volumes])
+    return list(dict.fromkeys(found))
+
+
+def open_source(path: Path, *, choices: dict | None = None, page: int | None = None, **how) -> Source:
+    """Read a source: a volume where the file has three axes, else an image (`unimed.io.volumes.is_volume`).
+
+    Args:
+        choices: series, phase, irregular of `read_volume`.
+        page: of a file of several pages, or an axial slice of a volume: then it is an image.
+        how: site, modality, window, windows of `unimed.io.images.load`.
+
+    Raises:
+        FileNotFoundError, ReadError, ImageError, WindowError: what cannot be read or shown.
+    """
+    return Source(path, open_image_or_volume(str(path), frame=page, **(choices or {}), **how))
+
+
+def ask(model, source: Source, texts: Sequence[str], *, plane: str | None = None, how: dict, **options) -> list:
+    """Answers to the texts, a `Prediction` each; for a contrastive model one over all of them (`classes`).
+
+    Args:
+        how: site, modality, window; they choose the grey values of a volume.
+        options: `max_new_tokens`, `task`: handed to the models that know them.
+
+    Raises:
+        SourceError: a volume for a model of images.
+    """
+    texts, how = list(texts), dict(how)
+    if source.is_volume:
+        header = source.content.geometry.header
+        how["modality"] = how["modality"] or str(header.get("modality", "")) or modality_of(source.path.name)
+    if hasattr(model, "zero_shot"):
+        return [model.predict(source.content, texts, plane=plane, **how)]
+    if hasattr(model, "segment_slices"):
+        return model.predict(source.content, texts, **how)
+    if source.is_volume:
+        if not hasattr(model, "predict_frames"):
+            raise SourceError(
+                f"{source.path}: a volume of shape {source.content.array.shape}, and {type(model).__name__} looks at "
+                "images; choose an axial slice with --page"
+            )
+        options.pop("task", None)
+        return model.predict(source.content, texts, plane=plane, **how, **options)
+    if options.get("task") is None or not _takes_task(model):
+        options.pop("task", None)
+    return model.predict(source.content, texts, **options)
+
+
+def _takes_task(model) -> bool:
+    import inspect
+
+    methods = [getattr(model, name, None) for name in ("_predict_images", "predict")]
+    return any("task" in inspect.signature(method).parameters for method in methods if method is not None)
+
+
+def save_volume_prediction(
+    prediction: Prediction, array: np.ndarray, out: str | Path, name: str, title: str = ""
+) -> list[Path]:
+    """Write NAME.json, NAME.nii.gz where something has a mask, and NAME.png, the montage.
+
+    Args:
+        array: the volume that was asked about.
+    """
+    masks = any(region.mask is not None for region in prediction.regions)
+    written = prediction.save(out, name, ["json"] + ["nifti"] * masks)
+    heading = title if not prediction.text else f"{title} - {prediction.text}"
+    return [*written, montage_of(Path(out) / f"{name}.png", prediction, array, heading)]
