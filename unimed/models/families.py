@@ -19,6 +19,6 @@ FAMILIES = (
 
 
 def register() -> None:
-    """Import every family."""
-    for family in FAMILIES:
+    """Import every family, and the pipeline they share."""
+    for family in (*FAMILIES, "unimed.models.pipeline"):
         importlib.import_module(family)

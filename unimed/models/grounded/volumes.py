@@ -14,7 +14,6 @@ from unimed.io.read import read
 from unimed.io.result import Prediction
 from unimed.io.slices import VIEWS as PLANES
 from unimed.io.volumes import Slices, Volume, VolumeError, cut_slices
-from unimed.models.grounded.frames import predict_frames
 
 
 def predict_slices(
@@ -35,7 +34,7 @@ def predict_slices(
     slices, back, source = cut_slices(
         volume, plane, site=site, modality=modality, window=window, percentiles=percentiles
     )
-    found = predict_frames(model, slices, list(texts), **options)
+    found = model.predict_frames(slices, list(texts), **options)
     return [_moved(one, back, geometry=volume.geometry, image=source) for one in found]
 
 
@@ -74,7 +73,7 @@ def predict_volume(
     if isinstance(volume, list):
         slices = load_stack(volume, **shown) if volume else []
         source = slices[0].source if slices else None
-        found = predict_frames(model, slices, texts, **options)
+        found = model.predict_frames(slices, texts, **options)
         found = [replace(one, geometry=Geometry.pixels(), image=source) for one in found]
     else:
         found = predict_slices(model, _as_volume(volume), texts, plane=plane, **shown, **options)
