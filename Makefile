@@ -7,7 +7,7 @@ RUN = work_dirs/unified_small
 .PHONY: install quickstart lint test clean
 
 # The stamp is rebuilt when the requirements change, so that a stale environment is never tested.
-$(VENV)/.installed: setup.py requirements.txt
+$(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -e ".[dev]"
 	touch $@

@@ -140,7 +140,7 @@ def models(path, processors):
 def processors():
     from unimed.models.clip.configuration import ClipConfig
     from unimed.models.clip.processing import ClipProcessor
-    from unimed.models.uni_med.processing import UniMedProcessor
+    from unimed.models.starting.uni_med import build_small as build_small_uni_med
 
     grounded = build_tiny(["What", "A"]).processor
     config = ClipConfig(
@@ -149,18 +149,13 @@ def processors():
                         "resize_mode": "shortest", "mode": "RGB", "fill_color": 0},
     )  # fmt: skip
 
-    class Options:
-        image_size = 16
-
-    class OnlyPixels(UniMedProcessor):
-        def __init__(self):
-            self.options = Options()
-
     parse = ParseProcessor(None, 16, 8)
     parse.prompts = lambda texts: {}
-    uni_med = OnlyPixels()
+    texts = ["where is the liver?", "is it normal? yes no", "a chest radiograph with clear lungs"] * 4
+    small = dict(image_size=28, vision_dim=16, vision_layers=1, hidden_dim=16, layers=1, vocabulary=400)
+    uni_med = build_small_uni_med(texts, **small, connector=dict(task_token_c=4)).processor
     return {"grounded": grounded, "parse": parse, "clip": ClipProcessor(config, compat=None),
-            "uni_med": lambda source: uni_med.pixels(load(source).rgb)}  # fmt: skip
+            "uni_med": lambda source: uni_med.pixels(load(source).rgb)[0]}  # fmt: skip
 
 
 def as_rgb(pixels):

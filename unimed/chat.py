@@ -57,6 +57,9 @@ TEMPLATES = {
         ChatTemplate(
             "llava_llama_2", "[INST] {text} [/INST]", "</s>", "<<SYS>>\n{text}\n<</SYS>>\n\n", system_inside=True
         ),
+        # Of Uni-Med on Llama 2, and without a template; the blank at the end of a question is the dialect's.
+        ChatTemplate("llama_2", "[INST] {text} [/INST]", "</s>"),
+        ChatTemplate("plain", "{text}", "</s>"),
         ChatTemplate("question_answer", "question: {text} answer: ", "<|end|>"),
     )
 }

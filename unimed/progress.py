@@ -8,6 +8,7 @@ a line tells all of it. A thread prints, so that a single step of minutes is no 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 #: Seconds between two lines where the output is no terminal, and in the log.
 INTERVAL_S = 15.0
 #: Name of the log in a folder of results.
-LOG = "progress.log"
+LOG = "progress.jsonl"
 _TERMINAL_S = 0.5
 _CLEAR = "\r\x1b[K"
 
@@ -105,7 +106,7 @@ def shown(stream=None, interval_s: float = INTERVAL_S, terminal: bool = True) ->
 
 @contextlib.contextmanager
 def logged(folder: str | Path) -> Iterator[None]:
-    """Also write the lines to `folder`/progress.log while the block runs, with a line for its beginning and end."""
+    """Also write the lines to `folder`/progress.jsonl while the block runs, with a line for its beginning and end."""
     path = Path(folder) / LOG
     reporter = _reporter
     if reporter is None:
@@ -175,8 +176,9 @@ class _Reporter:
             return
         with contextlib.suppress(OSError):  # a full disk must not stop work for the sake of its log
             self.log.parent.mkdir(parents=True, exist_ok=True)
+            row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "progress": text}
             with open(self.log, "a", encoding="utf-8") as stream:
-                stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+                stream.write(json.dumps(row) + "\n")
 
 
 def clear() -> None:

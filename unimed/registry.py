@@ -1,4 +1,4 @@
-"""The names a config may use: tasks, models, datasets, collators, hooks, metrics, benchmarks and writers of results.
+"""Registries: the names a config may use, from data sets and tasks to heads, decoders, metrics and benchmarks.
 
 A class registers itself with a decorator, and a config builds it by its name:
 
@@ -7,22 +7,33 @@ A class registers itself with a decorator, and a config builds it by its name:
 
     DATASETS.build(dict(type="FolderDataset", root="data/mine"))
 
+An entry carries all that has to be known of a thing, so that a new one is one file; docs/extend.md has a recipe for
+each kind. Packages of ours (`LOCATIONS`) are searched for modules the first time a registry is asked for a name, and
+after them the plug-ins: modules named in `UNIMED_PLUGINS` (comma-separated) and in the entry points of the group
+"unimed.plugins" of installed packages.
+
 The registries are mmengine's. Building is ours, because a user who mistypes a name should read what was meant, not a
-stack of scopes. Packages are searched for modules the first time a registry is asked for a name.
+stack of scopes. Arguments that were renamed keep their old names (`renames`), with one warning.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import importlib.metadata
 import inspect
+import logging
+import os
 import pkgutil
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mmengine.registry import Registry
+
+logger = logging.getLogger("unimed")
 
 #: Where the classes of each registry live; imported when a name is first asked for.
 LOCATIONS = {
@@ -30,14 +41,25 @@ LOCATIONS = {
     "dataset": ("unimed.data.readers", "unimed.data"),
     "collator": ("unimed.data.collate", "unimed.data.readers"),
     "hook": ("unimed.engine",),
+    "dialect": ("unimed.models.dialects",),
     "metric": ("unimed.metrics",),
     "benchmark": ("unimed.evaluation.benchmarks",),
     "model": ("unimed.models.building",),
     "writer": ("unimed.io.writers",),
+    "head": ("unimed.models.heads",),
+    "decoder": ("unimed.models.heads",),
+    "connector": ("unimed.models.connectors",),
+    "backbone": ("unimed.models.backbones",),
 }
+#: Environment variable with modules to import, separated by commas; PYTHONPATH says where they are.
+PLUGINS = "UNIMED_PLUGINS"
+#: Entry points of this group name modules of installed packages.
+PLUGIN_GROUP = "unimed.plugins"
 #: Modules that failed to import while a package was searched, with the reason, for the error message.
 _unavailable: dict[str, str] = {}
 _searched: set[str] = set()
+_plugins_searched = False
+_told: set[str] = set()
 
 
 class RegistryError(KeyError):
@@ -45,6 +67,59 @@ class RegistryError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def warn_once(message: str) -> None:
+    """Log a warning, and the same one never again in this process."""
+    if message not in _told:
+        _told.add(message)
+        logger.warning(message)
+
+
+def renames(**names: str | None) -> Callable:
+    """Decorator of a class or function whose arguments had other names: `@renames(old="new")`.
+
+    The old name is understood in configs and in calls, with one warning; `old=None` marks an argument that is gone and
+    is ignored.
+
+    Raises:
+        TypeError: when it is called with both names of an argument.
+    """
+
+    def decorate(thing):
+        call = thing.__init__ if inspect.isclass(thing) else thing
+
+        @functools.wraps(call)
+        def renamed(*args, **kwargs):
+            for old, new in names.items():
+                if old in kwargs and new in kwargs:
+                    raise TypeError(f"{thing.__name__} got both {old!r} and {new!r}, which is its name today")
+            return call(*args, **today(kwargs, names, thing.__name__))
+
+        target = thing if inspect.isclass(thing) else renamed
+        if target is thing:
+            thing.__init__ = renamed
+        target.renamed_arguments = {**getattr(thing, "renamed_arguments", {}), **names}
+        return target
+
+    return decorate
+
+
+def today(values: Mapping[str, Any], names: Mapping[str, str | None], where: str) -> dict[str, Any]:
+    """Values under the names of today: `names` says which old one has which new one; each is told of once.
+
+    An old spelling is the user's own (what we ship uses the new one), so it takes the place of the new one.
+    """
+    values = dict(values)
+    for old, new in names.items():
+        if old in values:
+            value = values.pop(old)
+            if new is None:
+                warn_once(f"{where}: {old!r} is gone and ignored")
+            else:
+                values[new] = value
+                warn_once(f"{where}: {old!r} is called {new!r} now")
+    return values
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -95,7 +170,9 @@ def check(config: Mapping[str, Any], registry: Registry, **defaults: Any) -> tup
     cls = _look_up(kind, registry) if isinstance(kind, str) else kind
     if not callable(cls):
         raise RegistryError(f"'type' of a {registry.name} must be a name or a class, got {kind!r}")
-    _check_arguments(cls, arguments, registry, kind if isinstance(kind, str) else cls.__name__)
+    name = kind if isinstance(kind, str) else cls.__name__
+    arguments = today(arguments, getattr(cls, "renamed_arguments", {}), f"{registry.name} {name!r}")
+    _check_arguments(cls, arguments, registry, name)
     return cls, arguments
 
 
@@ -121,6 +198,8 @@ def _look_up(name: str, registry: Registry):
     if name not in registry.module_dict:
         for package in LOCATIONS.get(registry.name, ()):
             _import_package(package)
+    if name not in registry.module_dict:
+        import_plugins()
     if name not in registry.module_dict and "." in name:
         module, _, attribute = name.rpartition(".")
         try:
@@ -153,7 +232,36 @@ def look_up(name: str, registry: Registry) -> Any:
 def _choices(registry: Registry) -> list[str]:
     for package in LOCATIONS.get(registry.name, ()):
         _import_package(package)
+    import_plugins()
     return sorted(registry.module_dict)
+
+
+def import_plugins() -> None:
+    """Import the modules named by `UNIMED_PLUGINS` and by the entry points of other packages, once.
+
+    A package that cannot be imported is left out with a warning; what the user named must be there.
+
+    Raises:
+        RegistryError: a module of `UNIMED_PLUGINS` cannot be imported.
+    """
+    global _plugins_searched
+    if _plugins_searched:
+        return
+    # A plug-in looks up names itself while it is imported; it must not start the search again.
+    _plugins_searched = True
+    for entry in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+        try:
+            entry.load()
+        except Exception as error:
+            warn_once(f"plug-in {entry.name!r} ({entry.value}) is left out: {type(error).__name__}: {error}")
+    for module in filter(None, (part.strip() for part in os.environ.get(PLUGINS, "").split(","))):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            _plugins_searched = False
+            raise RegistryError(
+                f"{PLUGINS}: {module} cannot be imported ({error}); set PYTHONPATH to the folder it is in"
+            ) from error
 
 
 def _import_package(package: str) -> None:
@@ -204,7 +312,15 @@ def _build_func(config, registry=None, default_args=None, **defaults):
 TASKS = Registry("task", build_func=_build_func, scope="unimed")
 DATASETS = Registry("dataset", build_func=_build_func, scope="unimed")
 COLLATORS = Registry("collator", build_func=_build_func, scope="unimed")
+DIALECTS = Registry("dialect", build_func=_build_func, scope="unimed")
 MODELS = Registry("model", build_func=_build_func, scope="unimed")
+#: Box heads: `unimed.models.heads.box.BoxHead`, under the kind of the head.
+HEADS = Registry("head", build_func=_build_func, scope="unimed")
+#: Mask decoders, under the `model_type` of their configuration.
+DECODERS = Registry("decoder", build_func=_build_func, scope="unimed")
+CONNECTORS = Registry("connector", build_func=_build_func, scope="unimed")
+#: Adapters over language and image-text models, under the `model_type` of the transformers configuration.
+BACKBONES = Registry("backbone", build_func=_build_func, scope="unimed")
 HOOKS = Registry("hook", build_func=_build_func, scope="unimed")
 METRICS = Registry("metric", build_func=_build_func, scope="unimed")
 BENCHMARKS = Registry("benchmark", build_func=_build_func, scope="unimed")

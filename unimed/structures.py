@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import PurePath
 from typing import Any
 
@@ -58,6 +59,93 @@ class Region:
                 raise ValueError(f"region {self.phrase!r}: {name} must lie in [0, 1], got {value}")
 
 
+class Task(StrEnum):
+    """What a question asks for; the word that records and logs use."""
+
+    REFERRING = "referring"  # the mask of what is named
+    ABSENT = "absent"  # as referring, and it is not there
+    VOLUME = "volume"  # as referring, in the slices of a volume
+    BOX = "box"  # the box of what is named
+    REGION = "region"  # the name of a region that is given
+    VQA = "vqa"  # an answer in words, about an image
+    QA = "qa"  # an answer in words, without an image
+    CLASSIFICATION = "classification"  # one of the classes that are named
+    CAPTION = "caption"  # what an image shows
+    REPORT = "report"  # findings, with what they point at
+    REPORT_GROUNDING = "mrg"  # phrases of a report that is given, and their places
+
+    @property
+    def short(self) -> str:
+        """Its name among the six tasks of Uni-Med: qa, vqa, refer, identify, caption, cls."""
+        return _SHORT.get(self, self.value)
+
+
+_SHORT = {
+    **dict.fromkeys((Task.REFERRING, Task.ABSENT, Task.VOLUME, Task.BOX, Task.REPORT_GROUNDING), "refer"),
+    Task.REGION: "identify",
+    Task.CLASSIFICATION: "cls",
+    Task.REPORT: "caption",
+}
+#: Other words for a task, as data sets and papers have them.
+TASK_ALIASES = {
+    "segmentation": Task.REFERRING,
+    "refer": Task.BOX,
+    "identify": Task.REGION,
+    "cls": Task.CLASSIFICATION,
+    "report_grounding": Task.REPORT_GROUNDING,
+}
+
+
+class TaskNameError(ValueError):
+    """A word that names no task."""
+
+
+def task_of(word: str, where: str = "") -> Task:
+    """The task that a word names, itself or by one of `TASK_ALIASES`.
+
+    Raises:
+        TaskNameError: none; the message begins with `where` and lists the known words.
+    """
+    if word in TASK_ALIASES:
+        return TASK_ALIASES[word]
+    try:
+        return Task(word)
+    except ValueError:
+        known = ", ".join((*Task, *TASK_ALIASES))
+        raise TaskNameError(f"{where}task {word!r} is not known; choose one of: {known}") from None
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a question asks, before a dialect words it.
+
+    `kind` names the question (see `unimed.data.canonical`), `subject` goes into its wording; `answer_kind` and
+    `answer_subject` do the same for the answer, where its words are free. `drawn`: a wording is drawn by the global
+    `random`, which training seeds per sample; otherwise it is always the same. `pools` is a file with a user's own
+    wordings, `number` the entry to take always, `compat` "reference" a published quirk of the data set.
+    """
+
+    kind: str
+    subject: str = ""
+    answer_kind: str = ""
+    answer_subject: str = ""
+    drawn: bool = False
+    pools: str | None = None
+    number: int | None = None
+    compat: str | None = None
+    style: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What a dialect made of a sample: its name, the regions that the [SEG] and [BOX] of the answer point at, in order,
+    and those that are shown with the question as image tokens."""
+
+    dialect: str
+    pointed: tuple[Region, ...] = ()
+    given: tuple[Region, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class LabelRegion(Region):
     """A region of a label map that several share: where no mask is given it is made when asked for, and not kept.
@@ -85,8 +173,11 @@ class LabelRegion(Region):
 class Sample:
     """One training or test record, whatever its files looked like.
 
-    `images` are arrays HxW, HxWx3 or DxHxW. `conversation` is a tuple of (role, text) pairs. `label_origin` says who
-    made the labels (an expert, a threshold, a template). `patient_id` decides splits and never appears in logs.
+    `images` are arrays HxW, HxWx3 or DxHxW. `conversation` is a tuple of (role, text) pairs; an answer points at the
+    k-th of its `regions` by its k-th [SEG] or [BOX], and marks a phrase by <p> and </p>. Where the question has no
+    words of its own, `intent` says what is asked and `conversation` holds canonical words. A dialect turns both into
+    the words of a checkpoint (`written`). `label_origin` says who made the labels (an expert, a threshold, a template).
+    `patient_id` decides splits and never appears in logs.
     """
 
     images: tuple[np.ndarray, ...]
@@ -100,6 +191,27 @@ class Sample:
     source: str = ""
     licence: str = ""
     label_origin: str = ""
+    intent: Intent | None = None
+    written: Written | None = None
+
+    @property
+    def task(self) -> Task:
+        """By `labels["task"]`; where that is missing, what images and regions allow to ask.
+
+        Raises:
+            TaskNameError: a word that names no task; the sample is named.
+        """
+        word = str(self.labels.get("task") or "")
+        if word not in ("", "parse"):  # BiomedParse: find what is named, in an image or a volume
+            return task_of(word, f"sample {self.sample_id}: ")
+        if self.regions and all(region.box_xyxy_px is not None and region.mask is None for region in self.regions):
+            return Task.BOX
+        if self.regions:
+            stack = self.images[0].ndim == 3 and self.images[0].shape[-1] != 3
+            return Task.VOLUME if stack else Task.REFERRING
+        if not self.images:
+            return Task.QA
+        return Task.CAPTION if self.labels.get("captions") else Task.VQA
 
 
 @dataclass(frozen=True)

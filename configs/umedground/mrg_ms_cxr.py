@@ -35,7 +35,7 @@ task = dict(
     lora=dict(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"]),
     sam_lora=None,
     loss_weights=dict(text=1.0, box=1.0),
-    box_options=dict(main_share=0.95, margin=0.01, extra=1.0),
+    box_options=dict(main_weight=0.95, margin=0.01, extra=1.0),
     language_box=0.0,
     # Features of SAM's frozen encoder are computed once per picture.
     cache_images=2000,

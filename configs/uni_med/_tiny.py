@@ -33,7 +33,7 @@ train_data = dict(
 )
 val_data = part(["vqa", "cls"], "val")
 test_data = part(["vqa", "refer", "identify", "caption", "cls"], "test")
-collate = dict(type="UniMedCollator")
+collate = dict(type="GroundedCollator")
 optimizer = dict(weight_decay=0.05)
 schedule = dict(warmup=20)
 hooks = [dict(type="RoutingHook", interval=50)]

@@ -78,16 +78,47 @@ train_data = dict(
         part("MedMnistDataset", 2.66, path=f"{_root}/MedMNIST/organsmnist_224.npz"),
     ]
 )
+
+
+def benchmark(kind, **arguments):
+    return dict(dataset=dict(type=kind, split="test", **arguments, **_shared))
+
+
+# The ten published benchmarks. All of them have to be there; for a part of them say which:
+# --cfg-options test_data.mixture="[...]".
 test_data = dict(
     mixture=[
-        dict(dataset=dict(type="SlakeVQADataset", root=f"{_root}/Slake-VQA", split="test")),
-        dict(dataset=dict(type="SlakeBoxDataset", root=f"{_root}/Slake-VQA", task="refer", split="test")),
-        dict(dataset=dict(type="SlakeBoxDataset", root=f"{_root}/Slake-VQA", task="identify", split="test")),
-        dict(dataset=dict(type="MedMnistDataset", path=f"{_root}/MedMNIST/dermamnist_224.npz", split="test")),
-        dict(dataset=dict(type="MedMnistDataset", path=f"{_root}/MedMNIST/organsmnist_224.npz", split="test")),
+        benchmark("SlakeVQADataset", root=f"{_root}/Slake-VQA"),
+        benchmark(
+            "PathVQADataset", annotations=f"{_root}/Path-VQA/qas/test_vqa.pkl", image_root=f"{_root}/Path-VQA/images"
+        ),
+        benchmark("SlakeBoxDataset", root=f"{_root}/Slake-VQA", task="refer"),
+        benchmark(
+            "SAMedBoxDataset",
+            region_dir=f"{_root}/SA-Med2D-20M/regions_small_test",
+            image_dir=f"{_root}/SA-Med2D-20M/images_small_test",
+            task="refer",
+        ),
+        benchmark("SlakeBoxDataset", root=f"{_root}/Slake-VQA", task="identify"),
+        benchmark(
+            "SAMedBoxDataset",
+            region_dir=f"{_root}/SA-Med2D-20M/regions_small_test",
+            image_dir=f"{_root}/SA-Med2D-20M/images_small_test",
+            task="identify",
+        ),
+        benchmark(
+            "MedPixDataset",
+            table=f"{_root}/MedPix/data_csv/MedPix_single_test.csv",
+            image_dir=f"{_root}/MedPix/images",
+        ),
+        benchmark(
+            "MimicReportDataset", annotations=f"{_root}/MIMIC/annotation.json", image_root=f"{_root}/MIMIC-CXR-JPG"
+        ),
+        benchmark("MedMnistDataset", path=f"{_root}/MedMNIST/dermamnist_224.npz"),
+        benchmark("MedMnistDataset", path=f"{_root}/MedMNIST/organsmnist_224.npz"),
     ]
 )
-collate = dict(type="UniMedCollator")
+collate = dict(type="GroundedCollator")
 optimizer = dict(lr=1e-5, betas=(0.9, 0.999), weight_decay=0.05)
 schedule = dict(type="cosine", warmup=5000, min_ratio=0.01)
 batch_size = 4

@@ -64,7 +64,9 @@ def test_names_what_exists(path):
     assert build_optimizer(config.optimizer, with_rates(parameter, config.optimizer["lr"]))
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name in ("quickstart", "uni_med")], ids=name)
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if p.parent.name in ("quickstart", "uni_med", "unified")], ids=name
+)
 def test_task_is_built_in_small(path):
     config = load_config(path)
     options = config.task.to_dict()

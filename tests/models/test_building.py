@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unimed.models import building
+from unimed import registry
 from unimed.models.boltzformer import BoltzFormerModel
 from unimed.models.building import build_model, described
 from unimed.models.grounded import GroundedMLLM
@@ -49,7 +49,7 @@ def test_is_built_saved_and_loaded_as_pretrained(name, tmp_path):
     ],
 )
 def test_old_spellings(monkeypatch, caplog, spec, untyped, expected):
-    monkeypatch.setattr(building, "_told", set())
+    monkeypatch.setattr(registry, "_told", set())
     assert described(spec, untyped) == described(spec, untyped) == expected
     old = expected.get("type") != "Pretrained" and not (isinstance(spec, dict) and "type" in spec)
     assert len(caplog.records) == old

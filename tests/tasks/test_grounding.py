@@ -142,7 +142,7 @@ def test_experts_are_routed_by_the_task_of_each_sample():
     tokens = grounding.model.connector.task_tokens
     assert all(tokens[name].grad.abs().sum() > 0 for name in ("refer", "vqa")) and tokens["cls"].grad is None
     assert len(grounding.predict_samples(samples)) == 5
-    with pytest.raises(ValueError, match="'odd' is not known; choose one of: vqa, refer"):
+    with pytest.raises(ValueError, match="sample s9: task 'odd' is not known; choose one of: referring"):
         grounding(collate([sample(9, "odd", "two.", ())]))
 
 

@@ -1,17 +1,19 @@
 """Mixed batches, the losses and statistics of tasks, and one set of numbers per benchmark."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from closeness import MODEL, assert_all_close, assert_close
 
-from unimed.data.collate.uni_med import TaskNameError, UniMedCollator
-from unimed.data.readers.uni_med_records import box_text
+from unimed.data.collate.grounded import GroundedCollator
 from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
-from unimed.structures import Region, Sample
-from unimed.tasks.multi_task import MultiTask
+from unimed.models.dialects.boxes import PERCENT
+from unimed.structures import Region, Sample, TaskNameError
+from unimed.tasks.grounding import INPUTS, MultiTask
 
 TEXTS = ["where is the liver?", "liver", "is it normal? yes no", "a chest radiograph with clear lungs", "aspirin"] * 4
 SMALL = dict(texts=TEXTS, image_size=56, vision_dim=32, vision_layers=1, hidden_dim=32, layers=1, vocabulary=400)
@@ -45,14 +47,14 @@ def task():
 
 
 def test_a_mixed_batch_loses_what_single_batches_lose(task):
-    collate = UniMedCollator(task.processor)
+    collate = GroundedCollator(task.processor)
     task.eval()
     with torch.no_grad():
 
         def losses(samples):
             batch = collate(samples)
-            text = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-            return task.model(**text, pixel_values=batch.get("pixel_values"), task=batch["image_task"]).sample_losses
+            inputs = {name: batch[name] for name in INPUTS if name in batch}
+            return task.model(**inputs, task=task._routing(batch)).sample_losses
 
         together = losses(MIXED)
         alone = torch.cat([losses([one]) for one in MIXED])
@@ -60,7 +62,7 @@ def test_a_mixed_batch_loses_what_single_batches_lose(task):
 
 
 def test_training_learns_and_notes_who_used_what(task):
-    collate = UniMedCollator(task.processor)
+    collate = GroundedCollator(task.processor)
     task.train()
     task.task_summary()
     optimizer = torch.optim.AdamW(task.train_parameters(), lr=5e-3)
@@ -103,9 +105,33 @@ def test_the_default_is_right_where_the_published_numbers_are_not():
         score_benchmarks([where], [answer], "old")
 
 
+def test_tables_hold_intervals_and_what_answers_without_the_image_reach():
+    asked = [
+        sample("vqa", "is it normal?", answer, labels={"answer_type": "CLOSED"}) for answer in ["yes"] * 3 + ["no"]
+    ]
+    asked = [dataclasses.replace(one, sample_id=str(number)) for number, one in enumerate(asked)]
+    scores = score_benchmarks(asked, [Prediction(answer) for answer in ("yes", "yes", "no", "no")])
+    model, blind = scores["tables"]["vqa"]
+    assert model["benchmark"] == "vqa" and model["samples"] == 4 and "without" not in model["benchmark"]
+    assert model["accuracy"].value == 0.75 == blind["accuracy"], "always yes is right three times of four"
+    assert 0 <= model["accuracy"].low < 0.75 < model["accuracy"].high <= 1
+    boxes = [(0, 0, 50, 50), (2, 2, 52, 52), (90, 90, 100, 100)]
+    where = [
+        sample("refer", "liver", "", size=(100, 100), regions=(Region("liver", box_xyxy_px=box),)) for box in boxes
+    ]
+    where = [dataclasses.replace(one, sample_id=str(number)) for number, one in enumerate(where)]
+    said = [Prediction("", regions=(Region("liver", box_xyxy_px=box),)) for box in boxes]
+    model, blind = score_benchmarks(where, said)["tables"]["refer"]
+    assert model["miou"].value == 1.0 and 0.5 < blind["miou"] < 0.9
+    cases = score_benchmarks(asked, said[:1] * 4)["cases"]
+    assert all(row["question"] == "is it normal?" and row["truth"] in ("yes", "no") for row in cases)
+    assert "tables" not in score_benchmarks(where, said, resamples=0)
+    assert score_benchmarks(where, said, "reference")["tables"]["refer"][1]["miou"] > 0.3
+
+
 def test_wrong_names_are_refused(task):
     with pytest.raises(TaskNameError, match="'segment' is not known.*vqa"):
-        UniMedCollator(task.processor)([sample("segment", "x", "y")])
+        GroundedCollator(task.processor)([sample("segment", "x", "y")])
     with pytest.raises(ValueError, match="reduction 'sum'"):
         MultiTask(model=SMALL, reduction="sum")
 
@@ -117,7 +143,7 @@ def test_exported_and_opened_again(task, tmp_path):
     before = task.predict_samples(MIXED[:2])
     task.export(tmp_path / "out")
     after = unimed.load(tmp_path / "out", device="cpu").predict_batch(
-        [list(s.images) for s in MIXED[:2]], [s.conversation[0][1] for s in MIXED[:2]], ["vqa", "refer"],
+        [list(s.images) for s in MIXED[:2]], [s.conversation[0][1] for s in MIXED[:2]], task=["vqa", "refer"],
         max_new_tokens=3,
     )  # fmt: skip
     assert [p.text for p in after] == [p.text for p in before]
@@ -132,7 +158,7 @@ def test_box_text():
 def test_parts_with_shared_counts_are_the_joined_batch(reduction):
     task = MultiTask(model=SMALL, reduction=reduction)
     task.eval()
-    collate = UniMedCollator(task.processor)
+    collate = GroundedCollator(task.processor)
 
     def gradients(batches):
         task.zero_grad()
@@ -141,7 +167,13 @@ def test_parts_with_shared_counts_are_the_joined_batch(reduction):
         return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in task.named_parameters()}
 
     parts = [collate(MIXED[:2] + MIXED[3:]), collate(MIXED[2:3])]  # the second holds no image
-    shared = {"learnt": sum(task.normalizers(batch)["learnt"] for batch in parts) / 2}
+    counts = [task.normalizers(batch) for batch in parts]
+    shared = {name: sum(c[name] for c in counts) / 2 for name in counts[0]}
     whole = gradients([collate(MIXED)])
     split = gradients([batch | {"normalizers": shared} for batch in parts])
     assert_all_close(split, whole, MODEL)
+
+
+def box_text(box, width, height):
+    fractions = tuple(value / side for value, side in zip(box, (width, height) * 2, strict=True))
+    return PERCENT.write("", [fractions], (height, width))

@@ -1,15 +1,16 @@
 """Numbers of the published evaluation scripts on their own predictions."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 from golden_files import SMALL
+from models.uni_med.recorded import processor, prompt
 
 from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
-from unimed.models.uni_med.processing import UniMedProcessor
 from unimed.structures import Region, Sample
 
 RUNS = json.loads((SMALL / "uni_med" / "eval" / "runs.json").read_text())
@@ -58,10 +59,10 @@ def test_published_numbers(benchmark):
 @pytest.mark.parametrize("benchmark", sorted(RUNS))
 def test_published_prompts_of_predictions(benchmark):
     """Their layout: the same ids, with two BOS, as the recorded text has."""
-    reader = UniMedProcessor(SMALL / "uni_med" / "full" / "tokenizer.model", compat="reference", tokens_per_image=1)
+    reader = processor("reference", tokens_per_tile=1)
+    encode = functools.partial(reader.tokenizer.piece_ids, control=True)
     for text in RUNS[benchmark]["texts"]:
         body = text.removeprefix("<s>[INST] <Img><ImageHere></Img> ").removesuffix(" [/INST]")
-        tag, words = body[1:].split("] ", 1)
-        ids = reader.prompt(reader.instruction(tag, words.rstrip(" "), 1), 1, predicting=True)
+        ids = prompt(reader, body.rstrip(" "), 1, predicting=True)
         first, second = text.removeprefix("<s>").split("<ImageHere>")
-        assert ids == [1, 1, *reader.encode(first), -200, *reader.encode(second)]
+        assert ids == [1, 1, *encode(first), -200, *encode(second)]

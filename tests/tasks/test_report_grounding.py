@@ -18,8 +18,9 @@ from unimed.evaluation.scorers.reports import first_box_ious, pair_phrases, scor
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
 from unimed.metrics.calibration import Calibration
-from unimed.models.heads.box_heads import BOX_HEADS
-from unimed.models.umedground import build_small_umedground, teacher_forced
+from unimed.models.grounded.teacher_forcing import teacher_forced
+from unimed.models.heads.box_heads import box_heads
+from unimed.models.starting.umedground import build_small_umedground
 from unimed.registry import COLLATORS, DATASETS, TASKS
 from unimed.structures import Region, Sample
 
@@ -52,7 +53,7 @@ def task(**options):
     return TASKS.build(dict(type="ReportGrounding", model=SMALL | options.pop("model", {}), **options))
 
 
-@pytest.mark.parametrize("kind", BOX_HEADS)
+@pytest.mark.parametrize("kind", box_heads())
 def test_every_kind_of_head_trains_through_the_whole_model(kind):
     grounding = task(model=dict(box_head=kind))
     batch = GroundedCollator(grounding.processor)([sample(0), sample(1, 2), sample(2, 0)])

@@ -12,7 +12,7 @@ from unimed.evaluation.tables import markdown_table, read_cases, this_command
 from unimed.files import write_report, write_text
 from unimed.metrics.calibration import Calibration, Cases, uncertainty_of
 from unimed.metrics.reliability import reliability_bins
-from unimed.metrics.selective import plot_risk_coverage
+from unimed.metrics.selective import color_of_curve, plot_risk_coverage
 
 _DESCRIPTION = """Learn a calibration file from a per-case file of an evaluation, and measure it on other cases.
 
@@ -115,11 +115,14 @@ def draw(calibration: Calibration, rows: Sequence[Mapping], folder: Path) -> lis
     curves = {name: values for name, values in curves.items() if values is not None}
     if curves:
         outcome = cases.iou if calibration.outcome == "iou" else (cases.iou >= 0.5).astype(float)
-        written.append(plot_reliability(folder / "reliability.png", curves, outcome))
+        measured = "measured: mean IoU" if calibration.outcome == "iou" else "measured: fraction with IoU >= 0.5"
+        written.append(plot_reliability(folder / "reliability.png", curves, outcome, measured))
     return written
 
 
-def plot_reliability(path: Path, curves: Mapping[str, np.ndarray], outcome: np.ndarray) -> Path:
+def plot_reliability(
+    path: Path, curves: Mapping[str, np.ndarray], outcome: np.ndarray, measured: str = "measured"
+) -> Path:
     """Reliability diagram as a PNG: mean outcome against mean confidence per bin, dots by the number of cases."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -127,12 +130,14 @@ def plot_reliability(path: Path, curves: Mapping[str, np.ndarray], outcome: np.n
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "k:", label="perfect")
-    for name, values in curves.items():
+    for place, (name, values) in enumerate(curves.items()):
         rows = reliability_bins(values, outcome)
         x, y, count = (np.array([row[key] for row in rows]) for key in ("confidence", "outcome", "count"))
-        (line,) = axes.plot(x, y, label=name)
-        axes.scatter(x, y, s=200 * count / count.sum() + 5, color=line.get_color())
-    axes.set(xlabel="stated confidence", ylabel="measured", xlim=(0, 1), ylim=(0, 1))
+        color = color_of_curve(name, place)
+        axes.plot(x, y, label=name, color=color)
+        axes.scatter(x, y, s=200 * count / count.sum() + 5, color=color)
+    axes.set(xlabel="stated confidence", ylabel=measured, xlim=(0, 1), ylim=(0, 1), title=f"{len(outcome)} cases")
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(str(path))

@@ -67,6 +67,9 @@ def guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace)
     What is wrong with the input becomes one line on standard error and exit code 1; `UNIMED_DEBUG=1` shows where it was
     found as well. An interruption is one line and exit code 130. Mistakes of this package keep their traceback.
     """
+    from unimed.engine.noise import quiet
+
+    quiet()
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         with progress.shown():
@@ -111,7 +114,8 @@ def print_steps(steps, args: argparse.Namespace | None = None) -> None:
         return
     say(f"image: {'; '.join(steps)}")
     given = any(getattr(args, name, None) for name in ("site", "modality", "window", "percentiles"))
-    if args is not None and not given and any(step.startswith("percentiles") for step in steps):
+    told = any("give modality" in step for step in steps)
+    if args is not None and not given and not told and any(step.startswith("percentiles") for step in steps):
         print("  the modality is not known, so percentiles were used; for CT give --site, --modality CT or --window")
 
 

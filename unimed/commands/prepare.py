@@ -57,10 +57,6 @@ def collate_of(model: str = ""):
         from unimed.data.collate.grounded import GroundedCollator
 
         return GroundedCollator(processor)
-    if "uni_med" in family:
-        from unimed.data.collate.uni_med import UniMedCollator
-
-        return UniMedCollator(processor)
     if "clip" in family:
         from unimed.data.readers.pairs import ImageTextCollator
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded, say
-from unimed.data.wordings.umedground import question
 from unimed.files import read_json_lines
 from unimed.inference.runs import print_failures, run_cases
+from unimed.models.dialects.umedground import question
 from unimed.names import ResultNames, without_suffix
 from unimed.structures import Case
 

@@ -224,7 +224,7 @@ def _one_volume(args, out: Path) -> int:
     array, geometry = read_volume(args.volume, **volume_choices(args))  # before a model is loaded for nothing
     for step in geometry.steps:
         print(f"{args.volume}: {step}")
-    predictions = predict_volume(_load(args), (array, geometry), list(args.text), **options)
+    predictions = predict_volume(_load(args), (array, geometry), list(args.text), name=str(args.volume), **options)
     print_steps(predictions[0].image.steps, args)
     names = [ResultNames(out)(args.volume, str(number) if number else "") for number in range(len(predictions))]
     for name, question, prediction in zip(names, args.text, predictions, strict=True):

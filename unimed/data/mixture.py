@@ -200,12 +200,16 @@ class KeyedDatasets:
     Returns of `[key]`: (sample, tuple of BrokenSample): the first readable sample from `key.index` on, or where the
     data set's own `alternative(index, attempt)` says.
 
+    Args:
+        write: Sample -> Sample, called with the sample's own seed (the dialect of a model, which draws wordings).
+
     Raises:
         DataError: `attempts` neighbours in a row are broken.
     """
 
-    def __init__(self, datasets: Sequence[Any], names: Sequence[str], seed: int = 0, attempts: int = 10):
+    def __init__(self, datasets: Sequence[Any], names: Sequence[str], seed: int = 0, attempts: int = 10, write=None):
         self.datasets, self.names, self.seed, self.attempts = list(datasets), list(names), seed, attempts
+        self.write = write
 
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self.datasets)
@@ -233,6 +237,8 @@ class KeyedDatasets:
             with seeded(self.seed, 4, key.dataset, index, key.epoch):
                 try:
                     sample = dataset[index]
+                    if self.write is not None:
+                        sample = self.write(sample)
                     if check is not None:
                         check(sample)
                     return sample, tuple(broken)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ from typing import Any
 from mmengine.config import Config
 
 from unimed.engine.config_files import ConfigError, apply_options, as_config, parse_options, read_file
-from unimed.registry import did_you_mean
+from unimed.registry import did_you_mean, warn_once
 
-logger = logging.getLogger("unimed.engine")
-_told: set[str] = set()
 NUMBER = (int, float)
 NONE = type(None)
 #: key -> (types, default). `...` marks a key without default; a dict as default lists the keys it may hold.
@@ -164,7 +161,7 @@ def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             values[outer] = content
         else:
             continue
-        _tell(f"{where}: {old} is called {new} now")
+        warn_once(f"{where}: {old} is called {new} now")
     if isinstance(values.get("hooks"), list | tuple):
         values["hooks"] = [_renamed_hook(hook, where) for hook in values["hooks"]]
     return values
@@ -174,14 +171,8 @@ def _renamed_hook(hook, where: str):
     if not isinstance(hook, Mapping) or hook.get("type") not in RENAMED_HOOKS:
         return hook
     new = RENAMED_HOOKS[hook["type"]]
-    _tell(f"{where}: the hook {hook['type']} is called {new} now")
+    warn_once(f"{where}: the hook {hook['type']} is called {new} now")
     return {**hook, "type": new}
-
-
-def _tell(message: str) -> None:
-    if message not in _told:
-        _told.add(message)
-        logger.warning(message)
 
 
 def _import_custom(entry: Mapping | None, name: str) -> None:

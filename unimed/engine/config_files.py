@@ -23,13 +23,24 @@ class ConfigError(ValueError):
     """A config that cannot be read, or a key that is unknown, missing, or of the wrong type."""
 
 
+#: Where the configs lie in a wheel; a clone has them beside the package.
+SHIPPED = Path(__file__).parents[1] / "configs"
+
+
+def shipped(path: str | Path) -> Path:
+    """`path`, or the config of that name that came with the wheel where `configs/...` is not in the current folder."""
+    path = Path(path)
+    inside = SHIPPED.joinpath(*path.parts[1:])
+    return inside if path.parts[:1] == ("configs",) and not path.exists() and inside.is_file() else path
+
+
 def read_file(path: str | Path, _inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a python config with all that it inherits.
 
     Raises:
         ConfigError: a file is missing or cannot be run (file, line and reason are named), or inherits itself.
     """
-    path = Path(path)
+    path = Path(path) if _inside else shipped(path)
     if not path.is_file():
         named = (
             f"{_inside[-1]}: _base_ names {path}, which does not exist" if _inside else f"config {path} does not exist"

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine.config import load_config
+from unimed.engine.report import readable
 from unimed.engine.strategy import Strategy, start_processes
+from unimed.engine.testing import run_of
 from unimed.engine.training import build_task
 from unimed.files import atomic_folder
+from unimed.markup import for_markdown
 
 
 def export(config, checkpoint, destination, cfg_options=None) -> Path:
@@ -39,7 +42,7 @@ def export(config, checkpoint, destination, cfg_options=None) -> Path:
     with atomic_folder(destination) as folder:
         task.export(folder)
         _read_back(task, folder)
-        (folder / "README.md").write_text(_card(settings, checkpoint, task), encoding="utf-8")
+        (folder / "README.md").write_text(_card(settings, checkpoint, task, destination.name), encoding="utf-8")
     return destination
 
 
@@ -56,9 +59,8 @@ def _read_back(task, folder: Path) -> None:
         refuse_other_numbers(task.model, load(folder, device="cpu"), folder)
 
 
-def _card(settings, checkpoint, task) -> str:
+def _card(settings, checkpoint, task, name: str) -> str:
     """Model card: what it was trained with, how it did where it was tested, and what it is not for."""
-    name = Path(settings.filename or "model").stem
     lines = [
         "---",
         "library_name: unimed",
@@ -72,16 +74,16 @@ def _card(settings, checkpoint, task) -> str:
         "",
         "```python",
         "import unimed",
-        'model = unimed.load("THIS_FOLDER")',
+        f'model = unimed.load("{name}")  # this folder',
         task.card_example,
         "```",
     ]
-    metrics = Path(checkpoint) / "test" / "metrics.json"
+    metrics = (run_of(checkpoint) or Path(checkpoint)) / "test" / "metrics.json"
     if metrics.is_file():
-        summary = json.loads(metrics.read_text()).get("summary", {})
-        numbers = [(key, value) for key, value in summary.items() if isinstance(value, int | float)]
+        found = json.loads(metrics.read_text())
+        numbers = [(key, value) for key, value in found.get("summary", found).items() if isinstance(value, int | float)]
         lines += ["", "## Test", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {key} | {value if isinstance(value, int) else f'{value:.3f}'} |" for key, value in numbers]
+        lines += [f"| {for_markdown(key)} | {readable(value)} |" for key, value in numbers]
     return "\n".join(lines) + "\n"
 
 

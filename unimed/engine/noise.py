@@ -18,15 +18,17 @@ _WARNINGS = (
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """DeepSpeed says which accelerator it found whenever it is imported, which mmengine does."""
-    return not str(record.msg).startswith("Setting accelerator to")
+    """DeepSpeed says which accelerator it found whenever it is imported, which mmengine does; transformers names the
+    layers of every model that is not split over GPUs."""
+    return not str(record.msg).startswith(("Setting accelerator to", "The following layers were not sharded"))
 
 
 def quiet() -> None:
     """Filter them, and on all ranks but the first also our own warnings, which the first one prints as well."""
     for message, category in _WARNINGS:
         warnings.filterwarnings("ignore", message, category)
-    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    for name in ("DeepSpeed", "transformers.distributed.tensor_parallel"):
+        logging.getLogger(name).addFilter(_is_news)
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger("unimed").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore")

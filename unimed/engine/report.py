@@ -204,17 +204,26 @@ class Reporter:
             for key, value in record.items():
                 if key not in skipped and isinstance(value, (int, float)) and (record["kind"], key) not in names:
                     names.append((record["kind"], key))
-        names = names[:16]
+        # What never changed is no curve.
+        changing = [(kind, key) for kind, key in names if len({r[key] for r in self.records if _has(r, kind, key)}) > 1]
+        names = (changing or names)[:16]
         columns = min(4, len(names))
         rows = math.ceil(len(names) / columns)
         figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
         for place, (kind, key) in enumerate(names, start=1):
-            chosen = [r for r in self.records if r["kind"] == kind and isinstance(r.get(key), (int, float))]
+            chosen = [r for r in self.records if _has(r, kind, key)]
             axes = figure.add_subplot(rows, columns, place)
             axes.plot([r["step"] for r in chosen], [r[key] for r in chosen], marker="." if len(chosen) < 30 else "")
-            axes.set_title(f"{kind} {key}", fontsize=9)
+            axes.set_title(f"{kind}: {key}", fontsize=9)
+            axes.set_xlabel("step", fontsize=8)
+            axes.set_ylabel(key.rsplit("/", 1)[-1], fontsize=8)
+            axes.tick_params(labelsize=7)
             axes.grid(alpha=0.3)
         write_atomic(self.curves_path, lambda temporary: figure.savefig(temporary, format="png", dpi=90))
+
+
+def _has(record: dict, kind: str, key: str) -> bool:
+    return record["kind"] == kind and isinstance(record.get(key), int | float)
 
 
 def readable(value: float) -> str:

@@ -104,7 +104,7 @@ class Stream:
             length_of=length_of,
             **options,
         )
-        keyed = KeyedDatasets(datasets, names, seed)
+        keyed = KeyedDatasets(datasets, names, seed, write=getattr(collator, "write", None))
         self.dataset = _WithKey(keyed)
         self.collate, self.rank, self.num_workers = Collate(collator, seed, keyed), rank, num_workers
         self.names, self.restarts, self.timeout_s = names, restarts, timeout_s

@@ -50,7 +50,7 @@ def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None
         raise ConfigError(f"{settings.filename or 'the config'} has no test_data")
     if checkpoint is not None and not Path(checkpoint).exists():
         raise checkpoints.CheckpointError(f"{checkpoint} does not exist; give a run folder, a step folder or weights")
-    run = _run_of(checkpoint) if work_dir is None else Path(work_dir)
+    run = run_of(checkpoint) if work_dir is None else Path(work_dir)
     run = run_folder(settings, None) if run is None else run
     folder = run / "test" if work_dir is None else run
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None
         return _evaluate(settings, checkpoint, run, folder)
 
 
-def _run_of(checkpoint) -> Path | None:
+def run_of(checkpoint) -> Path | None:
     """The run folder that a run or step folder belongs to: its results stay together."""
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.is_file() and path.parent.parent.name == "checkpoints":

@@ -78,7 +78,9 @@ def _presence(rows: Sequence[dict], options: dict):
     def value(name):
         return lambda index: presence_scores(probability[index], present[index], shown[index])[name]
 
-    for name in ("presence_accuracy", "presence_auroc", "false_mask_rate", "missed_mask_rate"):
+    # Where nothing is absent, or everything is, an accuracy says nothing: always answering so would be right.
+    judged = ("presence_accuracy", "presence_auroc") if present.any() and not present.all() else ()
+    for name in (*judged, "false_mask_rate", "missed_mask_rate"):
         better = "lower" if name.endswith("_mask_rate") else "higher"
         yield name, {"mean": bootstrap(value(name), len(rows), **options), "better": better}
 

@@ -2,7 +2,7 @@
 
 A run folder holds
 
-- `progress.log`: how far it was, every few seconds, where a command runs it;
+- `progress.jsonl`: how far it was, every few seconds, where a command runs it;
 - `cases.jsonl`: one line per finished case, written as soon as the case is done;
 - `failed.jsonl`: one line per case that raised, with the kind and text of the error;
 - `run.json`: the settings of the run, so that results of different settings never mix, and the content of the model.

@@ -101,19 +101,22 @@ def write_montage(
     def cut(mask: np.ndarray) -> np.ndarray:
         return reorient(mask, geometry, PLANES[plane])[0] if directed else np.moveaxis(mask, axis, 0)
 
-    rows, widest = [], WIDTH
-    size = letter_px(SLICES * WIDTH) // 2 + 4
-    for number, region in enumerate(regions[:MOST_TARGETS]):
-        mask = np.zeros(turned.shape, bool) if region.mask is None else cut(region.mask)
-        colour = COLOURS[number % len(COLOURS)]
+    def row_of(mask: np.ndarray, number: int) -> np.ndarray:
         cells = [
             _cell(turned[place], mask[place], number, window, spacing, f"slice {place + 1} of {len(turned)}")
             for place in key_slices(mask)
         ]
-        row = contact_sheet([cells], note="")
-        widest = max(widest, row.shape[1])
-        rows.append((_heading(region, mask, geometry), colour, row))
-    width = max(widest, SLICES * WIDTH // 2)
+        return contact_sheet([cells], note="")
+
+    rows = []
+    size = letter_px(SLICES * WIDTH) // 2 + 4
+    for number, region in enumerate(regions[:MOST_TARGETS]):
+        mask = np.zeros(turned.shape, bool) if region.mask is None else cut(region.mask)
+        colour = COLOURS[number % len(COLOURS)]
+        rows.append((_heading(region, mask, geometry), colour, row_of(mask, number)))
+    if not regions:
+        rows.append(("nothing is pointed at", (255, 255, 255), row_of(np.zeros(turned.shape, bool), 0)))
+    width = max([SLICES * WIDTH // 2, *(row.shape[1] for _, _, row in rows)])
     parts = []
     for line in wrapped(title, width - 6, size) if title else ():
         parts.append(text_strip([(line, (255, 255, 255))], width, size))

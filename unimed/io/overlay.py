@@ -53,7 +53,7 @@ def draw_regions(
         tint = np.array(colour, dtype=np.float32)
         inside = canvas[region.mask].astype(np.float32)
         canvas[region.mask] = np.rint((1 - opacity) * inside + opacity * tint).astype(np.uint8)
-        canvas[_edge(region.mask)] = colour
+        canvas[_edge(region.mask, 1 + min(canvas.shape[:2]) // 500)] = colour
     for region, colour in zip(regions, _cycle(COLOURS, len(regions)), strict=True):
         if region.box_xyxy_px is not None and region.box_std_px is not None:
             band = _band(region.box_xyxy_px, region.box_std_px, canvas.shape[:2])
@@ -158,7 +158,7 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], note: str = NOTICE, gap:
             left = sum(widths[:place]) + gap * place
             band[: picture.shape[0], left : left + picture.shape[1]] = picture
         parts += [band, np.zeros((gap, total, 3), np.uint8)]
-    size = min(max(11, max(widths) // 28), 28)
+    size = min(max(11, max(widths) // 28), 18)
     below = [(line, _WHITE) for line in wrapped(note, total - 6, size)] if note else []
     return np.concatenate([*parts, text_strip(below, total, size)])
 
@@ -236,8 +236,11 @@ def _cycle(colours, count):
     return [colours[index % len(colours)] for index in range(count)]
 
 
-def _edge(mask: np.ndarray) -> np.ndarray:
-    """Pixels of the mask with a neighbour (up, down, left, right) outside it; the picture's border counts as inside."""
-    padded = np.pad(mask, 1, mode="edge")
-    interior = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+def _edge(mask: np.ndarray, width: int = 1) -> np.ndarray:
+    """Pixels of the mask at most `width` steps (up, down, left, right) from outside; the picture's border counts as
+    inside."""
+    interior = mask
+    for _ in range(width):
+        padded = np.pad(interior, 1, mode="edge")
+        interior = interior & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~interior

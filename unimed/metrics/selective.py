@@ -131,6 +131,16 @@ def _spearman(first, second):
     return float(spearmanr(first, second).statistic)
 
 
+#: One colour per curve in every picture of confidence, whichever of them a picture shows; others take what is left.
+CURVE_COLORS = {"as the model said": "#e69f00", "calibrated": "#0072b2"}
+_FURTHER_COLORS = ("#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+
+
+def color_of_curve(name: str, place: int = 0) -> str:
+    """The colour of a curve by its name."""
+    return CURVE_COLORS.get(name, _FURTHER_COLORS[place % len(_FURTHER_COLORS)])
+
+
 def plot_risk_coverage(path: str | Path, curves: dict[str, tuple[Sequence[float], Sequence[float]]]) -> Path:
     """Risk-coverage curves as a PNG: name -> (uncertainty, risk), with oracle and random of the first beside them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -138,12 +148,20 @@ def plot_risk_coverage(path: str | Path, curves: dict[str, tuple[Sequence[float]
 
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
-    for name, (uncertainty, risk) in curves.items():
-        axes.plot(*risk_coverage(uncertainty, risk), label=f"{name} (AURC {aurc(uncertainty, risk):.3f})")
+    for place, (name, (uncertainty, risk)) in enumerate(curves.items()):
+        label = f"{name} (AURC {aurc(uncertainty, risk):.3f})"
+        axes.plot(*risk_coverage(uncertainty, risk), label=label, color=color_of_curve(name, place))
     _, risk = next(iter(curves.values()))
     axes.plot(*risk_coverage(risk, risk), "k:", label=f"oracle (AURC {aurc(risk, risk):.3f})")
     axes.axhline(random_aurc(risk), color="grey", linestyle="--", label=f"random ({random_aurc(risk):.3f})")
-    axes.set(xlabel="coverage (most certain first)", ylabel="mean risk", xlim=(0, 1), ylim=(0, None))
+    axes.set(
+        xlabel="coverage: fraction of cases kept, the most certain first",
+        ylabel="risk: mean of 1 - IoU of those kept",
+        xlim=(0, 1),
+        ylim=(0, None),
+        title=f"{len(risk)} cases",
+    )
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

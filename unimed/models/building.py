@@ -7,7 +7,6 @@ A text instead of a dict is the folder or hub id of a model (`type="Pretrained"`
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +16,7 @@ from unimed.models.checkpoints.uni_med import build_from_parts as join_uni_med
 from unimed.models.clip import VARIANTS, ClipModel, ClipProcessor, variant
 from unimed.models.clip.building import named_config
 from unimed.models.starting import boltzformer, clip, grounded_parts, grounded_small, umedground, uni_med
-from unimed.registry import MODELS, check
-
-logger = logging.getLogger("unimed.models")
-_told: set[str] = set()
+from unimed.registry import MODELS, check, warn_once
 
 for _name, _build in {
     "GroundedMLLM": grounded_parts.build_on_parts,
@@ -144,10 +140,6 @@ def described(spec: str | Mapping[str, Any], untyped: Sequence[tuple[str, str]] 
 
 
 def _now(spec: dict, old: str) -> dict:
-    if spec["type"] not in _told:
-        _told.add(spec["type"])
-        shown = ", ".join(f"{k}={v!r}" for k, v in spec.items() if k in ("type", "variant", "name"))
-        logger.warning(
-            "task.model: %s is an old spelling; write dict(%s%s)", old, shown, "" if "," in shown else ", ..."
-        )
+    shown = ", ".join(f"{k}={v!r}" for k, v in spec.items() if k in ("type", "variant", "name"))
+    warn_once(f"task.model: {old} is an old spelling; write dict({shown}{'' if ',' in shown else ', ...'})")
     return spec

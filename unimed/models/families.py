@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import importlib
 
+from unimed.registry import import_plugins
+
 #: Packages whose import registers our model types with transformers.
 FAMILIES = (
     "unimed.models.grounded",
     "unimed.models.boltzformer",
     "unimed.models.clip",
-    "unimed.models.uni_med",
+    "unimed.models.checkpoints.uni_med_saved",
 )
 
 
 def register() -> None:
-    """Import every family, and the pipeline they share."""
+    """Import every family, their pipeline, and the plug-ins: a folder may hold a decoder or backbone of theirs."""
     for family in (*FAMILIES, "unimed.models.pipeline"):
         importlib.import_module(family)
+    import_plugins()

@@ -83,7 +83,8 @@ class Predictor:
             images: one per text: a list, an array [N, H, W] or [N, H, W, 3], a sequence or dataset that makes its items
                 when asked, or a generator. The same image given twice is read and encoded once.
             regions: one list per text as in `predict`, None where a question has none.
-            batch_size: images worked on together. others: as in `predict`.
+            batch_size: images worked on together.
+            others: as in `predict`; a `task` may be one for all or one per text.
 
         Raises:
             ValueError: lists of different lengths; and what `predict` raises.
@@ -91,9 +92,16 @@ class Predictor:
         images, texts = as_list(images), list(texts)
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} images for {len(texts)} texts; give one image per text")
+        if isinstance(regions, str) or (regions and all(isinstance(one, str) for one in regions)):
+            options, regions = {"task": regions} | options, None  # the third argument as Uni-Med's users write it
         regions = [None] * len(texts) if regions is None else list(regions)
         if len(regions) != len(texts):
             raise ValueError(f"{len(regions)} lists of regions for {len(texts)} texts; give one per text, or None")
+        tasks = options.pop("task", None)
+        given = tasks is not None
+        tasks = list(tasks) if given and not isinstance(tasks, str) else [tasks] * len(texts)
+        if len(tasks) != len(texts):
+            raise ValueError(f"{len(tasks)} tasks for {len(texts)} texts; give one for all, or one per text")
         shown = dict(site=site, modality=modality, window=window)
         choices = {name: options.pop(name) for name in OF_THE_SOURCE if name in options}
         sources = self._open(images, shown, choices)
@@ -103,16 +111,18 @@ class Predictor:
             size = self.prediction_batch if batch_size is None else batch_size
             chosen = ([values[place] for place in flat] for values in (sources, texts, regions))
             told = {"modality": modality, "site": site} if self.told_modality else {}
+            told |= {"task": [tasks[place] for place in flat]} if given else {}
             for place, one in zip(flat, self._predict_images(*chosen, batch_size=size, **told, **options), strict=True):
                 predictions[place] = one
-        volumes: dict[int, list[int]] = {}
+        volumes: dict[tuple, list[int]] = {}
         for place, source in enumerate(sources):
             if isinstance(source, Volume):
-                volumes.setdefault(id(source), []).append(place)
+                volumes.setdefault((id(source), tasks[place]), []).append(place)
         shown |= {"percentiles": choices["percentiles"]} if "percentiles" in choices else {}
-        for places in volumes.values():
+        for (_, task), places in volumes.items():
+            told = {"task": task} if given else {}
             asked = ([values[place] for place in places] for values in (texts, regions))
-            found = self._predict_volume(sources[places[0]], *asked, **shown, plane=plane, **options)
+            found = self._predict_volume(sources[places[0]], *asked, **shown, plane=plane, **told, **options)
             for place, one in zip(places, found, strict=True):
                 predictions[place] = one
         return predictions

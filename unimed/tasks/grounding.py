@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from unimed.data.canonical import is_volume
 from unimed.data.collate.grounded import volume_to_uint8
 from unimed.evaluation.scorers.grounding import score_grounding
+from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.io.result import Prediction
 from unimed.losses.box import box_loss
 from unimed.losses.matching import match_targets
 from unimed.losses.segmentation import mask_losses
-from unimed.models.building import build_model
+from unimed.models.building import build_model, described
+from unimed.models.connectors import RoutingStatistics
 from unimed.models.grounded import GroundedMLLM
 from unimed.models.heads.mask import FeatureCache
 from unimed.models.lora import add_lora
 from unimed.registry import TASKS
 from unimed.structures import Sample
+from unimed.structures import Task as TaskName
 from unimed.tasks.base import Task
 
 #: Weights of the summed loss; mask weights are those of UniBiomed.
 LOSS_WEIGHTS = {"text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0}
-#: Tasks of records under the names of Uni-Med's connector, where a connector does not list them itself.
-ROUTED_AS = {
-    "classification": "cls",
-    "report": "caption",
-    "region": "identify",
-    **dict.fromkeys(("referring", "box", "absent", "volume"), "refer"),
-}
+REDUCTIONS = ("tokens", "samples")
 #: What each term is a mean of; the connector's own loss is averaged over ranks.
 COUNTED = {"text": "tokens", "dice": "masks", "bce": "masks", "presence": "regions", "box": "boxes"}
 
@@ -61,9 +60,18 @@ class GroundingTask(Task):
         max_new_tokens, batch_size: of predictions during validation and test.
         learning_rates: {name prefix of parameters: factor on the learning rate}.
         box_options: changes to `unimed.losses.box.OPTIONS`.
+        reduction: the language loss is the mean over all learnt tokens ("tokens"), or over samples ("samples"), so that
+            long answers do not outweigh others.
+        connector: arguments of `build_connector` for a new connector in the place of the model's.
+        scores: "grounding" scores what answers point at (`score_grounding`); "benchmarks" gives one set of numbers for
+            each benchmark, as Uni-Med does (`score_benchmarks`).
+        compat: "reference" prompts and scores as published Uni-Med does.
+
+    `routing` collects which task used which expert since it was last reset, `task_losses` the loss of each task.
     """
 
     headline_metrics = ("dice_mean_over_targets", "grounding_rate", "presence_auroc", "miou_mean_over_*", "accuracy/*")
+    card_example = 'model.predict("image.png", "Segment the nuclei.").regions[0].mask'
 
     def __init__(
         self,
@@ -79,11 +87,33 @@ class GroundingTask(Task):
         batch_size: int = 8,
         learning_rates: dict | None = None,
         box_options: dict | None = None,
+        reduction: str = "tokens",
+        connector: dict | None = None,
+        scores: str = "grounding",
+        compat: str | None = None,
     ):
-        super().__init__(build_model(model, GroundedMLLM, UNTYPED), learning_rates)
+        # Builders of small models and of Uni-Med put the connector in themselves.
+        given = {} if connector is None else {"connector": connector}
+        built = build_model(model, GroundedMLLM, UNTYPED, **given)
+        if connector is not None and isinstance(model, (str, GroundedMLLM)):
+            built.replace_connector(connector)
+        super().__init__(built, learning_rates)
+        if compat is not None:
+            self.processor.compat = compat
+        self.scores, self.compat = scores, compat
+        if scores == "benchmarks":
+            self.headline_metrics = ("*/accuracy", "*/f1", "*/miou", "*/bleu-1")
         unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown loss weights {sorted(unknown)}; known are {', '.join(LOSS_WEIGHTS)}")
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction {reduction!r} is not known; choose one of: {', '.join(REDUCTIONS)}")
+        self.reduction = reduction
+        self.task_losses: dict[str, list[float]] = {}
+        connector = self.model.connector
+        self.routing = None
+        if connector is not None and connector.num_experts:
+            self.routing = RoutingStatistics(connector.tasks, connector.num_experts)
         self.loss_weights = LOSS_WEIGHTS | (loss_weights or {})
         self.mask_points = mask_points
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
@@ -104,11 +134,12 @@ class GroundingTask(Task):
 
     def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
         """`{"loss", "text", "dice", "bce", "presence", "box", ...}` of one batch (see `GroundedCollator`)."""
-        output = self.model(
-            **{name: batch[name] for name in INPUTS if name in batch}, task=self._routing(batch), return_logits=False
-        )
+        routed = self._routing(batch)
+        output = self.model(**{name: batch[name] for name in INPUTS if name in batch}, task=routed, return_logits=False)
+        if self.training:
+            self._note(batch, output, routed)
         # A rank without masks or boxes still touches every head, so that the gradients of all ranks have one shape.
-        losses = {"text": output.loss}
+        losses = {"text": output.loss if self.reduction == "tokens" else output.sample_losses.mean()}
         if self.model.presence_head is not None:
             losses["presence"] = self._nothing(self.model.presence_head)
         if self.model.mask_head is not None:
@@ -143,14 +174,33 @@ class GroundingTask(Task):
         connector = self.model.connector
         if connector is None or not connector.needs_task:
             return None
-        ids = connector.task_ids([_known(name, connector.config.tasks) for name in batch["tasks"]])
-        return ids.to(self.model.device)
+        known, shown = connector.tasks, batch["layout"].per_sample.tolist()
+        # A sample without an image passes no connector, whatever its task.
+        names = [_known(task, known) if count else known[0] for task, count in zip(batch["tasks"], shown, strict=True)]
+        return connector.task_ids(names).to(self.model.device)
+
+    def _note(self, batch: dict, output, routed) -> None:
+        for task, loss in zip(batch["tasks"], output.sample_losses.detach().tolist(), strict=True):
+            self.task_losses.setdefault(task.short if self.routing else task.value, []).append(loss)
+        if self.routing is not None and output.routing is not None and routed is not None:
+            self.routing.update(output.routing, batch["layout"].per_tile(routed))
+
+    def task_summary(self) -> dict[str, float]:
+        """Mean loss per task and mean routing weights per task and expert since the last call."""
+        summary = {f"loss/{task}": sum(values) / len(values) for task, values in sorted(self.task_losses.items())}
+        self.task_losses.clear()
+        if self.routing is not None:
+            summary |= self.routing.scalars()
+            self.routing.reset()
+        return summary
 
     def normalizers(self, batch: dict) -> dict[str, int]:
         """Counts that the terms of the loss are divided by."""
         present = batch["presence"] > 0.5
         return {
-            "tokens": int((batch["labels"][:, 1:] != -100).sum()),
+            "tokens": int((batch["labels"][:, 1:] != -100).sum())
+            if self.reduction == "tokens"
+            else len(batch["tasks"]),
             "masks": int(_per_mask(present, batch).sum()),
             "regions": len(batch["presence"]),
             "boxes": len(batch["boxes_xyxy"]),
@@ -177,41 +227,74 @@ class GroundingTask(Task):
         Args:
             blank: black images instead of the real ones, for the language-only baseline.
         """
+        samples = [self.processor.write(sample) for sample in samples]
         connector = self.model.connector
-        if connector is None or not connector.needs_task:
-            return self._predict(samples, blank)
-        names = [_known(str(s.labels.get("task", "")), connector.config.tasks) for s in samples]
-        predictions = {}
-        for task in dict.fromkeys(names):
-            places = [place for place, name in enumerate(names) if name == task]
-            with self.model.routed_as(task):
-                made = self._predict([samples[place] for place in places], blank)
-            predictions |= dict(zip(places, made, strict=True))
-        return [predictions[place] for place in range(len(samples))]
-
-    def _predict(self, samples: Sequence[Sample], blank: bool) -> list[Prediction]:
-        options = dict(max_new_tokens=self.max_new_tokens)
-        images, kept, flat, predictions = [], {}, [], {}
+        routes = connector is not None and connector.needs_task
+        options, flat, images, kept, predictions = dict(max_new_tokens=self.max_new_tokens), [], [], {}, {}
         for index, sample in enumerate(samples):
-            image = sample.images[0]
-            key = sample.sample_id if blank else id(image)
-            kept[key] = np.zeros_like(image) if blank else image
-            if sample.labels.get("task") == "volume" and image.ndim == 3:
-                kept[key] = np.zeros(image.shape, np.uint8) if blank else volume_to_uint8(sample)
-                predictions[index] = self.model.predict_frames(list(kept[key]), sample.conversation[0][1], **options)
+            # The same array is the same image, which is encoded once.
+            shown = [kept.setdefault(id(image), np.zeros_like(image) if blank else image) for image in sample.images]
+            if is_volume(sample):
+                way = self.model.routed_as(_known(sample.task, connector.tasks)) if routes else nullcontext()
+                frames = list(np.zeros(shown[0].shape, np.uint8) if blank else volume_to_uint8(sample))
+                with way:
+                    question = sample.conversation[0][1]
+                    predictions[index] = self.model.predict_frames(frames, question, **options)
             else:
                 flat.append(index)
-                images.append(kept[key])
-        given = [samples[i].regions if samples[i].labels.get("task") == "region" else None for i in flat]
+                images.append(shown if len(shown) > 1 else shown[0] if shown else None)
+        given = [samples[i].written.given for i in flat]
         texts = [samples[i].conversation[0][1] for i in flat]
-        answers = self.model.predict_batch(images, texts, given, batch_size=self.batch_size, **options)
+        tasks = [_known(samples[i].task, connector.tasks) for i in flat] if routes else None
+        answers = self.model.predict_batch(images, texts, given, batch_size=self.batch_size, task=tasks, **options)
         predictions |= dict(zip(flat, answers, strict=True))
         return [predictions[index] for index in range(len(samples))]
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
         """Metrics, tables and per-case rows; baselines beside them where the training samples are given."""
+        if self.scores == "benchmarks":
+            return score_benchmarks(samples, predictions, self.compat)
         blind = self.predict_samples(_answerable(samples), blank=True) if train else None
         return score_grounding(samples, predictions, train, blind)
+
+    def validate(self, samples: Sequence[Sample], predictions: Sequence[Prediction] | None = None) -> dict[str, float]:
+        """The summary of `score`; benchmarks without the intervals, which a validation does not show."""
+        if self.scores != "benchmarks":
+            return super().validate(samples, predictions)
+        predictions = self.predict_samples(samples) if predictions is None else predictions
+        return score_benchmarks(samples, predictions, self.compat, resamples=0)["summary"]
+
+    def export(self, folder) -> None:
+        """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
+        self.model.config.language_tuning = "full"
+        super().export(folder)
+
+
+@TASKS.register_module()
+class MultiTask(GroundingTask):
+    """`GroundingTask` as Uni-Med is trained and scored: the former name of its own task, with its defaults."""
+
+    card_tags = ("medical", "visual-question-answering", "image-text-to-text")
+    card_example = 'model.predict("image.png", "Which organ is shown?", "vqa").text'
+
+    def __init__(
+        self,
+        model: str | dict,
+        connector: dict | None = None,
+        reduction: str = "tokens",
+        max_new_tokens: int = 100,
+        batch_size: int = 8,
+        compat: str | None = None,
+        **options,
+    ):
+        if not isinstance(model, GroundedMLLM):
+            model = described(model, [("llama", "UniMed"), ("", "SmallUniMed")])
+        # A folder is a path for the task, which may give it a new connector.
+        model = model["path"] if isinstance(model, dict) and model["type"] == "Pretrained" else model
+        super().__init__(
+            model, connector=connector, reduction=reduction, max_new_tokens=max_new_tokens, batch_size=batch_size,
+            scores="benchmarks", compat=compat, **options,
+        )  # fmt: skip
 
 
 def _per_mask(of_seg: torch.Tensor, batch: dict) -> torch.Tensor:
@@ -227,10 +310,10 @@ def _check_names(model, prefixes: Sequence[str]) -> None:
             raise ValueError(f"no parameter of the model begins with {prefix!r}")
 
 
-def _known(task: str, tasks: Sequence[str]) -> str:
+def _known(task: TaskName, tasks: Sequence[str]) -> str:
     """The connector's name of a task: its own, or Uni-Med's for it."""
-    return task if task in tasks else ROUTED_AS.get(task, task)
+    return task.value if task.value in tasks else task.short
 
 
 def _answerable(samples: Sequence[Sample]) -> list[Sample]:
-    return [sample for sample in samples if sample.labels.get("task") in ("vqa", "classification")]
+    return [sample for sample in samples if sample.task in (TaskName.VQA, TaskName.CLASSIFICATION)]

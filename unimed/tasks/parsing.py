@@ -40,6 +40,8 @@ class ParseTask(Task):
     """
 
     headline_metrics = ("dice*", "existence_auroc", "existence_f1")
+    card_tags = ("medical", "image-segmentation")
+    card_example = 'model.predict("image.png", "left kidney[SEP]liver").regions'
 
     def __init__(
         self,

@@ -15,8 +15,8 @@ from unimed.losses import box_published
 from unimed.metrics.calibration import Calibration
 from unimed.models.building import build_model
 from unimed.models.grounded import GroundedMLLM
+from unimed.models.grounded.teacher_forcing import teacher_forced
 from unimed.models.lora import add_lora
-from unimed.models.umedground import teacher_forced
 from unimed.registry import TASKS
 from unimed.structures import Region, Sample
 from unimed.tasks.grounding import UNTYPED, GroundingTask
@@ -44,6 +44,8 @@ class ReportGrounding(GroundingTask):
     """
 
     headline_metrics = ("miou_mean_over_phrases", "acc@0.5", "phrase_f1", "false_box_rate")
+    card_tags = ("medical", "phrase-grounding", "image-text-to-text")
+    card_example = 'model.predict("chest.png", "Small left pleural effusion.").regions[0].box_xyxy_px'
 
     def __init__(
         self,
@@ -104,6 +106,7 @@ class ReportGrounding(GroundingTask):
         """Answers by the protocol of the task; free running never shows the model the answer."""
         if self.protocol == "free":
             return super().predict_samples(samples, blank)
+        samples = [self.processor.write(sample) for sample in samples]
         images = [np.zeros_like(s.images[0]) if blank else s.images[0] for s in samples]
         questions = [s.conversation[0][1] for s in samples]
         return teacher_forced(self.model, images, questions, [s.conversation[1][1] for s in samples])

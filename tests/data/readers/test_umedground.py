@@ -9,8 +9,9 @@ from golden_files import SMALL
 from PIL import Image
 
 from unimed.data.collate.grounded import GroundedCollator
+from unimed.data.readers.umedground_formats import place_of
 from unimed.data.readers.umedground_records import GroundingDataError, LeakError, part_of
-from unimed.data.wordings import umedground as grounding_text
+from unimed.models.dialects import umedground as grounding_text
 from unimed.registry import DATASETS
 
 RECORDED = json.loads((SMALL / "umedground" / "conversations.json").read_text())
@@ -215,8 +216,8 @@ def test_chestxray8_is_split_by_patient(root):
     ],
 )
 def test_places_are_worded_as_published(box, words):
-    assert grounding_text.place_of("Mass", box, 1024) == f"Mass position: {words}"
-    assert grounding_text.place_of("Cardiomegaly", box, 1024) == "Cardiomegaly"
+    assert place_of("Mass", box, 1024) == f"Mass position: {words}"
+    assert place_of("Cardiomegaly", box, 1024) == "Cardiomegaly"
 
 
 def test_questions_of_ones_own(root):

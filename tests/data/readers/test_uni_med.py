@@ -10,8 +10,15 @@ from PIL import Image
 
 from unimed.data.readers import uni_med
 from unimed.data.readers.uni_med import FieldError
-from unimed.data.wordings.uni_med import POOLS, TemplateError, fill, read_pools
+from unimed.models.dialects import build_dialect
+from unimed.models.dialects.pools import TemplateError
+from unimed.models.dialects.uni_med import POOLS, read_pools
 from unimed.registry import DATASETS
+from unimed.structures import Intent
+
+
+def fill(pool, subject="", training=True, path=None):
+    return build_dialect("uni_med").wording(pool, subject, Intent(pool, drawn=training, pools=path))
 
 
 def write_json(path, value):
@@ -83,6 +90,9 @@ def test_all_twelve(root):
         dataset = DATASETS.build(config | {"template": 0})
         sample = dataset[len(dataset) - 1]
         assert sample.labels["benchmark"] == name
+        if sample.labels["task"] == "refer":
+            assert sample.conversation[1][1] == "[BOX]"
+        sample = build_dialect("uni_med").write(sample)
         answers[name] = (sample.labels["task"], len(sample.images), sample.conversation[1][1])
     long = " ".join(f"w{i}" for i in range(80))
     assert answers == {
@@ -164,10 +174,10 @@ def test_templates(tmp_path):
 
 def test_recorded_prompts_with_the_wording_of_the_reference(tmp_path):
     """Instructions as recorded: a pool made of the recorded sentence, the record, and the processor's layout."""
-    from unimed.models.uni_med.processing import UniMedProcessor
+    from models.uni_med.recorded import instruction, processor
 
     recorded = json.loads(recording("uni_med", "prompts", "train_prompts.json").read_text())["samples"]
-    processor = UniMedProcessor(recording("uni_med", "full", "tokenizer.model"), compat="reference")
+    reader = processor("reference")
     checked = 0
     for entry in recorded:
         task, raw = entry["task"], entry["raw"]
@@ -175,7 +185,7 @@ def test_recorded_prompts_with_the_wording_of_the_reference(tmp_path):
             question = uni_med.clean(raw.get("question") or raw["QUESTION"])
             whole = uni_med.clean(entry["instruction_input"].removeprefix("[qa] "))
             words = f"[qa] {question}" if entry["template_index"] == 0 else entry["instruction_input"]
-            assert " ".join(words.split(" ")[:50]) == processor.instruction("qa", whole, 0)
+            assert " ".join(words.split(" ")[:50]) == instruction(reader, "qa", whole, 0)
         elif task in ("vqa", "refer", "identify"):
             subject = uni_med.clean(str(raw.get("question") or raw.get("sent") or raw.get("object")), 50)
             subject = entry["instruction_input"].split("] ", 1)[1].strip() if task == "identify" else subject
@@ -183,6 +193,6 @@ def test_recorded_prompts_with_the_wording_of_the_reference(tmp_path):
             assert subject in body
             own = write_json(tmp_path / f"{checked}.json", {task: [body.replace(subject, "{}")]})
             text = fill(task, subject, path=str(own))
-            assert processor.instruction(task, text, 1) == entry["instruction_input"]
+            assert instruction(reader, task, text, 1) == entry["instruction_input"]
         checked += 1
     assert checked == len(recorded)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unimed.data import canonical
 from unimed.data.checks import check
 from unimed.data.prepare.biomed_shapes import build
 from unimed.data.readers import unibiomed as tree
-from unimed.data.wordings.pools import TemplateError
-from unimed.data.wordings.unibiomed import POOLS, read_pools
+from unimed.models.dialects import build_dialect
+from unimed.models.dialects.pools import TemplateError
 
 SHAPE = (10, 12)
 
@@ -67,7 +68,7 @@ def test_wordings_are_drawn_by_the_seeded_generator(tmp_path):
     dataset, asked, questions = tree.BiomedDataset(tmp_path, sentence="random", wording="random"), [], set()
     for seed in range(40):
         random.seed(seed)
-        sample = dataset[0]
+        sample = build_dialect("unibiomed").write(dataset[0])
         asked.append(sample.regions[0].phrase)
         questions.add(sample.conversation[0][1].replace(asked[-1], "{}"))
         assert sample.conversation[1][1].count("[SEG]") == 1
@@ -81,13 +82,14 @@ def test_wordings_are_drawn_by_the_seeded_generator(tmp_path):
 def test_a_user_brings_wordings(tmp_path):
     coco(tmp_path)
     (tmp_path / "mine.json").write_text(json.dumps({"segmentation": ["Mark {}!"]}))
-    sample = tree.BiomedDataset(tmp_path, pools=str(tmp_path / "mine.json"))[0]
+    dialect = build_dialect("grounded")
+    sample = dialect.write(tree.BiomedDataset(tmp_path, pools=str(tmp_path / "mine.json"))[0])
     assert sample.conversation[0][1] == "Mark liver in abdomen ct!"
     for number, wrong in enumerate([{"segmentation": ["Mark it!"]}, {"segmentation_answer": ["[SEG] and [SEG]"]}]):
         path = tmp_path / f"wrong{number}.json"
         path.write_text(json.dumps(wrong))
         with pytest.raises(TemplateError, match="entry 0"):
-            tree.BiomedDataset(tmp_path, pools=str(path))[0]
+            dialect.write(tree.BiomedDataset(tmp_path, pools=str(path))[0])
 
 
 def test_small_sets_are_repeated(tmp_path):
@@ -233,9 +235,7 @@ def test_unpaired_volume_is_a_count_mismatch(tmp_path):
 
 def test_tokens_without_masks_are_a_count_mismatch(tmp_path, monkeypatch):
     coco(tmp_path)
-    monkeypatch.setitem(POOLS, "segmentation_answer", ["[SEG] and [SEG]."])
-    read_pools.cache_clear()
-    monkeypatch.setattr("unimed.data.readers.unibiomed.word", lambda pool, subject, drawn, path: POOLS[pool][0])
+    monkeypatch.setitem(canonical.ANSWERS, "segmentation", "[SEG] and [SEG].")
     assert kinds(check(tmp_path)) == ["count mismatch"] * 2
 
 

@@ -49,3 +49,11 @@ def test_a_prompt_does_not_depend_on_its_neighbours_unless_published_behaviour_i
         together = model.segment_slices(image, both).mask_logits[:, :1]
         alone = model.segment_slices(image, first).mask_logits
         assert torch.allclose(together, alone, atol=1e-4) is alike
+
+
+def test_a_query_whose_mask_is_empty_looks_everywhere():
+    model = v1_model()
+    logits = torch.full((1, 7, 8, 10), -5.0)
+    logits[0, 0, 2:4, 2:5] = 5.0
+    may = model.decoder.attention_mask(logits, (8, 10))
+    assert may.shape == (1, 1, 7, 80) and may[0, 0, 1:].all() and may[0, 0, 0].sum() == 6

@@ -174,7 +174,7 @@ def test_half_precision_stays_half_and_answers(tmp_path, base, clip):
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     assert isinstance(model.predict(image, "the heart", max_new_tokens=3).text, str)
-    from unimed.models.umedground import teacher_forced
+    from unimed.models.grounded.teacher_forcing import teacher_forced
 
     (said,) = teacher_forced(model, [image], ["the heart"], ["heart. It is [BOX]. lung. It is [BOX]."])
     assert [region.phrase for region in said.regions] == ["heart", "lung"]

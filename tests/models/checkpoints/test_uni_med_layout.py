@@ -54,7 +54,7 @@ def test_the_converted_folder_computes_the_same(published, tmp_path):
     batch = batch_of("vqa", images)
     with torch.no_grad():
         assert_close(model(**batch).logits, original(**batch).logits, relative=MODEL)
-    assert model.processor.options.tokens_per_image == 16
+    assert model.processor.tokens_per_tile == 16
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["layout"] == "uni_med"
 
 
@@ -81,7 +81,7 @@ def test_what_is_missing_is_named(published, tmp_path):
 
 
 def test_a_new_model_of_its_parts(published, tmp_path):
-    from unimed.tasks.multi_task import MultiTask
+    from unimed.tasks.grounding import MultiTask
 
     _, eva, llama = published
     parts = {"llama": str(llama), "eva": str(eva), "vision": VISION, "lora": {"r": 2}}
@@ -89,10 +89,10 @@ def test_a_new_model_of_its_parts(published, tmp_path):
     original = recorded_model()
     images = tensors("uni_med", "full", "io.safetensors")["images"]
     with torch.no_grad():
-        features = task.model.eval().visual_encoder(images[:1])
-    assert_close(features, original.visual_encoder(images[:1]), relative=MODEL)
-    language = task.model.language_model.state_dict()
-    for name, tensor in original.language_model.state_dict().items():
+        features = task.model.eval().backbone.visual_encoder(images[:1])
+    assert_close(features, original.backbone.visual_encoder(images[:1]), relative=MODEL)
+    language = task.model.backbone.lm.state_dict()
+    for name, tensor in original.backbone.lm.state_dict().items():
         if "lora_" not in name:
             assert torch.equal(language[name], tensor), name
     learning = {n for n, p in task.model.named_parameters() if p.requires_grad}

@@ -1,10 +1,14 @@
 """A YAML with the keys of the published trainer becomes a config the engine accepts."""
 
+from pathlib import Path
+
 import pytest
 
 from unimed.engine.config import load_config
+from unimed.evaluation.benchmarks.uni_med import SETS
 from unimed.models.checkpoints import uni_med_yaml
 from unimed.models.checkpoints.reading import CheckpointError
+from unimed.models.checkpoints.uni_med_yaml import BENCHMARKS
 
 YAML = """
 model:
@@ -57,6 +61,11 @@ def test_every_key_has_its_place(tmp_path):
     assert config["max_steps"] == 100000
     assert config["schedule"]["min_ratio"] == pytest.approx(0.01)
     assert (config["precision"], config["work_dir"], config["batch_size"]) == ("fp16", "out", 4)
+    tested = [entry["dataset"] for entry in config["test_data"]["mixture"]]
+    assert set(BENCHMARKS) == set(SETS) and len(tested) == 10 and all(entry["split"] == "test" for entry in tested)
+    shipped = load_config(Path(__file__).parents[3] / "configs" / "uni_med" / "published.py")["test_data"]["mixture"]
+    known = [{k: v for k, v in entry["dataset"].items() if k != "compat"} for entry in shipped]
+    assert known == [dict(entry) for entry in tested], "the shipped config and a converted one test the same"
     weights = [entry["weight"] for entry in config["train_data"]["mixture"]]
     assert sum(weights) == pytest.approx(10, abs=1e-3)
 

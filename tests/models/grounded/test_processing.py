@@ -122,3 +122,32 @@ def test_generate_says_what_it_cannot_do():
     inputs = small.processor(images=IMAGES[0], text="what", mask_images=False)
     with pytest.raises(ValueError, match="mask_pixel_values"):
         small(**inputs)
+
+
+def test_the_dialect_is_saved_with_the_model(tmp_path):
+    from unimed.models.dialects import build_dialect
+    from unimed.registry import RegistryError
+
+    model = tiny_model()
+    assert model.processor.dialect.name == "grounded"
+    model.processor.dialect = build_dialect({"type": "uni_med", "box_token": True})
+    model.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert again.dialect.to_dict() == model.processor.dialect.to_dict()
+    parsed = again.parse("it lies at {<10><20><50><60>}.")
+    assert parsed.text == "it lies at {<10><20><50><60>}." and parsed.targets[0].box_fraction == (0.1, 0.2, 0.5, 0.6)
+    again.dialect = build_dialect("internvl")
+    parsed = again.parse("The <ref>liver</ref><box>[[100, 200, 500, 600]]</box> is large.")
+    assert parsed.text == "The liver is large." and parsed.targets[0].phrase == "liver"
+    with pytest.raises(RegistryError, match="did you mean 'uni_med'"):
+        build_dialect("uni_mad")
+
+
+def test_boxes_written_in_an_answer_become_regions():
+    from unimed.models.dialects import build_dialect
+
+    model = tiny_model()
+    model.processor.dialect = build_dialect("uni_med")
+    teach(model, model.processor.tokenizer("{<10><20><50><60>}<|end|>", add_special_tokens=False)["input_ids"])
+    (region,) = model.predict(IMAGES[0], "[refer] where is the liver").regions
+    assert region.box_xyxy_px == pytest.approx((9, 12, 45, 36)) and region.phrase == "liver"

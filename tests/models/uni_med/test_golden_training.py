@@ -6,30 +6,30 @@ import pytest
 import torch
 from closeness import LAYER, MODEL, assert_close
 from golden_files import SMALL, tensors
-from models.uni_med.recorded import processor, recorded_model, renamed
+from models.uni_med.recorded import batch_from, processor, recorded_model, renamed
 
-from unimed.tasks.multi_task import MultiTask
+from unimed.registry import TASKS
+from unimed.structures import task_of as named
 
 RUN = json.loads((SMALL / "uni_med" / "train" / "run.json").read_text())
 
 
 def task_of(tmp_path, compat="reference"):
     recorded_model().save_pretrained(tmp_path)
-    task = MultiTask(model=str(tmp_path), compat=compat)
+    task = TASKS.build(dict(type="MultiTask", model=str(tmp_path), compat=compat))
     return task.train()
 
 
 def batch_of_step(step, images):
-    rows = zip(step["instruction_input"], step["answer"], strict=True)
-    reader = processor()
-    batch = reader.batch([reader.example(q, a, q.count("<ImageHere>")) for q, a in rows])
-    used = step["img"] or []
-    batch |= {"task": [step["task"]] * len(step["answer"]), "image_task": [step["task"]] * len(used)}
-    return batch | ({"pixel_values": images[used]} if used else {})
+    rows = [([q], [a]) for q, a in zip(step["instruction_input"], step["answer"], strict=True)]
+    batch = batch_from(processor(), rows, images[step["img"] or []])
+    none = torch.zeros(0)
+    batch |= {"tasks": [named(step["task"])] * len(rows), "presence": none, "masks": none}
+    return batch | {"boxes_xyxy": none.reshape(0, 4), "box_groups": []}
 
 
 def published_name(name):
-    name = name.replace("language_model.", "llm_model.base_model.model.").replace("connector.projector", "moe_layers")
+    name = name.replace("backbone.lm.", "llm_model.base_model.model.").replace("connector.projector", "moe_layers")
     return name.replace("connector.", "")
 
 

@@ -8,17 +8,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from unimed.data.canonical import POINTERS, answer_of, is_volume, pointed_regions
 from unimed.io.windows import known_site, to_uint8
 from unimed.registry import COLLATORS
 from unimed.structures import Sample
-from unimed.tokens import BOX_TOKEN, SEG_TOKEN
+from unimed.tokens import SEG_TOKEN
 
 
 class RegionCountError(ValueError):
     """An answer whose [SEG] and [BOX] tokens are not matched by masks and boxes, one to one."""
 
 
-@COLLATORS.register_module()
+@COLLATORS.register_module(name=["GroundedCollator", "UniMedCollator"])
 class GroundedCollator:
     """Tokens, images and region targets of a list of samples.
 
@@ -49,30 +50,35 @@ class GroundedCollator:
         self.language_frames = language_frames
 
     def __call__(self, samples: list[Sample]) -> dict:
+        samples = [self.write(sample) for sample in samples]
         assembly = self.processor.assembly(share_images=False)
         examples = [self._add(assembly, sample) for sample in samples]
         batch = assembly.batch(pack=self.pack)
         order = batch.pop("order", range(len(samples)))
         samples, examples = [samples[i] for i in order], [examples[i] for i in order]
-        if any(len(example.images) > 1 for example in examples):
+        if any(is_volume(sample) for sample in samples):
             batch["layout"] = self._with_frames(batch["layout"], samples, examples)
         return {
             **batch,
             "sample_ids": [sample.sample_id for sample in samples],
-            "tasks": [str(sample.labels.get("task", "")) for sample in samples],
+            "tasks": [sample.task for sample in samples],
             **self._targets(samples),
         }
 
+    def write(self, sample: Sample) -> Sample:
+        """The sample in the words of the model's dialect; wordings are drawn by the global `random`."""
+        return self.processor.write(sample)
+
     def _add(self, assembly, sample: Sample):
-        image = sample.images[0]
-        frames, read = image, None
-        if _is_volume(sample):
+        frames, read = list(sample.images), None
+        if is_volume(sample):
             frames = list(volume_to_uint8(sample))
             if self.language_frames is not None and len(frames) > self.language_frames:
                 read = np.linspace(0, len(frames) - 1, self.language_frames).round().astype(int).tolist()
-        given = sample.regions if sample.labels.get("task") == "region" else None
+        elif len(frames) < 2:
+            frames = frames[0] if frames else None
         try:
-            return assembly.add(frames, sample.conversation, given, read)
+            return assembly.add(frames, sample.conversation, sample.written.given, read)
         except ValueError as error:
             raise type(error)(f"sample {sample.sample_id}: {error}") from error
 
@@ -80,9 +86,11 @@ class GroundedCollator:
         """Which [SEG] and which frame each mask belongs to."""
         seg_of_mask, image_of_mask, seg = [], [], 0
         for start, sample, example in zip(layout.image_of_sample.tolist(), samples, examples, strict=True):
-            for _ in range(_answer_of(sample).count(SEG_TOKEN)):
-                seg_of_mask += [seg] * len(example.images)
-                image_of_mask += range(start, start + len(example.images))
+            # A [SEG] speaks of all slices of a volume, and of the first of several images.
+            frames = len(example.images) if is_volume(sample) else 1
+            for _ in range(answer_of(sample).count(SEG_TOKEN)):
+                seg_of_mask += [seg] * frames
+                image_of_mask += range(start, start + frames)
                 seg += 1
         return replace(layout, seg_of_mask=torch.tensor(seg_of_mask, dtype=torch.long),
                        image_of_mask=torch.tensor(image_of_mask, dtype=torch.long))  # fmt: skip
@@ -90,14 +98,15 @@ class GroundedCollator:
     def _targets(self, samples: list[Sample]) -> dict:
         masks, presence, boxes, groups = [], [], [], []
         for sample in samples:
-            order = _tokens_in_order(_answer_of(sample))
-            regions = _asked_for(sample, len(order))
+            order, regions = POINTERS.findall(answer_of(sample)), pointed_regions(sample)
             if len(order) != len(regions):
                 raise RegionCountError(
                     f"sample {sample.sample_id}: {len(order)} [SEG]/[BOX] tokens in the answer for "
                     f"{len(regions)} regions; write one token per region"
                 )
-            volume = _is_volume(sample)
+            if not order:
+                continue
+            volume = is_volume(sample)
             size = sample.images[0].shape[1:3] if volume else sample.images[0].shape[:2]
             frame = self.processor.frame(size)
             for token, region in zip(order, regions, strict=True):
@@ -150,38 +159,9 @@ def volume_to_uint8(sample: Sample) -> np.ndarray:
         raise ValueError(f"sample {sample.sample_id}: {error}") from error
 
 
-def _is_volume(sample: Sample) -> bool:
-    return sample.labels.get("task") == "volume" and sample.images[0].ndim == 3
-
-
-def _answer_of(sample: Sample) -> str:
-    return "".join(text for role, text in sample.conversation if role == "assistant")
-
-
-def _asked_for(sample: Sample, tokens: int) -> list:
-    """Regions the answer points at: not those given with the question, nor absent ones the answer only denies."""
-    if sample.labels.get("task") == "region":
-        return []
-    if len(sample.regions) == tokens:
-        return list(sample.regions)
-    return [region for region in sample.regions if region.presence is None or region.presence >= 0.5]
-
-
 def _group(groups: list[tuple[int, tuple]], sample_id: str, phrase: str) -> tuple[int, tuple]:
     """Number and key of the phrase a box belongs to: boxes of one phrase that follow each other share it."""
     key = (sample_id, phrase)
     if groups and groups[-1][1] == key:
         return groups[-1]
     return (groups[-1][0] + 1 if groups else 0), key
-
-
-def _tokens_in_order(text: str) -> list[str]:
-    order, place = [], 0
-    while True:
-        found = [(text.find(token, place), token) for token in (SEG_TOKEN, BOX_TOKEN)]
-        found = [item for item in found if item[0] >= 0]
-        if not found:
-            return order
-        at, token = min(found)
-        order.append(token)
-        place = at + len(token)

@@ -87,7 +87,7 @@ def augment(sample: Sample, draw=random, swap_neighbours: bool = False, compat: 
         image = _intensities(image, draw, compat)
     if swap_neighbours and image.ndim == 3 and draw.random() < NEIGHBOURS:
         image = image[..., [0, 2, 1]]
-    regions, conversation = [], sample.conversation
+    regions, conversation, intent = [], sample.conversation, sample.intent
     for region, mask in zip(sample.regions, maps, strict=True):
         change = {"mask": None if mask is None else np.ascontiguousarray(mask), "box_xyxy_px": None}
         if mirrored and compat != "reference":
@@ -95,6 +95,9 @@ def augment(sample: Sample, draw=random, swap_neighbours: bool = False, compat: 
         regions.append(replace(region, **change))
     if mirrored and compat != "reference":
         conversation = tuple((role, other_side(text)) for role, text in conversation)
+        if intent is not None:
+            sides = {name: other_side(getattr(intent, name)) for name in ("subject", "answer_subject")}
+            intent = replace(intent, **sides)
     labels = dict(sample.labels)
     if instances is not None:
         labels["instances"] = np.ascontiguousarray(instances)
@@ -104,6 +107,7 @@ def augment(sample: Sample, draw=random, swap_neighbours: bool = False, compat: 
         regions=tuple(regions),
         labels=labels,
         conversation=conversation,
+        intent=intent,
     )
 
 

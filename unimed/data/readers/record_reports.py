@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 
-import numpy as np
-
+from unimed.data import canonical
 from unimed.data.readers.records import RecordDataset
-from unimed.data.wordings import umedground as grounding_text
 from unimed.registry import DATASETS
-from unimed.structures import Region, Sample
-
-_MARKS = re.compile(r"</?p>|\[SEG\]|\[BOX\]")
+from unimed.structures import Intent, Region, Sample
 
 
 @DATASETS.register_module()
@@ -26,10 +21,10 @@ class RecordReports:
         path: folder of a data set in the record format.
         split: "train", "val", "test".
         most_boxes: phrases with more boxes are left out.
-        style: of answers, see `grounding_text`.
+        style: of answers, "tags" or "published"; None leaves it to the dialect of the model.
     """
 
-    def __init__(self, path, split: str = "train", most_boxes: int = 3, style: str = "tags"):
+    def __init__(self, path, split: str = "train", most_boxes: int = 3, style: str | None = None):
         self.records = RecordDataset(path, split, tasks=("report", "box", "absent"))
         self.split, self.most_boxes, self.style = split, most_boxes, style
         by_image: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -44,8 +39,10 @@ class RecordReports:
     def __getitem__(self, index: int) -> Sample:
         tasks = self.items[index]
         report = self.records[tasks["report"][0]]
-        text = " ".join(_MARKS.sub(" ", report.conversation[1][1]).split()).replace(" ,", ",").replace(" .", ".")
-        phrases: dict[str, list] = {r.phrase: [] if r.mask is None else [_box_of(r)] for r in report.regions}
+        text = canonical.without_markers(report.conversation[1][1])
+        phrases: dict[str, list] = {
+            r.phrase: [] if r.mask is None else [canonical.box_of_mask(r.mask)] for r in report.regions
+        }
         for number in tasks["box"]:
             boxes: dict[str, list] = defaultdict(list)
             for region in self.records[number].regions:
@@ -59,8 +56,8 @@ class RecordReports:
                 if region.presence == 0 and region.phrase not in phrases:
                     phrases[region.phrase] = []
                     text += f" There is no {region.phrase}."
-        wording, endings = (0, None) if self.split != "train" else grounding_text.draw(len(phrases))
-        said, spans = grounding_text.answer([(p, len(b)) for p, b in phrases.items()], self.style, endings)
+        said, spans = canonical.pointed_phrases([(p, len(b)) for p, b in phrases.items()])
+        intent = Intent("report_grounding", text, drawn=self.split == "train", style=self.style)
         regions = []
         for (phrase, boxes), span in zip(phrases.items(), spans, strict=True):
             regions += [Region(phrase, box_xyxy_px=box, presence=1.0, phrase_span=span) for box in boxes]
@@ -71,7 +68,8 @@ class RecordReports:
             geometry=report.geometry,
             sample_id=report.sample_id,
             modality=report.modality,
-            conversation=(("user", grounding_text.question(text, wording)), ("assistant", said)),
+            conversation=(("user", canonical.question(intent)), ("assistant", said)),
+            intent=intent,
             regions=tuple(regions),
             labels={"task": "mrg", "kind": "report", "classes": [], "text": text},
             patient_id=report.patient_id,
@@ -79,8 +77,3 @@ class RecordReports:
             licence=report.licence,
             label_origin=report.label_origin,
         )
-
-
-def _box_of(region: Region) -> tuple[float, float, float, float]:
-    rows, columns = np.flatnonzero(region.mask.any(1)), np.flatnonzero(region.mask.any(0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

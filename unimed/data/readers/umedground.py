@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from unimed.data import canonical
 from unimed.data.readers.umedground_formats import FORMATS
 from unimed.data.readers.umedground_records import (
     Counts,
@@ -15,12 +16,11 @@ from unimed.data.readers.umedground_records import (
     leaks,
     part_of,
 )
-from unimed.data.wordings import umedground as grounding_text
 from unimed.files import resolve_inside
 from unimed.io.errors import ImageError, ReadError
 from unimed.io.images import load as load_image
 from unimed.registry import DATASETS
-from unimed.structures import Region, Sample
+from unimed.structures import Intent, Region, Sample
 
 SPLITS = ("train", "val", "test")
 #: How boxes of an annotation frame come to an image of another size.
@@ -51,7 +51,7 @@ class MedicalGroundingDataset:
         leak: "error", "drop" (leave such records out and count them) or "allow".
         require_boxes: refuse phrases without a box.
         strict: raise on the first broken record instead of refusing it.
-        style: of answers, "tags" or "published".
+        style: of answers, "tags" or "published"; None leaves it to the dialect of the model.
         compat: "reference" words questions and answers as the released loader does.
         limit: keep only the first so many records.
         report_counts: where the line with counts goes; printed by default.
@@ -78,7 +78,7 @@ class MedicalGroundingDataset:
         leak: str = "error",
         require_boxes: bool = False,
         strict: bool = False,
-        style: str = "tags",
+        style: str | None = None,
         compat: str | None = None,
         limit: int | None = None,
         report_counts: Callable[[str], None] = print,
@@ -89,14 +89,14 @@ class MedicalGroundingDataset:
             ("ask", ask, ("text", "phrase")),
             ("resized", resized, (None, *RESIZED)),
             ("leak", leak, LEAKS),
-            ("style", style, grounding_text.STYLES),
+            ("style", style, (None, "tags", "published")),
             ("compat", compat, (None, "reference")),
         ):
             if value not in choices:
                 raise GroundingDataError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
         self.images, self.format, self.split, self.ask, self.resized = Path(images), format, split, ask, resized
         self.published = compat == "reference"
-        self.style = "published" if self.published else style
+        self.style = style
         self.file = Path(str(path).replace("{split}", split))
         if not self.file.is_file():
             raise FileNotFoundError(f"{self.file}: no such annotation file; see docs/umedground.md for the layouts")
@@ -163,11 +163,10 @@ class MedicalGroundingDataset:
         if self.published and len(phrases) > 3:
             # The released loader grounds the first phrase alone where there are more than three.
             phrases = phrases[:1]
-        number, endings = (0, None) if self.split != "train" else grounding_text.draw(len(phrases))
-        counted = [(phrase, len(boxes)) for phrase, boxes in phrases]
-        said, spans = grounding_text.answer(counted, self.style, endings)
+        said, spans = canonical.pointed_phrases([(phrase, len(boxes)) for phrase, boxes in phrases])
         text = record.text if self.ask == "text" else ". ".join(phrase for phrase, _ in phrases) + "."
-        asked = grounding_text.question(text, number, self.published, self.split == "train")
+        compat = "reference" if self.published else None
+        intent = Intent("report_grounding", text, drawn=self.split == "train", style=self.style, compat=compat)
         regions = []
         for (phrase, boxes), span in zip(phrases, spans, strict=True):
             regions += [Region(phrase, box_xyxy_px=box, presence=1.0, phrase_span=span) for box in boxes]
@@ -178,7 +177,8 @@ class MedicalGroundingDataset:
             geometry=geometry,
             sample_id=record.record_id,
             modality="X-ray",
-            conversation=(("user", asked), ("assistant", said)),
+            conversation=(("user", canonical.question(intent)), ("assistant", said)),
+            intent=intent,
             regions=tuple(regions),
             labels={"task": "mrg", "kind": record.kind, "classes": record.classes, "text": text},
             patient_id=record.patient_id,

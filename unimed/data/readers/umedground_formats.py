@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unimed.data.readers.umedground_records import GroundingDataError, GroundingRecord, from_xywh, patient_of
-from unimed.data.wordings.umedground import place_of
 from unimed.files import read_json, read_json_lines, resolve_inside
 
 #: Side of the frame in which the MRG files give boxes, and of ChestX-ray8's images.
@@ -262,3 +261,19 @@ FORMATS = {
     "chestxray8": read_box_list,
     "questions": read_questions,
 }
+
+
+def place_of(label: str, box_xyxy: Sequence[float], side: float) -> str:
+    """Phrase for a labelled box as the ChestX-ray8 split of uMedGround words it: class, side of the patient, height.
+
+    Args:
+        box_xyxy: in a frame of `side` x `side`. Left in the picture is right in the patient.
+    """
+    if label.lower() == "cardiomegaly":
+        return label
+    x, y = (box_xyxy[0] + box_xyxy[2]) / 2 / side, (box_xyxy[1] + box_xyxy[3]) / 2 / side
+    across = "right" if x < 0.45 else "left" if x > 0.55 else "middle"
+    down = "top" if y <= 0.3 else "bottom" if y > 0.6 else ""
+    if across == "middle" and down == "bottom":
+        across = ""
+    return f"{label} position: {' '.join(word for word in (across, down) if word)}"

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.data.readers.uni_med_records import box_text
-from unimed.data.wordings.uni_med import fill
+from unimed.data import canonical
 from unimed.files import read_json, read_json_lines, read_lines, resolve_inside
 from unimed.geometry import Geometry
 from unimed.io.errors import ImageError, ReadError
 from unimed.io.images import load as load_image
 from unimed.registry import DATASETS
-from unimed.structures import Region, Sample
+from unimed.structures import Intent, Region, Sample
+from unimed.tokens import BOX_TOKEN
 
 #: Words the published code keeps of every question and answer, reports included.
 PUBLISHED_WORDS = 50
@@ -125,10 +125,11 @@ class UniMedDataset:
     def __len__(self) -> int:
         return len(self.records)
 
-    def ask(self, pool: str, subject: str = "") -> str:
-        return fill(pool, subject, self.split == "train", self.pools, self.template)
+    def ask(self, kind: str, subject: str = "") -> Intent:
+        compat = None if self.words is None else "reference"
+        return Intent(kind, subject, drawn=self.split == "train", pools=self.pools, number=self.template, compat=compat)
 
-    def sample(self, number, task, question, answer, images=(), regions=(), **labels) -> Sample:
+    def sample(self, number, task, intent, answer, images=(), regions=(), **labels) -> Sample:
         arrays, geometry = [], Geometry.pixels()
         for path in images:
             array, geometry = (path, geometry) if isinstance(path, np.ndarray) else self.image(path)
@@ -137,7 +138,8 @@ class UniMedDataset:
             images=tuple(arrays),
             geometry=geometry,
             sample_id=f"{self.benchmark}-{number}",
-            conversation=(("user", question), ("assistant", answer)),
+            conversation=(("user", canonical.question(intent)), ("assistant", answer)),
+            intent=intent,
             regions=tuple(regions),
             labels={"task": task, "benchmark": self.benchmark, **labels},
             source=self.benchmark,
@@ -152,7 +154,7 @@ class UniMedDataset:
         return image.pixels, image.geometry
 
     def cut_question(self, text: str) -> str:
-        # The published code counts the task's tag as a word of text-only questions.
+        """Without an image the published code counts the tag of the task as a word."""
         return clean(text, None if self.words is None else self.words - 1)
 
 
@@ -176,7 +178,7 @@ class MedQADataset(UniMedDataset):
 
     def __getitem__(self, index: int) -> Sample:
         question, answer = self.records[index]
-        return self.sample(index, "qa", self.cut_question(self.ask(self.pool, question)), clean(answer, self.words))
+        return self.sample(index, "qa", self.ask(self.pool, self.cut_question(question)), clean(answer, self.words))
 
 
 @DATASETS.register_module()
@@ -215,7 +217,7 @@ class SlakeVQADataset(UniMedDataset):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        question = self.ask("vqa", clean(record["question"], self.words))
+        question = self.ask("question", clean(record["question"], self.words))
         images = [inside(self.root, f"imgs/{record['img_name']}", f"{self.benchmark}: record {index}")]
         answer = clean(record["answer"], self.words)
         return self.sample(index, "vqa", question, answer, images, answer_type=record["answer_type"])
@@ -253,7 +255,7 @@ class PathVQADataset(UniMedDataset):
         record = self.records[index]
         folder = record["image"].split("_")[0]
         kind = "CLOSED" if record["type"] == "yes/no" else "OPEN"
-        question = self.ask("vqa", clean(record["question"], self.words))
+        question = self.ask("question", clean(record["question"], self.words))
         name = f"{folder}/{record['image']}.jpg"
         images = [inside(self.image_root, name, f"{self.path}: question {record['id']}")]
         answer = clean(record["answer"], self.words)
@@ -284,13 +286,13 @@ class _Boxes(UniMedDataset):
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         array, _ = self.image(record["image"])
-        height, width = array.shape[:2]
         x, y, w, h = record["box"]
         corners, phrase = (float(x), float(y), float(x + w), float(y + h)), clean(record["phrase"], self.words)
-        text = box_text(corners, width, height)
-        subject, answer = (phrase, text) if self.task == "refer" else (text, phrase)
         region = Region(phrase=phrase, box_xyxy_px=corners)
-        return self.sample(record["id"], self.task, self.ask(self.task, subject), answer, [array], [region])
+        intent, answer = self.ask("box", phrase), BOX_TOKEN
+        if self.task == "identify":
+            intent, answer = self.ask("region1", "region1"), phrase
+        return self.sample(record["id"], self.task, intent, answer, [array], [region])
 
 
 @DATASETS.register_module()
@@ -355,7 +357,7 @@ class MimicReportDataset(UniMedDataset):
 
     def __getitem__(self, index: int) -> Sample:
         image, report = self.records[index]
-        return self.sample(index, "caption", self.ask("mimic_caption"), clean(report, self.words), [image])
+        return self.sample(index, "caption", self.ask("chest_report"), clean(report, self.words), [image])
 
 
 @DATASETS.register_module()

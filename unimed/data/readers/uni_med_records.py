@@ -1,18 +1,16 @@
-"""Records of the project's own format as the tasks of Uni-Med, boxes written as text."""
+"""Records of the project's own format under the tasks of Uni-Med: a box record also asks what lies in its box."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from unimed.data import canonical
 from unimed.data.readers.records import RecordDataset, RecordError
-from unimed.data.wordings.uni_med import fill
 from unimed.registry import DATASETS
-from unimed.structures import Sample
-from unimed.tokens import GROUNDING_TOKENS
+from unimed.structures import Intent, Sample
+from unimed.tokens import BOX_TOKEN
 
-_MARKERS = re.compile("|".join(re.escape(token) for token in GROUNDING_TOKENS))
 SOURCES = {"vqa": "vqa", "refer": "box", "identify": "box", "caption": "caption", "cls": "classification"}
 
 
@@ -44,24 +42,19 @@ class UniMedRecords:
         number, place = self.places[index]
         task, part = self.parts[number]
         sample = part[place]
-        answer = _MARKERS.sub("", sample.conversation[1][1])
-        question = sample.conversation[0][1]
+        asked, answer = sample.conversation[0][1], canonical.without_markers(sample.conversation[1][1])
+        regions, intent = sample.regions, None
         if task in ("refer", "identify"):
             region = next(region for region in sample.regions if region.box_xyxy_px is not None)
-            height, width = sample.images[0].shape[:2]
-            box = box_text(region.box_xyxy_px, width, height)
-            subject, answer = (region.phrase, box) if task == "refer" else (box, region.phrase)
-            question = fill(task, subject, self.training)
+            refers, regions = task == "refer", (replace(region, mask=None),)
+            kind, subject = ("box", region.phrase) if refers else ("region1", "region1")
+            intent = Intent(kind, subject, drawn=self.training)
+            asked, answer = canonical.question(intent), BOX_TOKEN if refers else region.phrase
         return replace(
             sample,
             sample_id=f"{sample.sample_id}-{task}",
-            conversation=(("user", question), ("assistant", " ".join(answer.split()))),
+            conversation=(("user", asked), ("assistant", answer)),
+            regions=regions,
             labels={**sample.labels, "task": task},
+            intent=intent,
         )
-
-
-def box_text(box_xyxy_px: Sequence[float], width: float, height: float) -> str:
-    """Box in pixels -> {<x1><y1><x2><y2>} on a scale of 0 to 100 of the image, cut towards zero, never clamped."""
-    x1, y1, x2, y2 = box_xyxy_px
-    values = (x1 / width, y1 / height, x2 / width, y2 / height)
-    return "{" + "".join(f"<{int(value * 100)}>" for value in values) + "}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.data.wordings.unibiomed import word
+from unimed.data import canonical
 from unimed.files import read_json as read_json_file
 from unimed.files import resolve_inside
 from unimed.geometry import Geometry
@@ -27,7 +27,7 @@ from unimed.io.masks import RESIZED, load_mask
 from unimed.io.region_box import paint_box
 from unimed.io.volume_slices import choose_slices
 from unimed.registry import DATASETS
-from unimed.structures import Region, Sample
+from unimed.structures import Intent, Region, Sample
 
 KINDS = ("segmentation", "disease", "region")
 #: How a region is shown: by a green frame painted on the image, or by its mask (the image tokens under it).
@@ -112,16 +112,18 @@ class _Tree:
         """Tokens of a sample, roughly: samples of one kind are of like length."""
         return self.tokens_about
 
-    def _word(self, pool: str, subject: str = "") -> str:
-        return word(pool, subject, self.drawn, self.pools)
+    def _intent(self, kind: str, subject: str = "", answer_kind: str = "", answer_subject: str = "") -> Intent:
+        return Intent(kind, subject, answer_kind, answer_subject, self.drawn, self.pools, compat=self.compat)
 
-    def _sample(self, identifier, images, question, answer, regions=(), task="", label=None, **labels):
+    def _sample(self, identifier, images, intent, answer=None, regions=(), task="", label=None, **labels):
+        answer = canonical.answer(intent) if answer is None else answer
         return Sample(
             images=tuple(images),
             geometry=Geometry.pixels(source_format="picture"),
             sample_id=f"{self.name}/{self.split}/{identifier}",
-            conversation=(("user", question), ("assistant", answer)),
-            regions=tuple(regions),
+            conversation=(("user", canonical.question(intent)), ("assistant", answer)),
+            intent=intent,
+            regions=tuple(canonical.with_span(region, answer) for region in regions),
             labels={"task": task, "label": label, "choices": None, "site": "", **labels},
             source=str(self.name),
             label_origin="data set",
@@ -131,10 +133,10 @@ class _Tree:
         """A question about a region that is given: painted on the image, or as its mask."""
         if shown_by == "box":
             painted = paint_box(image, mask, random if self.drawn else None)
-            return self._sample(identifier, (painted,), self._word(pool), answer, (), "region", label)
+            return self._sample(identifier, (painted,), self._intent(pool), answer, (), "region", label)
         region = Region(label or "region1", mask=mask, presence=1.0)
-        question = self._word(pool.replace("region", "region1"))
-        return self._sample(identifier, (image,), question, answer, (region,), "region", label)
+        intent = self._intent(pool.replace("region", "region1"), "region1")
+        return self._sample(identifier, (image,), intent, answer, (region,), "region", label)
 
     def _place(self, name: str, identifier) -> Path:
         """A file that an annotation names, within the set.
@@ -228,19 +230,20 @@ class BiomedDataset(_Tree):
         if self.kind == "region":
             return self._region_sample(identifier, image, mask, "region", phrase, self.shown_by, phrase)
         if self.kind == "segmentation":
-            question, answer = self._word("segmentation", phrase), self._word("segmentation_answer")
+            intent = self._intent("segmentation", phrase, "segmentation")
         else:
-            question, answer = self._word("disease"), self._word("disease_answer", phrase)
-        start = answer.find(phrase)
-        span = (start, start + len(phrase)) if start >= 0 else None
-        region = Region(phrase, mask=mask, presence=1.0, phrase_span=span)
+            intent = self._intent("disease", "", "disease", phrase)
+        region = Region(phrase, mask=mask, presence=1.0)
         task = "referring" if self.kind == "segmentation" else "report"
-        return self._sample(identifier, (image,), question, answer, (region,), task, label=phrase)
+        return self._sample(identifier, (image,), intent, None, (region,), task, label=phrase)
 
     def _nothing_found(self, identifier, image: np.ndarray, phrase: str) -> Sample:
-        answer = self._word("disease_answer", phrase) if self.compat == "reference" else f"{phrase}."
         region = Region(phrase, presence=0.0)
-        return self._sample(identifier, (image,), self._word("disease"), answer, (region,), "report", label=phrase)
+        if self.compat == "reference":
+            intent, answer = self._intent("disease", "", "disease", phrase), None
+        else:
+            intent, answer = self._intent("disease"), f"{phrase}."
+        return self._sample(identifier, (image,), intent, answer, (region,), "report", label=phrase)
 
 
 @DATASETS.register_module()
@@ -273,7 +276,7 @@ class MedTrinityDataset(_Tree):
         if self.masks:
             mask = self._mask(f"{self.split}_mask/{annotation['mask_file']}", identifier, source)
             return self._region_sample(identifier, image, mask, "region_caption", caption, self.shown_by)
-        return self._sample(identifier, (image,), self._word("caption"), caption, (), "caption")
+        return self._sample(identifier, (image,), self._intent("marked_caption"), caption, (), "caption")
 
 
 @DATASETS.register_module()
@@ -304,17 +307,16 @@ class RadGenomeDataset(_Tree):
         phrase = str(entry["abnormality"]).lower().strip().rstrip(".") + "."
         if self.kind == "report":
             phrase = f"{phrase} {str(entry['report']).lower().strip()}"
-        question = self._word(self.kind, str(entry.get("anatomy", "")).lower())
-        answer = self._word("grounded_answer", phrase)
+        kind, anatomy = f"grounded_{self.kind}", str(entry.get("anatomy", "")).lower()
+        intent, answer = self._intent(kind, anatomy, "grounded", phrase), None
         if NO_FINDINGS in str(entry["abnormality"]).lower():
             region = Region(phrase, presence=0.0)
-            answer = answer if self.compat == "reference" else phrase
+            if self.compat != "reference":
+                intent, answer = self._intent(kind, anatomy), phrase
         else:
-            mask = self._mask(entry["mask_file"], identifier, source)
-            start = answer.index(phrase)
-            region = Region(phrase, mask=mask, presence=1.0, phrase_span=(start, start + len(phrase)))
+            region = Region(phrase, mask=self._mask(entry["mask_file"], identifier, source), presence=1.0)
         label = str(entry["abnormality"]).lower()
-        return self._sample(identifier, (image,), question, answer, (region,), self.kind, label=label)
+        return self._sample(identifier, (image,), intent, answer, (region,), self.kind, label=label)
 
 
 @DATASETS.register_module()
@@ -371,12 +373,14 @@ class BiomedVolumeDataset(_Tree):
             planes.append(plane)
         phrase = expression["exp"].strip()
         name = phrase.rstrip(".?")
-        question = phrase if "?" in phrase else self._word("segmentation", name)
         mask = np.stack(planes)
         stack = np.stack([image.rgb[..., 0] for image in images])
         region = Region(name, mask=mask if mask.any() else None, presence=float(mask.any()))
-        answer = self._word("segmentation_answer") if mask.any() else f"There is no {name} here."
-        return self._sample(f"{volume}/{identifier}", (stack,), question, answer, (region,), "volume", label=name)
+        kind, subject = ("question", phrase) if "?" in phrase else ("segmentation", name)
+        intent, answer = self._intent(kind, subject, "segmentation"), None
+        if not mask.any():
+            intent, answer = self._intent(kind, subject), f"There is no {name} here."
+        return self._sample(f"{volume}/{identifier}", (stack,), intent, answer, (region,), "volume", label=name)
 
 
 def sets_below(root: str | Path) -> list[tuple[Path, str]]:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from unimed.data.canonical import QUESTIONS as CANONICAL
 from unimed.data.readers.unibiomed import TreeError, read_json
-from unimed.data.wordings.unibiomed import POOLS
 from unimed.files import resolve_inside
 from unimed.names import distinct_names
 from unimed.structures import Case
@@ -16,9 +16,12 @@ from unimed.structures import Case
 #: Fixed questions of the demos, in our own words but for those a published checkpoint knows. As in UniBiomed's demos
 #: the question follows the image at once where masks are asked for, and else begins a line of its own.
 QUESTIONS = {
-    name: ("<image>" if name in ("segmentation", "disease") else "<image>\n") + POOLS[name][0]
-    for name in ("segmentation", "disease", "report", "vqa", "region", "region1", "caption")
-}
+    name: ("<image>" if name in ("segmentation", "disease") else "<image>\n") + CANONICAL[kind]
+    for name, kind in {
+        "segmentation": "segmentation", "disease": "disease", "report": "grounded_report", "vqa": "grounded_vqa",
+        "region": "region", "region1": "region1", "caption": "marked_caption",
+    }.items()
+}  # fmt: skip
 
 
 def within(folder: Path, name: str) -> Path:

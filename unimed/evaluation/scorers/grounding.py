@@ -81,6 +81,8 @@ def score_grounding(
             [row["present"] for row in there],
             [row["predicted_voxels"] for row in there],
         )
+        if not (scores["absent"] and scores["present"]):
+            del scores["presence_accuracy"]  # always giving the same answer would be right
         summary |= scores
         tables["presence"] = [scores]
     answers = _answer_rows(by_task, train, samples, blind)

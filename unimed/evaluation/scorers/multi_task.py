@@ -6,24 +6,35 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from unimed.evaluation.baselines import AnswerPrior, usual_box
 from unimed.evaluation.published import uni_med as published
 from unimed.evaluation.rows import answer_row, box_rows, text_row
 from unimed.io.result import Prediction
 from unimed.metrics import text
-from unimed.metrics.boxes import accuracy_at
+from unimed.metrics.boxes import accuracy_at, iou_matrix
+from unimed.metrics.statistics import bootstrap
 from unimed.structures import Sample
-
-_NAMES = {"classification": "cls", "report": "caption", "box": "refer", "region": "identify", "absent": "vqa"}
 
 
 def task_name(sample: Sample) -> str:
-    """The Uni-Med name of the task of a sample."""
-    given = str(sample.labels.get("task"))
-    return _NAMES.get(given, given)
+    """The Uni-Med name of the task of a sample; what asks for a place that is nowhere is answered in words."""
+    if sample.task.short == "refer" and all(region.box_xyxy_px is None for region in sample.regions):
+        return "vqa"
+    return sample.task.short
 
 
-def score_benchmarks(samples: Sequence[Sample], predictions: Sequence[Prediction], compat: str | None = None) -> dict:
-    """{"summary": {"<benchmark>/<metric>": number}, "cases": rows}; a benchmark is one task of one source.
+def score_benchmarks(
+    samples: Sequence[Sample], predictions: Sequence[Prediction], compat: str | None = None, *, resamples: int = 200
+) -> dict:
+    """Numbers, tables and rows; a benchmark is one task of one source.
+
+    Args:
+        resamples: of the intervals in the tables, which draw patients; 0 leaves the tables out.
+
+    Returns:
+        {"summary": {"<benchmark>/<metric>": number}, "tables": {task: rows with intervals}, "cases": rows}. Below each
+        benchmark stands the answer that looks at no image: the commonest true answer to the very same question, and for
+        boxes the usual box of the phrase. It is taken from the test set itself, so it is the most such an answer gets.
 
     Raises:
         ValueError: another number of predictions, or an unknown `compat`.
@@ -33,17 +44,80 @@ def score_benchmarks(samples: Sequence[Sample], predictions: Sequence[Prediction
     if len(samples) != len(predictions):
         raise ValueError(f"{len(predictions)} predictions for {len(samples)} samples")
     groups: dict[str, list[dict]] = {}
+    owners: dict[str, list[str]] = {}
     cases = []
     for sample, prediction in zip(samples, predictions, strict=True):
         row = row_of(sample, prediction)
         groups.setdefault(row["benchmark"], []).append(row)
+        owners.setdefault(row["benchmark"], []).append(sample.patient_id or sample.sample_id)
         cases += case_rows(sample, prediction, row)
     scorers = PUBLISHED if compat == "reference" else SCORERS
-    summary = {}
+    summary, tables = {}, {}
     for name, members in sorted(groups.items()):
-        result = scorers[members[0]["task"]](members)
-        summary |= {f"{name}/{key}": value for key, value in _flat(result).items()} | {f"{name}/samples": len(members)}
-    return {"summary": summary, "cases": cases}
+        task = members[0]["task"]
+        result = _flat(scorers[task](members))
+        summary |= {f"{name}/{key}": value for key, value in result.items()} | {f"{name}/samples": len(members)}
+        if resamples:
+            line = {"benchmark": name, "samples": len(members)}
+            blind = {"benchmark": f"{name}, answered blindly", "samples": len(members)}
+            intervals = _intervals(members, scorers[task], list(result), owners[name], resamples)
+            blind |= _flat(scorers[task](answered_blindly(members)))
+            tables.setdefault(task, []).extend([line | intervals, blind])
+    scores = {"summary": summary, "cases": cases}
+    return scores | ({"tables": dict(sorted(tables.items()))} if resamples else {})
+
+
+#: Words of a benchmark above which corpus metrics of every draw would take longer than the model: fewer draws.
+_MANY_WORDS = 20_000
+
+
+def _intervals(rows, scorer, names: Sequence[str], owners: Sequence[str], resamples: int) -> dict:
+    """Metric -> its value with a 95 % interval; a draw is scored once for all metrics."""
+    words = sum(len(str(row["answer_gt"]).split()) for row in rows)
+    draws = max(20, min(resamples, resamples * _MANY_WORDS // max(words, 1)))
+    scored: dict[bytes, dict] = {}
+
+    def value(name: str):
+        def of(index: np.ndarray) -> float:
+            key = np.asarray(index).tobytes()
+            if key not in scored:
+                scored[key] = _flat(scorer([rows[place] for place in index]))
+            return scored[key].get(name, float("nan"))
+
+        return of
+
+    return {name: bootstrap(value(name), len(rows), groups=owners, resamples=draws) for name in names}
+
+
+def answered_blindly(rows: Sequence[Mapping]) -> list[dict]:
+    """The same rows answered without the image: the commonest truth of the same question, the usual box of a phrase."""
+    if rows[0]["task"] != "refer":
+        prior = AnswerPrior.fit([row["question"] for row in rows], [row["answer_gt"] for row in rows])
+        return [{**row, "answer_pred": prior.answer(row["question"]).lower()} for row in rows]
+    phrases: dict[str, list[Mapping]] = {}
+    for row in rows:
+        phrases.setdefault(row["question"], []).append(row)
+    answered = []
+    for members in phrases.values():
+        true = [_xyxy(row["gt_bbox"]) for row in members]
+        sizes = [(row["height"], row["width"]) for row in members]
+        for row, truth, size in zip(members, true, sizes, strict=True):
+            box = tuple(float(v) for v in usual_box(true, sizes, size))
+            text = published_box(box, row["width"], row["height"])
+            iou = float(iou_matrix(np.array([box]), np.array([truth]))[0, 0])
+            answered.append({**row, "answer": text, "answer_pred": text, "pred_box_xyxy_px": box, "miou": iou})
+    return answered
+
+
+def published_box(box_xyxy_px: Sequence[float], width: int, height: int) -> str:
+    """A box as an answer in words, `{<x1><y1><x2><y2>}` on a scale of 0 to 100."""
+    shares = np.array(box_xyxy_px) / np.array([width, height] * 2) * 100
+    return "{" + "".join(f"<{int(value)}>" for value in shares) + "}"
+
+
+def _xyxy(box_xywh: Sequence[float]) -> tuple[float, ...]:
+    x, y, width, height = box_xywh
+    return (x, y, x + width, y + height)
 
 
 def case_rows(sample: Sample, prediction: Prediction, row: Mapping) -> list[dict]:

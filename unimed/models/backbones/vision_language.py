@@ -1,17 +1,27 @@
-"""One face over transformers' image-text models: image tokens in, hidden states out."""
+"""Backbones of transformers: adapters over image-text models, and over a causal language model alone."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from unimed.files import read_json
+from unimed.models.backbones.base import Backbone
+from unimed.registry import BACKBONES, registered
 
-class VisionLanguageBackbone(nn.Module):
+_CLIP = dict(tile_mean=(0.48145466, 0.4578275, 0.40821073), tile_std=(0.26862954, 0.26130258, 0.27577711))
+
+
+class VisionLanguageBackbone(Backbone):
     """Adapter over `InternVLForConditionalGeneration`, `LlavaForConditionalGeneration` and their like.
 
-    These share one shape: `model.vision_tower`, `model.multi_modal_projector`, `model.language_model`, `lm_head`. The
-    language model may be any that transformers builds for them (Qwen2, Qwen3, Llama, Phi-3, ...).
+    Image-text models without an entry of their own in `BACKBONES` get it too. These share one shape:
+    `model.vision_tower`, `model.multi_modal_projector`, `model.language_model`, `lm_head`. The language model may be
+    any that transformers builds for them (Qwen2, Qwen3, Llama, Phi-3, ...).
 
     Args:
         config: configuration of the transformers model.
@@ -28,13 +38,11 @@ class VisionLanguageBackbone(nn.Module):
 
     @property
     def vision_dim(self) -> int:
-        """Width of what `vision_features` gives."""
         width = self.vlm.config.vision_config.hidden_size
         ratio = getattr(self.vlm.config, "downsample_ratio", None)
         return width if ratio is None else width * int(1 / ratio) ** 2
 
-    def drop_projector(self):
-        """Forget the projector of the model: a connector of ours takes its place."""
+    def drop_projector(self) -> None:
         self.vlm.model.multi_modal_projector = nn.Identity()
 
     def vision_features(self, pixels: torch.Tensor, image_grid_thw=None) -> torch.Tensor:
@@ -55,10 +63,6 @@ class VisionLanguageBackbone(nn.Module):
         """[T, 3, H, W] -> [T, N, D] by the model's own projector."""
         return self.vlm.model.multi_modal_projector(self.vision_features(pixels))
 
-    def position_ids(self, input_ids, attention_mask, image_grid_thw, images_per_row=None):
-        """Places of the tokens where they are more than their order; None where they are not."""
-        return None
-
     @property
     def language_model(self):
         return self.vlm.model.language_model
@@ -68,8 +72,48 @@ class VisionLanguageBackbone(nn.Module):
         return self.vlm.lm_head
 
 
+@BACKBONES.register_module("internvl")
+class InternVLBackbone(VisionLanguageBackbone):
+    """Adapter over InternVL as transformers writes it."""
+
+    @classmethod
+    def processor_options(cls, config, folder: Path) -> dict[str, Any]:
+        side, patch = _side(config.vision_config.image_size), _side(config.vision_config.patch_size)
+        per_side = int(side // patch * config.downsample_ratio)
+        return dict(template="qwen_chat", image_token="<IMG_CONTEXT>", tile_size=side, tokens_per_tile=per_side**2)
+
+
+@BACKBONES.register_module("llava")
+class LlavaBackbone(VisionLanguageBackbone):
+    """Adapter over LLaVA: CLIP, one tile, Vicuna's chat template."""
+
+    @classmethod
+    def processor_options(cls, config, folder: Path) -> dict[str, Any]:
+        side, patch = _side(config.vision_config.image_size), _side(config.vision_config.patch_size)
+        whole = config.vision_feature_select_strategy != "default"
+        return dict(
+            template="llava_v1", image_start="", image_token="<image>", image_end="", tile_size=side, max_tiles=1,
+            tokens_per_tile=(side // patch) ** 2 + whole, bos=True, **_CLIP,
+        )  # fmt: skip
+
+
+@BACKBONES.register_module(["qwen2_vl", "qwen2_5_vl"])
 class QwenVLBackbone(VisionLanguageBackbone):
-    """Adapter over Qwen2-VL and Qwen2.5-VL: images in their own aspect ratio, tokens with a place in the picture."""
+    """Adapter over Qwen2-VL and Qwen2.5-VL: images in their own aspect ratio, tokens with a place in the image."""
+
+    @classmethod
+    def processor_options(cls, config, folder: Path) -> dict[str, Any]:
+        vision, file = config.vision_config, folder / "preprocessor_config.json"
+        read = read_json(file) if file.is_file() else {}
+        size = read.get("size") or {}
+        fewest = read.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+        most = read.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+        # Sa2VA trains Qwen-VL with at most 2048 tokens an image.
+        return dict(
+            template="qwen_chat", image_start="<|vision_start|>", image_token="<|image_pad|>",
+            image_end="<|vision_end|>", native_pixels=(fewest, min(most, 2048 * 28 * 28)),
+            patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, **_CLIP,
+        )  # fmt: skip
 
     @property
     def vision_dim(self) -> int:
@@ -133,7 +177,7 @@ class _Neighbours(nn.Module):
         return patches.reshape(-1, self.width)
 
 
-class LanguageBackbone(nn.Module):
+class LanguageBackbone(Backbone):
     """A causal language model alone; its image tokens come from the mask head's encoder through a connector."""
 
     def __init__(self, config):
@@ -144,9 +188,6 @@ class LanguageBackbone(nn.Module):
     def hidden_dim(self) -> int:
         return self.lm.config.hidden_size
 
-    def position_ids(self, input_ids, attention_mask, image_grid_thw, images_per_row=None):
-        return None
-
     @property
     def language_model(self):
         return self.lm.model
@@ -156,23 +197,33 @@ class LanguageBackbone(nn.Module):
         return self.lm.lm_head
 
 
-#: Families whose vision part this house cannot feed, and why.
+#: Families whose vision part cannot be fed with tiles alone, and why.
 UNSUPPORTED = {
     "qwen3_vl": "its vision tower also feeds inner layers of the language model (deepstack); use Qwen2.5-VL",
     "qwen3_vl_moe": "its vision tower also feeds inner layers of the language model (deepstack); use Qwen2.5-VL",
 }
 
 
-def build_backbone(config) -> VisionLanguageBackbone | LanguageBackbone:
-    """The adapter that fits a transformers configuration: with a vision part or without.
+def build_backbone(config) -> Backbone:
+    """The adapter of a transformers configuration: that of its type, else one for models with or without vision part.
 
     Raises:
         ValueError: an image-text family of another shape; the message says which shape fits.
     """
-    if not hasattr(config, "vision_config"):
-        return LanguageBackbone(config)
     if config.model_type in UNSUPPORTED:
         raise ValueError(f"backbone {config.model_type!r} does not fit: {UNSUPPORTED[config.model_type]}")
-    if config.model_type in ("qwen2_vl", "qwen2_5_vl"):
-        return QwenVLBackbone(config)
-    return VisionLanguageBackbone(config)
+    adapter = registered(BACKBONES).get(config.model_type)
+    if adapter is None:
+        adapter = VisionLanguageBackbone if hasattr(config, "vision_config") else LanguageBackbone
+    return adapter(config)
+
+
+def startable() -> dict[str, type[Backbone]]:
+    """Types of configurations (`model_type`) from whose published folders a grounded model can be started."""
+    known = registered(BACKBONES)
+    default = Backbone.processor_options.__func__
+    return {name: one for name, one in known.items() if one.processor_options.__func__ is not default}
+
+
+def _side(size) -> int:
+    return size if isinstance(size, int) else size[0]

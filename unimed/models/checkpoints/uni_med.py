@@ -1,4 +1,4 @@
-"""A user's own Uni-Med `.pth`, with the EVA-ViT and Llama files it was trained on, to `UniMedModel`.
+"""A user's own Uni-Med `.pth`, with the EVA-ViT and Llama files it was trained on, to a `GroundedMLLM`.
 
 No trained Uni-Med was ever published. The file holds only what learnt (connector, adapters); the rest comes from
 `eva_vit_g.pth` and from a Hugging Face folder of Llama-2.
@@ -15,6 +15,7 @@ import torch
 from unimed.files import atomic_folder
 from unimed.models import foreign
 from unimed.models.checkpoints.reading import CheckpointError, ConversionReport, check_names, read_state_dict
+from unimed.models.grounded.pieces import IMAGE_ID, PieceTokenizer
 from unimed.models.weights import build_whole, fill
 
 #: Keys of the saved configuration that describe the connector.
@@ -22,6 +23,19 @@ CONNECTOR_KEYS = (
     "has_moe", "projector_type", "num_experts", "resample_method", "resample_rate", "router_method", "router_type",
     "sparse_topk", "num_task_tokens", "task_token_c",
 )  # fmt: skip
+#: What Uni-Med trains with.
+PUBLISHED_CONNECTOR = {
+    "projector_type": "moe_mlp",
+    "num_experts": 5,
+    "resample_method": "projection",
+    "resample_rate": 4,
+    "router_method": "router_task_token",
+    "router_type": "soft",
+    "num_task_tokens": 1,
+    "task_token_c": 5632,
+}
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 #: What the published code takes where the saved configuration is silent.
 DEFAULTS = {"num_experts": 3, "num_task_tokens": 10, "task_token_c": 768, "lora_r": 64, "lora_alpha": 16}
 _SPECIFIC = re.compile(r"^(llm_proj|moe_layers|router|task_tokens)\.")
@@ -41,7 +55,7 @@ def recognises(path: Path) -> bool:
 
 
 def rename_trained(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names of the published trainer -> names of `UniMedModel`.
+    """Names of the published trainer -> names of a `GroundedMLLM` on EVA-ViT.
 
     Raises:
         CheckpointError: `moe_layers.` and its copy `llm_proj.` differ.
@@ -50,9 +64,10 @@ def rename_trained(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for name, tensor in state.items():
         if name.endswith("rotary_emb.inv_freq"):
             continue
-        new = re.sub(r"^llm_model\.(base_model\.model\.)?", "language_model.", name)
+        new = re.sub(r"^llm_model\.(base_model\.model\.)?", "backbone.lm.", name)
         new = re.sub(r"^(llm_proj|moe_layers)\.", "connector.projector.", new)
         new = re.sub(r"^(router|task_tokens)\.", r"connector.\1.", new)
+        new = re.sub(r"^(visual_encoder|ln_vision)\.", r"backbone.\1.", new)
         if new in renamed and not torch.equal(renamed[new], tensor):
             raise CheckpointError(f"{name} is stored twice with different values; the file is damaged")
         renamed[new] = tensor
@@ -60,11 +75,11 @@ def rename_trained(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def rename_vision(state: dict[str, torch.Tensor], depth: int, tokens: int) -> dict[str, torch.Tensor]:
-    """`eva_vit_g.pth` (or the trunk of open_clip's EVA01-g-14) -> `visual_encoder.` names of `UniMedModel`.
+    """`eva_vit_g.pth` (or the trunk of open_clip's EVA01-g-14) -> the names of `EvaLanguageBackbone` in a model.
 
     Blocks from `depth` on, the final norm and the head are left out; positions are resized to `tokens`.
     """
-    from unimed.models.uni_med.vision import resize_positions
+    from unimed.models.backbones.eva import resize_positions
 
     renamed = {}
     for name, tensor in state.items():
@@ -74,7 +89,7 @@ def rename_vision(state: dict[str, torch.Tensor], depth: int, tokens: int) -> di
             continue
         if name.endswith(("k_bias", "relative_position_index")):
             continue
-        renamed[f"visual_encoder.{name}"] = resize_positions(tensor, tokens) if name == "pos_embed" else tensor
+        renamed[f"backbone.visual_encoder.{name}"] = resize_positions(tensor, tokens) if name == "pos_embed" else tensor
     return renamed
 
 
@@ -139,7 +154,7 @@ def convert(
         CheckpointError: a part is missing, or tensors are missing, left over or of another shape; each is named.
         FileNotFoundError: `llama` or `eva` is not there.
     """
-    from unimed.models.uni_med import UniMedConfig, UniMedModel, UniMedProcessor
+    from unimed.models.grounded.modeling import GroundedMLLM
 
     source, destination = Path(source), Path(destination)
     state, saved = read_trained(source)
@@ -162,36 +177,35 @@ def convert(
         alpha = saved.get("lora_alpha", DEFAULTS["lora_alpha"])
         targets = sorted({m[1] for name in state if (m := re.search(r"\.(\w+)\.lora_A", name))})
         lora = {"r": lora_a[0].shape[0], "lora_alpha": alpha, "lora_dropout": 0.05, "target_modules": targets}
-    config = UniMedConfig(
-        vision=sizes,
-        connector=connector_of(state, saved),
-        text_config=foreign.config(llama),
-        sft_type="lora" if lora else "full" if whole else "none",
-        lora=lora,
+    config = model_config(
+        sizes,
+        connector_of(state, saved),
+        foreign.config(llama),
+        "lora" if lora else "full" if whole else "none",
+        lora,
         freeze_vision=not own_vision,
     )
-    tokens = 1 + (config.vision["image_size"] // config.vision["patch_size"]) ** 2
-    merged = {"ln_vision.weight": torch.ones(config.vision["dim"]), "ln_vision.bias": torch.zeros(config.vision["dim"])}
-    merged |= {f"language_model.{name}": tensor for name, tensor in _language(llama).items()}
+    eyes = config.backbone_config
+    width = eyes.eva["dim"]
+    merged = {"backbone.ln_vision.weight": torch.ones(width), "backbone.ln_vision.bias": torch.zeros(width)}
+    merged |= {f"backbone.lm.{name}": tensor for name, tensor in _language(llama).items()}
     if eva is not None:
-        merged |= rename_vision(read_state_dict(eva), config.vision["depth"], tokens)
+        merged |= rename_vision(read_state_dict(eva), eyes.eva["depth"], 1 + eyes.patches)
     trained = rename_trained(state)
     if lora:
         merged = {_wrapped(name, lora["target_modules"]): tensor for name, tensor in merged.items()}
     unknown = sorted(name for name in trained if "lora_" not in name and not name.startswith("connector."))
     merged |= trained
     with torch.device("meta"):
-        skeleton = UniMedModel(config)
+        skeleton = GroundedMLLM(config)
     report = _check(skeleton, merged, source, destination)
     report.notes.append(
-        f"sft_type {config.sft_type}; {len(trained)} trained tensors, {len(unknown)} of them base weights"
+        f"sft_type {config.language_tuning}; {len(trained)} trained tensors, {len(unknown)} of them base weights"
     )
-    model = build_whole(UniMedModel, config, {n: t.float() for n, t in merged.items()}, source)
-    per_image = _tokens_per_image(config)
-    model.processor = UniMedProcessor(
-        llama / "tokenizer.model",
-        image_size=config.vision["image_size"],
-        tokens_per_image=per_image,
+    model = build_whole(GroundedMLLM, config, {n: t.float() for n, t in merged.items()}, source)
+    model.processor = processor_of(
+        PieceTokenizer.of(llama / "tokenizer.model"),
+        config,
         chat_template=bool(saved.get("chat_template", True)),
         end_symbol=saved.get("end_sym", "</s>"),
         max_answer_tokens=int(saved.get("max_txt_len", 1024)),
@@ -213,58 +227,101 @@ def build_from_parts(
     freeze_vision: bool = True,
     **prompts,
 ):
-    """A `UniMedModel` before training: encoder and language model from their files, connector and adapters new.
+    """A model before training: encoder and language model from their files, connector and adapters new.
 
     Args:
         eva: `eva_vit_g.pth`; None leaves the encoder untrained, which makes sense only with `freeze_vision` False.
         connector: as published where it is not given.
         lora: changes to rank 8, alpha 16, dropout 0.05 on all linear layers.
-        prompts: options of `UniMedProcessor`.
+        prompts: options of `processor_of`.
 
     Raises:
         CheckpointError, FileNotFoundError: a part is missing or does not fit.
     """
-    from unimed.models.uni_med import UniMedConfig, UniMedModel, UniMedProcessor
+    from unimed.models.grounded.modeling import GroundedMLLM
 
     llama = Path(llama)
     if not (llama / "config.json").is_file():
         raise FileNotFoundError(f"{llama}: no folder of a language model (config.json, weights, tokenizer.model)")
-    config = UniMedConfig(
-        vision=vision,
-        connector=connector,
-        text_config=foreign.config(llama),
-        sft_type=sft_type,
-        lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0.05} | (lora or {}),
-        freeze_vision=freeze_vision,
-    )
-    model = UniMedModel(config)
-    state = {f"language_model.{name}": tensor for name, tensor in _language(llama).items()}
+    lora = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05} | (lora or {})
+    config = model_config(vision, connector, foreign.config(llama), sft_type, lora, freeze_vision)
+    model = GroundedMLLM(config)
+    state = {f"backbone.lm.{name}": tensor for name, tensor in _language(llama).items()}
     if eva is not None:
-        tokens = 1 + (config.vision["image_size"] // config.vision["patch_size"]) ** 2
-        state |= rename_vision(read_state_dict(eva), config.vision["depth"], tokens)
+        eyes = config.backbone_config
+        state |= rename_vision(read_state_dict(eva), eyes.eva["depth"], 1 + eyes.patches)
     if sft_type == "lora":
         targets = sorted({n.split(".")[-3] for n in model.state_dict() if n.endswith("base_layer.weight")})
         state = {_wrapped(name, targets): tensor for name, tensor in state.items()}
-    new = ("connector.", "ln_vision.", *(("visual_encoder.",) if eva is None else ()))
+    new = ("connector.", "backbone.ln_vision.", *(("backbone.visual_encoder.",) if eva is None else ()))
     fresh = {n: t for n, t in model.state_dict().items() if n.startswith(new) or "lora_" in n}
     report = _check(model, fresh | state, llama, "memory")
     fill(model, {name: tensor.float() for name, tensor in state.items()}, llama, untrained=tuple(fresh))
     report.notes.append(f"{len(fresh)} tensors start untrained: connector and adapters")
-    model.processor = UniMedProcessor(
-        llama / "tokenizer.model",
-        image_size=config.vision["image_size"],
-        tokens_per_image=_tokens_per_image(config),
-        **prompts,
-    )
+    model.processor = processor_of(PieceTokenizer.of(llama / "tokenizer.model"), config, **prompts)
     return model, report
 
 
-def _tokens_per_image(config) -> int:
+def model_config(
+    vision: dict | None,
+    connector: dict | None,
+    text_config,
+    sft_type: str = "lora",
+    lora: dict | None = None,
+    freeze_vision: bool = True,
+    **options,
+):
+    """`GroundedConfig` of a Uni-Med: EVA-ViT and a language model, a connector of experts, boxes as text, no masks.
+
+    Args:
+        vision: sizes that differ from EVA-ViT-g; connector: arguments of `build_connector`, as published by default.
+        sft_type: "lora", "full" or "none".
+        options: of `GroundedConfig`.
+    """
+    from unimed.models.backbones.eva import EvaLanguageConfig
+    from unimed.models.grounded.configuration import GroundedConfig
+
+    return GroundedConfig(
+        backbone_config=EvaLanguageConfig(eva=vision, text_config=text_config, freeze_vision=freeze_vision),
+        connector=dict(connector or PUBLISHED_CONNECTOR),
+        language_tuning=sft_type,
+        lora=dict(lora or {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}),
+        **{"presence_head": False, "image_token_id": IMAGE_ID, "seg_token_id": -1} | options,
+    )
+
+
+def processor_of(
+    tokenizer,
+    config,
+    chat_template: bool = True,
+    end_symbol: str = "</s>",
+    max_answer_tokens: int = 1024,
+    max_prompt_tokens: int = 3800,
+    compat: str | None = None,
+    **options,
+):
+    """`GroundedProcessor` of a Uni-Med.
+
+    Args:
+        tokenizer: a `PieceTokenizer`. config: of `model_config`.
+        chat_template: whether questions stand in Llama 2's [INST]; end_symbol: what ends an answer.
+        options: of `GroundedProcessor`.
+    """
     from unimed.models.connectors import ConnectorConfig
     from unimed.models.connectors.resample import resample
+    from unimed.models.grounded.processing import GroundedProcessor
 
-    count = (config.vision["image_size"] // config.vision["patch_size"]) ** 2
-    return resample(torch.zeros(1, count, 1), ConnectorConfig.from_dict(config.connector)).shape[1]
+    eyes = config.backbone_config
+    per_image = resample(torch.zeros(1, eyes.patches, 1), ConnectorConfig.from_dict(config.connector)).shape[1]
+    fixed = dict(
+        template="llama_2" if chat_template else "plain", stop=end_symbol, image_start="<Img>",
+        image_token="<ImageHere>", image_end="</Img> ", image_join="", image_gap="", question_end=" ",
+        tokens_per_tile=per_image, tile_size=eyes.eva["image_size"], max_tiles=1,
+        tile_mean=CLIP_MEAN, tile_std=CLIP_STD, mask_size=0, max_prompt_tokens=max_prompt_tokens,
+        max_answer_tokens=max_answer_tokens, cut_prompts=True,
+        dialect={"type": "uni_med", "compat": compat}, compat=compat,
+    )  # fmt: skip
+    return GroundedProcessor(tokenizer, **fixed | options)
 
 
 def _language(folder: Path) -> dict[str, torch.Tensor]:
@@ -274,7 +331,7 @@ def _language(folder: Path) -> dict[str, torch.Tensor]:
 
 def _wrapped(name: str, targets: list[str]) -> str:
     """`...q_proj.weight` -> `...q_proj.base_layer.weight`, where an adapter stands on it."""
-    match = re.match(r"(language_model\.model\.layers\..*\.(\w+))\.(weight|bias)$", name)
+    match = re.match(r"(backbone\.lm\.model\.layers\..*\.(\w+))\.(weight|bias)$", name)
     return f"{match[1]}.base_layer.{match[3]}" if match and match[2] in targets else name
 
 

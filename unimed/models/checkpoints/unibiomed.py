@@ -79,6 +79,7 @@ def grounded_processor(published: dict, tokenizer, mask_size: int = 1024):
         tile_size=size,
         max_tiles=12,
         mask_size=mask_size,
+        dialect="unibiomed",
         # InternLM2 begins with its <s>; Qwen2 has no such token.
         bos=tokenizer.bos_token_id is not None and "qwen" not in published["llm_config"].get("model_type", ""),
     )

@@ -1,4 +1,4 @@
-"""The connector: visual tokens of width Dv -> tokens of the width of a language model."""
+"""Connectors: visual tokens of width Dv -> tokens of the width of a language model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from unimed.models.connectors.configuration import ConnectorConfig, ConnectorError
 from unimed.models.connectors.resample import resample
 from unimed.models.connectors.router import Router, load_balancing_loss, routing_weights, z_loss
+from unimed.registry import CONNECTORS, RegistryError
 
 
 class ConnectorOutput(NamedTuple):
@@ -29,7 +30,48 @@ def projector(inputs: int, outputs: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Connector(nn.Module):
+class ConnectorBase(nn.Module):
+    """Contract of a connector, registered in `CONNECTORS` and built as `cls(vision_dim, language_dim, **options)`.
+
+    `forward` is all that a connector must have; one that routes by task says so by `needs_task` and lists its `tasks`.
+    """
+
+    vision_dim: int
+    #: Names of tasks it knows; their order gives the ids.
+    tasks: tuple[str, ...] = ()
+    #: Experts whose shares of the tokens are recorded while training; 0 where there are none.
+    num_experts: int = 0
+    #: Whether `forward` must be told the task of every sample.
+    needs_task: bool = False
+    #: What builds it again, for the configuration of a model; filled by `build_connector`.
+    settings: dict
+
+    def num_tokens(self, vision_tokens: int) -> int:
+        """Tokens that come out for one image with so many visual tokens."""
+        return vision_tokens
+
+    def task_ids(self, names: Sequence[str]) -> torch.Tensor:
+        """Names of tasks -> ids [B] for `forward`.
+
+        Raises:
+            ConnectorError: a task that it does not know.
+        """
+        for name in names:
+            if name not in self.tasks:
+                raise ConnectorError(f"task {name!r} is not known; choose one of: {', '.join(self.tasks)}")
+        return torch.tensor([self.tasks.index(name) for name in names], dtype=torch.long)
+
+    def forward(
+        self,
+        vision: torch.Tensor,
+        task: torch.Tensor | Sequence[str] | str | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> ConnectorOutput:
+        """[B, N, vision_dim] -> tokens [B, M, language_dim]; `grid` are rows and columns of the N tokens."""
+        raise NotImplementedError
+
+
+class Connector(ConnectorBase):
     """Resampler, projector or experts, and router of Uni-Med (arXiv 2409.17508), behind any vision encoder.
 
     Sparse and hard routing compute an expert only for the tokens that chose it; set `compute_all` to compute all
@@ -42,6 +84,7 @@ class Connector(nn.Module):
         super().__init__()
         self.config = config
         self.vision_dim = vision_dim
+        self.tasks, self.num_experts = config.tasks, config.num_experts if config.is_moe else 0
         self.compute_all = False
         width = config.feature_width(vision_dim)
         if config.is_moe:
@@ -72,16 +115,11 @@ class Connector(nn.Module):
             return False
         return config.router_type == "hard" or (config.routes_by_network and "task" in config.router_method)
 
-    def task_ids(self, names: Sequence[str]) -> torch.Tensor:
-        """Names of tasks -> ids [B] for `forward`.
-
-        Raises:
-            ConnectorError: a task that is not in the configuration.
+    def num_tokens(self, vision_tokens: int) -> int:
+        """Raises:
+        ConnectorError: a number of tokens that cannot be resampled.
         """
-        for name in names:
-            if name not in self.config.tasks:
-                raise ConnectorError(f"task {name!r} is not known; choose one of: {', '.join(self.config.tasks)}")
-        return torch.tensor([self.config.tasks.index(name) for name in names], dtype=torch.long)
+        return resample(torch.zeros(1, vision_tokens, 1), self.config).shape[1]
 
     def forward(
         self,
@@ -167,12 +205,28 @@ class Connector(nn.Module):
         return mixed.unflatten(0, tokens.shape[:2])
 
 
-def build_connector(config: Mapping | ConnectorConfig, vision_dim: int, language_dim: int) -> Connector:
+@CONNECTORS.register_module("projector")
+def build_projector(vision_dim: int, language_dim: int, **values) -> Connector:
+    """A linear layer, an MLP or experts with a router: see `ConnectorConfig` for `values`."""
+    return Connector(ConnectorConfig.from_dict(values), vision_dim, language_dim)
+
+
+def build_connector(config: Mapping | ConnectorConfig, vision_dim: int, language_dim: int) -> ConnectorBase:
     """Connector from `vision_dim` to `language_dim` wide tokens.
 
+    Args:
+        config: arguments, with the registered name as `type`; "projector" by default.
+
     Raises:
-        ConnectorError: see `ConnectorConfig`.
+        ConnectorError: an unknown name or argument; see `ConnectorConfig` for those of "projector".
     """
-    if not isinstance(config, ConnectorConfig):
-        config = ConnectorConfig.from_dict(config)
-    return Connector(config, vision_dim, language_dim)
+    if isinstance(config, ConnectorConfig):
+        config = config.to_dict()
+    values = {"type": "projector", **config}
+    try:
+        connector = CONNECTORS.build(values, vision_dim=vision_dim, language_dim=language_dim)
+    except RegistryError as error:
+        raise ConnectorError(str(error)) from error
+    # Ours is written with all its values: defaults may change, a saved model must not.
+    connector.settings = connector.config.to_dict() if isinstance(connector, Connector) else values
+    return connector

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from unimed.models.grounded.llava_text import sentence_phrase
-from unimed.tokens import PHRASE_END, PHRASE_START
+from unimed.tokens import BOX_TOKEN, PHRASE_END, PHRASE_START
 
 _TAGS = re.compile(f"({re.escape(PHRASE_START)}|{re.escape(PHRASE_END)})")
 
@@ -91,3 +91,20 @@ def pieces_of_text(text: str, marks: dict[str, str], ends: Sequence[str]) -> lis
         text = text.split(end)[0] if end else text
     parts = re.split("(" + "|".join(map(re.escape, marks)) + ")", text) if marks else [text]
     return [Target(marks[part]) if part in marks else part for part in parts]
+
+
+def split_boxes(piece: str | Target, boxes, size_hw: tuple[int, int]) -> list[str | Target]:
+    """A piece of an answer, parted where boxes are written in it by a `BoxFormat`.
+
+    A format that names the phrase gives way to the phrase; any other stays in the text.
+    """
+    if isinstance(piece, Target):
+        return [piece]
+    parts, place = [], 0
+    for (start, stop), phrase, found in boxes.read(piece, size_hw):
+        kept = f"{PHRASE_START} {phrase} {PHRASE_END}" if phrase else piece[start:stop]
+        if boxes.names_phrase and not phrase:
+            kept = ""
+        parts += [piece[place:start] + kept, *(Target(BOX_TOKEN, box_fraction=box) for box in found)]
+        place = stop
+    return [*parts, piece[place:]]

@@ -34,6 +34,8 @@ class Example:
     units: list[int]
     cells: torch.Tensor | None
     tiled: bool
+    route: str | None = None
+    cut: bool = False  # within its images, as only `compat="reference"` does
 
 
 class Assembly:
@@ -55,7 +57,12 @@ class Assembly:
         self._held: list = []  # an object that is gone could lend its identity to another one
 
     def add(
-        self, image, conversation: Sequence[Turn], regions: Sequence | None = None, read: Sequence[int] | None = None
+        self,
+        image,
+        conversation: Sequence[Turn],
+        regions: Sequence | None = None,
+        read: Sequence[int] | None = None,
+        route: str | None = None,
     ) -> Example:
         """Add one question, or a conversation whose last turn is an answer.
 
@@ -63,6 +70,7 @@ class Assembly:
             image: an image, several of them (frames, or the images of one question: one tile each), or None.
             regions: what the question speaks of as "region1", ...: masks, boxes (pixels), `Region`s.
             read: which of several images the text shows; all by default.
+            route: the task by which a connector routes: one image on two routes is encoded for each.
 
         Raises:
             PromptError, ImageError, ReadError: what cannot be asked or read.
@@ -84,7 +92,14 @@ class Assembly:
             ids, labels = processor.encode_example(conversation, place, cells)
         else:
             ids = processor.encode_prompt(conversation, place, self.literal, cells, self.past_text)
-        self.examples.append(Example(ids, labels, images, shown, units, cells, tiled))
+        expected = sum(units) * processor.tokens_per_tile
+        if processor.in_pieces and ids.count(processor.image_token_id) > expected:
+            raise PromptError(
+                f"the text holds {ids.count(processor.image_token_id)} image tokens, its images give {expected}; "
+                f"{processor.image_token} may not stand in a question"
+            )
+        cut = cells is None and processor.in_pieces and ids.count(processor.image_token_id) < expected
+        self.examples.append(Example(ids, labels, images, shown, units, cells, tiled, route, cut))
         return self.examples[-1]
 
     def size(self, slot: int) -> tuple[int, int]:
@@ -114,13 +129,13 @@ class Assembly:
         if not pack:
             batch = self._padded(examples)
         images = list(dict.fromkeys(slot for e in examples for slot in e.images))
-        encoded = list(dict.fromkeys((slot, e.tiled) for e in examples for slot in e.read))
+        encoded = list(dict.fromkeys((slot, e.tiled, e.route) for e in examples for slot in e.read))
         if mask_images and images and self.processor.mask_size:
             pixels = [self.processor.mask_pixels(self.sources[slot].rgb) for slot in images]
             batch["mask_pixel_values"] = torch.stack(pixels)
         tiles = [1] * len(encoded)
         if encoded and (self.processor.tile_size or self.processor.native_pixels is not None):
-            read = [self.processor.pixels(self.sources[s].rgb, None if tiled else 1) for s, tiled in encoded]
+            read = [self.processor.pixels(self.sources[s].rgb, None if tiled else 1) for s, tiled, _ in encoded]
             batch["pixel_values"] = torch.cat([values for values, _ in read])
             if read[0][1] is None:
                 tiles = [len(values) for values, _ in read]
@@ -132,10 +147,10 @@ class Assembly:
     def _layout(self, examples, images, encoded, tiles, sample_of_token) -> ImageLayout:
         places = {slot: place for place, slot in enumerate(images)}
         numbers = {key: number for number, key in enumerate(encoded)}
-        shown = [numbers[slot, e.tiled] for e in examples for slot in e.read]
-        plain = shown == list(range(len(encoded))) and all(e.cells is None for e in examples)
+        shown = [numbers[slot, e.tiled, e.route] for e in examples for slot in e.read]
+        plain = shown == list(range(len(encoded))) and all(e.cells is None and not e.cut for e in examples)
         return ImageLayout(
-            encoded=torch.tensor([places[slot] for slot, _ in encoded], dtype=torch.long),
+            encoded=torch.tensor([places[slot] for slot, *_ in encoded], dtype=torch.long),
             tiles=torch.tensor(tiles, dtype=torch.long),
             shown=torch.tensor(shown, dtype=torch.long),
             per_sample=torch.tensor([len(e.read) for e in examples]),
@@ -148,15 +163,19 @@ class Assembly:
         counts = dict.fromkeys(numbers.values(), 0)
         for e in examples:
             for slot, unit in zip(e.read, e.units, strict=True):
-                counts[numbers[slot, e.tiled]] = unit * self.processor.tokens_per_tile
+                counts[numbers[slot, e.tiled, e.route]] = unit * self.processor.tokens_per_tile
         starts = np.cumsum([0, *(counts[number] for number in range(len(numbers)))])
         parts = [torch.zeros(0, dtype=torch.long)]
         for e in examples:
             for place, slot in enumerate(e.read):
-                number = numbers[slot, e.tiled]
+                number = numbers[slot, e.tiled, e.route]
                 # Regions stand behind the last of the images.
                 cells = e.cells if place + 1 == len(e.read) else None
                 parts.append(int(starts[number]) + token_index(counts[number], cells))
+            if e.cut:
+                whole = sum(len(part) for part in parts[-len(e.read) :])
+                left = e.ids.count(self.processor.image_token_id)
+                parts[-len(e.read) :] = [torch.cat(parts[-len(e.read) :])[: min(whole, left)]]
         return torch.cat(parts)
 
     def _padded(self, examples: list[Example]) -> dict[str, torch.Tensor]:
@@ -165,6 +184,10 @@ class Assembly:
         if any((e.labels is not None) != learnt for e in examples):
             raise PromptError("questions and whole conversations cannot share a batch")
         length = max(len(e.ids) for e in examples)
+        if learnt and self.processor.compat == "reference":
+            # As published, where the loss of a sample is divided by this length: longest question and longest answer.
+            asked = [next(i for i, label in enumerate(e.labels) if label != -100) for e in examples]
+            length = max(asked) + max(len(e.ids) - start for e, start in zip(examples, asked, strict=True))
         input_ids = torch.full((len(examples), length), self.processor.pad_id)
         labels, attention = torch.full_like(input_ids, -100), torch.zeros_like(input_ids)
         for row, e in enumerate(examples):

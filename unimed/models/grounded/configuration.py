@@ -5,6 +5,9 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from unimed.models import foreign
+from unimed.registry import BACKBONES, DECODERS, registered
+
+TUNING = ("full", "lora", "none")
 
 
 class GroundedConfig(PreTrainedConfig):
@@ -13,7 +16,8 @@ class GroundedConfig(PreTrainedConfig):
     Args:
         backbone_config: configuration of a transformers image-text model, or of a causal language model alone; the
             latter takes its image tokens from the encoder of the mask head.
-        mask_config: configuration of the mask head: `model_type` "sam", "sam2_video" or "medsam_lite".
+        mask_config: configuration of the mask head: `model_type` "sam", "sam2_video" or "medsam_lite"; None for a model
+            that writes boxes as text and paints nothing.
         connector: arguments of `build_connector`; None keeps the projector of the backbone.
         box_head: arguments of `build_box_head` such as `{"kind": "point"}`; None builds none.
         box_decoder: whether a [BOX] state prompts the decoder of the mask head first, whose output tokens the box head
@@ -24,6 +28,9 @@ class GroundedConfig(PreTrainedConfig):
         presence_head: whether a [SEG] state is also asked if the thing is there at all.
         image_token_id: id whose embedding is replaced by image tokens.
         seg_token_id, box_token_id: ids whose hidden states prompt the heads; -1 where the model has no [SEG].
+        language_tuning: "full" trains the language model, "none" freezes it, "lora" puts adapters on it, which stay
+            adapters in saved folders.
+        lora: arguments of peft's `LoraConfig` where `language_tuning` is "lora".
         vision_grid: side of the pooled grid of image tokens where they come from the mask head's encoder.
     """
 
@@ -43,8 +50,13 @@ class GroundedConfig(PreTrainedConfig):
         box_decoder: bool = False,
         language_box_head: bool = False,
         prompt_state: str = "token",
+        language_tuning: str = "full",
+        lora: dict | None = None,
         **kwargs,
     ):
+        if language_tuning not in TUNING:
+            raise ValueError(f"language_tuning {language_tuning!r} is not known; choose one of: {', '.join(TUNING)}")
+        self.language_tuning, self.lora = language_tuning, lora
         if prompt_state not in ("token", "before"):
             raise ValueError(f"prompt_state must be 'token' or 'before', got {prompt_state!r}")
         self.box_decoder, self.language_box_head = box_decoder, language_box_head
@@ -76,4 +88,6 @@ class GroundedConfig(PreTrainedConfig):
 def _as_config(value):
     if value is None or isinstance(value, PreTrainedConfig):
         return value
+    # Our own types, and those of plug-ins, become known to transformers with what they configure.
+    registered(BACKBONES), registered(DECODERS)
     return foreign.config_from(value)

@@ -12,18 +12,15 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import is_flash_attn_2_available
 
-from unimed.models.backbones.vision_language import VisionLanguageBackbone, build_backbone
+from unimed.models.backbones.vision_language import LanguageBackbone, build_backbone
 from unimed.models.connectors import build_connector
+from unimed.models.connectors.modeling import ConnectorOutput
 from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.predicting import GroundedPredictor
-from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection
-from unimed.models.heads.medsam_lite import MedSamLiteMaskHead
-from unimed.models.heads.sam import SamMaskHead
-from unimed.models.heads.sam2 import Sam2MaskHead
+from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection, build_mask_decoder
+from unimed.models.lora import add_lora
 from unimed.models.weights import WholeWeights
-
-MASK_HEADS = {"sam": SamMaskHead, "sam2_video": Sam2MaskHead, "medsam_lite": MedSamLiteMaskHead}
 
 
 @dataclass
@@ -32,7 +29,8 @@ class GroundedOutput(ModelOutput):
 
     `loss` is the language loss where labels were given; `hidden` [B, L, D] the states after the final norm; `masks`
     belong to the [SEG] tokens of the batch in reading order and `boxes` (and `language_boxes` [N, 4], raw) to its [BOX]
-    tokens; `presence_logits` to the [SEG] tokens; `auxiliary_loss` comes from the connector.
+    tokens; `presence_logits` to the [SEG] tokens; `auxiliary_loss` comes from the connector. `sample_losses` [N] is the
+    mean over the learnt tokens of each sample, `routing` [T, M, E] the weights of the experts for the image tokens.
     """
 
     loss: torch.Tensor | None = None
@@ -43,6 +41,8 @@ class GroundedOutput(ModelOutput):
     language_boxes: torch.Tensor | None = None
     presence_logits: torch.Tensor | None = None
     auxiliary_loss: torch.Tensor | None = None
+    sample_losses: torch.Tensor | None = None
+    routing: torch.Tensor | None = None
 
 
 class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
@@ -66,9 +66,11 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
     def __init__(self, config: GroundedConfig):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
-        self.mask_head = MASK_HEADS[config.mask_config.model_type](config.mask_config)
+        self.mask_head = None
+        if config.mask_config is not None:
+            self.mask_head = build_mask_decoder(config.mask_config)
         dim = self.backbone.hidden_dim
-        self.reads_mask_encoder = not isinstance(self.backbone, VisionLanguageBackbone)
+        self.reads_mask_encoder = isinstance(self.backbone, LanguageBackbone)
         vision_dim = self.mask_head.embedding_dim if self.reads_mask_encoder else self.backbone.vision_dim
         self.connector = None
         if config.connector is not None:
@@ -79,7 +81,7 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             raise ValueError(
                 "a backbone without a vision part needs a connector, for example {'projector_type': 'mlp2x_gelu'}"
             )
-        self.seg_projection = PromptProjection(dim, self.mask_head.prompt_dim)
+        self.seg_projection = None if self.mask_head is None else PromptProjection(dim, self.mask_head.prompt_dim)
         self.presence_head = nn.Linear(dim, 1) if config.presence_head else None
         self.box_head = None
         if config.box_head is not None:
@@ -92,6 +94,13 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             if config.language_box_head:
                 self.language_box_head = BoxMlp(self.mask_head.prompt_dim)
         self.post_init()
+        if config.language_tuning != "full":
+            self.language_model.requires_grad_(False)
+            self.lm_head.requires_grad_(False)
+        if config.language_tuning == "lora":
+            add_lora(self.language_model, config.lora or {})
+        #: Names of the parameters that the configuration freezes; loading forgets it.
+        self.frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -105,6 +114,8 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if hasattr(model.mask_head, "freeze"):
             model.mask_head.freeze()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in model.frozen)
         return loaded
 
     def _init_weights(self, module):
@@ -112,6 +123,20 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         # Buffers that are not in the checkpoint hold garbage after loading until somebody fills them.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
+
+    def replace_connector(self, connector: dict) -> None:
+        """Put a new, untrained connector in the place of the present one.
+
+        Raises:
+            ConnectorError: see `build_connector`.
+        """
+        vision_dim = self.connector.vision_dim if self.connector is not None else self.backbone.vision_dim
+        if self.connector is None:
+            self.backbone.drop_projector()
+        self.connector = build_connector(dict(connector), vision_dim, self.backbone.hidden_dim)
+        self.config.connector = self.connector.settings
+        if self.backbone.vision_tokens is not None:
+            self.processor.tokens_per_tile = self.connector.num_tokens(self.backbone.vision_tokens)
 
     # -- parts the decoding loop needs -------------------------------------------------------------------------
     @property
@@ -133,7 +158,14 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
 
     # -- image side ---------------------------------------------------------------------------------------------
     def image_tokens(self, pixels=None, features: MaskFeatures | None = None, task=None, image_grid_thw=None):
-        """Image tokens [T, N, D] and the connector's auxiliary loss (None without one).
+        """Image tokens [T, N, D] and the connector's auxiliary loss (None without one); see `connect`."""
+        connected = self.connect(pixels, features, task, image_grid_thw)
+        return connected.tokens, connected.auxiliary_loss
+
+    def connect(
+        self, pixels=None, features: MaskFeatures | None = None, task=None, image_grid_thw=None
+    ) -> ConnectorOutput:
+        """Image tokens [T, N, D], and what the connector says of its experts.
 
         `pixels` [T, 3, H, W] are the tiles of the backbone; a backbone without a vision part reads `features` of the
         mask head instead, pooled to the grid of the configuration. A backbone that reads images in their own aspect
@@ -143,23 +175,27 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             pooled = F.adaptive_avg_pool2d(features.embedding, self.config.vision_grid)
             vision = pooled.flatten(2).transpose(1, 2)
         elif self.connector is None:
-            return self.backbone.image_tokens(pixels, image_grid_thw), None
+            return ConnectorOutput(self.backbone.image_tokens(pixels, image_grid_thw))
         else:
             vision = self.backbone.vision_features(pixels, image_grid_thw)
+            vision = vision.to(next(self.connector.parameters()).dtype)
         if task is None and self.connector.needs_task:
             task = self.routing_task
         if image_grid_thw is not None and task is not None and not isinstance(task, str):
             return self._connect_each(vision[0], task, image_grid_thw)
-        connected = self.connector(vision, task)
-        return connected.tokens, connected.auxiliary_loss
+        return self.connector(vision, task)
 
-    def _connect_each(self, vision: torch.Tensor, task: torch.Tensor, image_grid_thw: torch.Tensor):
-        """As `image_tokens` where images of several sizes and tasks follow one another in `vision` [N, Dv]."""
+    def _connect_each(self, vision: torch.Tensor, task: torch.Tensor, image_grid_thw: torch.Tensor) -> ConnectorOutput:
+        """As `connect` where images of several sizes and tasks follow one another in `vision` [N, Dv]."""
         patches = image_grid_thw.prod(dim=1)
         sizes = (patches * len(vision) // patches.sum()).tolist()
         parts = [self.connector(part[None], task[i : i + 1]) for i, part in enumerate(vision.split(sizes))]
         losses = [part.auxiliary_loss for part in parts if part.auxiliary_loss is not None]
-        return torch.cat([part.tokens for part in parts], dim=1), torch.stack(losses).mean() if losses else None
+        routing = None
+        if parts[0].routing is not None:
+            routing = torch.cat([part.routing.mean(dim=1, keepdim=True) for part in parts])
+        tokens = torch.cat([part.tokens for part in parts], dim=1)
+        return ConnectorOutput(tokens, routing, torch.stack(losses).mean() if losses else None)
 
     @contextlib.contextmanager
     def routed_as(self, task: str):
@@ -182,8 +218,9 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         Raises:
             ValueError: the ids ask for another number of image tokens than there are.
         """
-        embeds = self.embed_tokens(input_ids)
         places = input_ids == self.config.image_token_id
+        # The image token of some tokenizers is an id of its own that no embedding has.
+        embeds = self.embed_tokens(input_ids.masked_fill(places, 0))
         count = 0 if image_tokens is None else image_tokens.shape[:-1].numel()
         if int(places.sum()) != count:
             raise ValueError(f"the text holds {int(places.sum())} image tokens, the images give {count}")
@@ -226,7 +263,7 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             mask_features = self.mask_head.encode(mask_pixel_values)
         if layout is not None:
             layout = layout.to(input_ids.device)
-        embeds, position_ids, auxiliary = self.embed(
+        embeds, position_ids, connected = self.embed(
             input_ids, attention_mask, pixel_values, image_grid_thw, image_tokens, mask_features, layout, task,
             position_ids,
         )  # fmt: skip
@@ -239,13 +276,22 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         hidden = self.language_model(
             inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
-        output = GroundedOutput(hidden=hidden, auxiliary_loss=auxiliary)
+        output = GroundedOutput(hidden=hidden)
+        if connected is not None:
+            output.auxiliary_loss, output.routing = connected.auxiliary_loss, connected.routing
         if return_logits:
             output.logits = self.lm_head(hidden)
         if labels is not None:
             wanted = labels[:, 1:] != -100
             logits = self.lm_head(hidden[:, :-1][wanted]).float()
-            output.loss = F.cross_entropy(logits, labels[:, 1:][wanted]) if len(logits) else hidden.sum() * 0.0
+            tokens = F.cross_entropy(logits, labels[:, 1:][wanted], reduction="none")
+            output.loss = tokens.mean() if len(tokens) else hidden.sum() * 0.0
+            owner = torch.nonzero(wanted)[:, 0]
+            if layout is not None and layout.sample_of_token is not None:
+                owner = layout.sample_of_token[:, 1:][wanted]
+            count = len(labels) if layout is None else len(layout.per_sample)
+            learnt = torch.bincount(owner, minlength=count).clamp(min=1)
+            output.sample_losses = tokens.new_zeros(count).index_add(0, owner, tokens) / learnt
         self._point(output, input_ids, labels, mask_features, layout)
         return output
 
@@ -253,11 +299,11 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         self, input_ids, attention_mask, pixel_values=None, image_grid_thw=None, image_tokens=None,
         mask_features: MaskFeatures | None = None, layout: ImageLayout | None = None, task=None, position_ids=None,
     ):  # fmt: skip
-        """Embeddings [B, L, D] of text and images, positions (None for their order), and the connector's loss.
+        """Embeddings [B, L, D] of text and images, positions (None for their order), and the connector's output.
 
         Arguments are those of `forward`.
         """
-        auxiliary = None
+        connected = None
         places = input_ids == self.config.image_token_id
         if image_tokens is None and (pixel_values is not None or bool(places.any())):
             seen = None
@@ -269,7 +315,8 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
                 index = torch.nonzero(places.any(dim=1))[:, 0] if layout is None else layout.encoded
                 task = task[index] if layout is None and isinstance(task, torch.Tensor) else task
                 seen = MaskFeatures(mask_features.embedding[index])
-            image_tokens, auxiliary = self.image_tokens(pixel_values, seen, task, image_grid_thw)
+            connected = self.connect(pixel_values, seen, task, image_grid_thw)
+            image_tokens = connected.tokens
         if layout is not None and layout.token_index is not None:
             image_tokens = image_tokens.flatten(0, -2)[layout.token_index]
         if position_ids is None:
@@ -278,7 +325,7 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
                 grids = grids[layout.shown]
             per_row = None if layout is None else layout.per_sample
             position_ids = self.backbone.position_ids(input_ids, attention_mask, grids, per_row)
-        return self.merge(input_ids, image_tokens), position_ids, auxiliary
+        return self.merge(input_ids, image_tokens), position_ids, connected
 
     def _point(self, output: GroundedOutput, input_ids, labels, features: MaskFeatures | None, layout) -> None:
         """Masks, presence and boxes of the [SEG] and [BOX] of a batch."""

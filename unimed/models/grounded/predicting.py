@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import ModelOutput
 
-from unimed.io.images import load as load_image
+from unimed.data.canonical import box_of_mask
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
 from unimed.models.heads.mask import ImageFeatures, MaskFeatures, resize_mask_logits
 from unimed.models.predictor import Predictor, refuse_regions
-from unimed.structures import Region
+from unimed.structures import Region, task_of
 from unimed.tokens import SEG_TOKEN
 
 
@@ -61,7 +61,12 @@ class GroundedPredictor(Predictor):
             self.processor.save_pretrained(save_directory)
 
     def predict(self, image, text: str | Sequence[str], regions=None, **options) -> Prediction | list[Prediction]:
-        """See `Predictor.predict`. Raises PromptError for more texts than `processor.max_phrases`."""
+        """See `Predictor.predict`. Raises PromptError for more texts than `processor.max_phrases`.
+
+        A text as `regions`, the third argument as Uni-Med's users write it, is the task.
+        """
+        if isinstance(regions, str):
+            options, regions = {"task": regions} | options, None
         if not isinstance(text, str) and len(text) > self.processor.max_phrases:
             raise PromptError(
                 f"{len(text)} texts on one image; at most {self.processor.max_phrases} (processor.max_phrases)"
@@ -81,6 +86,7 @@ class GroundedPredictor(Predictor):
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
         use_cache: bool = True,
+        task: str | Sequence[str] | None = None,
     ) -> list[Prediction]:
         """Answers to questions about images, see `Predictor.predict_batch`.
 
@@ -88,6 +94,8 @@ class GroundedPredictor(Predictor):
             images: an `Image` per text, a list of them, or None.
             presence_threshold: a region less probable than this keeps its presence and gets an empty mask.
             temperature: 0 is deterministic.
+            task: what is asked, for all or for each, for models whose connector routes by task or whose dialect names
+                it ("vqa", "refer", "caption", ...); None leaves it to the text ("[refer] ...") or `routed_as`.
 
         Raises:
             PromptError: what cannot be asked; nothing is computed then.
@@ -96,8 +104,14 @@ class GroundedPredictor(Predictor):
         self.eval()
         try:
             assembly = self.processor.assembly()
-            for image, text, given in zip(images, texts, regions, strict=True):
-                assembly.add(image, [("user", text)], given)
+            tasks = [task] * len(texts) if task is None or isinstance(task, str) else list(task)
+            asked = [
+                self.processor.dialect.asked(text, name, image is not None)
+                for text, name, image in zip(texts, tasks, images, strict=True)
+            ]
+            routes = self.connector is not None and self.connector.needs_task
+            for image, (name, text), given in zip(images, asked, regions, strict=True):
+                assembly.add(image, [("user", text)], given, route=name if routes else None)
             lengths = [len(example.ids) for example in assembly.examples]
             # Prompts of like length stand together, so that little is padded; drawn answers keep their order.
             order = sorted(range(len(texts)), key=lambda i: lengths[i] if temperature == 0 else i)
@@ -106,7 +120,13 @@ class GroundedPredictor(Predictor):
                 part = order[start : start + batch_size]
                 options = dict(max_new_tokens=max_new_tokens, temperature=temperature, generator=generator)
                 done = self._predict_part(
-                    assembly, part, [texts[i] for i in part], presence_threshold, use_cache=use_cache, **options
+                    assembly,
+                    part,
+                    [texts[i] for i in part],
+                    presence_threshold,
+                    use_cache=use_cache,
+                    task=[asked[i][0] for i in part],
+                    **options,
                 )
                 for place, prediction in zip(part, done, strict=True):
                     predictions[place] = prediction
@@ -130,58 +150,11 @@ class GroundedPredictor(Predictor):
         refuse_regions(regions, "questions about volumes")
         return predict_slices(self, volume, texts, **options)
 
-    @torch.no_grad()
     def segment_boxes(self, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] = (), site: str = "") -> Prediction:
-        """Cut out what lies in given boxes, by the decoder the mask head was published with.
+        """Cut out what lies in given boxes; see `unimed.models.grounded.given_boxes.segment_boxes`."""
+        from unimed.models.grounded.given_boxes import segment_boxes
 
-        Args:
-            boxes_xyxy_px: N boxes in pixels of the image.
-            phrases: a name per box; numbered where none is given.
-
-        Raises:
-            ValueError: no box, or a box that is not four finite numbers, has no area, or lies outside the image.
-        """
-        self.eval()
-        source = load_image(image, site=site)
-        height, width = source.rgb.shape[:2]
-        phrases = list(phrases) or [f"box {index + 1}" for index in range(len(boxes_xyxy_px))]
-        regions = [
-            Region(phrase, box_xyxy_px=_box_within(phrase, box, width, height))
-            for phrase, box in zip(phrases, boxes_xyxy_px, strict=True)
-        ]
-        if not regions:
-            raise ValueError("no box to cut out; give at least one (left, top, right, bottom) in pixels of the image")
-        begin = time.perf_counter()
-        # LiteMedSAM is shown the surroundings of a box; the others the whole image, once for all boxes.
-        zoom = getattr(getattr(self.mask_head, "config", None), "box_zoom", None)
-        if zoom is None:
-            windows, which = [(0, 0, width, height)], [0] * len(regions)
-        else:
-            windows, which = [_window_around(r.box_xyxy_px, zoom, width, height) for r in regions], range(len(regions))
-        side = self.mask_head.image_size
-        masks = np.zeros((len(regions), height, width), dtype=bool)
-        quality = [0.0] * len(regions)
-        for number, (left, top, right, bottom) in enumerate(windows):
-            rows = [row for row, window in enumerate(which) if window == number]
-            pixels = self.processor.mask_pixels(np.ascontiguousarray(source.rgb[top:bottom, left:right]))
-            frame = self.processor.frame((bottom - top, right - left))
-            boxes = (np.array([regions[row].box_xyxy_px for row in rows]) - [left, top, left, top]) * frame.scale
-            features = self.mask_head.encode(pixels[None].to(self.device))
-            index = torch.zeros(len(rows), dtype=torch.long, device=self.device)
-            boxes = torch.tensor(boxes, dtype=torch.float32, device=self.device).reshape(-1, 4)
-            output = self.mask_head.decode_boxes(features, index, boxes)
-            inside = resize_mask_logits(output.logits, frame.image_hw, side, frame.content_hw) > 0
-            masks[rows, top:bottom, left:right] = inside.cpu().numpy()
-            for row, iou in zip(rows, output.iou.tolist(), strict=True):
-                quality[row] = iou
-        regions = [
-            Region(r.phrase, mask=mask, box_xyxy_px=r.box_xyxy_px, confidence=_unit(iou))
-            for r, mask, iou in zip(regions, masks, quality, strict=True)
-        ]
-        return Prediction(
-            "", tuple(regions), source.geometry, {"masks": time.perf_counter() - begin}, self._reference(),
-            image=source.source,
-        )  # fmt: skip
+        return segment_boxes(self, image, boxes_xyxy_px, phrases, site)
 
     @torch.no_grad()
     def predict_forward(
@@ -266,14 +239,26 @@ class GroundedPredictor(Predictor):
         inputs = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in inputs.items()}
         features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"))
         if image_tokens is None:
-            image_tokens = self._image_tokens(inputs, features)
+            image_tokens = self._image_tokens(inputs, features, self._task_ids(task))
         embeds, positions, _ = self.embed(
             inputs["input_ids"], inputs["attention_mask"], image_grid_thw=inputs.get("image_grid_thw"),
             image_tokens=image_tokens, layout=inputs.get("layout"),
         )  # fmt: skip
         return self._answer(embeds, inputs["attention_mask"], positions, **options), features
 
-    def _image_tokens(self, inputs, features: ImageFeatures) -> torch.Tensor | None:
+    def _task_ids(self, task) -> torch.Tensor | None:
+        """Ids [N] of the tasks of samples for a connector that routes; None leaves it to `routing_task`."""
+        connector = self.connector
+        if connector is None or not connector.needs_task or task is None or self.routing_task is not None:
+            return None
+        known = connector.tasks
+        names = [name if name in known else task_of(name).short for name in task if name is not None]
+        if len(names) < len(task):
+            return None
+        # A text without an image has a task that no connector knows; nothing is routed for it.
+        return torch.tensor([known.index(name) if name in known else 0 for name in names], device=self.device)
+
+    def _image_tokens(self, inputs, features: ImageFeatures, task=None) -> torch.Tensor | None:
         """Image tokens [N, D] of all images of a batch, one after the other; None where it has none."""
         layout, pixels, grids = inputs.get("layout"), inputs.get("pixel_values"), inputs.get("image_grid_thw")
         if layout is None or not len(layout.encoded):
@@ -288,12 +273,14 @@ class GroundedPredictor(Predictor):
         numbers = list(range(len(layout.encoded)))
         counts = layout.tiles.tolist() if grids is None else grids.prod(dim=1).tolist()
         parts = [None] * len(counts) if pixels is None else pixels.split(counts)
+        routed = None if task is None else layout.per_tile(task).split(layout.tiles.tolist())
         tokens = []
         for chunk in (numbers[start : start + size] for start in range(0, len(numbers), size)):
             seen = features[layout.encoded[chunk].tolist()] if self.reads_mask_encoder else None
             read = None if pixels is None else torch.cat([parts[i] for i in chunk])
             grid = None if grids is None else grids[chunk]
-            tokens.append(self.image_tokens(read, seen, image_grid_thw=grid)[0].flatten(0, -2))
+            way = None if routed is None else torch.cat([routed[i] for i in chunk])
+            tokens.append(self.image_tokens(read, seen, way, grid)[0].flatten(0, -2))
         return torch.cat(tokens)
 
     @torch.no_grad()
@@ -362,13 +349,13 @@ class GroundedPredictor(Predictor):
             example = assembly.examples[number]
             source = assembly.sources[example.images[0]] if example.images else None
             mine = features.get(image) if example.images else None
-            answer = self.processor.parse(row.ids)
+            answer = self.processor.parse(row.ids, None if source is None else source.rgb.shape[:2])
             regions = []
             if source is not None:
                 size = source.rgb.shape[:2]
                 logits, iou, presence = self._masks_of(row, mine, size)
                 boxes = self._boxes_of(row, mine, size)
-                regions = _regions(answer, text, logits, iou, presence, boxes, threshold)
+                regions = _regions(answer, text, size, logits, iou, presence, boxes, threshold)
                 if self.calibration is not None:
                     # Learnt from boxes that a [BOX] gave; a box around a mask has another law.
                     regions = [self.calibration.apply(r, image_size_hw=size) if r.mask is None else r for r in regions]
@@ -425,10 +412,15 @@ class GroundedPredictor(Predictor):
         return self.config._name_or_path or type(self).__name__
 
 
-def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Region]:
+def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> list[Region]:
     regions, seg, box = [], 0, 0
     for target in answer.targets:
         phrase, span = target.phrase or asked_phrase(text), target.span
+        if target.box_fraction is not None:
+            height, width = size
+            box = tuple(v * side for v, side in zip(target.box_fraction, (width, height) * 2, strict=True))
+            regions.append(Region(phrase, box_xyxy_px=box, phrase_span=span))
+            continue
         if target.token == SEG_TOKEN:
             if seg >= len(logits):
                 continue
@@ -438,7 +430,7 @@ def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Regi
                 mask = np.zeros_like(mask)
             regions.append(
                 Region(phrase, mask=mask, presence=there, confidence=_unit(float(iou[seg])), phrase_span=span,
-                       box_xyxy_px=_box_around(mask))
+                       box_xyxy_px=box_of_mask(mask))
             )  # fmt: skip
             seg += 1
         elif box < len(boxes):
@@ -452,35 +444,5 @@ def _regions(answer, text, logits, iou, presence, boxes, threshold) -> list[Regi
     return regions
 
 
-def _window_around(box, zoom: float, width: int, height: int) -> tuple[int, int, int, int]:
-    """A square `zoom` times as large as the longer side of the box, moved into the image (x1, y1, x2, y2 in pixels)."""
-    side = int(np.ceil(max(box[2] - box[0], box[3] - box[1]) * zoom))
-    window = []
-    for low, high, limit in ((box[0], box[2], width), (box[1], box[3], height)):
-        length = min(side, limit)
-        start = int(np.clip(round((low + high - length) / 2), 0, limit - length))
-        window.append((start, start + length))
-    (left, right), (top, bottom) = window
-    return left, top, right, bottom
-
-
-def _box_around(mask: np.ndarray):
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return None
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
-
-
 def _unit(value: float) -> float:
     return float(min(1.0, max(0.0, value)))
-
-
-def _box_within(phrase: str, box: Sequence, width: int, height: int) -> tuple:
-    """The box as it is, if it is four numbers and some of it lies on the image."""
-    box = tuple(box)
-    if len(box) != 4:
-        raise ValueError(f"region {phrase!r}: a box is (left, top, right, bottom) in pixels, got {box}")
-    left, top, right, bottom = box
-    if left >= width or top >= height or right <= 0 or bottom <= 0:
-        raise ValueError(f"region {phrase!r}: box {box} lies outside the image of {width} x {height} pixels")
-    return box

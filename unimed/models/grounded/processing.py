@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,19 +10,21 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
-from unimed.chat import TEMPLATES, as_plain_text
-from unimed.markup import without_surrogates
+from unimed.chat import TEMPLATES
 from unimed.models import foreign
-from unimed.models.grounded.answers import ParsedAnswer, Target, parse_pieces, pieces_of_text
+from unimed.models.dialects import Dialect, build_dialect
+from unimed.models.grounded.answers import ParsedAnswer
 from unimed.models.grounded.assembly import Assembly, conversations_of
+from unimed.models.grounded.conversation import ConversationText, asked_phrase
 from unimed.models.grounded.framing import MASK_FITS, TILE_FITS, Frame, frame, normalised, one_tile, place
-from unimed.models.grounded.llava_text import PHRASE_STYLES, separate_ids
-from unimed.models.grounded.regions import PromptError, region_cells, region_masks, region_text, token_index
+from unimed.models.grounded.llava_text import PHRASE_STYLES
+from unimed.models.grounded.regions import PromptError, region_cells, region_masks, token_index
 from unimed.models.grounded.tiling import best_grid, tile
-from unimed.tokens import BOX_TOKEN, IMAGE_PLACEHOLDER, SEG_TOKEN
+from unimed.structures import Sample
+from unimed.tokens import BOX_TOKEN
 
 
-class GroundedProcessor(ProcessorMixin):
+class GroundedProcessor(ConversationText, ProcessorMixin):
     """Tokenizer, tiling and chat template of one model.
 
     Args:
@@ -47,6 +48,16 @@ class GroundedProcessor(ProcessorMixin):
         phrase_style: "tags", phrases stand between <p> and </p>; "sentence", a phrase is what was said since the last
             target, without the endings of uMedGround ("It is [BOX].").
         box_token: what counts as [BOX]; a piece of text for models trained without the token.
+        dialect: name of a dialect, or its name and arguments ({"type": "uni_med", ...}): how training samples are
+            worded, and how boxes are written in the text of an answer; see `unimed.models.dialects`.
+        image_join, image_gap, question_end: what stands between several images, between image and question, and after a
+            question about an image.
+        stop: the stop word, where it is another one than the template's.
+        max_answer_tokens: longer answers lose their end in training, never their stop word.
+        cut_prompts: questions that are too long lose the middle of their text instead of being refused.
+        compat: "reference" repeats what the published code of Uni-Med does (with a `PieceTokenizer`): <s> and </s> act
+            in any text, prompts and answers are cut from the right, predictions begin with two BOS and end with one
+            blank.
     """
 
     attributes = ["tokenizer"]
@@ -86,8 +97,23 @@ class GroundedProcessor(ProcessorMixin):
         separate_tokens: bool = False,
         phrase_style: str = "tags",
         box_token: str = BOX_TOKEN,
+        dialect: str | dict | Dialect | None = None,
+        image_join: str = "\n",
+        image_gap: str = "\n",
+        question_end: str = "",
+        stop: str | None = None,
+        max_answer_tokens: int | None = None,
+        cut_prompts: bool = False,
+        compat: str | None = None,
         **kwargs,
     ):
+        if compat not in (None, "reference"):
+            raise PromptError(f"compat {compat!r} is not known; choose 'reference' or leave it out")
+        self.image_join, self.image_gap, self.question_end, self.stop = image_join, image_gap, question_end, stop
+        self.max_answer_tokens, self.cut_prompts, self.compat = max_answer_tokens, cut_prompts, compat
+        if dialect is None and phrase_style == "sentence":
+            dialect = {"type": "umedground", "style": "published"}
+        self.dialect = build_dialect(dialect)
         for name, value, choices in (
             ("tile_fit", tile_fit, TILE_FITS),
             ("mask_fit", mask_fit, MASK_FITS),
@@ -175,15 +201,25 @@ class GroundedProcessor(ProcessorMixin):
             assembly.add(image, conversation, given)
         return BatchFeature(assembly.batch(mask_images=mask_images))
 
+    def to_dict(self, *args, **kwargs) -> dict:
+        """As transformers does; the dialect by its name and arguments."""
+        return super().to_dict(*args, **kwargs) | {"dialect": self.dialect.to_dict()}
+
+    def write(self, sample: Sample) -> Sample:
+        """A sample of any data set in the words of this model's dialect."""
+        return self.dialect.write(sample, self.read_size)
+
+    def read_size(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in pixels at which the vision encoder reads an image of `size_hw`."""
+        if self.native_pixels is None:
+            return size_hw
+        step = self.patch_size * self.merge_size
+        rows, columns = self.token_grid(*size_hw)
+        return rows * step, columns * step
+
     def assembly(self, **options) -> Assembly:
         """An empty `Assembly`, for callers that add questions one by one and take several batches out of it."""
         return Assembly(self, **options)
-
-    @property
-    def pad_id(self) -> int:
-        """What fills short rows; never the image token."""
-        padding = self.tokenizer.pad_token_id or 0
-        return padding if padding != self.tokenizer.convert_tokens_to_ids(self.image_token) else 0
 
     # -- images -------------------------------------------------------------------------------------------------
     def tiles(self, image: np.ndarray, max_tiles: int | None = None) -> torch.Tensor | None:
@@ -265,145 +301,9 @@ class GroundedProcessor(ProcessorMixin):
     def image_text(self, unit_count: int | Sequence[int]) -> str:
         """What stands for an image of so many units in the text; several numbers stand for frames, line by line."""
         counts = [unit_count] if isinstance(unit_count, int) else unit_count
-        return "\n".join(
+        return self.image_join.join(
             self.image_start + self.image_token * (self.tokens_per_tile * count) + self.image_end for count in counts
         )
-
-    # -- questions ----------------------------------------------------------------------------------------------
-    def question(self, text: str, unit_count: int | Sequence[int], literal: bool = True, cells=None) -> str:
-        """User turn with the image in its place.
-
-        Args:
-            text: the question; "<image>" says where the image stands, otherwise it comes first.
-            unit_count: see `unit_count`; 0 for a question without an image, one number per frame for several.
-            literal: read control strings in `text` as plain text (always, except for published inputs).
-            cells: bool [N, rows, columns], the image tokens under N regions given with the question; they stand
-                behind the image.
-
-        Raises:
-            PromptError: nothing but white space, or "<image>" more than once.
-        """
-        before, mark, after = text.partition(IMAGE_PLACEHOLDER)
-        if IMAGE_PLACEHOLDER in after:
-            raise PromptError(f"{IMAGE_PLACEHOLDER} stands more than once in the question; one image per question")
-        if not (before + after).strip():
-            raise PromptError("the question is empty")
-        if literal:
-            before, after = as_plain_text(before), as_plain_text(after)
-        if not unit_count:
-            return before + after
-        image = self.image_text(unit_count)
-        image += "" if cells is None else region_text(cells, self.image_token)
-        if mark:
-            return before + image + after
-        return image + ("\n" if cells is None else "") + before
-
-    def encode_prompt(
-        self,
-        turns: list[tuple[str, str]],
-        unit_count: int | Sequence[int],
-        literal: bool = True,
-        cells=None,
-        past_text: str = "",
-    ) -> list[int]:
-        """Ids of a conversation up to where the model answers.
-
-        Args:
-            past_text: turns before, already written in the template of the model; the image may stand there.
-
-        Raises:
-            PromptError: empty or longer than `max_prompt_tokens`.
-        """
-        if past_text and IMAGE_PLACEHOLDER not in turns[0][1]:
-            unit_count = 0  # it stands in what was said before
-        # The image belongs to the first question; later ones speak of the same image.
-        written = [
-            (role, text if role != "user" else self._turn(text, index, unit_count, literal, cells))
-            for index, (role, text) in enumerate(turns)
-        ]
-        ids = self.prompt_ids(past_text + TEMPLATES[self.template].prompt(written, "" if past_text else self.system))
-        if len(ids) > self.max_prompt_tokens:
-            raise PromptError(f"the question has {len(ids)} tokens, the model reads at most {self.max_prompt_tokens}")
-        return ids
-
-    def _turn(self, text: str, index: int, unit_count, literal: bool, cells) -> str:
-        return self.question(text, unit_count, literal, cells) if index == 0 else self.question(text, 0, literal)
-
-    def encode_example(self, conversation, unit_count: int | Sequence[int], cells=None) -> tuple[list[int], list[int]]:
-        """Ids and labels of a training conversation; loss on answers and their stop words only."""
-        template = TEMPLATES[self.template]
-        ids, labels = [], []
-        for index in range(0, len(conversation) - 1, 2):
-            (_, question), (_, answer) = conversation[index], conversation[index + 1]
-            asked = self._turn(question, index, unit_count, True, cells)
-            asked = template.prompt([("user", asked)], "" if index else self.system)
-            prompt = self._ids(asked) if index else self.prompt_ids(asked)
-            said = self._ids(answer + template.stop)
-            ids += prompt + said
-            labels += [-100] * len(prompt) + said
-        return ids, labels
-
-    def prompt_ids(self, text: str) -> list[int]:
-        """Ids of a conversation that is written out already."""
-        begins = self.bos and self.tokenizer.bos_token_id is not None
-        return ([self.tokenizer.bos_token_id] if begins else []) + self._ids(text)
-
-    def _ids(self, text: str) -> list[int]:
-        text = without_surrogates(text)
-        if self.separate_tokens:
-            return separate_ids(self.tokenizer, text)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    # -- answers ------------------------------------------------------------------------------------------------
-    @property
-    def stop_ids(self) -> list[int]:
-        """Ids that end an answer: the tokenizer's own end, and the stop word where it is one token."""
-        stop = self._ids(TEMPLATES[self.template].stop)
-        ids = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        return ids + (stop if len(stop) == 1 else [])
-
-    def stopped(self, ids: list[int]) -> bool:
-        """Whether the newest tokens spell the stop word (it may be several tokens)."""
-        stop = TEMPLATES[self.template].stop
-        return stop in self.tokenizer.decode(ids[-(len(stop) + 2) :], skip_special_tokens=False)
-
-    def raw_text(self, ids: list[int]) -> str:
-        """Text of an answer with all its markers, as UniBiomed returns it."""
-        return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
-
-    def parse(self, answer: str | Sequence[int] | torch.Tensor) -> ParsedAnswer:
-        """Text without markers, and what each [SEG] and [BOX] points at.
-
-        Of ids a target counts only where its token was said: the same letters spelled in pieces are plain text. Of text
-        every marker counts.
-
-        Args:
-            answer: ids of one answer (without its question), or its text.
-        """
-        stop, end = TEMPLATES[self.template].stop, self.tokenizer.eos_token
-        if isinstance(answer, str):
-            spelled = {SEG_TOKEN: SEG_TOKEN, BOX_TOKEN: BOX_TOKEN}
-            return parse_pieces(pieces_of_text(answer, spelled, (stop, end)), self.phrase_style)
-        marks, pieces, chunk = self._marks(), [], []
-
-        def take() -> str:
-            words = self.tokenizer.decode(chunk, skip_special_tokens=False) if chunk else ""
-            words = words.split(stop)[0]
-            chunk.clear()
-            return words.replace(end, "") if end else words
-
-        for token in answer.tolist() if isinstance(answer, torch.Tensor) else answer:
-            if token in marks:
-                pieces += [take(), Target(marks[token])]
-            else:
-                chunk.append(token)
-        return parse_pieces([*pieces, take()], self.phrase_style)
-
-    def _marks(self) -> dict[int, str]:
-        """Ids of the tokens that point at something, as far as the tokenizer has them."""
-        spelled = {SEG_TOKEN: SEG_TOKEN, self.box_token: BOX_TOKEN}
-        ids = {self.tokenizer.convert_tokens_to_ids(token): name for token, name in spelled.items()}
-        return {i: name for i, name in ids.items() if i is not None and i != self.tokenizer.unk_token_id}
 
 
 def _is_list_per_text(regions) -> bool:
@@ -419,10 +319,4 @@ def _is_box(region) -> bool:
 
 AutoProcessor.register("unimed_grounded", GroundedProcessor)
 
-__all__ = ["GroundedProcessor", "ParsedAnswer", "PromptError"]
-
-
-def asked_phrase(text: str) -> str:
-    """What a question asks for, for regions whose answer marks no phrase."""
-    asked = re.search(r"(?:segment|where is|find|show|outline)\s+(?:the\s+)?(.+?)[.?!]*$", text, re.IGNORECASE)
-    return (asked[1] if asked else text.replace(IMAGE_PLACEHOLDER, "").strip())[:200]
+__all__ = ["GroundedProcessor", "ParsedAnswer", "PromptError", "asked_phrase"]

@@ -52,6 +52,7 @@ def predict_volume(
     site: str = "",
     modality: str = "",
     window: tuple[float, float] | str | None = None,
+    name: str = "",
     **options,
 ) -> Prediction | list[Prediction]:
     """`model.predict` for what is taken as a volume whatever its shape says.
@@ -61,6 +62,7 @@ def predict_volume(
             array (D, H, W) without geometry, whose first axis runs through the slices; or a list of slices, each all
             that `model.predict` takes.
         text: one question, or several about the same volume (slices are encoded once); a list gives a list.
+        name: of the source in messages and results, where `volume` is an array.
         others: see `predict_slices`.
 
     Raises:
@@ -76,17 +78,17 @@ def predict_volume(
         found = model.predict_frames(slices, texts, **options)
         found = [replace(one, geometry=Geometry.pixels(), image=source) for one in found]
     else:
-        found = predict_slices(model, _as_volume(volume), texts, plane=plane, **shown, **options)
+        found = predict_slices(model, _as_volume(volume, name), texts, plane=plane, **shown, **options)
     return found[0] if single else found
 
 
-def _as_volume(volume) -> Volume:
+def _as_volume(volume, name: str = "") -> Volume:
     if isinstance(volume, str | Path):
         return Volume(*read(volume), str(volume))
     if isinstance(volume, tuple) and len(volume) == 2 and isinstance(volume[1], Geometry):
-        return Volume(np.asarray(volume[0]), volume[1])
+        return Volume(np.asarray(volume[0]), volume[1], name)
     if isinstance(volume, np.ndarray):
-        return Volume(volume)
+        return Volume(volume, name=name)
     if isinstance(volume, Volume):
         return volume
     raise VolumeError(

@@ -1,24 +1,28 @@
-"""Box heads: the state of a [BOX] token, or the output tokens of a mask decoder, to a box and its spread."""
+"""Box heads: the state of a [BOX] token, or the output tokens of a mask decoder, to a box and its uncertainty."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import nn
 
 from unimed.models.heads.box_coordinates import cxcywh_to_xyxy
+from unimed.models.heads.box_losses import answer_loss, laplace_loss, mhp_loss, repulsion_loss, umhp_loss
+from unimed.registry import HEADS
 
 
 @dataclass
 class BoxPrediction:
-    """Boxes of N [BOX] tokens, as shares of the frame the head works in.
+    """Boxes of N [BOX] tokens, as fractions of the frame the head works in.
 
     `boxes_cxcywh` [N, 4] is the answer. `std` [N, 4] is the standard deviation of each corner coordinate (x1, y1, x2,
     y2) in the same unit, None where the head gives no uncertainty; `log_scale` [N, 4] the logarithm of the Laplace
     scale of the corners. Heads with several hypotheses keep them: `hypotheses` [N, K, 4] (centre and size), `weights`
     [N, K] that sum to 1, `log_scales` [N, K, 4] of the corners. `evidence` holds gamma, v, alpha and beta of the
-    evidential head, [N, 4] each, over centre and size. `kind` is the key in `BOX_HEADS` and chooses the loss.
+    evidential head, [N, 4] each, over centre and size. `kind` is the name in `HEADS` and chooses the loss.
     """
 
     boxes_cxcywh: torch.Tensor
@@ -56,6 +60,42 @@ class BoxPrediction:
             return value[rows] if isinstance(value, torch.Tensor) else value
 
         return BoxPrediction(**{field.name: take(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class BoxHead:
+    """All there is to know of a kind of box head: its entry in `HEADS`.
+
+    Args:
+        build: `build(hidden_dim, **options)` -> module with `forward(states) -> BoxPrediction`.
+        loss: `loss(prediction, target_xyxy, options)` -> named terms, see `unimed.models.heads.box_losses`.
+        about: what it predicts, in a line.
+        reads_tokens: its hypotheses are output tokens of a mask decoder where there is one; `build` takes `tokens`.
+        options: numbers of its own loss with their defaults, beside `unimed.losses.box.OPTIONS`.
+    """
+
+    build: Callable[..., nn.Module]
+    loss: Callable[..., dict[str, torch.Tensor]]
+    about: str = ""
+    reads_tokens: bool = False
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, hidden_dim: int, **options) -> nn.Module:
+        return self.build(hidden_dim, **options)
+
+
+def box_head(kind: str, loss: Callable[..., dict[str, torch.Tensor]], **facts):
+    """Register a class (or function) as the box head `kind`; `facts` are the other fields of `BoxHead`.
+
+    Raises:
+        KeyError: the kind is taken.
+    """
+
+    def register(build):
+        HEADS.register_module(name=kind, module=BoxHead(build, loss, **facts))
+        return build
+
+    return register
 
 
 def mixture_moments(values: torch.Tensor, weights: torch.Tensor | None = None, within: torch.Tensor | None = None):
@@ -118,6 +158,7 @@ class BoxMlp(nn.Module):
         return self.layers(states).float()
 
 
+@box_head("point", answer_loss, about="one box, no uncertainty")
 class PointBoxHead(BoxMlp):
     """A centre and a size by a sigmoid; no uncertainty (uMedGround's plain head)."""
 
@@ -131,10 +172,11 @@ class PointBoxHead(BoxMlp):
         return BoxPrediction(self.raw(first_token(states)).sigmoid(), kind=self.kind)
 
 
+@box_head("laplace", laplace_loss, about="one box and a Laplace scale per corner, by likelihood")
 class LaplaceBoxHead(BoxMlp):
     """A box and, per corner coordinate, the scale of a Laplace distribution around it.
 
-    The scale is learnt by likelihood, so a hard box says that it is hard; `std` is sqrt(2) times the scale.
+    The scale is trained by likelihood, so a hard box says that it is hard; `std` is sqrt(2) times the scale.
     """
 
     kind = "laplace"
@@ -154,8 +196,8 @@ class HypothesisBoxHead(BoxMlp):
     """K boxes by ONE shared network, as published: the answer is their mean, the spread their standard deviation.
 
     On a mask decoder the hypotheses are its first K output tokens. On a language state there is one vector, so each
-    hypothesis adds a learnt query to it; that part is ours. uMedGround averages over the hypotheses of ALL phrases of a
-    picture, here every phrase has its own. The kinds "mhp", "umhp" and "uncertain" differ in the loss alone
+    hypothesis adds a trained query to it; that part is ours. uMedGround averages over the hypotheses of ALL phrases of
+    an image, here every phrase has its own. The kinds "mhp", "umhp" and "uncertain" differ in the loss alone
     (`unimed.losses.box`).
 
     Args:
@@ -175,6 +217,14 @@ class HypothesisBoxHead(BoxMlp):
         mean, _ = mixture_moments(hypotheses)
         _, std = mixture_moments(cxcywh_to_xyxy(hypotheses))
         return BoxPrediction(mean, std, hypotheses=hypotheses, kind=self.kind)
+
+
+for _kind, _loss, _about in (
+    ("mhp", mhp_loss, "K boxes, the first is the main one (uMedGround --mhp_box_head)"),
+    ("umhp", umhp_loss, "K boxes weighted by their error (uMedGround --Umhp_box_head)"),
+    ("uncertain", repulsion_loss, "K boxes pushed apart, trained on their mean (uMedGround --uncertain_box_head)"),
+):
+    box_head(_kind, _loss, about=_about, reads_tokens=True)(functools.partial(HypothesisBoxHead, kind=_kind))
 
 
 def first_token(states: torch.Tensor) -> torch.Tensor:

@@ -1,48 +1,55 @@
-"""Box heads by name."""
+"""Box heads by the name of their kind; each is one entry of `unimed.registry.HEADS`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from torch import nn
 
-from unimed.models.heads.box import HypothesisBoxHead, LaplaceBoxHead, PointBoxHead
-from unimed.models.heads.box_uncertainty import EvidentialBoxHead, LaplaceMixtureBoxHead, WeightedBoxHead
+from unimed.models.heads.box import BoxHead
+from unimed.registry import HEADS, RegistryError, look_up, registered
 
-#: Kind of box head -> what it is; `build_box_head` builds them.
-BOX_HEADS = {
-    "point": "one box, no uncertainty",
-    "laplace": "one box and a Laplace scale per corner, by likelihood",
-    "mhp": "K boxes, the first is the main one (uMedGround --mhp_box_head)",
-    "umhp": "K boxes weighted by their error (uMedGround --Umhp_box_head)",
-    "uncertain": "K boxes pushed apart, trained on their mean (uMedGround --uncertain_box_head)",
-    "rwta": "K boxes with weights, relaxed winner takes all (Rupprecht et al. 2017)",
-    "laplace_mixture": "K Laplace components with weights and scales, by likelihood",
-    "evidential": "normal-inverse-gamma parameters (Amini et al. 2020), the branches uMedGround left unused",
-}
+
+def box_heads() -> dict[str, BoxHead]:
+    """Kind -> entry of all box heads, those of plug-ins too."""
+    return registered(HEADS)
 
 
 def build_box_head(kind: str, hidden_dim: int, **options) -> nn.Module:
     """A box head by name; `forward(states) -> BoxPrediction`.
 
     Args:
-        kind: a key of `BOX_HEADS`.
+        kind: a key of `box_heads()`.
         hidden_dim: width of the states.
         options: of the class, such as `hypotheses` (3) and `tokens` (False: one state per box).
 
     Raises:
         ValueError: unknown kind, or an option the kind does not have.
     """
-    builders = {
-        "point": PointBoxHead,
-        "laplace": LaplaceBoxHead,
-        "rwta": WeightedBoxHead,
-        "laplace_mixture": LaplaceMixtureBoxHead,
-        "evidential": EvidentialBoxHead,
-    }
-    if kind not in BOX_HEADS:
-        raise ValueError(f"no box head {kind!r}; known are {', '.join(BOX_HEADS)}")
     try:
-        if kind in builders:
-            return builders[kind](hidden_dim, **options)
-        return HypothesisBoxHead(hidden_dim, kind=kind, **options)
+        return look_up(kind, HEADS).build(hidden_dim, **options)
+    except RegistryError as error:
+        raise ValueError(f"box head: {error}") from error
     except TypeError as error:
         raise ValueError(f"box head {kind!r} does not take {sorted(options)}: {error}") from error
+
+
+def box_head_options(box_head: str | Mapping) -> dict:
+    """Arguments of `build_box_head` for a head behind a mask decoder, whose tokens it reads if its kind can.
+
+    Args:
+        box_head: a kind, or arguments with "kind".
+    """
+    options = {"kind": box_head} if isinstance(box_head, str) else dict(box_head)
+    entry = box_heads().get(options.get("kind"))
+    return ({"tokens": True} if entry is not None and entry.reads_tokens else {}) | options
+
+
+def loss_of(kind: str) -> tuple[Callable, Mapping[str, float]]:
+    """Loss of a kind, and its own options; boxes that were drawn several times ("draws") are trained on their mean.
+
+    Raises:
+        RegistryError: unknown kind.
+    """
+    entry = look_up("point" if kind == "draws" else kind, HEADS)
+    return entry.loss, entry.options

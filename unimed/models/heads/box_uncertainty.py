@@ -6,10 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unimed.models.heads.box import BoxMlp, BoxPrediction, hypothesis_states, mixture_moments, new_queries
+from unimed.models.heads.box import BoxMlp, BoxPrediction, box_head, hypothesis_states, mixture_moments, new_queries
 from unimed.models.heads.box_coordinates import cxcywh_to_xyxy, std_cxcywh_to_xyxy
+from unimed.models.heads.box_losses import evidential_loss, laplace_mixture_loss, rwta_loss
 
 
+@box_head(
+    "rwta", rwta_loss, reads_tokens=True, about="K boxes with weights, relaxed winner takes all (Rupprecht et al. 2017)"
+)
 class WeightedBoxHead(nn.Module):
     """K hypotheses with a weight each, for relaxed winner takes all (Rupprecht et al. 2017).
 
@@ -41,6 +45,10 @@ class WeightedBoxHead(nn.Module):
         return BoxPrediction(mean, std, hypotheses=hypotheses, weights=weights, kind=self.kind)
 
 
+@box_head(
+    "laplace_mixture", laplace_mixture_loss, reads_tokens=True,
+    about="K Laplace components with weights and scales, by likelihood",
+)  # fmt: skip
 class LaplaceMixtureBoxHead(nn.Module):
     """K Laplace components per box: weights, centres and one scale per corner coordinate, trained by likelihood.
 
@@ -48,7 +56,7 @@ class LaplaceMixtureBoxHead(nn.Module):
     and their own width.
 
     Args:
-        min_scale: smallest scale as a share of the frame; without a floor the likelihood has no bound.
+        min_scale: smallest scale as a fraction of the frame; without a floor the likelihood has no bound.
         tokens: whether states are decoder tokens.
     """
 
@@ -77,6 +85,10 @@ class LaplaceMixtureBoxHead(nn.Module):
         return BoxPrediction(mean, std, hypotheses=hypotheses, weights=weights, log_scales=scales.log(), kind=self.kind)
 
 
+@box_head(
+    "evidential", evidential_loss,
+    about="normal-inverse-gamma parameters (Amini et al. 2020), the branches uMedGround left unused",
+)  # fmt: skip
 class EvidentialBoxHead(nn.Module):
     """A normal-inverse-gamma law per coordinate (Amini et al. 2020) from four branches.
 
@@ -114,7 +126,7 @@ class EvidentialBoxHead(nn.Module):
         if self.compat == "reference":
             v, beta = v.clamp(max=20), beta + 0.2
         else:
-            # Errors are shares of a picture: their squares, beta's unit, are hundredths.
+            # Errors are fractions of an image: their squares, beta's unit, are hundredths.
             v, beta, gamma = (v + 0.05).clamp(max=20), 0.01 * beta + 1e-5, gamma.sigmoid()
         # Aleatoric b / (a - 1) plus epistemic b / (v (a - 1)); alpha may touch 1 in low precision.
         variance = beta / (alpha - 1).clamp(min=1e-4) * (1 + 1 / v.clamp(min=1e-4))

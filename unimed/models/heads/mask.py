@@ -1,4 +1,4 @@
-"""What every mask head gives and takes, and the way from low-resolution logits to the pixels of an image."""
+"""Mask decoders (mask heads): what each gives and takes, and from low-resolution logits to the pixels of an image."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from unimed.registry import DECODERS, look_up
 
 
 @dataclass
@@ -50,6 +53,72 @@ class MaskOutput:
     candidates: torch.Tensor | None = None
     candidate_iou: torch.Tensor | None = None
     pointers: torch.Tensor | None = None
+
+
+class MaskDecoder(nn.Module):
+    """Contract of a mask decoder: an image encoder, and a decoder prompted by language vectors.
+
+    Registered with `@mask_decoder(ConfigClass)` and built as `cls(config)`; a `GroundedMLLM` builds it by the
+    `model_type` of its `mask_config`. `decode_tokens` and `decode_boxes` may be left out.
+    """
+
+    config: PreTrainedConfig
+    #: Features that `unimed.models.heads.mask.FeatureCache` keeps while the encoder is frozen; None keeps none.
+    cache: FeatureCache | None = None
+
+    @property
+    def image_size(self) -> int:
+        """Side S in pixels of the square the encoder sees."""
+        return self.config.image_size
+
+    @property
+    def embedding_dim(self) -> int:
+        """Channels C of `MaskFeatures.embedding`."""
+        raise NotImplementedError
+
+    @property
+    def prompt_dim(self) -> int:
+        """Length of a prompt vector."""
+        raise NotImplementedError
+
+    def freeze(self) -> None:
+        """Freeze what the configuration freezes; called after loading, which forgets it."""
+
+    def encode(self, pixels: torch.Tensor) -> MaskFeatures:
+        """[B, 3, S, S] -> features of B images; one call per image, whatever the number of phrases."""
+        raise NotImplementedError
+
+    def decode(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
+        """Masks of N language vectors [N, C]; `image_index` [N] says which image each belongs to."""
+        raise NotImplementedError
+
+    def decode_tokens(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """Output tokens [N, T, C] for N language vectors, which box heads read (`box_decoder=True`)."""
+        raise NotImplementedError(f"{type(self).__name__} has no output tokens for box heads")
+
+    def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
+        """Masks of N boxes given in pixels of the square the encoder sees."""
+        raise NotImplementedError(f"{type(self).__name__} takes no boxes")
+
+
+def mask_decoder(config: type[PreTrainedConfig]):
+    """Decorator: the class is the mask decoder of configurations of this class, found by their `model_type`.
+
+    Raises:
+        KeyError: the `model_type` has a decoder already.
+    """
+    if config.model_type not in CONFIG_MAPPING:
+        AutoConfig.register(config.model_type, config)
+    return DECODERS.register_module(name=config.model_type)
+
+
+def build_mask_decoder(config: PreTrainedConfig) -> MaskDecoder:
+    """The registered decoder of a configuration.
+
+    Raises:
+        RegistryError: no decoder has this `model_type`; the known ones are named.
+    """
+    return look_up(config.model_type, DECODERS)(config)
 
 
 def concatenate(outputs: list[MaskOutput]) -> MaskOutput:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, PreTrainedConfig, SamConfig
+from transformers import PreTrainedConfig, SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
 from unimed.models import foreign
 from unimed.models.backbones.tiny_vit import LiteMedSamEncoder
-from unimed.models.heads.mask import FeatureCache, MaskFeatures, MaskOutput, per_image
+from unimed.models.heads.mask import FeatureCache, MaskDecoder, MaskFeatures, MaskOutput, mask_decoder, per_image
 from unimed.models.heads.sam import SAM_LEADING, output_tokens, tokens_per_image
 
 
@@ -122,7 +122,8 @@ class TextMaskDecoder(nn.Module):
         return self.logit(self.block_full(x, prompts))[:, 0]
 
 
-class MedSamLiteMaskHead(nn.Module):
+@mask_decoder(MedSamLiteConfig)
+class MedSamLiteMaskHead(MaskDecoder):
     """LiteMedSAM with its box decoder, and `TextMaskDecoder` for [SEG]; the same face as `Sam2MaskHead`."""
 
     kind = "medsam_lite"
@@ -234,6 +235,3 @@ class MedSamLiteMaskHead(nn.Module):
     def _empty(self, features: MaskFeatures) -> MaskOutput:
         none = features.embedding.new_zeros
         return MaskOutput(none(0, self.image_size, self.image_size), none(0), none(0))
-
-
-AutoConfig.register("medsam_lite", MedSamLiteConfig)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from transformers import SamConfig, SamModel
 
-from unimed.models.heads.mask import FeatureCache, MaskFeatures, MaskOutput, per_image
+from unimed.models.heads.mask import FeatureCache, MaskDecoder, MaskFeatures, MaskOutput, mask_decoder, per_image
 
 #: Output tokens before the masks' that say if an object is there; SAM 2 alone has one.
 SAM_LEADING, SAM2_LEADING = 0, 1
 
 
-class SamMaskHead(nn.Module):
+@mask_decoder(SamConfig)
+class SamMaskHead(MaskDecoder):
     """SAM image encoder and mask decoder; prompts are language vectors or boxes. The same face as `Sam2MaskHead`.
 
     A language vector is the only sparse prompt (LISA, uMedGround) and the first mask token's mask is taken.

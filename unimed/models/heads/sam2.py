@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
-from unimed.models.heads.mask import MaskFeatures, MaskOutput, per_image
+from unimed.models.heads.mask import MaskDecoder, MaskFeatures, MaskOutput, mask_decoder, per_image
 from unimed.models.heads.sam import SAM2_LEADING, output_tokens, tokens_per_image
 
 
-class Sam2MaskHead(nn.Module):
+@mask_decoder(Sam2VideoConfig)
+class Sam2MaskHead(MaskDecoder):
     """SAM2 image encoder and mask decoder; prompts are language vectors, boxes, points or masks.
 
     A language vector stands behind the two padding tokens that the prompt encoder gives for "no point", as Sa2VA was
@@ -26,6 +26,7 @@ class Sam2MaskHead(nn.Module):
 
     def __init__(self, config: Sam2VideoConfig):
         super().__init__()
+        self.config = config
         self.sam = Sam2VideoModel(config)
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from unimed.models import foreign
+from unimed.models.backbones.vision_language import startable
 from unimed.models.checkpoints import reading, unibiomed
 from unimed.models.checkpoints import sam2 as sam2_layout
 from unimed.models.checkpoints.reading import CheckpointError, read_state_dict
@@ -18,21 +19,17 @@ from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import GroundedProcessor
 from unimed.models.heads.mask import PromptProjection
 
-#: Families that a model can start from besides the published InternVL folders, as transformers writes them.
-FAMILIES = ("internvl", "llava", "qwen2_vl", "qwen2_5_vl")
-_CLIP = dict(tile_mean=(0.48145466, 0.4578275, 0.40821073), tile_std=(0.26862954, 0.26130258, 0.27577711))
-
 
 def build_on_parts(
     backbone, sam2, *, presence_head: bool = False, template: str | None = None, seed: int = 0, dtype: str = "float32"
 ) -> GroundedMLLM:
-    """A grounded model to be trained: eyes, language model and mask decoder are published, what joins them is new.
+    """A grounded model to be trained: vision encoder, language model and mask decoder are published, the rest is new.
 
     The grounding tokens are appended to the tokenizer; their embeddings start as the mean of all others.
 
     Args:
-        backbone: OpenGVLab/InternVL2_5-* as published, or a folder of transformers' own InternVL, LLaVA, Qwen2-VL or
-            Qwen2.5-VL.
+        backbone: OpenGVLab/InternVL2_5-* as published, or a folder of transformers' own InternVL, LLaVA, Qwen2-VL,
+            Qwen2.5-VL or another type that `BACKBONES` knows how to start from.
         sam2: `sam2_hiera_*.pt` or `sam2.1_hiera_*.pt` as published.
         presence_head: also ask the state of a [SEG] whether the thing is there (UniBiomed does not).
         template: name of a chat template; that of the family by default ("phi3_chat" on published InternVL folders, as
@@ -49,10 +46,10 @@ def build_on_parts(
             raise FileNotFoundError(f"{path}: no such file; {what} is needed here, see pretrained/README.md")
     published = json.loads((backbone / "config.json").read_text(encoding="utf-8"))
     kind = published.get("model_type")
-    if kind != "internvl_chat" and kind not in FAMILIES:
+    if kind != "internvl_chat" and kind not in startable():
         raise CheckpointError(
             f"{backbone}: no way to start from a model of type {kind!r}; known are internvl_chat (as published) and "
-            f"{', '.join(FAMILIES)} (as transformers writes them)"
+            f"{', '.join(startable())} (as transformers writes them)"
         )
     official = read_state_dict(sam2)
     if kind != "internvl_chat":
@@ -94,7 +91,7 @@ def _on_transformers_model(backbone: Path, kind: str, official: dict, presence_h
         vlm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     # The head is untied: the grounding tokens are read and said in different ways.
     vlm.config.tie_word_embeddings = vlm.config.get_text_config().tie_word_embeddings = False
-    options = _processor_options(kind, vlm.config, backbone)
+    options = startable()[kind].processor_options(vlm.config, backbone)
     config = GroundedConfig(
         backbone_config=vlm.config,
         mask_config=sam2_layout.config_of(official),
@@ -110,29 +107,3 @@ def _on_transformers_model(backbone: Path, kind: str, official: dict, presence_h
     options["template"] = template or options["template"]
     model.processor = GroundedProcessor(tokenizer, mask_size=config.mask_config.image_size, **options)
     return model
-
-
-def _processor_options(kind: str, config, folder: Path) -> dict:
-    vision = config.vision_config
-    if kind in ("qwen2_vl", "qwen2_5_vl"):
-        file = folder / "preprocessor_config.json"
-        read = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        size = read.get("size") or {}
-        fewest = read.get("min_pixels") or size.get("shortest_edge") or 56 * 56
-        most = read.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
-        # Sa2VA trains Qwen-VL with at most 2048 tokens an image.
-        return dict(
-            template="qwen_chat", image_start="<|vision_start|>", image_token="<|image_pad|>",
-            image_end="<|vision_end|>", native_pixels=(fewest, min(most, 2048 * 28 * 28)),
-            patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, **_CLIP,
-        )  # fmt: skip
-    side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
-    patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
-    if kind == "llava":
-        whole = config.vision_feature_select_strategy != "default"
-        return dict(
-            template="llava_v1", image_start="", image_token="<image>", image_end="", tile_size=side, max_tiles=1,
-            tokens_per_tile=(side // patch) ** 2 + whole, bos=True, **_CLIP,
-        )  # fmt: skip
-    per_side = int(side // patch * config.downsample_ratio)
-    return dict(template="qwen_chat", image_token="<IMG_CONTEXT>", tile_size=side, tokens_per_tile=per_side**2)

@@ -11,6 +11,7 @@ from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import GroundedProcessor
 from unimed.models.heads.medsam_lite import MedSamLiteConfig
+from unimed.models.starting.texts import texts_of
 from unimed.models.weights import fill
 from unimed.tokens import BOX_TOKEN, GROUNDING_TOKENS, IMAGE_PLACEHOLDER, SEG_TOKEN
 
@@ -48,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 1500) -> PreTrainedT
 
 
 def build_small(
-    texts: Iterable[str],
+    texts: Iterable[str] | str,
     *,
     image_size: int = 128,
     hidden_dim: int = 256,
@@ -64,12 +65,12 @@ def build_small(
     """A model of a few million parameters whose language part starts from nothing.
 
     Args:
-        texts: questions and answers it will see; the tokenizer is learnt from them.
+        texts: questions and answers it will see, or a file of records; the tokenizer is learnt from them.
         image_size: side of the square LiteMedSAM sees, 128 or 256.
         vision_grid: the image becomes `vision_grid`² tokens.
         mask_config: sizes of the mask head; LiteMedSAM's own by default.
     """
-    tokenizer = train_tokenizer(texts, vocabulary)
+    tokenizer = train_tokenizer(texts_of(texts), vocabulary)
     language = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_dim,

@@ -13,24 +13,13 @@ from unimed.models.checkpoints import lisa, llava_v1, sam
 from unimed.models.checkpoints.reading import CheckpointError, read_state_dict
 from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.modeling import GroundedMLLM
+from unimed.models.heads.box_heads import box_head_options
 from unimed.models.starting.grounded_small import train_tokenizer
 from unimed.models.weights import fill
 from unimed.tokens import BOX_TOKEN, IMAGE_PLACEHOLDER, PHRASE_END, PHRASE_START
 
 #: Parts that no published file holds: they start untrained.
 UNTRAINED = ("seg_projection.", "box_head.", "language_box_head.")
-#: Kinds of box head whose hypotheses are tokens of the decoder.
-_BY_TOKEN = ("mhp", "umhp", "uncertain", "rwta", "laplace_mixture")
-
-
-def box_head_options(box_head: str | dict) -> dict:
-    """Arguments of `build_box_head` for a head that reads decoder tokens.
-
-    Args:
-        box_head: a kind, or arguments with "kind".
-    """
-    options = {"kind": box_head} if isinstance(box_head, str) else dict(box_head)
-    return ({"tokens": True} if options.get("kind") in _BY_TOKEN else {}) | options
 
 
 def build_from_parts(
@@ -53,7 +42,7 @@ def build_from_parts(
         llava: LLaVA folder as published (liuhaotian/llava-llama-2-13b-chat-lightning-preview, ...).
         sam_weights: SAM or MedSAM `.pth` of any size.
         clip: folder of openai/clip-vit-large-patch14, where the LLaVA folder lacks CLIP.
-        box_head: kind or arguments, see `unimed.models.heads.box.BOX_HEADS`.
+        box_head: kind or arguments, see `unimed.models.heads.box_heads`.
         language_box_head: the published second head on the language state (it helps nothing while it is frozen).
         template: "llava_v1" or "llava_llama_2"; the same in training and prediction.
         style: of answers, "tags" or "published".

@@ -1,4 +1,4 @@
-"""How UniBiomed's kinds of questions are asked and answered: our own wordings, or a file of a user's.
+"""UniBiomed's kinds of questions and answers, in our own wordings or a file of a user's.
 
 The first entry of a pool is the fixed one; training may draw any. "Please segment {}." and the forms of the answers are
 those a published checkpoint knows; the other sentences say the same things in other words, so a checkpoint is best
@@ -7,10 +7,12 @@ trained on with the pool file it was trained with.
 
 from __future__ import annotations
 
-import random
 from functools import cache
 
-from unimed.data.wordings.pools import TemplateError, load_pools
+from unimed.models.dialects.base import Dialect
+from unimed.models.dialects.boxes import INTERNVL
+from unimed.models.dialects.pools import TemplateError, load_pools
+from unimed.registry import DIALECTS
 from unimed.tokens import PHRASE_END, PHRASE_START, SEG_TOKEN
 
 POOLS: dict[str, list[str]] = {
@@ -90,6 +92,23 @@ POOLS: dict[str, list[str]] = {
 }
 
 
+#: Kind of a question or answer -> its pool.
+POOL_OF = {
+    "segmentation": "segmentation",
+    "disease": "disease",
+    "grounded_report": "report",
+    "grounded_vqa": "vqa",
+    "region": "region",
+    "region1": "region1",
+    "region_caption": "region_caption",
+    "region1_caption": "region1_caption",
+    "marked_caption": "caption",
+    "answer:segmentation": "segmentation_answer",
+    "answer:disease": "disease_answer",
+    "answer:grounded": "grounded_answer",
+}
+
+
 @cache
 def read_pools(path: str | None = None) -> dict[str, list[str]]:
     """Our pools, with those of a JSON file in their place.
@@ -105,15 +124,14 @@ def read_pools(path: str | None = None) -> dict[str, list[str]]:
     return pools
 
 
-def word(pool: str, subject: str = "", drawn: bool = False, path: str | None = None) -> str:
-    """A sentence of a pool about `subject`: the fixed one, or one drawn by the global `random`.
+@DIALECTS.register_module(name="unibiomed")
+class UniBiomedDialect(Dialect):
+    """[SEG] for masks, <p> and </p> around phrases; boxes, which UniBiomed never points at, as its InternVL writes
+    them."""
 
-    Training seeds that generator for every sample and epoch, so a resumed run asks what it would have asked.
+    name = "unibiomed"
+    box_token, boxes = False, INTERNVL
+    wordings, pool_of = POOLS, POOL_OF
 
-    Raises:
-        TemplateError: no such pool.
-    """
-    pools = read_pools(path)
-    if pool not in pools:
-        raise TemplateError(f"unknown pool {pool!r}; known are {', '.join(pools)}")
-    return (random.choice(pools[pool]) if drawn else pools[pool][0]).replace("{}", subject)
+    def read_pools(self, path: str | None) -> dict[str, list[str]]:
+        return read_pools(path)
