@@ -92,6 +92,11 @@ class Prediction:
         """Label -> what it stands for, of all regions; labels are places from 1 where regions carry none."""
         return {label: region.phrase for label, region in _labelled(self)}
 
+    @property
+    def presence(self) -> dict[int, float | None]:
+        """Label -> probability that it is there at all, where the model judges that."""
+        return {label: region.presence for label, region in _labelled(self)}
+
     def mask(self, label: int) -> np.ndarray | None:
         """The mask of the region with a label.
 
