@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimed.commands.common import Parser, exit_code, guarded, say
+from unimed.commands.common import Parser, count, exit_code, fraction, guarded, load_model, say
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames
-from unimed.progress import stage
 
 OVERLAPS_3D = ("nms", "argmax", "keep")
 OVERLAPS_2D = ("keep", "combine", "nms")
@@ -18,7 +17,7 @@ def _common(parser: Parser, out: str) -> None:
     parser.flag("out", default=out)
     parser.add_argument("--prompts", "--prompt", nargs="+", metavar="TEXT", help="what to look for")
     parser.flag("modality")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least existence, 0 to 1 (default: 0.5)")
+    parser.add_argument("--threshold", type=fraction, default=0.5, help="least existence, 0 to 1 (default: 0.5)")
     parser.flag("seed", help="of the attention sampling (default: 0)")
     parser.flag("device")
     parser.flag("dtype")
@@ -52,7 +51,7 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--overlap", default="nms", choices=OVERLAPS_3D, help="who gets a voxel (default: nms)")
     parser.add_argument("--instances", action="store_true", help="number single objects, also where the file says so")
     parser.add_argument(
-        "--slice-batch", "--slice_batch_size", type=int, default=4, help="slices at a time (default: 4)"
+        "--slice-batch", "--slice_batch_size", type=count, default=4, help="slices at a time (default: 4)"
     )
     parser.add_argument(
         "--formats", nargs="+", default=["nifti", "json", "png"], help="nifti, nrrd, npz, json, dicom-seg, png"
@@ -61,9 +60,12 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
 
 
 def _parse_3d(args) -> int:
+    import numpy as np
+
     from unimed.inference.runs import print_failures, run_cases
     from unimed.inference.volume_files import find_volumes, prompts_for
     from unimed.io.result import writer_of
+    from unimed.io.windows import choose_window
     from unimed.structures import Case
 
     source, out = Path(args.source), Path(args.out)
@@ -74,6 +76,8 @@ def _parse_3d(args) -> int:
     paths = find_volumes(source) if source.is_dir() else [source]
     if len(paths) == 1:
         prompts_for(paths[0], args.prompts, args.prompt_file)  # missing prompts should not cost the loading of a model
+    # A window or percentiles that cannot be are found before a model is loaded.
+    choose_window(np.arange(8).reshape(2, 2, 2), window=args.window, percentiles=args.percentiles)
     root = source if source.is_dir() else source.parent
     names = ResultNames(out, root).all(paths)
     cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
@@ -110,13 +114,8 @@ def load_parser(args):
     Raises:
         ValueError: it is no model that takes prompts.
     """
-    from unimed.models.auto import load
-
-    with stage("loading the model"):
-        model = load(args.model, device=args.device, dtype=args.dtype)
-    if not hasattr(model, "segment_slices"):
-        raise ValueError(f"{args.model} holds {type(model).__name__}, which does not segment by prompts alone")
-    return model
+    to = "segment by prompts alone"
+    return load_model(args.model, able="segment_slices", to=to, device=args.device, dtype=args.dtype)
 
 
 def _one_volume(model, args, out: Path, case) -> dict:

@@ -16,7 +16,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from unimed.commands.common import Parser, exit_code, guarded
+from unimed.commands.common import Parser, exit_code, guarded, load_model
 from unimed.files import read_json, read_lines
 
 
@@ -73,10 +73,13 @@ def clip(arguments=None, prog: str | None = None) -> int:
 
 
 def _open(args):
-    import unimed
     from unimed.evaluation.feature_cache import FeatureCache
 
-    return FeatureCache(unimed.load(args.model), args.cache, args.site)
+    return FeatureCache(_load(args.model), args.cache, args.site)
+
+
+def _load(path):
+    return load_model(path, able="zero_shot", to="compare images with texts")
 
 
 def _write(args, tables: dict, notes=(), cases=()) -> None:
@@ -222,10 +225,9 @@ def average(args) -> int:
     if not args.curve:
         print(average_folders(args.start, args.tuned, args.destination, args.alpha))
         return 0
-    import unimed
     from unimed.metrics.zero_shot import zero_shot_scores
 
-    start, model = unimed.load(args.start), unimed.load(args.tuned)
+    start, model = _load(args.start), _load(args.tuned)
     first, second = start.state_dict(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     paths, targets, names = _classes(args.curve)
     rows = []
@@ -244,11 +246,13 @@ def speed(args) -> int:
     """Ratios measured in one run: text padded to the longest against the whole context, cached against computed."""
     import tempfile
 
-    import unimed
     from unimed.data.readers.zero_shot_sets import IMAGES, catalogue
     from unimed.evaluation.feature_cache import FeatureCache
 
-    model = unimed.load(args.model)
+    paths = sorted(p for p in Path(args.images).rglob("*") if p.suffix.lower() in IMAGES)
+    if not paths:
+        raise FileNotFoundError(f"{args.images}: no image in it")
+    model = _load(args.model)
     if args.texts:
         texts = read_lines(args.texts)
     else:
@@ -259,7 +263,6 @@ def speed(args) -> int:
         model.encode_text(texts, padding=padding)
         seconds[padding] = time.perf_counter() - began
     worst = float((model.encode_text(texts) - model.encode_text(texts, padding="max_length")).abs().max())
-    paths = sorted(p for p in Path(args.images).rglob("*") if p.suffix.lower() in IMAGES)
     with tempfile.TemporaryDirectory() as folder:
         took = []
         for _ in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -18,6 +19,26 @@ INTERRUPTED = 130
 
 NOTICE = "Research use only."
 
+
+def count(word: str) -> int:
+    """An argument that is a whole number from 1."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def fraction(word: str) -> float:
+    """An argument from 0 to 1."""
+    number = float(word)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must lie in 0 to 1, got {number:g}")
+    return number
+
+
+# What argparse calls them where a word is no number at all: "invalid int value".
+count.__name__, fraction.__name__ = "int", "float"
+
 #: Flag -> (spellings, what argparse is told). The first spelling is ours; the others are those of published scripts.
 FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "model": (("--model", "--model_path", "--model-path", "--checkpoint"), {"help": "folder or published checkpoint"}),
@@ -30,8 +51,11 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
         ("--dtype",),
         {"default": "auto", "choices": ("auto", "float32", "bfloat16", "float16"), "help": "of the weights"},
     ),
-    "batch-size": (("--batch-size", "--batch_size"), {"type": int, "default": 4, "help": "images worked on together"}),
-    "max-new-tokens": (("--max-new-tokens", "--max_new_tokens"), {"type": int, "default": 512}),
+    "batch-size": (
+        ("--batch-size", "--batch_size"),
+        {"type": count, "default": 4, "help": "images together"},
+    ),
+    "max-new-tokens": (("--max-new-tokens", "--max_new_tokens"), {"type": count, "default": 512}),
     "restart": (("--restart",), {"action": "store_true", "help": "forget what an earlier run finished"}),
     "site": (("--site",), {"default": "", "help": "body site, for the CT window: abdomen, lung, brain, bone, ..."}),
     "modality": (("--modality",), {"default": "", "help": "CT, MR, US, ... (default: as the file says)"}),
@@ -92,6 +116,24 @@ def guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace)
         warnings.formatwarning = usual
 
 
+def load_model(path, *, able: str = "", to: str = "", **options):
+    """`unimed.load` for a verb, with its progress.
+
+    Args:
+        able, to: attribute that the model must have, and what it is needed for.
+
+    Raises:
+        ValueError: a model of another kind; and what `load` raises.
+    """
+    from unimed.models.auto import load
+
+    with progress.stage("loading the model"):
+        model = load(path, **options)
+    if able and not hasattr(model, able):
+        raise ValueError(f"{path} holds {type(model).__name__}, which does not {to}")
+    return model
+
+
 def _is_for_the_user(error: Exception) -> bool:
     """Errors of files, values and missing extras, every error class of this package, and lack of memory."""
     ours = type(error).__module__.split(".")[0] == "unimed"
@@ -101,8 +143,8 @@ def _is_for_the_user(error: Exception) -> bool:
 
 def one_line(error: BaseException) -> str:
     """An error as one line: its text without line ends, or the name of its class where it has none."""
-    said = plain_line(str(error))
-    return said or type(error).__name__
+    said = plain_line(str(error)) or type(error).__name__
+    return f"the disk is full: {said}" if isinstance(error, OSError) and error.errno == errno.ENOSPC else said
 
 
 def print_steps(steps, args: argparse.Namespace | None = None) -> None:

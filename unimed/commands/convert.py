@@ -49,8 +49,10 @@ def _convert(args) -> int:
         raise FileExistsError(f"{args.destination} is already there; choose another name or remove it")
     try:
         report = args.module.convert(Path(args.source), Path(args.destination), **args.options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         text = one_line(error)
+        if isinstance(error, KeyError):  # a tensor or field that every checkpoint of the layout has
+            text = f"{args.source}: no checkpoint of layout {args.layout}: {text} is missing"
         # Some checks see tensors only; the user should still read which file they are from.
         text = text if args.source in text or args.destination in text else f"{args.source}: {text}"
         print(f"error: {text}", file=sys.stderr)

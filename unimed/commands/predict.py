@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from unimed.commands.common import DONE, Parser, guarded, print_steps, region_line, say
+from unimed.commands.common import DONE, Parser, guarded, load_model, print_steps, region_line, say
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames
-from unimed.progress import stage
 
 _DESCRIPTION = """Answer questions about images and volumes and point at what is said. Research use only.
 
@@ -63,11 +62,8 @@ def sources_and_texts(words: list[str], texts: list[str]) -> tuple[list[Path], l
 def _predict(args) -> int:
     from unimed.files import refuse_to_replace
     from unimed.inference.asking import open_source
-    from unimed.models.auto import load
     from unimed.names import result_name
 
-    if args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
     paths, texts = sources_and_texts(args.words, args.text)
     for path in paths:
         for number in range(len(texts)):
@@ -76,8 +72,7 @@ def _predict(args) -> int:
     options = dict(choices=volume_choices(args), page=args.page, **how)
     # A single source is read first: a wrong path or page should not cost the loading of a model.
     first = open_source(paths[0], **options) if len(paths) == 1 else None
-    with stage("loading the model"):
-        model = load(args.model, device=args.device, dtype=args.dtype)
+    model = load_model(args.model, device=args.device, dtype=args.dtype)
     if windows := getattr(model.config, "ct_windows", None):
         options["windows"], first = windows, None
     if len(paths) == 1:

@@ -25,7 +25,7 @@ def prepare(arguments, prog: str | None = None) -> int:
 def check_data(arguments=None, prog: str | None = None) -> int:
     """Check a data set before training; exit code 1 if something is wrong."""
     parser = Parser("Check a data set before training; exit code 1 if something is wrong.", prog=prog)
-    parser.add_argument("folder", help="a folder with records/*.jsonl, or a tree of UniBiomed's sets")
+    parser.add_argument("folder", help="a folder with records/*.jsonl, a tree of UniBiomed's sets, or a config")
     parser.add_argument("--patient-pattern", help="for trees: regular expression, its group is the patient")
     parser.add_argument("--most", type=int, default=20, help="how many problems to print (default: 20)")
     parser.add_argument("--limit", type=int, help="for trees: look at the first so many records of each part only")
@@ -67,8 +67,25 @@ def collate_of(model: str = ""):
 
 
 def _check(args) -> int:
-    from unimed.data.checks import check
+    from unimed.data.checks import check, check_datasets
 
-    report = check(args.folder, args.patient_pattern, args.limit, collate_of(args.model))
+    if args.folder.endswith(".py"):
+        report = check_datasets(_datasets_of(args.folder), collate_of(args.model))
+    else:
+        report = check(args.folder, args.patient_pattern, args.limit, collate_of(args.model))
     print(report.table(args.most))
     return DONE if report.ok else NOTHING
+
+
+def _datasets_of(config: str) -> dict:
+    """{"train", "val", "test", or one of them and a name: data set} of a config."""
+    from unimed.engine.config import load_config
+    from unimed.engine.stream import build_datasets
+
+    settings, found = load_config(config), {}
+    for split in ("train", "val", "test"):
+        if settings[f"{split}_data"]:
+            datasets, names, _, _ = build_datasets(settings[f"{split}_data"])
+            several = len(datasets) > 1
+            found |= {f"{split} {n}" if several else split: d for n, d in zip(names, datasets, strict=True)}
+    return found

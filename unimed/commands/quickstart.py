@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from unimed.commands.common import Parser, guarded
+from unimed.commands.common import Parser, guarded, load_model
 
 
 def quickstart_pictures(arguments=None, prog: str | None = None) -> int:
@@ -25,9 +25,8 @@ def _pictures(args) -> int:
     from unimed.data.readers.records import RecordDataset
     from unimed.io.overlay import draw_regions, scale_to_width
     from unimed.metrics.masks import dice
-    from unimed.models.auto import load
 
-    model = load(args.model)
+    model = load_model(args.model, able="segment_boxes", to="point at what it says")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
 

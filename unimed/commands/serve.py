@@ -18,6 +18,9 @@ def serve(arguments=None, prog: str | None = None) -> int:
 
 
 def _serve(args) -> int:
+    for path in args.model:
+        if not (Path(path).exists() or path.startswith("open_clip:")):
+            raise FileNotFoundError(f"{path}: no such file or folder")
     from unimed.models.auto import load
     from unimed.serve.zero_shot import build_page
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from unimed.commands.common import Parser, guarded
+from unimed.commands.common import Parser, count, guarded, load_model
 
 PHRASES = [
     "Segment the brain.",
@@ -35,7 +35,7 @@ def speed(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("what", choices=("phrases", "batch", "reports", "masks"))
     parser.add_argument("model", help="folder that unimed.load opens")
     parser.add_argument("images", nargs="*", help="one image for phrases, up to eight for batch")
-    parser.add_argument("--repeat", type=int, default=5, help="pairs of timings; the median ratio is printed")
+    parser.add_argument("--repeat", type=count, default=5, help="pairs of timings; the median ratio is printed")
     parser.add_argument("--max-new-tokens", type=int, default=24)
     args = parser.parse_args(arguments)
     if args.what != "masks" and not args.images:
@@ -50,9 +50,7 @@ def _speed(args) -> int:
 
     import numpy as np
 
-    from unimed.models.auto import load
-
-    model = load(args.model)
+    model = load_model(args.model, able="predict_frames", to="answer in words and masks")
     options = dict(max_new_tokens=args.max_new_tokens)
     if args.what == "reports":
         return _reports(model, args)
@@ -124,9 +122,7 @@ def _masks(args) -> int:
         torch.manual_seed(0)
         head = Sam2MaskHead(sam2_video_config(144, **HIERA[144, 48])).eval()
     else:
-        from unimed.models.auto import load
-
-        head = load(args.model).mask_head
+        head = load_model(args.model, able="mask_head", to="point at anything").mask_head
     device = next(head.parameters()).device
     pixels = torch.randn(1, 3, head.image_size, head.image_size, device=device)
     prompts = torch.randn(5, head.prompt_dim, device=device)

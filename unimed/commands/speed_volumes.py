@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from unimed.commands.common import Parser, guarded
+from unimed.commands.common import Parser, guarded, load_model
 
 CLASSES, TEMPLATES, LENGTH = 17, 81, 77
 
@@ -49,9 +49,7 @@ def volume(depth: int, side: int):
 
 
 def load(args, dtype="auto"):
-    import unimed
-
-    model = unimed.load(args.model, device="cpu", dtype=dtype)
+    model = load_model(args.model, able="segment_slices", to="segment by prompts alone", device="cpu", dtype=dtype)
     if args.image_size:
         model.config.image_size = args.image_size
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimed.commands.common import Parser, guarded, say
+from unimed.commands.common import Parser, guarded, load_model, say
 from unimed.files import read_json_lines
 from unimed.inference.runs import print_failures, run_cases
 from unimed.models.dialects.umedground import question
@@ -64,14 +64,14 @@ def run(args) -> int:
     """Ground every report; 0 where all were, 1 where some failed (they are named)."""
     from unimed.files import refuse_to_replace
     from unimed.io.images import load as load_image
-    from unimed.models.auto import load
 
     cases = read_cases(args)
     for case in cases:
         refuse_to_replace(case.inputs["image"], args.out, case.name)
     if args.cases is not None:
         refuse_to_replace(args.cases, args.out, "cases")
-    model = load(args.model, device=args.device, calibration=args.calibration)
+    to = "ground phrases"
+    model = load_model(args.model, able="predict_frames", to=to, device=args.device, calibration=args.calibration)
 
     def predict(batch):
         sources = [load_image(case.inputs["image"]) for case in batch]

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from unimed.commands.common import DONE, NOTHING, NOTICE, PARTLY, Parser, guarded, print_answer, print_steps, say
+from unimed.commands.common import (
+    DONE,
+    NOTHING,
+    NOTICE,
+    PARTLY,
+    Parser,
+    count,
+    guarded,
+    load_model,
+    print_answer,
+    print_steps,
+    say,
+)
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames, result_name
-from unimed.progress import stage
 
 #: Spellings of one flag; the first names the attribute.
 PREDICTIONS = ("--prediction_dir", "--prediction_dir_path", "--pred_dir", "--results_dir", "--save_dir")
@@ -33,7 +45,7 @@ def _common(parser: Parser, out: str) -> None:
     parser.add_argument("--question", help="another question; {} stands for what the JSON names")
     parser.add_argument("--overlays", type=int, default=12, help="pictures with drawn regions to keep (default: 12)")
     parser.flag("restart")
-    parser.add_argument("--limit", type=int, help="only the first so many cases")
+    parser.add_argument("--limit", type=count, help="only the first so many cases")
     parser.add_argument(
         "--launcher", default="none", choices=("none", "pytorch", "slurm"), help="who starts several processes"
     )
@@ -44,7 +56,6 @@ def _load(args):
     import os
 
     from unimed.inference.set_runs import ranks
-    from unimed.models.auto import load
 
     device = args.device
     if device == "auto" and ranks(args.launcher)[1] > 1:
@@ -52,8 +63,9 @@ def _load(args):
 
         if torch.cuda.is_available():
             device = f"cuda:{int(os.environ.get('LOCAL_RANK', args.local_rank)) % torch.cuda.device_count()}"
-    with stage("loading the model"):
-        return load(args.model, device=device, dtype=args.dtype)
+    return load_model(
+        args.model, able="predict_frames", to="answer in words and masks", device=device, dtype=args.dtype
+    )
 
 
 def _all_done(args) -> bool:
@@ -224,7 +236,9 @@ def _one_volume(args, out: Path) -> int:
     array, geometry = read_volume(args.volume, **volume_choices(args))  # before a model is loaded for nothing
     for step in geometry.steps:
         print(f"{args.volume}: {step}")
-    predictions = predict_volume(_load(args), (array, geometry), list(args.text), name=str(args.volume), **options)
+    asked = args.text if len(args.text) > 1 else args.text[0]
+    found = predict_volume(_load(args), (array, geometry), asked, name=str(args.volume), **options)
+    predictions = found if isinstance(found, list) else [found]
     print_steps(predictions[0].image.steps, args)
     names = [ResultNames(out)(args.volume, str(number) if number else "") for number in range(len(predictions))]
     for name, question, prediction in zip(names, args.text, predictions, strict=True):
@@ -332,8 +346,15 @@ def score(arguments, prog: str | None = None) -> int:
     """`unimed score KIND --prediction_dir D --json_path J`."""
     if not arguments or arguments[0] not in SCORED:
         asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(f"usage: {prog or 'unimed score'} {{{','.join(SCORED)}}} [options]")
-        return DONE if asked_for_help else NOTHING
+        usage = f"usage: {prog or 'unimed score'} {{{','.join(SCORED)}}} [options]"
+        if asked_for_help:
+            print(usage)
+            return DONE
+        print(usage, file=sys.stderr)
+        known = f"known are {', '.join(SCORED)}"
+        named = f"unknown kind {arguments[0]!r}; {known}" if arguments else f"say what is scored; {known}"
+        print(f"error: {named}", file=sys.stderr)
+        return NOTHING
     return metrics(arguments[0], arguments[1:], f"{prog or 'unimed score'} {arguments[0]}")
 
 

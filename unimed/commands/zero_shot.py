@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unimed.commands.common import Parser, guarded
+from unimed.commands.common import Parser, guarded, load_model
 from unimed.io import raster
 from unimed.names import ResultNames
 
@@ -35,12 +35,11 @@ def zero_shot(arguments=None, prog: str | None = None) -> int:
 def _zero_shot(args) -> int:
     labels = [part.strip() for label in args.labels for part in label.split("|") if part.strip()]
 
-    from unimed.inference.runs import print_failures, run_cases
-    from unimed.models.auto import load
+    from unimed.inference.runs import print_failures, print_windows, run_cases
     from unimed.structures import Case
 
     paths = _files(args.images)
-    model = load(args.model, device=args.device)
+    model = load_model(args.model, able="zero_shot", to="compare labels with images", device=args.device)
     model.classifier(labels, args.templates)  # a wrong label is told before any image is read
     if len(labels) < 2 and not model.sigmoid:
         raise ValueError(f"only one label was given ({labels[0]!r}); it would always win: give at least two")
@@ -57,6 +56,7 @@ def _zero_shot(args) -> int:
     names = ResultNames(args.out).all(paths)
     cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     report = run_cases(cases, predict, args.out, settings=settings, batch_size=args.batch_size, restart=args.restart)
+    print_windows(report.rows)
     print(table(report.rows, labels, Path(args.out)))
     print_failures(report)
     return report.exit_code

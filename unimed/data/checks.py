@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from unimed.data.contracts import contract_problems
 from unimed.data.readers import unibiomed as biomed_tree
 from unimed.data.readers.records import RecordDataset, RecordError, check_counts, read_records
 from unimed.structures import Sample
@@ -167,6 +168,44 @@ def check_tree(root: Path, patient_pattern: str | None = None, limit: int | None
         report.remarks.append(
             "patients cannot be told from this tree; give --patient-pattern, a regular expression with one group"
         )
+    return report
+
+
+def check_datasets(datasets: Mapping[str, Sequence], collate=None) -> Report:
+    """Check data sets of any kind by what they give.
+
+    Args:
+        datasets: part ("train", "val", "test", or one of them and a name) -> data set.
+        collate: see `check`.
+    """
+    report, noted = Report(), []
+    patients: dict[str, dict] = defaultdict(dict)
+    contents: dict[str, set] = defaultdict(set)
+    for part, dataset in datasets.items():
+        split = part.split()[0]
+        report.parts[part], names = len(dataset), Counter()
+        for index in range(len(dataset)):
+            try:
+                sample = dataset[index]
+            except Exception as error:  # whatever a reader raises is a broken sample in training
+                report.problems.append((part, _kind_of(error), f"[{index}]: {error}"))
+                continue
+            noted += [(part, one) for one in take_remarks(dataset)]
+            if wrong := contract_problems(sample):
+                report.problems += [(part, "unusable", f"[{index}]: {what}") for what in wrong]
+                continue
+            names[sample.sample_id] += 1
+            report.problems += [(part, "unusable", what) for what in sample_problems(sample, collate)]
+            if sample.patient_id:
+                patients[sample.patient_id][split] = False
+            if sample.images:
+                contents[_digest(sample)].add((split, sample.sample_id))
+        for name, count in names.items():
+            if count > 1:
+                report.problems.append((part, "duplicate", f"{count} samples are called {name}"))
+    _add_leaks(report, patients)
+    _add_repeats(report, contents)
+    report.remarks += grouped(noted)
     return report
 
 

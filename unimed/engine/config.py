@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,11 @@ def _renamed_hook(hook, where: str):
 
 
 def _import_custom(entry: Mapping | None, name: str) -> None:
-    """Import the modules of `custom_imports=dict(imports=[...])`, which may stand beside the config."""
+    """Import the modules of `custom_imports=dict(imports=[...])`, from PYTHONPATH or from beside the config."""
+    folder = str(Path(name).absolute().parent)
+    if entry and name.endswith(".py") and folder not in sys.path:
+        # Kept for the whole process: what is pickled later is looked up by the name of its module.
+        sys.path.append(folder)
     for module in [] if not entry else entry.get("imports") or []:
         try:
             importlib.import_module(module)
@@ -184,7 +189,8 @@ def _import_custom(entry: Mapping | None, name: str) -> None:
             if entry.get("allow_failed_imports"):
                 continue
             raise ConfigError(
-                f"{name}: custom_imports: {module} cannot be imported ({error}); set PYTHONPATH to the folder it is in"
+                f"{name}: custom_imports: {module} cannot be imported ({error}); "
+                "put it beside the config, or set PYTHONPATH to its folder"
             ) from error
 
 

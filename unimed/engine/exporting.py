@@ -55,7 +55,7 @@ def _read_back(task, folder: Path) -> None:
     from unimed.models.auto import load
     from unimed.models.weights import refuse_other_numbers
 
-    if hasattr(task, "model"):
+    if task.model is not None:
         refuse_other_numbers(task.model, load(folder, device="cpu"), folder)
 
 

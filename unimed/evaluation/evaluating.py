@@ -56,6 +56,12 @@ class Rows(list):
         """`means` as a markdown table."""
         return markdown_table(self.means(by, **options), command=command)
 
+    def scores(self, **options) -> dict:
+        """As tasks give scores: {"summary": {"METRIC/KIND": mean}, "tables": {"means": ...}, "cases": these rows}."""
+        means = self.means(("kind",), **options)
+        summary = {f"{line['metric']}/{line['kind']}": line["mean"].value for line in means}
+        return {"summary": summary, "tables": {"means": means}, "cases": self}
+
     def save(self, folder: str | Path, *, command: str = "") -> list[Path]:
         """Write `cases.jsonl` and `scores.md`, each whole or not at all."""
         from unimed.files import write_text

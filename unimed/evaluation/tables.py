@@ -110,9 +110,10 @@ def write_cases(path: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
 
 
 def read_cases(path: str | os.PathLike) -> list[dict]:
-    """Rows of a per-case file, columns of older files under their names of today (`cases.ALIASES`).
+    """Rows of a per-case file as they were written; columns of older files also under their names of today
+    (`cases.ALIASES`).
 
     Raises:
         ValueError: a line is no JSON object; file and line are named.
     """
-    return [renamed(row) for _, row in read_json_lines(path)]
+    return [{**row, **renamed(row)} for _, row in read_json_lines(path)]

@@ -122,6 +122,13 @@ def _is_ours(source: Path) -> bool:
     return kind.startswith("unimed_") or (kind in CONFIG_MAPPING and _recognised(source) is None)
 
 
+def _calls_itself(source: Path) -> str:
+    """What the config.json of a folder says it is, for a message."""
+    config = source / "config.json"
+    kind = foreign.read_json(config).get("model_type") if config.is_file() else None
+    return f" (its config.json says model_type {kind!r})" if kind else ""
+
+
 def _recognised(source: Path):
     for layout, module_name in LAYOUTS.items():
         if importlib.util.find_spec(module_name) is None:
@@ -135,5 +142,8 @@ def _recognised(source: Path):
 def _converted(source: Path) -> Path:
     found = _recognised(source)
     if found is None:
-        raise LoadError(f"{source}: neither a folder of ours nor a published layout; known are {', '.join(LAYOUTS)}")
+        raise LoadError(
+            f"{source}: neither a folder of ours nor a published layout{_calls_itself(source)}; "
+            f"known are {', '.join(LAYOUTS)}"
+        )
     return converted(source, *found)

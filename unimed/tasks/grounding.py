@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from unimed.data.canonical import is_volume
 from unimed.data.collate.grounded import volume_to_uint8
+from unimed.evaluation.benchmarks import benchmark
+from unimed.evaluation.evaluating import Rows
 from unimed.evaluation.scorers.grounding import score_grounding
 from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.io.result import Prediction
@@ -64,7 +66,8 @@ class GroundingTask(Task):
             long answers do not outweigh others.
         connector: arguments of `build_connector` for a new connector in the place of the model's.
         scores: "grounding" scores what answers point at (`score_grounding`); "benchmarks" gives one set of numbers for
-            each benchmark, as Uni-Med does (`score_benchmarks`).
+            each benchmark, as Uni-Med does (`score_benchmarks`); any other word names a registered benchmark whose
+            scorer takes samples and predictions.
         compat: "reference" prompts and scores as published Uni-Med does.
 
     `routing` collects which task used which expert since it was last reset, `task_losses` the loss of each task.
@@ -101,6 +104,8 @@ class GroundingTask(Task):
         if compat is not None:
             self.processor.compat = compat
         self.scores, self.compat = scores, compat
+        if scores not in ("grounding", "benchmarks"):
+            benchmark(scores)
         if scores == "benchmarks":
             self.headline_metrics = ("*/accuracy", "*/f1", "*/miou", "*/bleu-1")
         unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
@@ -254,6 +259,9 @@ class GroundingTask(Task):
         """Metrics, tables and per-case rows; baselines beside them where the training samples are given."""
         if self.scores == "benchmarks":
             return score_benchmarks(samples, predictions, self.compat)
+        if self.scores != "grounding":
+            scores = benchmark(self.scores).score(samples, predictions)
+            return scores.scores() if isinstance(scores, Rows) else scores
         blind = self.predict_samples(_answerable(samples), blank=True) if train else None
         return score_grounding(samples, predictions, train, blind)
 

@@ -142,7 +142,7 @@ def asked(cases):
 
 def answers(root, name):
     dump(root / "train.json", {"annotations": [{"file_name": name.replace("png", "txt"), "caption": "c"}]})
-    return score_answers("medtrinity", root, root / "train.json")
+    return score_answers(root, root / "train.json", kind="medtrinity")
 
 
 DOORS = {
@@ -228,7 +228,7 @@ def seen(things, outside):
                 return True
             if any(region.mask is not None for region in thing.regions):
                 return True
-        elif thing["said"] is not None:
+        elif thing["predicted"] is not None:
             return True
     return False
 

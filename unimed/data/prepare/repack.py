@@ -21,20 +21,23 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    destination = Path(args.destination)
+    destination, packed = Path(args.destination), 0
     for split in args.splits:
         if not (Path(args.source) / "records" / f"{split}.jsonl").is_file():
-            print(f"{args.source}: no split {split}, left out", file=sys.stderr)
+            print(f"warning: {args.source}: no split {split}, left out", file=sys.stderr)
             continue
         records = RecordDataset(args.source, split)
         if not len(records):
-            print(f"{args.source}: split {split} is empty, left out", file=sys.stderr)
+            print(f"warning: {args.source}: split {split} is empty, left out", file=sys.stderr)
             continue
         if args.to == "shards":
             written = write_shards(records, destination, split, args.per_shard)
         else:
             written = [write_arrow(records, destination / split)]
         print(f"{split}: {len(records)} records in {', '.join(str(path) for path in written)}")
+        packed += len(records)
+    if not packed:
+        raise FileNotFoundError(f"{args.source}: no record in the splits {', '.join(args.splits)}; see data/formats.md")
     return 0
 
 

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from unimed.markup import plain_line
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tools/prepare_data.py unimed-clip`."""
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             settings=settings,
         )
     except (SourceError, CaptionError, OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        said = plain_line(f"field {error} is missing" if isinstance(error, KeyError) else str(error))
+        print(f"error: {said}", file=sys.stderr)
         return 1
     return 0

@@ -56,12 +56,22 @@ def check_record(record, where: str) -> None:
     """What every record must have.
 
     Raises:
-        RecordError: no JSON object, a missing field, an unknown task, or not exactly one picture.
+        RecordError: no JSON object, a field that is missing or of another type, an unknown task, or not exactly one
+            picture.
     """
     if not isinstance(record, dict):
         raise RecordError(f"{where}: expected one JSON object")
     if missing := [name for name in REQUIRED if name not in record]:
         raise RecordError(f"{where}: field {', '.join(missing)} is missing")
+    for name in REQUIRED:
+        if not isinstance(record[name], str):
+            raise RecordError(f"{where}: field {name} must be text, got {record[name]!r}")
+    regions = record.get("regions") or []
+    if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
+        raise RecordError(f"{where}: field regions must be a list of objects with phrase, mask or box_xyxy_px")
+    for name in ("image", "volume"):
+        if not isinstance(record.get(name, ""), str):
+            raise RecordError(f"{where}: field {name} must be a path, got {record[name]!r}")
     if record["task"] not in TASKS:
         raise RecordError(f"{where}: unknown task {record['task']!r}; known are {', '.join(TASKS)}")
     if ("image" in record) == ("volume" in record):

@@ -9,7 +9,7 @@ for _protocol in ("free", "teacher"):
         task="boxes",
         reader="MedicalGroundingDataset",
         reader_options={"split": "test"},
-        questions="unimed.data.wordings.umedground",
+        questions="unimed.models.dialects.umedground",
         scorer="unimed.evaluation.scorers.reports:score_reports",
         options={"protocol": _protocol},
         metrics=("miou", "box_iou", "box_f1_at_50", "phrase_f1"),

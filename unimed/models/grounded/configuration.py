@@ -61,8 +61,8 @@ class GroundedConfig(PreTrainedConfig):
             raise ValueError(f"prompt_state must be 'token' or 'before', got {prompt_state!r}")
         self.box_decoder, self.language_box_head = box_decoder, language_box_head
         self.prompt_state = prompt_state
-        self.backbone_config = _as_config(backbone_config)
-        self.mask_config = _as_config(mask_config)
+        self.backbone_config = as_config(backbone_config)
+        self.mask_config = as_config(mask_config)
         self.connector = connector
         self.box_head = box_head
         self.presence_head = presence_head
@@ -85,7 +85,8 @@ class GroundedConfig(PreTrainedConfig):
         return values
 
 
-def _as_config(value):
+def as_config(value) -> PreTrainedConfig | None:
+    """A configuration of ours, of transformers or of a plug-in, from itself or from its values with `model_type`."""
     if value is None or isinstance(value, PreTrainedConfig):
         return value
     # Our own types, and those of plug-ins, become known to transformers with what they configure.

@@ -17,10 +17,10 @@ from unimed.io.volumes import Slices, Volume, VolumeError, cut_slices
 
 
 def predict_slices(
-    model, volume: Volume, texts: Sequence[str], *, plane=None, site="", modality="", window=None, percentiles=None,
-    **options,
-) -> list[Prediction]:  # fmt: skip
-    """Answers to questions about a volume, with a 3D mask per [SEG] in the grid of the source.
+    model, volume: Volume, text: str | Sequence[str], *, plane=None, site="", modality="", window=None,
+    percentiles=None, **options,
+) -> Prediction | list[Prediction]:  # fmt: skip
+    """Answers to questions about a volume (one to a single text), with a 3D mask per [SEG] in the grid of the source.
 
     Slices are made and encoded one at a time; what is kept beside the volume is the masks, the memory of the key slices
     and of the newest fifteen others, so that memory does not grow with the number of slices (UniBiomed and Sa2VA hold
@@ -34,11 +34,12 @@ def predict_slices(
     slices, back, source = cut_slices(
         volume, plane, site=site, modality=modality, window=window, percentiles=percentiles
     )
-    found = model.predict_frames(slices, list(texts), **options)
-    return [_moved(one, back, geometry=volume.geometry, image=source) for one in found]
+    return _moved(model.predict_frames(slices, text, **options), back, geometry=volume.geometry, image=source)
 
 
-def _moved(found: Prediction, back, **changes) -> Prediction:
+def _moved(found, back, **changes):
+    if isinstance(found, list):
+        return [_moved(one, back, **changes) for one in found]
     regions = tuple(replace(r, mask=None if r.mask is None else back(r.mask)) for r in found.regions)
     return replace(found, regions=regions, **changes)
 
@@ -69,17 +70,14 @@ def predict_volume(
         VolumeError: not three axes, an unknown plane or site.
         ReadError, FileNotFoundError, ImageError, PromptError: what cannot be read or asked.
     """
-    single = isinstance(text, str)
-    texts = [text] if single else list(text)
+    text = text if isinstance(text, str) else list(text)
     shown = dict(site=site, modality=modality, window=window)
     if isinstance(volume, list):
         slices = load_stack(volume, **shown) if volume else []
         source = slices[0].source if slices else None
-        found = model.predict_frames(slices, texts, **options)
-        found = [replace(one, geometry=Geometry.pixels(), image=source) for one in found]
-    else:
-        found = predict_slices(model, _as_volume(volume, name), texts, plane=plane, **shown, **options)
-    return found[0] if single else found
+        found = model.predict_frames(slices, text, **options)
+        return _moved(found, lambda mask: mask, geometry=Geometry.pixels(), image=source)
+    return predict_slices(model, _as_volume(volume, name), text, plane=plane, **shown, **options)
 
 
 def _as_volume(volume, name: str = "") -> Volume:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from unimed.models.grounded.configuration import GroundedConfig
+from unimed.models.grounded.configuration import GroundedConfig, as_config
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import GroundedProcessor
 from unimed.models.heads.medsam_lite import MedSamLiteConfig
@@ -58,8 +58,9 @@ def build_small(
     vision_grid: int = 4,
     vocabulary: int = 1500,
     connector: str | Mapping = "mlp2x_gelu",
-    box_head: str | None = "point",
-    mask_config: MedSamLiteConfig | None = None,
+    box_head: str | Mapping | None = "point",
+    mask_config: PreTrainedConfig | Mapping | None = None,
+    dialect: str | Mapping | None = None,
     seed: int = 0,
 ) -> GroundedMLLM:
     """A model of a few million parameters whose language part starts from nothing.
@@ -68,7 +69,9 @@ def build_small(
         texts: questions and answers it will see, or a file of records; the tokenizer is learnt from them.
         image_size: side of the square LiteMedSAM sees, 128 or 256.
         vision_grid: the image becomes `vision_grid`² tokens.
-        mask_config: sizes of the mask head; LiteMedSAM's own by default.
+        connector, box_head: name, or arguments of `build_connector` and `build_box_head`.
+        mask_config: configuration of the mask decoder, or its values with the `model_type`; LiteMedSAM's by default.
+        dialect: how questions are worded and boxes written; see `unimed.models.dialects`.
     """
     tokenizer = train_tokenizer(texts_of(texts), vocabulary)
     language = LlamaConfig(
@@ -83,10 +86,10 @@ def build_small(
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
     )
-    mask_config = mask_config or MedSamLiteConfig(image_size=image_size)
+    mask_config = as_config(mask_config) or MedSamLiteConfig(image_size=image_size)
     torch.manual_seed(seed)
     model = GroundedMLLM(_config(language, tokenizer, mask_config, connector, box_head, vision_grid))
-    model.processor = _processor(tokenizer, mask_config, vision_grid, "question_answer")
+    model.processor = _processor(tokenizer, mask_config, vision_grid, "question_answer", dialect)
     return model
 
 
@@ -170,14 +173,14 @@ def build_on_language_model(
     return model
 
 
-def _config(language, tokenizer, mask_config, connector: str, box_head: str | None, vision_grid: int) -> GroundedConfig:
+def _config(language, tokenizer, mask_config, connector, box_head, vision_grid: int) -> GroundedConfig:
     return GroundedConfig(
         backbone_config=language,
         mask_config=mask_config,
         connector=dict(connector)
         if isinstance(connector, Mapping)
         else {"projector_type": connector, "resample_method": "none", "num_task_tokens": 0},
-        box_head=None if box_head is None else {"kind": box_head},
+        box_head={"kind": box_head} if isinstance(box_head, str) else box_head and dict(box_head),
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
         seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
         box_token_id=tokenizer.convert_tokens_to_ids(BOX_TOKEN),
@@ -185,7 +188,7 @@ def _config(language, tokenizer, mask_config, connector: str, box_head: str | No
     )
 
 
-def _processor(tokenizer, mask_config: MedSamLiteConfig, vision_grid: int, template: str) -> GroundedProcessor:
+def _processor(tokenizer, mask_config, vision_grid: int, template: str, dialect=None) -> GroundedProcessor:
     return GroundedProcessor(
         tokenizer,
         template=template,
@@ -200,4 +203,5 @@ def _processor(tokenizer, mask_config: MedSamLiteConfig, vision_grid: int, templ
         mask_mean=(0.0, 0.0, 0.0),
         mask_std=(1.0, 1.0, 1.0),
         max_prompt_tokens=1500,
+        dialect=dialect,
     )
