@@ -9,10 +9,10 @@ import pytest
 from clinical import blobs, found_in, write_source
 from small_volumes import grid
 
-from unimed.io.clinical import CLINICAL_FORMATS
 from unimed.io.dicom_source import CARRIED
 from unimed.io.images import ImageSource
 from unimed.io.result import Prediction
+from unimed.io.writers.clinical import CLINICAL_WRITERS
 from unimed.structures import Region
 
 pytest.importorskip("highdicom")
@@ -61,7 +61,7 @@ def expected(form):
     return {"PatientID", "StudyInstanceUID"} if form == "fhir" else set()
 
 
-@pytest.mark.parametrize("form", [*CLINICAL_FORMATS, "json", "nifti", "npz"])
+@pytest.mark.parametrize("form", [*CLINICAL_WRITERS, "json", "nifti", "npz"])
 def test_each_format_says_what_the_table_says_and_nothing_else(result, tmp_path, form):
     content = written(result, form, tmp_path)
     said = {name for name, text in SAID.items() if found_in(content, [text])}
@@ -73,7 +73,7 @@ def test_each_format_says_what_the_table_says_and_nothing_else(result, tmp_path,
     assert row, f"docs/results.md says what of the patient stands in {form!r}"
 
 
-@pytest.mark.parametrize("form", CLINICAL_FORMATS)
+@pytest.mark.parametrize("form", [*CLINICAL_WRITERS, "json", "nifti", "npz"])
 def test_deidentified_says_nothing(result, tmp_path, form):
     content = written(result, form, tmp_path, deidentified=True)
     assert [name for name, text in SAID.items() if found_in(content, [text])] == []
@@ -95,3 +95,11 @@ def test_no_warning_holds_a_name(tmp_path, form, recwarn):
     options = {"probabilities": [np.zeros(array.shape, np.float32)]} if form == "parametric-map" else {}
     prediction.save(tmp_path, "x", (form,), **options)
     assert not [w for w in recwarn if "Oneword" in str(w.message)]
+
+
+def test_unknown_options_are_refused(result, tmp_path):
+    with pytest.raises(ValueError, match="deidentifed"):
+        result[0].save(tmp_path / "x", "x", ("dicom-seg",), deidentifed=True)
+    assert not (tmp_path / "x").exists()
+    (path,) = result[0].save(tmp_path, formats=("json",), deidentified=True)
+    assert "Doe" not in path.name and "000.dcm" not in path.read_text() + path.name

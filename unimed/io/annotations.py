@@ -16,7 +16,7 @@ from unimed.io.rle import encode_mask
 from unimed.version import __version__
 
 
-def as_coco(prediction, image=None, **_ignored) -> dict:
+def as_coco(prediction, image=None, formats=()) -> dict:
     """`NAME.coco.json`: instances with uncompressed run lengths (`iscrowd` 1, as COCO marks them), boxes and scores.
 
     Raises:
@@ -52,7 +52,7 @@ def as_coco(prediction, image=None, **_ignored) -> dict:
     return {".coco.json": partial(write_text, text=json.dumps(values, ensure_ascii=False))}
 
 
-def as_labelme(prediction, image=None, **_ignored) -> dict:
+def as_labelme(prediction, image=None, formats=()) -> dict:
     """`NAME.labelme.json`: masks as shapes of kind "mask", boxes as rectangles; the image is named, not held.
 
     Raises:
@@ -78,7 +78,7 @@ def as_labelme(prediction, image=None, **_ignored) -> dict:
     return {".labelme.json": partial(write_text, text=json.dumps(values, indent=1, ensure_ascii=False))}
 
 
-def as_label_studio(prediction, image=None, *, image_url: str = "", **_ignored) -> dict:
+def as_label_studio(prediction, image=None, formats=(), *, image_url: str = "") -> dict:
     """`NAME.labelstudio.json`: one task with a prediction, for import; masks as brush labels, boxes as rectangles.
 
     Args:

@@ -21,11 +21,11 @@ QUANTITIES = ("probability", "uncertainty")
 def as_parametric_map(
     prediction,
     image=None,
+    formats=(),
     *,
     probabilities: Sequence[np.ndarray | None] | None = None,
     quantity: str = "probability",
     deidentified: bool = False,
-    **_ignored,
 ) -> dict:
     """`NAME-LABEL.pm.dcm` of each region with a map: numbers in [0, 1] at every voxel, as float32.
 
@@ -90,7 +90,7 @@ def as_parametric_map(
     return files
 
 
-def as_secondary_capture(prediction, image=None, *, deidentified: bool = False, **_ignored) -> dict:
+def as_secondary_capture(prediction, image=None, formats=(), *, deidentified: bool = False) -> dict:
     """`NAME-NUMBER.sc.dcm`: the slices that show the findings best, with outlines, names and the notice burned in.
 
     Any viewer shows them; nothing of the patient is drawn.

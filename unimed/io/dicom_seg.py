@@ -65,9 +65,22 @@ def write_dicom_seg(
     return write_object(Path(path), segmentation)
 
 
-def as_dicom_seg(prediction, image=None, **options) -> dict:
+def as_dicom_seg(
+    prediction,
+    image=None,
+    formats=(),
+    *,
+    segmentation_type: str = "BINARY",
+    probabilities: Sequence[np.ndarray | None] | None = None,
+    calibrated: bool = False,
+    deidentified: bool = False,
+    tracking: Sequence[tuple[str, str]] = (),
+) -> dict:
     """`NAME.seg.dcm`; see `build_segmentation` for the options."""
-    segmentation, _ = build_segmentation(prediction, **options)
+    segmentation, _ = build_segmentation(
+        prediction, segmentation_type=segmentation_type, probabilities=probabilities, calibrated=calibrated,
+        deidentified=deidentified, tracking=tracking,
+    )  # fmt: skip
     return {".seg.dcm": partial(write_object, made=segmentation)}
 
 
@@ -86,7 +99,6 @@ def build_segmentation(
     calibrated: bool = False,
     deidentified: bool = False,
     tracking: Sequence[tuple[str, str]] = (),
-    **_ignored,
 ):
     """The SEG of a prediction, and its findings in the order of the segments.
 

@@ -50,14 +50,27 @@ UNITS = {
 }
 
 
-def as_dicom_sr(prediction, image=None, **options) -> dict:
+def as_dicom_sr(
+    prediction,
+    image=None,
+    formats=(),
+    *,
+    values: np.ndarray | None = None,
+    calibrated: bool = False,
+    deidentified: bool = False,
+    tracking: Sequence[tuple[str, str]] = (),
+    comments: Sequence[str] = (),
+) -> dict:
     """`NAME.sr.dcm` and, where a region has a mask, the SEG it refers to as `NAME.seg.dcm`; see `build_report`.
 
     Raises:
         DicomSegError: the source is no DICOM image, or has changed.
         ImportError: highdicom is not installed.
     """
-    report, segmentation = build_report(prediction, **options)
+    report, segmentation = build_report(
+        prediction, values=values, calibrated=calibrated, deidentified=deidentified, tracking=tracking,
+        comments=comments,
+    )  # fmt: skip
     files = {".sr.dcm": partial(write_object, made=report)}
     return files if segmentation is None else files | {".seg.dcm": partial(write_object, made=segmentation)}
 
@@ -71,7 +84,6 @@ def build_report(
     deidentified: bool = False,
     tracking: Sequence[tuple[str, str]] = (),
     comments: Sequence[str] = (),
-    **_ignored,
 ):
     """The report of a prediction and the SEG that it refers to, None without masks.
 

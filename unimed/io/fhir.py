@@ -32,11 +32,11 @@ _LATERALITY = "272741003"
 def as_fhir(
     prediction,
     image=None,
+    formats=(),
     *,
     fhir_version: str = "R5",
     calibrated: bool = False,
     deidentified: bool = False,
-    **_ignored,
 ) -> dict:
     """`NAME.fhir.json`: a Bundle of Device, DiagnosticReport and Observations; the status is always preliminary.
 

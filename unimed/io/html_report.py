@@ -37,12 +37,12 @@ _POLICY_NIIVUE = (
 def as_html_report(
     prediction,
     image=None,
+    formats=(),
     *,
     calibrated: bool = False,
     deidentified: bool = False,
     niivue: str | Path | None = None,
     most_voxels: int = MOST_VOXELS,
-    **_ignored,
 ) -> dict:
     """`NAME.html`: one file for a mail; PDF by printing. It fetches nothing and holds nothing of the patient.
 

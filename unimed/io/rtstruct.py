@@ -42,7 +42,7 @@ def filled(contours: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def as_rtstruct(prediction, image=None, *, deidentified: bool = False, **_ignored) -> dict:
+def as_rtstruct(prediction, image=None, formats=(), *, deidentified: bool = False) -> dict:
     """`NAME.rtstruct.dcm`: planar contours on the slices of the series; holes are contours of their own.
 
     Raises:

@@ -20,7 +20,7 @@ _CONTEXT = "Segmentation category and type - DICOM master list"
 _REGIONS = "Anatomic codes - DICOM master list"
 
 
-def as_seg_nrrd(prediction, image=None, *, calibrated: bool = False, **_ignored) -> dict:
+def as_seg_nrrd(prediction, image=None, formats=(), *, calibrated: bool = False) -> dict:
     """`NAME.seg.nrrd`: overlaps, names, colors, codes and sides, which Slicer opens by drag and drop.
 
     Raises:
@@ -139,7 +139,7 @@ def _write(path: Path, header: list[str], layers: Sequence[np.ndarray]) -> Path:
 # Tables of labels -----------------------------------------------------------------------------------------------------
 
 
-def as_label_table(prediction, image=None, **_ignored) -> dict:
+def as_label_table(prediction, image=None, formats=()) -> dict:
     """`NAME.labels.tsv` and `NAME.labels.json`: what the numbers of a label map ("nifti", "nrrd", "npz") stand for."""
     rows = [_row(finding) for finding in findings_of(prediction)]
     if not rows:
