@@ -69,7 +69,7 @@ def test_pictures_are_one_slice_and_results_without_masks_an_error(tmp_path):
 def test_a_table_lies_beside_a_label_map(tmp_path):
     nibabel = pytest.importorskip("nibabel")
     prediction = result_of(GRIDS[0])
-    volume, table, told = prediction.save(tmp_path, "case", ("nifti", "labels"))
+    volume, *_, table, told = prediction.save(tmp_path, "case", ("nifti", "labels"))
     rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
     found = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     labels = np.asanyarray(nibabel.load(volume).dataobj)
