@@ -244,7 +244,7 @@ MUTATIONS = [
         ("average for maximum", 'if config.resample_method == "avgpool" else', 'if config.resample_method != "avgpool" else'),
         ("grid read column by column", "image = tokens.transpose(1, 2).reshape(batch, width, rows, columns)",
          "image = tokens.transpose(1, 2).reshape(batch, width, columns, rows).transpose(2, 3)")),
-    *of("models/uni_med/vision.py", f"{UNI_MED}::test_vit_and_its_norm",
+    *of("models/backbones/eva.py", f"{UNI_MED}::test_vit_and_its_norm",
         ("encoder norms with another eps", "norm_layer=partial(nn.LayerNorm, eps=1e-6),",
          "norm_layer=partial(nn.LayerNorm, eps=1e-3),"),
         ("positions resized bilinearly", 'grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)',
