@@ -38,14 +38,14 @@ def test_every_row_begins_with_the_same_columns():
         case_row("c", "picture")
 
 
-def test_files_of_older_versions_are_read_under_the_names_of_today(tmp_path):
+def test_files_of_older_versions_are_read_under_their_names_and_those_of_today(tmp_path):
     old = {"case_id": "c", "expression": "liver", "painted": 3, "said": "yes", "doubt_aurc": 1.0}
     (tmp_path / "old.jsonl").write_text(json.dumps(old) + "\n", encoding="utf-8-sig")
-    assert read_cases(tmp_path / "old.jsonl") == [
-        {"case": "c", "target": "liver", "predicted_voxels": 3, "predicted": "yes", "uncertainty_aurc": 1.0}
-    ]
+    today = {"case": "c", "target": "liver", "predicted_voxels": 3, "predicted": "yes", "uncertainty_aurc": 1.0}
+    assert read_cases(tmp_path / "old.jsonl") == [old | today]
     new = {"case": "today", "target": "a\u2028b"}
-    assert read_cases(write_cases(tmp_path / "new.jsonl", [new | {"case_id": "then"}])) == [new]
+    both = new | {"case_id": "then"}
+    assert read_cases(write_cases(tmp_path / "new.jsonl", [both])) == [both], "a name of today keeps its value"
     assert set(ALIASES.values()).isdisjoint(ALIASES)
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a markdown table with the command under it, and one JSON line per case."""
+"""Tables and per-case files: a markdown table with the command under it, and one JSON line per case."""
 
 from __future__ import annotations
 

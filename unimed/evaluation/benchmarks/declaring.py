@@ -1,4 +1,4 @@
-"""What a benchmark is, and how one is declared."""
+"""Declaration of benchmarks: what one is, and how it is registered."""
 
 from __future__ import annotations
 
