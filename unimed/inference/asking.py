@@ -127,22 +127,16 @@ def ask(model, source: Source, texts: Sequence[str], *, plane: str = "axial", ho
             return model.predict(source.image, texts)
         return [_segmented(model, source, text, how) for text in texts]
     if source.is_volume:
-        if not hasattr(model, "predict_frames"):
+        if getattr(model, "mask_head", None) is None:  # Uni-Med: one image, boxes as text
             raise _no_volumes(model, source)
         from unimed.inference.volume import predict_volume
 
         tokens = {k: v for k, v in options.items() if k == "max_new_tokens"}
         volume = (source.array, source.geometry)
         return predict_volume(model, volume, texts, plane=plane, name=str(source.path), **how, **tokens)
-    if options.get("task") is None or not _takes_task(model):
+    if options.get("task") is None:
         options.pop("task", None)
     return model.predict(source.image, texts, **options)
-
-
-def _takes_task(model) -> bool:
-    import inspect
-
-    return "task" in inspect.signature(model.predict).parameters
 
 
 def _segmented(model, source: Source, text: str, how: dict) -> VolumeSegmentation:
