@@ -1,4 +1,4 @@
-"""Baselines that do not look at the image and that a model must beat: a copied mask, the mean box, the majority answer."""
+"""Baselines that do not look at the image and that a model must beat: copied mask, mean box, majority answer."""
 
 from __future__ import annotations
 
