@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from unimed import registry
+from unimed.commands import RENAMED_VERBS, VERBS
+from unimed.commands.cli import main
 from unimed.commands.common import FLAGS
 from unimed.engine.config import KEYS, RENAMED
 from unimed.evaluation.cases import ALIASES, COLUMNS
@@ -19,6 +21,7 @@ WORDS = {
     "picture": "image", "pictures": "image", "learn": "trainable", "learnt": "trained", "share": "fraction",
     "shares": "fractions", "surer": "more confident", "wording": "prompt_style", "deaths": "restarts",
     "colour": "color", "neighbours": "neighbors", "licence": "license", "normalise": "normalize",
+    "recognise": "recognize", "optimiser": "optimizer",
 }  # fmt: skip
 PAGES = ["README.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
 #: Words that stand in pages in their everyday sense (processes share work) or are a part of what is quoted.
@@ -43,6 +46,11 @@ def names():
             yield f"config {key}", inner
     for flag, (spellings, _) in FLAGS.items():
         yield f"flag {flag}", spellings[0].strip("-")
+    for verb in VERBS:
+        yield "verb", verb
+    for file in [*(ROOT / "unimed" / "commands").glob("*.py"), *(ROOT / "unimed" / "data" / "prepare").rglob("*.py")]:
+        for first in re.findall(r'add_argument\(\s*"-*([\w-]+)"', file.read_text(encoding="utf-8")):
+            yield file.name, first
     for column in COLUMNS:
         yield "column", column
 
@@ -73,3 +81,12 @@ def test_former_names_are_in_the_glossary():
                 assert f"`{old}`" in page and (new is None or f"`{new}`" in page), (old, new)
     counted = {"image", "predicted_pixels", "truth_pixels", "painted_where_absent"}  # see docs/metrics.md
     assert all(f"`{old}`" in page for old in set(ALIASES) - counted)
+
+
+def test_former_verbs_are_understood_with_one_warning(monkeypatch, caplog, capsys):
+    monkeypatch.setattr(registry, "_told", set())
+    for old, new in RENAMED_VERBS.items():
+        with pytest.raises(SystemExit) as stopped:
+            main([old, "--help"])
+        assert stopped.value.code == 0 and f"usage: unimed {new}" in capsys.readouterr().out
+        assert f"unimed: {old!r} is called {new!r} now" in caplog.text
