@@ -302,8 +302,8 @@ MISTAKES = {
     # -- the rest
     "nothing to serve": ("serve --model {nowhere}", "nowhere: no such file"),
     "port for people": ("serve --model {contrastive} --port http", "invalid int value"),
-    "no sample set": ("quickstart-pictures {grounded} {nowhere} {root}/pictures", "nowhere"),
-    "no model for pictures": ("quickstart-pictures {nowhere} {empty} {root}/pictures", "nowhere"),
+    "no sample set": ("quickstart-images {grounded} {nowhere} {root}/pictures", "nowhere"),
+    "no model for pictures": ("quickstart-images {nowhere} {empty} {root}/pictures", "nowhere"),
     "speed of nothing": ("speed phrases {nowhere} {image}", "nowhere"),
     "speed on nothing": ("speed phrases {grounded} {nowhere}.png", "nowhere.png"),
     "speed without an image": ("speed phrases {grounded}", "image"),
