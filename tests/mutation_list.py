@@ -118,7 +118,7 @@ MUTATIONS = [
          "sparse = torch.cat([padding, prompts[rows][None, :, None], prompts[rows][None, :, None]], dim=2)"),
         ("SAM 2: box proposes several masks", "return self._decode_sparse(one, sparse, multimask=False)",
          "return self._decode_sparse(one, sparse, multimask=True)")),
-    *of("models/heads/sam2_memory.py", VIDEO,
+    *of("models/heads/sam2_memory.py", f"models/heads/test_sam2_memory.py {VIDEO}",
         ("memory time codes reversed", "time_codes[code].to(one.positions.dtype)",
          "time_codes[MEMORY_FRAMES - 1 - code].to(one.positions.dtype)"),
         ("memory: one frame fewer", "for distance in range(MEMORY_FRAMES - 1, 0, -1):",

@@ -43,6 +43,9 @@ def test_reorient_keeps_every_voxel_in_its_place_and_returns(spacing, angles, or
     first, first_geometry = reorient(array, geometry, start)
     moved, moved_geometry = reorient(first, first_geometry, end)
     assert moved_geometry.orientation == end
+    assert geometry.spacing == pytest.approx(spacing) and sorted(moved_geometry.spacing) == pytest.approx(
+        sorted(spacing)
+    )
 
     old_index = np.stack(np.unravel_index(moved.ravel(), shape) + (np.ones(60, int),))
     new_index = np.stack(np.unravel_index(np.arange(60), moved.shape) + (np.ones(60, int),))

@@ -94,7 +94,9 @@ def renames(**names: str | None) -> Callable:
             for old, new in names.items():
                 if old in kwargs and new in kwargs:
                     raise TypeError(f"{thing.__name__} got both {old!r} and {new!r}, which is its name today")
-            return call(*args, **today(kwargs, names, thing.__name__))
+            # Of a base class the user knows the class that was called.
+            name = type(args[0]).__name__ if inspect.isclass(thing) else thing.__name__
+            return call(*args, **today(kwargs, names, name))
 
         target = thing if inspect.isclass(thing) else renamed
         if target is thing:

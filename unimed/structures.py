@@ -189,7 +189,7 @@ class Sample:
     labels: Mapping[str, Any] = field(default_factory=dict)
     patient_id: str = field(default="", repr=False)
     source: str = ""
-    licence: str = ""
+    license: str = ""
     label_origin: str = ""
     intent: Intent | None = None
     written: Written | None = None

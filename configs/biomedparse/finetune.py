@@ -24,7 +24,7 @@ task = dict(
 )
 train_data = dict(
     type="AugmentedDataset",
-    swap_neighbours=True,
+    swap_neighbors=True,
     dataset=dict(type="BiomedParseDataset", root="data/my_volumes/slices", prompts=4, absent=None, sentence="random"),
 )
 val_data = volumes("val")

@@ -26,7 +26,7 @@ train_data = dict(
         dict(dataset=records("train", "report"), weight=1.5),
         dict(dataset=records("train", "region"), weight=1.0),
         # Four volumes, eight slices each: this shows the road, not a result.
-        dict(dataset=records("train", "volume", slices=8, with_object=0.6), weight=0.25),
+        dict(dataset=records("train", "volume", slices=8, foreground_fraction=0.6), weight=0.25),
     ]
 )
 val_data = records("val", "referring", "absent", "box", "vqa")
@@ -37,7 +37,7 @@ test_data = dict(
                 "test", "referring", "absent", "box", "vqa", "classification", "caption", "report", "region"
             )
         ),
-        dict(dataset=records("test", "volume", eight_bit=True)),
+        dict(dataset=records("test", "volume", to_uint8=True)),
     ]
 )
 collate = dict(type="GroundedCollator")

@@ -10,7 +10,7 @@ def part(split):
         images="data/ChestX-ray8/images",
         format="chestxray8",
         split=split,
-        shares=(0.7, 0.1, 0.2),
+        split_fractions=(0.7, 0.1, 0.2),
     )
 
 

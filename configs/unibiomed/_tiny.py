@@ -10,7 +10,7 @@ _tree = "data/biomed_shapes"
 
 
 def shapes(reader, folder, split="train", **arguments):
-    drawn = dict(wording="random") if split == "train" else {}
+    drawn = dict(prompt_style="random") if split == "train" else {}
     return dict(dataset=dict(type=reader, root=folder, split=split, **drawn, **arguments))
 
 
@@ -32,15 +32,15 @@ task = dict(
 )
 train_data = dict(
     mixture=[
-        shapes("BiomedDataset", f"{_tree}/Shapes", sentence="random", at_least=20),
-        shapes("BiomedDataset", f"{_tree}/Shapes", kind="region", shown_by="box"),
-        shapes("BiomedDataset", f"{_tree}/Shapes", kind="region", shown_by="tokens"),
+        shapes("BiomedDataset", f"{_tree}/Shapes", sentence="random", min_samples=20),
+        shapes("BiomedDataset", f"{_tree}/Shapes", kind="region", region_style="box"),
+        shapes("BiomedDataset", f"{_tree}/Shapes", kind="region", region_style="tokens"),
         shapes("BiomedDataset", f"{_tree}/Disease/Disc", kind="disease"),
         shapes("BiomedDataset", f"{_tree}/Disease/Square", kind="disease"),
         shapes("RadGenomeDataset", f"{_tree}/RadGenome", kind="vqa"),
         shapes("RadGenomeDataset", f"{_tree}/RadGenome", kind="report"),
         shapes("MedTrinityDataset", f"{_tree}/MedTrinity"),
-        shapes("BiomedVolumeDataset", f"{_tree}/3D/Shapes", slices=4, with_object=0.7, repeats=2),
+        shapes("BiomedVolumeDataset", f"{_tree}/3D/Shapes", slices=4, foreground_fraction=0.7, repeats=2),
     ],
     group_by_length=2,
 )

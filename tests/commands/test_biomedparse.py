@@ -59,6 +59,9 @@ def test_a_target_without_voxels_is_explained(model, folder, capsys):
     assert parse_3d([*arguments, "--prompts", "liver", "liver"]) == 0
     said = capsys.readouterr().out
     assert "liver: presence" in said and "gave way to a surer target" in said
+    written = json.loads((folder / "twice" / "a.json").read_text())
+    assert [bool(target.get("remark")) for target in written["targets"]].count(True) == 1
+    assert (folder / "twice" / "a.png").is_file(), "a montage"
 
 
 def test_prompts_of_the_file(model, folder, capsys):
@@ -174,6 +177,10 @@ def test_pictures(model, tmp_path, capsys):
     arguments = [str(tmp_path / "in"), "--model", model, "--out", str(tmp_path / "out"), "--threshold", "0"]
     assert parse_2d([*arguments, "--prompts", "left lung", "heart"]) == 0
     assert {"other.json", "other.png", "p_X-Ray_chest.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    shown = np.asarray(Image.open(tmp_path / "out" / "other-mask1.png"))
+    row = next(row for row in map(json.loads, open(tmp_path / "out" / "cases.jsonl")) if row["case"] == "other")
+    assert shown.shape == (40, 50) and (shown > 0).sum() == row["found"][1]["pixels"]
+    assert row["found"][1]["mask_file"] == "other-mask1.png"
     regions = json.loads((tmp_path / "out" / "other.json").read_text())["regions"]
     assert [r["phrase"] for r in regions] == ["left lung", "heart"] and regions[0]["mask_rle"]["size"] == [40, 50]
     arguments[arguments.index("--out") + 1] = str(tmp_path / "known")

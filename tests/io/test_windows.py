@@ -59,6 +59,12 @@ def test_counted_percentiles_equal_numpy(dtype, ignore_zero):
     assert found == pytest.approx(tuple(np.percentile(values, (3, 91.7))))
 
 
+@pytest.mark.parametrize("part", [0, 12.5, 33, 50, 91.7, 99])
+def test_percentiles_lie_between_two_values(part):
+    array = np.array([[[7, 40, 90], [130, 1000, 2200]]], np.int16)
+    assert percentile_range(array, part, 100)[0] == pytest.approx(np.percentile(array, part))
+
+
 def test_the_order_of_windows():
     """Argument, file, site and modality, percentiles; each is used where those before it say nothing."""
     of_file = {"window": (50, 10), "modality": "CT"}

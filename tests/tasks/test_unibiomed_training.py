@@ -45,9 +45,9 @@ def test_a_mixture_takes_what_is_there(tmp_path, capsys):
         mixture(str(tmp_path), tasks=["diseases"])
     with pytest.raises(ValueError, match="unknown set 'LGGG'; did you mean 'LGG'"):
         mixture(str(tmp_path), without=["LGGG"])
-    found = mixture(str(tmp_path / "Biomed"), skip_absent=True, wording="fixed")
+    found = mixture(str(tmp_path / "Biomed"), skip_absent=True, prompt_style="fixed")
     assert [entry["name"] for entry in found] == ["vqa RadGenome", "report RadGenome", "caption MedTrinity"]
-    assert found[0]["dataset"]["wording"] == "fixed" and "90 sets are not there" in capsys.readouterr().err
+    assert found[0]["dataset"]["prompt_style"] == "fixed" and "90 sets are not there" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no set is left"):
         mixture(str(tmp_path / "nowhere"), skip_absent=True)
 

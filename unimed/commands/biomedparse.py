@@ -189,6 +189,8 @@ def _parse_2d(args) -> int:
         for target in row["found"]:
             if target.get("remark"):
                 say(f"  {target['target']}: {target['remark']}")
+            if args.p_value is not None and target["p_value"] is None:
+                say(f"  {target['target']}: --p-value changes nothing, no shape of it is known for this kind of image")
     counts = f"{len(report.rows)} pictures, {report.skipped} of them before, {len(report.failed)} failed"
     print(f"{counts}, results in {out}. Research use only.")
     print_failures(report)

@@ -25,7 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"error: unknown verb {verb!r}{did_you_mean(verb, VERBS)} `unimed --help` lists them", file=sys.stderr)
         return 1
-    return run_verb(verb, rest)
+    try:
+        return run_verb(verb, rest)
+    except KeyboardInterrupt:  # before the verb itself runs, while libraries are imported
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def run_verb(verb: str, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:

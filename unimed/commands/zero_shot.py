@@ -36,6 +36,7 @@ def _zero_shot(args) -> int:
     labels = [part.strip() for label in args.labels for part in label.split("|") if part.strip()]
 
     from unimed.inference.runs import print_failures, print_windows, run_cases
+    from unimed.io.images import load as load_image
     from unimed.structures import Case
 
     paths = _files(args.images)
@@ -45,11 +46,11 @@ def _zero_shot(args) -> int:
         raise ValueError(f"only one label was given ({labels[0]!r}); it would always win: give at least two")
 
     def predict(batch: list[Case]) -> list[dict]:
-        files = [case.inputs["path"] for case in batch]
-        results = model.zero_shot(files, labels, args.templates, site=args.site, compat=args.compat)
-        for case, result in zip(batch, results, strict=True):
-            bars(case.inputs["path"], result, Path(args.out) / "plots" / f"{case.name}.png", args.site)
-        return [result.to_dict() for result in results]
+        images = [load_image(case.inputs["path"], site=args.site) for case in batch]
+        results = model.zero_shot(images, labels, args.templates, site=args.site, compat=args.compat)
+        for case, image, result in zip(batch, images, results, strict=True):
+            bars(image, result, Path(args.out) / "plots" / f"{case.name}.png", args.site)
+        return [result.to_dict() | {"steps": list(image.steps)} for image, result in zip(images, results, strict=True)]
 
     settings = {"model": str(args.model), "labels": labels, "templates": args.templates, "site": args.site,
                 "compat": args.compat}  # fmt: skip

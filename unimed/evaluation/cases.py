@@ -95,11 +95,10 @@ def sample_row(sample: Sample, kind: str, target: str = "", **values) -> dict:
 
 
 def renamed(row: Mapping) -> dict:
-    """A row of any age under the names of today; a name that is there already wins over its former one."""
-    today = {name: ALIASES.get(name, name.replace("doubt_", "uncertainty_", 1)) for name in row}
-    result = {name: value for name, value in row.items() if today[name] == name}
+    """A row of any age with the names of today beside its own; a name that is there already keeps its value."""
+    result = dict(row)
     for name, value in row.items():
-        result.setdefault(today[name], value)
+        result.setdefault(ALIASES.get(name, name.replace("doubt_", "uncertainty_", 1)), value)
     return result
 
 

@@ -103,16 +103,9 @@ def ask(model, source: Source, texts: Sequence[str], *, plane: str | None = None
         return model.predict(source.content, texts, **how)
     if source.is_volume:
         options |= dict(plane=plane, **how)
-    if options.get("task") is None or not _takes_task(model):
+    if options.get("task") is None:
         options.pop("task", None)
     return model.predict(source.content, texts, **options)
-
-
-def _takes_task(model) -> bool:
-    import inspect
-
-    methods = [getattr(model, name, None) for name in ("_predict_images", "predict")]
-    return any("task" in inspect.signature(method).parameters for method in methods if method is not None)
 
 
 def save_volume_prediction(

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def choose_slices(shows: Sequence[bool], count: int | None, with_object: float = 0.0, drawn: bool = False) -> list[int]:
+def choose_slices(
+    shows: Sequence[bool], count: int | None, foreground_fraction: float = 0.0, drawn: bool = False
+) -> list[int]:
     """Indices of `count` slices in order; all where `count` is None or there are no more.
 
     Args:
         shows: whether each slice shows the object.
-        with_object: share of the chosen slices that shall show it, where there are that many.
+        foreground_fraction: fraction of the chosen slices that shall show it, where there are that many.
         drawn: at random, by the global `random`; otherwise evenly over the volume.
     """
     if count is None or count >= len(shows):
@@ -26,6 +28,6 @@ def choose_slices(shows: Sequence[bool], count: int | None, with_object: float =
         return [indices[int(place)] for place in np.linspace(0, len(indices) - 1, number).round()] if number else []
 
     with_it = [index for index, there in enumerate(shows) if there]
-    chosen = set(spread(with_it, min(len(with_it), math.ceil(with_object * count))))
+    chosen = set(spread(with_it, min(len(with_it), math.ceil(foreground_fraction * count))))
     rest = [index for index in range(len(shows)) if index not in chosen]
     return sorted(chosen | set(spread(rest, count - len(chosen))))

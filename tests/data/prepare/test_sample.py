@@ -110,7 +110,7 @@ def test_every_record_reads_back(built):
         dataset = RecordDataset(out, split)
         assert len(dataset) > 20
         for index, record in enumerate(dataset.records):
-            assert record["split"] == split and record["licence"] and record["label_origin"]
+            assert record["split"] == split and record["license"] and record["label_origin"]
             check_counts(record)
             for region in record["regions"]:
                 if region["phrase_span"]:

@@ -92,7 +92,7 @@ def test_noise_is_symmetric_unless_the_published_one_is_asked_for():
 
 def test_neighbours_are_exchanged_in_every_second_sample(quiet):
     exchanged = sum(
-        bool((augment(sample(), random.Random(seed), swap_neighbours=True).images[0][..., 1] == 90).any())
+        bool((augment(sample(), random.Random(seed), swap_neighbors=True).images[0][..., 1] == 90).any())
         for seed in range(60)
     )
     assert 18 <= exchanged <= 42

@@ -156,13 +156,13 @@ def test_some_slices_of_a_volume_for_training(folder):
     entry["regions"] = [{"phrase": "lesion", "mask": "masks/v.nii.gz", "present": True}]
     del entry["image"]
     write(folder, entry)
-    sample = RecordDataset(folder, slices=6, with_object=0.5)[0]
+    sample = RecordDataset(folder, slices=6, foreground_fraction=0.5)[0]
     assert sample.images[0].shape == (6, 5, 4) and sample.images[0].dtype == np.uint8
     shown = sample.regions[0].mask.any(axis=(1, 2))
     assert shown.sum() == 3 and not sample.geometry.is_physical
     bright = sample.images[0].max(axis=(1, 2))
     assert (np.diff(bright.astype(int)) >= 0).all()  # slices keep their order
-    whole = RecordDataset(folder, eight_bit=True)[0]
+    whole = RecordDataset(folder, to_uint8=True)[0]
     assert whole.images[0].shape == (20, 5, 4) and whole.images[0].dtype == np.uint8 and whole.geometry.is_physical
     assert RecordDataset(folder)[0].images[0].dtype == np.int16
 

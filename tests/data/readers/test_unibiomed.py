@@ -65,7 +65,7 @@ def test_segmentation_disease_and_region(tmp_path):
 
 def test_wordings_are_drawn_by_the_seeded_generator(tmp_path):
     coco(tmp_path)
-    dataset, asked, questions = tree.BiomedDataset(tmp_path, sentence="random", wording="random"), [], set()
+    dataset, asked, questions = tree.BiomedDataset(tmp_path, sentence="random", prompt_style="random"), [], set()
     for seed in range(40):
         random.seed(seed)
         sample = build_dialect("unibiomed").write(dataset[0])
@@ -75,8 +75,8 @@ def test_wordings_are_drawn_by_the_seeded_generator(tmp_path):
     assert set(asked) == {"liver in abdomen ct", "hepatic organ"} and len(questions) == 8
     random.seed(3)
     assert dataset[0].regions[0].phrase == asked[3]
-    with pytest.raises(tree.TreeError, match="unknown wording"):
-        tree.BiomedDataset(tmp_path, wording="free")
+    with pytest.raises(tree.TreeError, match="unknown prompt_style"):
+        tree.BiomedDataset(tmp_path, prompt_style="free")
 
 
 def test_a_user_brings_wordings(tmp_path):
@@ -94,9 +94,9 @@ def test_a_user_brings_wordings(tmp_path):
 
 def test_small_sets_are_repeated(tmp_path):
     coco(tmp_path)
-    dataset = tree.BiomedDataset(tmp_path, at_least=7)
+    dataset = tree.BiomedDataset(tmp_path, min_samples=7)
     assert len(dataset) == 6 and dataset[4].sample_id == dataset[0].sample_id
-    assert len(tree.BiomedDataset(tmp_path, repeats=3)) == 6 and len(tree.BiomedDataset(tmp_path, at_least=1)) == 2
+    assert len(tree.BiomedDataset(tmp_path, repeats=3)) == 6 and len(tree.BiomedDataset(tmp_path, min_samples=1)) == 2
     with pytest.raises(IndexError):
         dataset[6]
 
@@ -113,7 +113,7 @@ def test_no_findings_point_at_nothing(tmp_path):
 
 def test_a_region_is_given_by_its_mask_or_by_a_painted_box(tmp_path):
     coco(tmp_path)
-    sample = tree.BiomedDataset(tmp_path, kind="region", shown_by="box")[0]
+    sample = tree.BiomedDataset(tmp_path, kind="region", region_style="box")[0]
     assert not sample.regions and "<region>" in sample.conversation[0][1]
     assert sample.images[0][2, 6].tolist() == [0, 255, 0] and sample.conversation[1][1] == "liver in abdomen ct."
     sample = tree.BiomedDataset(tmp_path, kind="region")[0]
@@ -122,9 +122,9 @@ def test_a_region_is_given_by_its_mask_or_by_a_painted_box(tmp_path):
 
 def test_slices_with_the_object_can_be_preferred(tmp_path):
     volume(tmp_path)
-    only = tree.BiomedVolumeDataset(tmp_path, slices=2, with_object=1.0)[0]
+    only = tree.BiomedVolumeDataset(tmp_path, slices=2, foreground_fraction=1.0)[0]
     assert only.regions[0].mask.any(axis=(1, 2)).all()
-    drawn = tree.BiomedVolumeDataset(tmp_path, slices=2, wording="random")
+    drawn = tree.BiomedVolumeDataset(tmp_path, slices=2, prompt_style="random")
     random.seed(0)
     assert len({drawn[0].images[0].tobytes() for _ in range(20)}) == 3
 

@@ -53,7 +53,7 @@ class Case:
     split: str
     patient_id: str
     source: str
-    licence: str
+    license: str
     label_origin: str
     structures: tuple[Structure, ...] = ()
     absent: tuple[str, ...] = ()

@@ -105,7 +105,7 @@ class Asker:
                 "site": case.site,
                 "patient_id": case.patient_id,
                 "source": case.source,
-                "licence": case.licence,
+                "license": case.license,
                 "label_origin": case.label_origin,
                 "split": case.split,
                 "question": question,

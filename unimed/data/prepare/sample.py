@@ -105,7 +105,7 @@ def build(out, cache_dir=None, blocks=None, force: bool = False, report=print) -
                 "skipped": skipped,
                 "counts": counts,
                 "packages": {name: f"{packages[name].version} sha256:{packages[name].sha256}" for name in archives},
-                "licences": sorted({case.licence for case in cases}),
+                "licenses": sorted({case.license for case in cases}),
                 "caution": "Too small to claim generalisation; see data/README.md for what each split separates.",
             }
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from unimed.registry import DATASETS
+from unimed.registry import DATASETS, renames
 from unimed.structures import Sample
 
 _SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "LEFT": "RIGHT", "RIGHT": "LEFT"}
@@ -23,6 +23,7 @@ def other_side(text: str) -> str:
 
 
 @DATASETS.register_module()
+@renames(swap_neighbours="swap_neighbors")
 class AugmentedDataset:
     """Another dataset, changed at random: turned, mirrored, cropped, brighter or darker, noisy, speckled.
 
@@ -31,16 +32,16 @@ class AugmentedDataset:
 
     Args:
         dataset: config of the dataset that is augmented; its images are uint8.
-        swap_neighbours: for slices with their neighbours as channels.
+        swap_neighbors: for slices with their neighbours as channels.
         compat: None: a mirrored picture gets its prompts mirrored too ("left kidney" is then the right one), and noise
             goes both ways. "reference": prompts stay, and negative noise wraps around to bright values.
     """
 
-    def __init__(self, dataset: dict, swap_neighbours: bool = False, compat: str | None = None):
+    def __init__(self, dataset: dict, swap_neighbors: bool = False, compat: str | None = None):
         if compat not in (None, "reference"):
             raise ValueError(f"compat {compat!r} is unknown; use None or 'reference'")
         self.dataset = DATASETS.build(dataset)
-        self.swap_neighbours, self.compat = swap_neighbours, compat
+        self.swap_neighbors, self.compat = swap_neighbors, compat
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -51,10 +52,10 @@ class AugmentedDataset:
             self.dataset.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> Sample:
-        return augment(self.dataset[index], random, self.swap_neighbours, self.compat)
+        return augment(self.dataset[index], random, self.swap_neighbors, self.compat)
 
 
-def augment(sample: Sample, draw=random, swap_neighbours: bool = False, compat: str | None = None) -> Sample:
+def augment(sample: Sample, draw=random, swap_neighbors: bool = False, compat: str | None = None) -> Sample:
     """One sample by the published recipe; see `AugmentedDataset`.
 
     Args:
@@ -85,7 +86,7 @@ def augment(sample: Sample, draw=random, swap_neighbours: bool = False, compat: 
 
         image, instances, maps = place(image), place(instances), [place(mask) for mask in maps]
         image = _intensities(image, draw, compat)
-    if swap_neighbours and image.ndim == 3 and draw.random() < NEIGHBOURS:
+    if swap_neighbors and image.ndim == 3 and draw.random() < NEIGHBOURS:
         image = image[..., [0, 2, 1]]
     regions, conversation, intent = [], sample.conversation, sample.intent
     for region, mask in zip(sample.regions, maps, strict=True):

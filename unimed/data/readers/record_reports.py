@@ -6,27 +6,28 @@ from collections import defaultdict
 
 from unimed.data import canonical
 from unimed.data.readers.records import RecordDataset
-from unimed.registry import DATASETS
+from unimed.registry import DATASETS, renames
 from unimed.structures import Intent, Region, Sample
 
 
 @DATASETS.register_module()
+@renames(most_boxes="max_boxes")
 class RecordReports:
     """One sample per image that has a report: report in, phrases and boxes out.
 
-    Phrases are those the report points at, those of "box" questions on the same image with at most `most_boxes` boxes,
+    Phrases are those the report points at, those of "box" questions on the same image with at most `max_boxes` boxes,
     and those an "absent" question denies. The report gets a sentence for what it does not mention itself.
 
     Args:
         path: folder of a data set in the record format.
         split: "train", "val", "test".
-        most_boxes: phrases with more boxes are left out.
+        max_boxes: phrases with more boxes are left out.
         style: of answers, "tags" or "published"; None leaves it to the dialect of the model.
     """
 
-    def __init__(self, path, split: str = "train", most_boxes: int = 3, style: str | None = None):
+    def __init__(self, path, split: str = "train", max_boxes: int = 3, style: str | None = None):
         self.records = RecordDataset(path, split, tasks=("report", "box", "absent"))
-        self.split, self.most_boxes, self.style = split, most_boxes, style
+        self.split, self.max_boxes, self.style = split, max_boxes, style
         by_image: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for number, record in enumerate(self.records.records):
             if "image" in record:
@@ -48,7 +49,7 @@ class RecordReports:
             for region in self.records[number].regions:
                 boxes[region.phrase].append(region.box_xyxy_px)
             for phrase, found in boxes.items():
-                if len(found) <= self.most_boxes and phrase not in phrases:
+                if len(found) <= self.max_boxes and phrase not in phrases:
                     phrases[phrase] = found
                     text += f" The {phrase} is to be seen."
         for number in tasks["absent"]:
@@ -74,6 +75,6 @@ class RecordReports:
             labels={"task": "mrg", "kind": "report", "classes": [], "text": text},
             patient_id=report.patient_id,
             source=report.source,
-            licence=report.licence,
+            license=report.license,
             label_origin=report.label_origin,
         )

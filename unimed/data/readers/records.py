@@ -19,7 +19,7 @@ from unimed.io.masks import load_mask, whole_numbers
 from unimed.io.read import read
 from unimed.io.volume_slices import choose_slices
 from unimed.io.windows import choose_window, known_site
-from unimed.registry import DATASETS
+from unimed.registry import DATASETS, renames
 from unimed.structures import Region, Sample
 from unimed.tokens import BOX_TOKEN, SEG_TOKEN
 
@@ -110,6 +110,7 @@ def _counted(tokens: list[str]) -> str:
 
 
 @DATASETS.register_module()
+@renames(with_object="foreground_fraction", eight_bit="to_uint8")
 class RecordDataset:
     """Records of one split as `Sample`s.
 
@@ -120,8 +121,8 @@ class RecordDataset:
         tasks: keep only records of these tasks; all if None.
         limit: keep only the first so many records.
         slices: of a volume, keep only so many axial slices, spread evenly (for training; all are kept by default).
-        with_object: share of these that shall show what the record points at.
-        eight_bit: deeper volumes as uint8, by the percentiles of the whole volume; implied by `slices`.
+        foreground_fraction: fraction of these that shall show what the record points at.
+        to_uint8: deeper volumes as uint8, by the percentiles of the whole volume; implied by `slices`.
 
     A sample's conversation is (("user", question), ("assistant", answer)). Its `labels` hold `task`, `label`,
     `choices`, `site`, `note` and `split`. Pictures come as HxW or HxWx3, volumes as DxHxW with D to the head, H to the
@@ -139,11 +140,12 @@ class RecordDataset:
         tasks: Sequence[str] | None = None,
         limit: int | None = None,
         slices: int | None = None,
-        with_object: float = 0.0,
-        eight_bit: bool = False,
+        foreground_fraction: float = 0.0,
+        to_uint8: bool = False,
     ):
         path = Path(path)
-        self.slices, self.with_object, self.eight_bit = slices, with_object, eight_bit or slices is not None
+        self.slices, self.foreground_fraction = slices, foreground_fraction
+        self.to_uint8 = to_uint8 or slices is not None
         self.file = path if path.is_file() else path / "records" / f"{split}.jsonl"
         self.root = self.file.parent.parent if self.file.parent.name == "records" else self.file.parent
         if tasks is not None and (unknown := sorted(set(tasks) - set(TASKS))):
@@ -179,7 +181,7 @@ class RecordDataset:
             array, geometry = image.pixels, image.geometry
         source = image if image is not None else (held, stored)
         regions = tuple(self._region(record, entry, array.shape, source) for entry in record.get("regions") or ())
-        if "volume" in record and self.eight_bit and array.dtype != np.uint8:
+        if "volume" in record and self.to_uint8 and array.dtype != np.uint8:
             try:
                 array = choose_window(array, stored, **self._known(record))(array)
             except WindowError as error:
@@ -199,7 +201,7 @@ class RecordDataset:
             },
             patient_id=record.get("patient_id", ""),
             source=record.get("source", ""),
-            licence=record.get("licence", ""),
+            license=record.get("license", record.get("licence", "")),
             label_origin=record.get("label_origin", ""),
         )
 
@@ -207,7 +209,7 @@ class RecordDataset:
         """Some slices of a volume, for training."""
         masks = [region.mask for region in regions if region.mask is not None]
         shows = np.any([mask.any(axis=(1, 2)) for mask in masks], axis=0) if masks else np.zeros(len(array), bool)
-        chosen = choose_slices(shows.tolist(), self.slices, self.with_object)
+        chosen = choose_slices(shows.tolist(), self.slices, self.foreground_fraction)
         thinned = []
         for region in regions:
             mask = None if region.mask is None else region.mask[chosen]

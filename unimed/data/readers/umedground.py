@@ -19,7 +19,7 @@ from unimed.data.readers.umedground_records import (
 from unimed.files import resolve_inside
 from unimed.io.errors import ImageError, ReadError
 from unimed.io.images import load as load_image
-from unimed.registry import DATASETS
+from unimed.registry import DATASETS, renames
 from unimed.structures import Intent, Region, Sample
 
 SPLITS = ("train", "val", "test")
@@ -29,6 +29,7 @@ LEAKS = ("error", "drop", "allow")
 
 
 @DATASETS.register_module()
+@renames(shares="split_fractions")
 class MedicalGroundingDataset:
     """Phrases and boxes of a published data set or of one's own.
 
@@ -40,7 +41,7 @@ class MedicalGroundingDataset:
         images: folder that image paths are relative to.
         format: a key of `FORMATS`: mrg, ms_cxr, chestxray8, questions.
         split: "train", "val" or "test". Files of one split carry it in their name; others are split by patient.
-        shares: of the three splits where one file holds them all.
+        split_fractions: of the three splits where one file holds them all.
         reports: where the format takes them; see `grounding_formats`.
         text_key: text field of an mrg file.
         ask: "text" (report, question or class list as the record has it) or "phrase" (its phrases alone).
@@ -69,7 +70,7 @@ class MedicalGroundingDataset:
         images,
         format: str = "mrg",  # noqa: A002 - the word users look for
         split: str = "train",
-        shares: Sequence[float] = (0.7, 0.1, 0.2),
+        split_fractions: Sequence[float] = (0.7, 0.1, 0.2),
         reports=None,
         text_key: str | None = None,
         ask: str = "text",
@@ -103,19 +104,21 @@ class MedicalGroundingDataset:
         options = {"mrg": {"text_key": text_key}, "questions": {}}.get(format, {"reports": reports})
         found = FORMATS[format](self.file, **options)
         records, self.counts = checked(found, str(self.file), require_boxes, strict)
-        self.records = self._part(records, shares, path)
+        self.records = self._part(records, split_fractions, path)
         self._check_leaks(against, leak, path)
         self.records = self.records if limit is None else self.records[:limit]
         report_counts(str(self.counts))
 
-    def _part(self, records: list[GroundingRecord], shares, path) -> list[GroundingRecord]:
+    def _part(self, records: list[GroundingRecord], split_fractions, path) -> list[GroundingRecord]:
         """Records of the split: all where the file is of one split, else those of its patients."""
         if "{split}" in str(path) or any(f"_{name}" in self.file.stem for name in SPLITS):
             return records
         wanted = SPLITS.index(self.split)
-        mine = [record for record in records if part_of(record, shares) == wanted]
+        mine = [record for record in records if part_of(record, split_fractions) == wanted]
         if not mine:
-            raise GroundingDataError(f"{self.file}: no patient falls into {self.split} with shares {tuple(shares)}")
+            raise GroundingDataError(
+                f"{self.file}: no patient falls into {self.split} with split_fractions {tuple(split_fractions)}"
+            )
         return mine
 
     def _check_leaks(self, against, leak: str, path) -> None:

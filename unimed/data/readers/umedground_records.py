@@ -143,16 +143,16 @@ def leaks(records: Sequence[GroundingRecord], others: Sequence[GroundingRecord])
     return [record for record in records if record.patient_id in patients or record.image in images]
 
 
-def part_of(record: GroundingRecord, shares: Sequence[float]) -> int:
+def part_of(record: GroundingRecord, fractions: Sequence[float]) -> int:
     """Which part (0, 1, ...) of a split by patient a record belongs to; the same on every machine.
 
     Args:
-        shares: of the parts, summing to 1.
+        fractions: of the parts, summing to 1.
     """
     owner = record.patient_id or record.image
     number = int(hashlib.sha256(owner.encode()).hexdigest()[:12], 16) / 16**12
-    for part, share in enumerate(shares):
-        number -= share
+    for part, fraction in enumerate(fractions):
+        number -= fraction
         if number < 0:
             return part
-    return len(shares) - 1
+    return len(fractions) - 1

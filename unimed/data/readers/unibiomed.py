@@ -26,12 +26,12 @@ from unimed.io.images import load as load_image
 from unimed.io.masks import RESIZED, load_mask
 from unimed.io.region_box import paint_box
 from unimed.io.volume_slices import choose_slices
-from unimed.registry import DATASETS
+from unimed.registry import DATASETS, renames
 from unimed.structures import Intent, Region, Sample
 
 KINDS = ("segmentation", "disease", "region")
 #: How a region is shown: by a green frame painted on the image, or by its mask (the image tokens under it).
-SHOWN_BY = ("box", "tokens")
+REGION_STYLES = ("box", "tokens")
 NO_FINDINGS = "no findings"
 #: Tokens a sample takes, roughly, for grouping by length: up to 13 tiles, ten slices of one tile each.
 TILED_TOKENS, SLICE_TOKENS = 2000, 260
@@ -55,18 +55,19 @@ def read_json(path: Path):
     return read_json_file(path, error=TreeError)
 
 
+@renames(wording="prompt_style", at_least="min_samples")
 class _Tree:
     """What all readers share.
 
     Args:
         root: folder of the set.
         split: "train" or "test".
-        wording: "fixed", or "random": questions and answers are drawn from their pools each time a sample is read, by
-            the global `random`, which training seeds per sample and epoch. UniBiomed draws the sentence once for all.
-        pools: a JSON file of wordings in place of ours, see `biomed_templates`.
+        prompt_style: "fixed", or "random": questions and answers are drawn from their pools each time a sample is
+            read, by the global `random`, which training seeds per sample and epoch. UniBiomed draws the sentence once for all.
+        pools: a JSON file of wordings in place of ours, see docs/unibiomed.md.
         resize_masks: bring masks of another size to that of their image (nearest) instead of refusing them.
         limit: keep only the first so many records.
-        at_least: repeat a set of fewer samples as often as fits into this number (UniBiomed: 5000, regions 3000).
+        min_samples: repeat a set of fewer samples as often as fits into this number (UniBiomed: 5000, regions 3000).
         repeats: repeat the set so often (UniBiomed: 2 for reports and questions, 10 for volumes).
         compat: "reference" repeats choices of UniBiomed that the default mends; each reader says which. Pictures are
             then read as published readers do (`unimed.io.images.load`), and of masks the first channel counts.
@@ -78,21 +79,20 @@ class _Tree:
         self,
         root,
         split: str = "train",
-        wording: str = "fixed",
+        prompt_style: str = "fixed",
         pools: str | None = None,
         resize_masks: bool = False,
         limit: int | None = None,
-        at_least: int | None = None,
+        min_samples: int | None = None,
         repeats: int = 1,
         compat: str | None = None,
     ):
-        for name, value, known in (("wording", wording, ("fixed", "random")), ("compat", compat, (None, "reference"))):
-            if value not in known:
-                raise TreeError(f"unknown {name} {value!r}; known are {', '.join(map(str, known))}")
+        _known("prompt_style", prompt_style, ("fixed", "random"))
+        _known("compat", compat, (None, "reference"))
         self.root = Path(root)
         self.split = split
-        self.drawn, self.pools, self.resize_masks = wording == "random", pools, resize_masks
-        self.limit, self.at_least, self.repeats, self.compat = limit, at_least, repeats, compat
+        self.drawn, self.pools, self.resize_masks = prompt_style == "random", pools, resize_masks
+        self.limit, self.min_samples, self.repeats, self.compat = limit, min_samples, repeats, compat
         self.name = self.root.name
         self.items: list = []
         #: What the masks read last should be looked at for; the checker collects it.
@@ -100,7 +100,7 @@ class _Tree:
 
     def __len__(self) -> int:
         count = len(self.items)
-        often = max(1, self.at_least // count) if self.at_least and count else 1
+        often = max(1, self.min_samples // count) if self.min_samples and count else 1
         return count * often * self.repeats
 
     def __getitem__(self, index: int) -> Sample:
@@ -129,9 +129,11 @@ class _Tree:
             label_origin="data set",
         )
 
-    def _region_sample(self, identifier, image: np.ndarray, mask, pool: str, answer: str, shown_by: str, label=None):
+    def _region_sample(
+        self, identifier, image: np.ndarray, mask, pool: str, answer: str, region_style: str, label=None
+    ):
         """A question about a region that is given: painted on the image, or as its mask."""
-        if shown_by == "box":
+        if region_style == "box":
             painted = paint_box(image, mask, random if self.drawn else None)
             return self._sample(identifier, (painted,), self._intent(pool), answer, (), "region", label)
         region = Region(label or "region1", mask=mask, presence=1.0)
@@ -167,11 +169,12 @@ class _Tree:
 
 def _known(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
-        raise TreeError(f"unknown {name} {value!r}; known are {', '.join(known)}")
+        raise TreeError(f"unknown {name} {value!r}; known are {', '.join(map(str, known))}")
     return value
 
 
 @DATASETS.register_module()
+@renames(shown_by="region_style")
 class BiomedDataset(_Tree):
     """2D segmentation, disease and region sets: one sample per annotation.
 
@@ -179,8 +182,8 @@ class BiomedDataset(_Tree):
         root: folder with `train.json`, `train/`, `train_mask/` (and `test`).
         kind: "segmentation" (the phrase is asked for), "disease" (the phrase is the answer) or "region" (the place is
             given and the phrase is the answer).
-        sentence: "first", or "random" among the sentences of the annotation, drawn as `wording` is.
-        shown_by: how a region is given, one of `SHOWN_BY`. UniBiomed paints a box.
+        sentence: "first", or "random" among the sentences of the annotation, drawn as `prompt_style` says.
+        region_style: how a region is given, one of `REGION_STYLES`. UniBiomed paints a box.
         others: see `_Tree`.
 
     A disease annotation of "no findings" has a region with `presence` 0 and no [SEG]; compat "reference" gives it a
@@ -196,13 +199,13 @@ class BiomedDataset(_Tree):
         split: str = "train",
         kind: str = "segmentation",
         sentence: str = "first",
-        shown_by: str = "tokens",
+        region_style: str = "tokens",
         **others,
     ):
         super().__init__(root, split, **others)
         self.kind = _known("kind", kind, KINDS)
         self.sentence = _known("sentence", sentence, ("first", "random"))
-        self.shown_by = _known("shown_by", shown_by, SHOWN_BY)
+        self.region_style = _known("region_style", region_style, REGION_STYLES)
         path = self.root / f"{split}.json"
         content = read_json(path)
         images = {entry["id"]: entry for entry in content.get("images", ())}
@@ -228,7 +231,7 @@ class BiomedDataset(_Tree):
             return self._nothing_found(identifier, image, phrase)
         mask = self._mask(f"{self.split}_mask/{annotation['mask_file']}", identifier, source)
         if self.kind == "region":
-            return self._region_sample(identifier, image, mask, "region", phrase, self.shown_by, phrase)
+            return self._region_sample(identifier, image, mask, "region", phrase, self.region_style, phrase)
         if self.kind == "segmentation":
             intent = self._intent("segmentation", phrase, "segmentation")
         else:
@@ -247,20 +250,21 @@ class BiomedDataset(_Tree):
 
 
 @DATASETS.register_module()
+@renames(shown_by="region_style")
 class MedTrinityDataset(_Tree):
     """Long captions: `train.json` with annotations of `file_name` and `caption`, images below `root`.
 
     Args:
         masks: "train_mask/<mask_file>" of an annotation is the region the caption speaks of (region descriptions).
-        shown_by: how that region is given, one of `SHOWN_BY`.
+        region_style: how that region is given, one of `REGION_STYLES`.
         others: see `_Tree`.
     """
 
     tokens_about = TILED_TOKENS
 
-    def __init__(self, root, split: str = "train", masks: bool = False, shown_by: str = "tokens", **others):
+    def __init__(self, root, split: str = "train", masks: bool = False, region_style: str = "tokens", **others):
         super().__init__(root, split, **others)
-        self.masks, self.shown_by = masks, _known("shown_by", shown_by, SHOWN_BY)
+        self.masks, self.region_style = masks, _known("region_style", region_style, REGION_STYLES)
         path = self.root / f"{split}.json"
         for number, annotation in enumerate(read_json(path).get("annotations", ())[: self.limit]):
             if missing := [k for k in ("file_name", "caption", *(["mask_file"] * masks)) if not annotation.get(k)]:
@@ -275,7 +279,7 @@ class MedTrinityDataset(_Tree):
         image, caption = source.pixels, annotation["caption"]
         if self.masks:
             mask = self._mask(f"{self.split}_mask/{annotation['mask_file']}", identifier, source)
-            return self._region_sample(identifier, image, mask, "region_caption", caption, self.shown_by)
+            return self._region_sample(identifier, image, mask, "region_caption", caption, self.region_style)
         return self._sample(identifier, (image,), self._intent("marked_caption"), caption, (), "caption")
 
 
@@ -320,13 +324,14 @@ class RadGenomeDataset(_Tree):
 
 
 @DATASETS.register_module()
+@renames(with_object="foreground_fraction")
 class BiomedVolumeDataset(_Tree):
     """3D sets: one sample per (volume, expression), slices in the order of `meta_train.json`.
 
     Args:
-        slices: take this many slices; all if None. They lie evenly over the volume with wording "fixed" and are drawn
-            at random with "random".
-        with_object: share of the slices that shall show the object, where there are that many. UniBiomed takes only
+        slices: take this many slices; all if None. They lie evenly over the volume with prompt_style "fixed" and are
+            drawn at random with "random".
+        foreground_fraction: of the slices, that shall show the object, where there are that many. UniBiomed takes only
             such slices (1.0), so that its training never sees a slice without the object.
         others: see `_Tree`.
 
@@ -334,9 +339,11 @@ class BiomedVolumeDataset(_Tree):
     collide); a slice without a mask file is one without the object.
     """
 
-    def __init__(self, root, split: str = "train", slices: int | None = None, with_object: float = 0.0, **others):
+    def __init__(
+        self, root, split: str = "train", slices: int | None = None, foreground_fraction: float = 0.0, **others
+    ):
         super().__init__(root, split, **others)
-        self.slices, self.with_object = slices, with_object
+        self.slices, self.foreground_fraction = slices, foreground_fraction
         self.tokens_about = SLICE_TOKENS * (slices or 10)
         path = self.root / f"meta_{split}.json"
         for volume, entry in read_json(path).get("volumes", {}).items():
@@ -358,7 +365,10 @@ class BiomedVolumeDataset(_Tree):
         if unknown := sorted(set(masks) - set(files)):
             raise TreeError(f"{self.root}: {volume}/{identifier} has a mask for {unknown[0]}, which is no slice of it")
         shows = [name in masks for name in files]
-        chosen, where = choose_slices(shows, self.slices, self.with_object, self.drawn), f"{volume}/{identifier}"
+        chosen, where = (
+            choose_slices(shows, self.slices, self.foreground_fraction, self.drawn),
+            f"{volume}/{identifier}",
+        )
         try:
             # All slices of a volume share a window, whichever of them are taken.
             paths = [self._place(f"{volume}/{name}", where) for name in files]

@@ -30,29 +30,35 @@ UWaterlooSkinCancer KiTS2023 PanNuke CoCaHis CryoNuSeg GlaS SICAPv2 WSSS4LUAD
 PARTS = {
     "vqa": (["RadGenome"], "", "RadGenomeDataset", dict(kind="vqa", repeats=2), "train_parse.json"),
     "report": (["RadGenome"], "", "RadGenomeDataset", dict(kind="report", repeats=2), "train_parse.json"),
-    "caption": (["MedTrinity"], "", "MedTrinityDataset", dict(at_least=5000), "train.json"),
+    "caption": (["MedTrinity"], "", "MedTrinityDataset", dict(min_samples=5000), "train.json"),
     "segmentation": (
         SEGMENTATION,
         "",
         "BiomedDataset",
-        dict(kind="segmentation", sentence="random", at_least=5000),
+        dict(kind="segmentation", sentence="random", min_samples=5000),
         "train.json",
     ),
     # Unlike published, three slices in ten may lie outside the object, so that emptiness is learnt too.
-    "volume": (VOLUMES, "3D", "BiomedVolumeDataset", dict(slices=10, with_object=0.7, repeats=10), "meta_train.json"),
+    "volume": (
+        VOLUMES,
+        "3D",
+        "BiomedVolumeDataset",
+        dict(slices=10, foreground_fraction=0.7, repeats=10),
+        "meta_train.json",
+    ),
     "disease": (
         DISEASES,
         "Disease",
         "BiomedDataset",
-        dict(kind="disease", sentence="random", at_least=5000),
+        dict(kind="disease", sentence="random", min_samples=5000),
         "train.json",
     ),
-    # A painted box is what the published checkpoint knows; shown_by="tokens" teaches region prompts instead.
+    # A painted box is what the published checkpoint knows; region_style="tokens" teaches region prompts instead.
     "region": (
         REGIONS,
         "",
         "BiomedDataset",
-        dict(kind="region", sentence="random", shown_by="box", at_least=3000),
+        dict(kind="region", sentence="random", region_style="box", min_samples=3000),
         "train.json",
     ),
 }
@@ -73,14 +79,16 @@ def mixture(
         without: names of sets to leave out.
         skip_absent: leave out sets that are not on this disk, and say which; otherwise a missing set stops training
             before it begins.
-        changes: arguments of every reader, such as `pools`, `compat` or `wording`.
+        changes: arguments of every reader, such as `pools`, `compat` or `prompt_style`.
 
     Raises:
         ValueError: an unknown task or set, or nothing left.
     """
-    from unimed.registry import did_you_mean
+    from unimed.data.readers.unibiomed import BiomedDataset
+    from unimed.registry import did_you_mean, today
 
     tasks, without = list(tasks), set(without)
+    changes = today(changes, BiomedDataset.renamed_arguments, "mixture")
     names = {name for part in PARTS.values() for name in part[0]}
     for given, known, what in ((tasks, PARTS, "task"), (without, names, "set")):
         for name in given:
@@ -96,7 +104,7 @@ def mixture(
             if skip_absent and not (folder / file).is_file():
                 absent.append(f"{task} {name}")
                 continue
-            shared = dict(wording="random", resize_masks=True) | changes
+            shared = dict(prompt_style="random", resize_masks=True) | changes
             dataset = dict(type=reader, root=str(folder), **(arguments | shared))
             entries.append(dict(name=f"{task} {name}", dataset=dataset))
     if absent:

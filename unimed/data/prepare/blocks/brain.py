@@ -43,7 +43,7 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
         site="brain",
         patient_id="nilearn:mni152",
         source="nilearn 0.14.1, ICBM 152 2009a symmetric T1 (average of 152 people)",
-        licence="ICBM 152 notice (use and redistribution permitted with the copyright notice)",
+        license="ICBM 152 notice (use and redistribution permitted with the copyright notice)",
         label_origin="ICBM tissue probability > 0.5; brain is image > 0",
     )
     for split, heights in SLABS_MM.items():

@@ -1,7 +1,7 @@
 """Single DICOM images that pydicom and pydicom-data ship for their tests: modalities and body parts, no masks.
 
 Only files that need no extra decoder are used. `693_*` is left out: its patient id says CQ500, a collection with a
-non-commercial licence.
+non-commercial license.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
             split=split,
             patient_id=f"{package}:{name}",
             source=f"{package}, {name}",
-            licence="MIT for the package; origin of the single file not stated",
+            license="MIT for the package; origin of the single file not stated",
             label_origin=origin,
             absent=absent,
         )

@@ -49,7 +49,7 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
             split=split,
             patient_id=f"pyradiomics:{name}",
             source=f"pyradiomics 3.0.1, {name}",
-            licence="BSD-3-Clause for the package; origin of the volume not stated in it",
+            license="BSD-3-Clause for the package; origin of the volume not stated in it",
             label_origin="mask shipped in package; the name 'lesion' was given by viewing, not by an expert",
         )
         labelled = np.flatnonzero(lesion.any(axis=(0, 1)))

@@ -47,7 +47,7 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
                 split=split,
                 patient_id="stardist:img2d",
                 source="stardist 0.9.2, img2d.tif (2018 Data Science Bowl)",
-                licence="CC0-1.0",
+                license="CC0-1.0",
                 label_origin="mask shipped in package",
                 structures=structures,
                 absent=("lesion", "brain", "grey matter", "white matter", "lung"),

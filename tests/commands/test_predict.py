@@ -1,0 +1,141 @@
+"""`unimed predict` over sources and families, and what it prints and writes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models.clip.recorded import converted
+from PIL import Image
+from small_models import tiny_model
+
+from unimed.commands.cli import main
+from unimed.commands.predict import sources_and_texts
+from unimed.geometry import Geometry
+from unimed.inference.asking import SourceError, find_sources, looks_like_a_path
+from unimed.io.read import read
+from unimed.io.result import Prediction
+from unimed.io.rle import decode_mask
+from unimed.io.write import write_nifti
+from unimed.structures import Region
+
+GRID = Geometry(np.diag([-1.0, -1, 3, 1]))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    from unimed.models.starting import boltzformer, uni_med
+
+    root = tmp_path_factory.mktemp("predict")
+    tiny_model().save_pretrained(root / "grounded")
+    boltzformer.build_small(["liver", "spleen"], image_size=64).save_pretrained(root / "parser")
+    uni_med.build_small(
+        ["is it normal? yes no"] * 4, image_size=56, vision_dim=32, vision_layers=1, hidden_dim=32, layers=1,
+        vocabulary=310,
+    ).save_pretrained(root / "answers")  # fmt: skip
+    converted(root).rename(root / "contrastive")
+    rng = np.random.default_rng(0)
+    (root / "in" / "deep").mkdir(parents=True)
+    for name in ("a.png", "deep/a.png"):
+        Image.fromarray(rng.integers(0, 255, (20, 30), dtype=np.uint8)).save(root / "in" / name)
+    values = rng.integers(-1000, 900, (32, 30, 5)).astype(np.int16)
+    write_nifti(root / "in" / "ct.nii.gz", values, GRID)
+    write_nifti(root / "in" / "slice.nii.gz", values[..., :1], GRID)
+    return root
+
+
+@pytest.mark.parametrize("family", ["grounded", "parser", "answers", "contrastive"])
+def test_images_volumes_and_folders_for_every_family(place, tmp_path, capsys, family):
+    arguments = ["predict", str(place / family), str(place / "in"), "liver", "spleen", "--out", str(tmp_path)]
+    code = main([*arguments, "--max-new-tokens", "2", "--json", "--modality", "CT", "--site", "abdomen"])
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    volumes = family in ("grounded", "parser")
+    assert code == (0 if volumes else 2) and len(rows) == (4 if volumes else 3), captured.err
+    assert ("failed: ct: SourceError" in captured.err) == (not volumes)
+    assert {row["source"] for row in rows} >= {"a.png", "slice.nii.gz"}
+    for row in rows:
+        for answer in row["answers"]:
+            assert all((tmp_path / name).is_file() for name in answer.get("files", ()))
+    if volumes:
+        assert (tmp_path / "ct-0.png").is_file() and (tmp_path / "ct-1.json").stat().st_size < 10_000
+        assert any("abdomen" in step for row in rows if row["source"] == "ct.nii.gz" for step in row["steps"])
+    if family == "parser":
+        labels, geometry = read(tmp_path / "ct-0.nii.gz")
+        assert labels.shape == (32, 30, 5) and np.allclose(geometry.affine, GRID.affine)
+    if family == "contrastive":
+        assert all(abs(sum(row["answers"][0]["probabilities"].values()) - 1) < 1e-5 for row in rows)
+
+
+def test_a_ct_of_unknown_kind_says_that_percentiles_were_used_and_what_to_give(place, tmp_path, capsys):
+    arguments = ["predict", str(place / "grounded"), "liver", "--out", str(tmp_path), "--max-new-tokens", "1"]
+    values = np.random.default_rng(0).integers(-300, 300, (16, 16, 4)).astype(np.int16)
+    write_nifti(tmp_path / "in" / "body.nii.gz", values, GRID)
+    arguments.insert(2, str(tmp_path / "in" / "body.nii.gz"))
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "percentiles 0.5 and 99.5" in said and "give --site, --modality CT or --window" in said
+    assert main([*arguments, "--window", "40", "400"]) == 0
+    said = capsys.readouterr().out
+    assert "window [-160, 240]" in said and "give --site" not in said
+
+
+def test_presence_without_a_mask_is_said(place, tmp_path, capsys, monkeypatch):
+    empty = np.zeros((20, 30), bool)
+    regions = (Region("lesion", mask=empty, presence=0.97), Region("brain", mask=~empty, presence=0.02))
+    model = type(tiny_model())
+    monkeypatch.setattr(model, "predict", lambda *_, **__: [Prediction("here", regions)])
+    source = str(place / "in" / "a.png")
+    assert main(["predict", str(place / "grounded"), source, "what", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "lesion: 0 pixels, presence 0.97, contradictory: presence 0.97 but the mask is empty" in said
+    assert "brain: 600 pixels, presence 0.02, contradictory: presence 0.02 but there is a mask" in said
+    written = json.loads((tmp_path / "a-0.json").read_text())["regions"]
+    assert written[0]["remark"] == "presence 0.97 but the mask is empty" and "mask_rle" in written[0]
+
+
+def test_words_are_parted_into_sources_and_questions(place, monkeypatch):
+    monkeypatch.chdir(place / "in")
+    assert sources_and_texts(["a.png", "deep", "what is it?", "a.png"], []) == (
+        [Path("a.png"), Path("deep/a.png")], ["what is it?", "a.png"]
+    )  # fmt: skip
+    assert sources_and_texts(["a.png", "ct.nii.gz"], ["what"])[1] == ["what"]
+    with pytest.raises(FileNotFoundError, match="b.png"):
+        sources_and_texts(["a.png", "b.png", "what"], [])
+    with pytest.raises(FileNotFoundError, match="liver"):
+        sources_and_texts(["a.png", "liver"], ["what"])
+    with pytest.raises(SourceError, match="no question"):
+        sources_and_texts(["a.png", "deep"], [])
+    assert [looks_like_a_path(w) for w in ("a.png", "x/y", "liver", "is it a.png?", "left lung", "1.5 cm")] == [
+        True, True, False, False, False, False,
+    ]  # fmt: skip
+
+
+def test_a_study_is_one_volume_among_images(place, tmp_path):
+    import small_volumes
+
+    values = np.random.default_rng(0).integers(0, 900, (12, 10, 4)).astype(np.int16)
+    small_volumes.save(tmp_path / "ct", small_volumes.slices(values, small_volumes.grid((1, 1, 3))), list("abcd"))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
+    assert find_sources([tmp_path]) == [tmp_path / "ct", tmp_path / "x.png"]
+
+
+def test_json_of_volumes_is_small_and_keeps_every_voxel(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = [rng.random((128, 128, 15)) > 0.5, np.zeros((128, 128, 15), bool)]
+    masks[1][20:90, 30:100, 3:12] = True
+    apart = Prediction("x", (Region("a", mask=masks[1] & masks[0]), Region("b", mask=~masks[1])), GRID)
+    apart.save(tmp_path, "both", ("nifti", "json"))
+    written = json.loads((tmp_path / "both.json").read_text())["regions"]
+    assert (tmp_path / "both.json").stat().st_size < 2_000
+    labels = read(tmp_path / "both.nii.gz")[0]
+    for entry, region in zip(written, apart.regions, strict=True):
+        assert ((labels == entry["label"]["value"]) == region.mask).all() and entry["voxels"] == region.mask.sum()
+        assert entry["label"]["file"] == "both.nii.gz"
+    # A label map cannot hold overlaps; alone the JSON holds everything.
+    over = Prediction("x", (Region("a", mask=masks[1]), Region("b", mask=masks[1])), GRID)
+    for name, formats in (("over", ("nifti", "json")), ("alone", ("json",))):
+        over.save(tmp_path, name, formats)
+        entry = json.loads((tmp_path / f"{name}.json").read_text())["regions"][0]
+        assert (decode_mask(entry["mask_rle"]) == masks[1]).all()
+        assert (tmp_path / f"{name}.json").stat().st_size < 10_000
