@@ -113,26 +113,20 @@ def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: 
 
 def _one(model, source, texts: list[str], args, how: dict) -> dict:
     """Ask about one source and write the answers; the row of a run, and the line of --json."""
-    from unimed.inference.asking import ask, save_volume_prediction, save_volume_segmentation
-    from unimed.io.volume_result import VolumeSegmentation
+    from unimed.inference.asking import ask, save_volume_prediction
 
     out, answers, steps = Path(args.out), [], []
     found = ask(model, source, texts, plane=args.plane, how=how, max_new_tokens=args.max_new_tokens, task=args.task)
     for number, (question, one) in enumerate(zip(texts, found, strict=False)):
         name = ResultNames(out)(source.path, str(number))
-        if hasattr(one, "ranked"):  # the labels of a contrastive model, compared with one another
-            answers.append({"labels": texts, **one.to_dict()})
-            steps = list(source.image.steps)
-            continue
-        if isinstance(one, VolumeSegmentation):
-            written = save_volume_segmentation(one, source.array, out, name, ("nifti", "json", "png"))
-            steps = [*source.geometry.steps, one.intensity]
-            one = one.prediction()
-        elif source.is_volume:
-            written = save_volume_prediction(one, (source.array, source.geometry), out, name, question, args.plane)
-        else:
-            written = one.save(out, name, ("json", "png"), image=source.image.rgb)
         steps = steps or list(one.image.steps if one.image is not None else ())
+        if one.classes is not None:  # the labels of a contrastive model, compared with one another
+            answers.append({"labels": texts, **one.classes.to_dict()})
+            continue
+        if source.is_volume:
+            written = save_volume_prediction(one, source.pixels, out, name, question)
+        else:
+            written = one.save(out, name, ("json", "png"), image=source.pixels)
         answers.append(_answer(question, one) | {"files": [path.name for path in written]})
     return {"source": source.path.name, "steps": steps, "answers": answers, "notice": "research use only"}
 
