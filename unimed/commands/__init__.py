@@ -37,7 +37,10 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "demo-parse2d": ("biomedparse", "parse_2d", "segment what prompts name in images"),
     "demo-parse3d": ("biomedparse", "parse_3d", "segment what prompts name in volumes"),
     "demo-zeroshot": ("zero_shot", "zero_shot", "which of the labels fits each image"),
-    "quickstart-pictures": ("quickstart", "quickstart_pictures", "pictures of held-out answers of the sample model"),
+    "quickstart-images": ("quickstart", "quickstart_images", "images of held-out answers of the sample model"),
     "speed": ("speed", "speed", "speed of prediction, as ratios measured in one run"),
     "speed-volumes": ("speed_volumes", "speed_volumes", "speed and memory of volumes by prompts"),
 }
+
+#: Former name of a verb -> its name today; both are understood, the former one with one warning.
+RENAMED_VERBS = {"quickstart-pictures": "quickstart-images"}

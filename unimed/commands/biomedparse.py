@@ -143,7 +143,7 @@ def _one_volume(model, args, out: Path, case) -> dict:
 def parse_2d(arguments=None, prog: str | None = None) -> int:
     """`demo_parse2D.py`: one picture, or every picture of a folder."""
     parser = Parser(
-        "Segment what the prompts name in a picture or in every picture of a folder, or, with --recognise, "
+        "Segment what the prompts name in an image or in every image of a folder, or, with --recognize, "
         "find what of all known targets is there. Writes OUT/NAME.json, NAME.png (overlay) and a mask per target, "
         "NAME-maskK.png. Research use only.",
         prog=prog,
@@ -151,13 +151,17 @@ def parse_2d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("source", help="PNG, JPEG, TIFF, DICOM, a slice as NIfTI, or a folder of them")
     _common(parser, "work_dirs/parse2D")
     parser.add_argument(
-        "--recognise", action="store_true", help="look for every target known for --modality and --site"
+        "--recognize",
+        "--recognise",
+        dest="recognise",
+        action="store_true",
+        help="look for every target known for --modality and --site",
     )
     parser.add_argument(
         "--site", default="", help="abdomen, lung, brain, ...; default: as a BiomedParse file name says"
     )
     parser.add_argument(
-        "--p-value", type=float, help="v1: drop masks that look less usual than this (--recognise: 0.05)"
+        "--p-value", type=float, help="v1: drop masks that look less usual than this (--recognize: 0.05)"
     )
     parser.add_argument("--overlap", default="keep", choices=OVERLAPS_2D, help="may masks overlap (default: keep)")
     return guarded(_parse_2d, parser.parse_args(arguments))
@@ -176,7 +180,7 @@ def _parse_2d(args) -> int:
     if not paths:
         raise FileNotFoundError(f"{source}: no picture in it; known are {', '.join(suffixes)}")
     if not args.prompts and not args.recognise:
-        raise ValueError("say what to look for with --prompts, or --recognise to look for everything known")
+        raise ValueError("say what to look for with --prompts, or --recognize to look for everything known")
     names = ResultNames(out).all(paths)
     cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     keys = ("model", "prompts", "recognise", "modality", "site", "threshold", "p_value", "overlap", "seed")

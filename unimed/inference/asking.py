@@ -92,9 +92,6 @@ def ask(model, source: Source, texts: Sequence[str], *, plane: str | None = None
     Args:
         how: site, modality, window; they choose the grey values of a volume.
         options: `max_new_tokens`, `task`: handed to the models that know them.
-
-    Raises:
-        SourceError: a volume for a model of images.
     """
     texts, how = list(texts), dict(how)
     if source.is_volume:
@@ -105,23 +102,10 @@ def ask(model, source: Source, texts: Sequence[str], *, plane: str | None = None
     if hasattr(model, "segment_slices"):
         return model.predict(source.content, texts, **how)
     if source.is_volume:
-        if not hasattr(model, "predict_frames") or getattr(model, "mask_head", None) is None:  # Uni-Med: boxes as text
-            raise SourceError(
-                f"{source.path}: a volume of shape {source.content.array.shape}, and {type(model).__name__} looks at "
-                "images; choose an axial slice with --page"
-            )
-        options.pop("task", None)
-        return model.predict(source.content, texts, plane=plane, **how, **options)
-    if options.get("task") is None or not _takes_task(model):
+        options |= dict(plane=plane, **how)
+    if options.get("task") is None:
         options.pop("task", None)
     return model.predict(source.content, texts, **options)
-
-
-def _takes_task(model) -> bool:
-    import inspect
-
-    methods = [getattr(model, name, None) for name in ("_predict_images", "predict")]
-    return any("task" in inspect.signature(method).parameters for method in methods if method is not None)
 
 
 def save_volume_prediction(

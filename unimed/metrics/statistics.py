@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals that resample patients, and exact intervals of shares."""
+"""Confidence intervals: bootstrap that resamples patients, and exact intervals of proportions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our model types become known to transformers' Auto classes when the families are imported.
+"""Registration of our model types with transformers' Auto classes, when the families are imported.
 
 That happens with `import unimed.models`, in `unimed.load`, and through the few lines that every saved folder holds for
 `trust_remote_code=True`. `import unimed` alone stays light and registers nothing; transformers offers no entry point
