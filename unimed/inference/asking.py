@@ -109,7 +109,12 @@ def ask(model, source: Source, texts: Sequence[str], *, plane: str | None = None
 
 
 def save_volume_prediction(
-    prediction: Prediction, array: np.ndarray, out: str | Path, name: str, title: str = ""
+    prediction: Prediction,
+    array: np.ndarray,
+    out: str | Path,
+    name: str,
+    title: str = "",
+    deidentified: bool = False,
 ) -> list[Path]:
     """Write NAME.json, NAME.nii.gz where something has a mask, and NAME.png, the montage.
 
@@ -117,6 +122,6 @@ def save_volume_prediction(
         array: the volume that was asked about.
     """
     masks = any(region.mask is not None for region in prediction.regions)
-    written = prediction.save(out, name, ["json"] + ["nifti"] * masks)
+    written = prediction.save(out, name, ["json"] + ["nifti"] * masks, deidentified=deidentified)
     heading = title if not prediction.text else f"{title} - {prediction.text}"
     return [*written, montage_of(Path(out) / f"{name}.png", prediction, array, heading)]
