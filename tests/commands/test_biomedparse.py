@@ -188,4 +188,4 @@ def test_pictures(model, tmp_path, capsys):
     assert "other: TargetError" in capsys.readouterr().err
     row = json.loads((tmp_path / "known" / "p_X-Ray_chest-found.json").read_text())
     assert set(row) >= {"found", "hierarchy"}
-    assert parse_2d(arguments) == 1 and "--recognise" in capsys.readouterr().err
+    assert parse_2d(arguments) == 1 and "--recognize" in capsys.readouterr().err
