@@ -58,7 +58,7 @@ def test_a_target_without_voxels_is_explained(model, folder, capsys):
     arguments = [str(folder / "in" / "a.nii.gz"), "--model", model, "--out", str(folder / "twice"), "--threshold", "0"]
     assert parse_3d([*arguments, "--prompts", "liver", "liver"]) == 0
     said = capsys.readouterr().out
-    assert "liver: presence" in said and "gave way to a surer target" in said
+    assert "liver: presence" in said and "gave way to a more confident target" in said
     written = json.loads((folder / "twice" / "a.json").read_text())
     assert [bool(target.get("remark")) for target in written["targets"]].count(True) == 1
     assert (folder / "twice" / "a.png").is_file(), "a montage"
@@ -170,4 +170,4 @@ def test_pictures(model, tmp_path, capsys):
     assert "other: TargetError" in capsys.readouterr().err
     row = json.loads((tmp_path / "known" / "p_X-Ray_chest-found.json").read_text())
     assert set(row) >= {"found", "hierarchy"}
-    assert parse_2d(arguments) == 1 and "--recognise" in capsys.readouterr().err
+    assert parse_2d(arguments) == 1 and "--recognize" in capsys.readouterr().err

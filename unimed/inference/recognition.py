@@ -196,7 +196,7 @@ def prepare_picture(image: np.ndarray, config):
     from torch.nn import functional as F
 
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        raise ValueError(f"a picture is uint8 HxW or HxWx3, got {image.dtype} {image.shape}; window it first")
+        raise ValueError(f"an image is uint8 HxW or HxWx3, got {image.dtype} {image.shape}; window it first")
     if image.ndim == 3 and config.channels == "slices":
         image = np.rint(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
     rgb = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image

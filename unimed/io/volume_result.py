@@ -79,7 +79,7 @@ class VolumeSegmentation:
             return f"presence {presence:.2f} but there is a mask"
         if voxels or presence < self.threshold:
             return ""
-        gave_way = "" if self.overlap == "keep" else " or gave way to a surer target (--overlap keep shows it)"
+        gave_way = "" if self.overlap == "keep" else " or gave way to a more confident target (--overlap keep shows it)"
         return f"presence {presence:.2f} but no voxel: its mask is empty{gave_way}"
 
     def summary(self) -> dict:
