@@ -114,7 +114,7 @@ def test_a_dicom_series_comes_back_as_dicom(model, tmp_path):
     [
         (["gone.nii"], "no such file"),
         (["in/a.nii.gz"], "--prompts"),
-        (["in/a.nii.gz", "--prompts", "liver", "--formats", "tiff"], "unknown formats"),
+        (["in/a.nii.gz", "--prompts", "liver", "--formats", "tiff"], "unknown format"),
         (["in/a.nii.gz", "--prompts", "liver", "--model", "nothing"], "nothing"),
         (["in", "--prompts", "liver", "--formats", "dicom-seg"], "needs a DICOM series"),
         (["in/a.nii.gz", "--prompts", "  "], "prompt 1 is empty"),
@@ -149,6 +149,24 @@ def test_series_phase_and_irregular_slices_are_chosen(model, tmp_path, capsys):
     assert parse_3d([*common, str(tmp_path / "e"), "--series", "holes", "--irregular", "resample"]) == 0
     assert read(tmp_path / "e" / "in.nii.gz")[0].shape == (24, 20, 5)
     assert "resampled from 4 slices to 5" in " ".join(json.loads((tmp_path / "e" / "in.json").read_text())["steps"])
+
+
+@pytest.mark.parametrize("overlap", ["keep", "combine", "nms"])
+def test_the_demo_and_predict_say_the_same(model, tmp_path, overlap):
+    import unimed
+
+    noise = np.random.default_rng(2).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    arguments = [str(tmp_path / "a.png"), "--model", model, "--out", str(tmp_path / "out"), "--overlap", overlap]
+    assert parse_2d([*arguments, "--prompts", "liver", "spleen", "--threshold", "0.3"]) == 0
+    told = unimed.load(model, device="cpu").predict(
+        str(tmp_path / "a.png"), "liver[SEP]spleen", presence_threshold=0.3, overlap=overlap
+    )
+    (path,) = told.save(tmp_path / "mine", "a")
+    demo, mine = (json.loads(p.read_text()) for p in (tmp_path / "out" / "a.json", path))
+    for values in (demo, mine):
+        values.pop("timing_s"), values.pop("source_id", None)
+    assert demo == mine and demo["text"].startswith(("Found", "Not found"))
 
 
 def test_pictures(model, tmp_path, capsys):

@@ -139,3 +139,23 @@ def test_json_of_volumes_is_small_and_keeps_every_voxel(tmp_path):
         entry = json.loads((tmp_path / f"{name}.json").read_text())["regions"][0]
         assert (decode_mask(entry["mask_rle"]) == masks[1]).all()
         assert (tmp_path / f"{name}.json").stat().st_size < 10_000
+
+
+def test_a_dicom_series_gets_the_files_of_a_hospital(place, tmp_path, capsys):
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    from clinical import ct_series, dicom_errors, found_in, identifying
+
+    _, geometry = ct_series(tmp_path / "ct", (16, 16, 4))
+    formats = ["--formats", "dicom-seg", "dicom-sr", "html", "fhir", "labels"]
+    arguments = ["predict", str(place / "parser"), str(tmp_path / "ct"), "left kidney [SEP] liver cyst", *formats]
+    assert main([*arguments, "--out", str(tmp_path / "a"), "--site", "abdomen"]) == 0
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names >= {f"ct-0.{end}" for end in ("seg.dcm", "sr.dcm", "html", "fhir.json", "labels.tsv", "json")}
+    assert dicom_errors(tmp_path / "a" / "ct-0.seg.dcm") == dicom_errors(tmp_path / "a" / "ct-0.sr.dcm") == []
+    assert main([*arguments, "--out", str(tmp_path / "b"), "--site", "abdomen", "--deidentified"]) == 0
+    texts = identifying(pydicom.dcmread(geometry.header["files"][0]))
+    written = [path for path in (tmp_path / "b").iterdir() if path.is_file()]
+    assert written and all(found_in(path.read_bytes(), texts) == [] for path in written)
+    assert main(["predict", *arguments[1:3], "liver", "--formats", "dicom-sg", "--out", str(tmp_path / "c")]) == 1
+    assert "did you mean 'dicom-seg'" in capsys.readouterr().err

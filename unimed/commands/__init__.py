@@ -18,6 +18,13 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "score-volumes": ("biomedparse", "score_volumes", "score label maps of volumes"),
     "clip": ("clip", "clip", "evaluate and average contrastive models"),
     "list-tasks": ("biomedparse", "list_tasks", "what BiomedParse can be asked for, by modality and anatomy"),
+    "codes": ("clinic", "codes", "how phrases are coded in DICOM and FHIR, word by word"),
+    "check-seg": ("clinic", "check_seg", "what OHIF, Slicer, MITK and dcmqi would miss in a DICOM SEG or SR"),
+    "compare": (
+        "follow_up",
+        "compare",
+        "two studies of a patient: lesion by lesion, RECIST 1.1",
+    ),
     "serve": ("serve", "serve", "try labels on images in a browser"),
     "demo-seg2d": ("unibiomed", "segment_2d", "segment a 2D test set, or one image"),
     "demo-seg3d": ("unibiomed", "segment_3d", "segment a 3D test set, or one volume"),

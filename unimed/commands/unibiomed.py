@@ -242,7 +242,7 @@ def _one_volume(args, out: Path) -> int:
     print_steps(predictions[0].image.steps, args)
     names = [ResultNames(out)(args.volume, str(number) if number else "") for number in range(len(predictions))]
     for name, question, prediction in zip(names, args.text, predictions, strict=True):
-        written = save_volume_prediction(prediction, (array, geometry), out, name, question, args.plane)
+        written = save_volume_prediction(prediction, array, out, name, question)
         if len(predictions) > 1:
             say(f"{question}")
         print_answer(prediction, written)

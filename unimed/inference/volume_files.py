@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from unimed.geometry import Geometry
 from unimed.io.challenge import Prompts, read_prompts
 from unimed.io.dicom_series import BESIDE, is_dicom, kind_of_dicom
 from unimed.io.dicom_series import SUFFIXES as DICOM_SUFFIXES
-from unimed.io.read import VOLUME_SUFFIXES, ReadError, read
+from unimed.io.read import VOLUME_SUFFIXES, ReadError
+from unimed.io.volumes import read_volume
 
 #: What `find_volumes` looks for by name. The `.img` and `.raw` files of pairs are read through their headers.
 SUFFIXES = tuple(suffix for suffix in VOLUME_SUFFIXES if suffix != ".img")
@@ -52,33 +49,6 @@ def find_volumes(folder: str | Path) -> list[Path]:
     return found
 
 
-def read_volume(
-    path: str | Path, *, series: str | int | None = None, phase: str | int | None = None, irregular: str = "refuse"
-) -> tuple[np.ndarray, Geometry]:
-    """As `unimed.io.read.read`; anything that has not three axes is refused.
-
-    A color volume whose channels are equal is taken as grey, which `geometry.steps` says.
-
-    Raises:
-        ReadError: a picture, colors, a cine, or 4D data with more than one phase; and what `read` raises.
-    """
-    array, geometry = read(path, series=series, phase=phase, irregular=irregular)
-    if geometry.header.get("cine"):
-        raise ReadError(f"{path}: a cine of {len(array)} frames, not a volume; its frames have no place in space")
-    if geometry.header.get("color") and array.ndim == 4:
-        if not (array[..., :3] == array[..., :1]).all():
-            raise ReadError(f"{path}: a color volume {array.shape}; give one channel as a file")
-        header = dict(geometry.header) | {"steps": (*geometry.steps, "equal color channels taken as grey")}
-        header.pop("color")
-        array, geometry = array[..., 0], replace(geometry, header=header)
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3 or (array.shape[-1] == 3 and geometry.source_format in ("picture", "dicom") and not
-                           geometry.is_physical):  # fmt: skip
-        raise ReadError(f"{path}: {array.ndim}D data {array.shape} is no volume; give one phase or channel as a file")
-    return array, geometry
-
-
 def prompts_for(path: str | Path, texts: Sequence[str] | None = None, table: str | Path | None = None) -> Prompts:
     """What to ask of a file: the given texts, else a JSON table, else the prompts inside an NPZ.
 
@@ -115,3 +85,6 @@ def _may_be_dicom(path: Path) -> bool:
     if name.endswith(DICOM_SUFFIXES):
         return True
     return not name.endswith(SUFFIXES) and is_dicom(path)
+
+
+__all__ = ["SUFFIXES", "find_volumes", "prompts_for", "read_volume"]

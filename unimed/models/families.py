@@ -21,7 +21,7 @@ FAMILIES = (
 
 
 def register() -> None:
-    """Import every family, and the plug-ins: a folder may hold a decoder or backbone of theirs."""
-    for family in FAMILIES:
+    """Import every family, their pipeline, and the plug-ins: a folder may hold a decoder or backbone of theirs."""
+    for family in (*FAMILIES, "unimed.models.pipeline"):
         importlib.import_module(family)
     import_plugins()
