@@ -17,7 +17,18 @@ from PIL import Image
 from unimed import registry
 from unimed.engine import evaluate, train
 from unimed.engine.exporting import export
-from unimed.registry import BACKBONES, BENCHMARKS, CONNECTORS, DATASETS, DECODERS, DIALECTS, HEADS, METRICS, TASKS
+from unimed.registry import (
+    BACKBONES,
+    BENCHMARKS,
+    CONNECTORS,
+    DATASETS,
+    DECODERS,
+    DIALECTS,
+    HEADS,
+    METRICS,
+    TASKS,
+    WRITERS,
+)
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text(encoding="utf-8")
 REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
@@ -32,7 +43,7 @@ RECIPES = {
     "A backbone": ("smolvlm", BACKBONES),
     "A dialect": ("brackets", DIALECTS),
     "A task": ("ModalityTask", TASKS),
-    "An export format": ("csv", getattr(registry, "WRITERS", None)),
+    "An export format": ("csv", WRITERS),
 }
 
 
@@ -214,7 +225,6 @@ def test_a_backbone(home, monkeypatch):
     assert torch.allclose(model.backbone.image_tokens(pixels), torch.cat(list(theirs)).reshape(1, 4, -1), atol=1e-5)
 
 
-@pytest.mark.skipif(not hasattr(registry, "WRITERS"), reason="formats are not registered yet")
 def test_an_export_format(home, monkeypatch):
     _use(home, "csv_writer", monkeypatch)
 
@@ -264,7 +274,7 @@ def test_inside_the_package_the_same_files_are_found_by_themselves(home):
     """A folder laid over each package named in the table: no plug-in is named, every name is known."""
     folders = dict(re.findall(r"^\| (?:an? [^|]*) \| `(\w+)`[^|]*\| `(unimed/[\w/]+)/` \|", PAGE, flags=re.MULTILINE))
     overlay, wanted = home / "overlay", []
-    for heading, (name, of) in ((h, entry) for h, entry in RECIPES.items() if entry[1] is not None):
+    for heading, (name, of) in RECIPES.items():
         key = next(key for key, value in vars(registry).items() if value is of)
         package = folders[key].replace("/", ".")
         target = overlay / package

@@ -58,7 +58,7 @@ def test_a_target_without_voxels_is_explained(model, folder, capsys):
     arguments = [str(folder / "in" / "a.nii.gz"), "--model", model, "--out", str(folder / "twice"), "--threshold", "0"]
     assert parse_3d([*arguments, "--prompts", "liver", "liver"]) == 0
     said = capsys.readouterr().out
-    assert "liver: presence" in said and "gave way to a surer target" in said
+    assert "liver: presence" in said and "gave way to a more confident target" in said
     written = json.loads((folder / "twice" / "a.json").read_text())
     assert [bool(target.get("remark")) for target in written["targets"]].count(True) == 1
     assert (folder / "twice" / "a.png").is_file(), "a montage"

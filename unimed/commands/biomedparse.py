@@ -141,7 +141,7 @@ def _one_volume(model, args, out: Path, case) -> dict:
 
 
 def parse_2d(arguments=None, prog: str | None = None) -> int:
-    """`demo_parse2D.py`: one picture, or every picture of a folder."""
+    """`demo_parse2D.py`: one picture, or every image of a folder."""
     parser = Parser(
         "Segment what the prompts name in an image or in every image of a folder, or, with --recognize, "
         "find what of all known targets is there. Writes OUT/NAME.json, NAME.png (overlay) and a mask per target, "
@@ -178,7 +178,7 @@ def _parse_2d(args) -> int:
     suffixes = (*SUFFIXES, ".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha")
     paths = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.name.lower().endswith(suffixes))
     if not paths:
-        raise FileNotFoundError(f"{source}: no picture in it; known are {', '.join(suffixes)}")
+        raise FileNotFoundError(f"{source}: no image in it; known are {', '.join(suffixes)}")
     if not args.prompts and not args.recognise:
         raise ValueError("say what to look for with --prompts, or --recognize to look for everything known")
     names = ResultNames(out).all(paths)
@@ -195,7 +195,7 @@ def _parse_2d(args) -> int:
                 say(f"  {target['target']}: {target['remark']}")
             if args.p_value is not None and target["p_value"] is None:
                 say(f"  {target['target']}: --p-value changes nothing, no shape of it is known for this kind of image")
-    counts = f"{len(report.rows)} pictures, {report.skipped} of them before, {len(report.failed)} failed"
+    counts = f"{len(report.rows)} images, {report.skipped} of them before, {len(report.failed)} failed"
     print(f"{counts}, results in {out}. Research use only.")
     print_failures(report)
     return report.exit_code

@@ -28,7 +28,7 @@ def split_by_patient(rows: Sequence[Mapping], share: float, seed: int = 0) -> tu
         ValueError: share outside (0, 1), or fewer than two patients.
     """
     if not 0 < share < 1:
-        raise ValueError(f"held-out share must lie in (0, 1), got {share}")
+        raise ValueError(f"held-out fraction must lie in (0, 1), got {share}")
     owner = [str(row.get("group") or row.get("case") or number) for number, row in enumerate(rows)]
     names = sorted(set(owner))
     if len(names) < 2:

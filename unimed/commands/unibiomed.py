@@ -43,7 +43,7 @@ def _common(parser: Parser, out: str) -> None:
         parser.flag(name)
     parser.flag("max-new-tokens", default=512)
     parser.add_argument("--question", help="another question; {} stands for what the JSON names")
-    parser.add_argument("--overlays", type=int, default=12, help="pictures with drawn regions to keep (default: 12)")
+    parser.add_argument("--overlays", type=int, default=12, help="images with drawn regions to keep (default: 12)")
     parser.flag("restart")
     parser.add_argument("--limit", type=count, help="only the first so many cases")
     parser.add_argument(

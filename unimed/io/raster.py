@@ -121,7 +121,7 @@ def _named(name: str, work, *arguments):
         raise ReadError(f"{name}: {error}; cut it into tiles first") from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
         said = " ".join(re.sub(r"<_io\.\w+[^>]*>", "the stored bytes", str(error)).split())
-        raise ReadError(f"{name}: damaged or no picture ({type(error).__name__}: {said})") from error
+        raise ReadError(f"{name}: damaged or not an image ({type(error).__name__}: {said})") from error
 
 
 def _from_pillow(picture, source, page, compat, name: str) -> Raster:
@@ -344,7 +344,7 @@ def _from_tifffile(data: bytes | None, path, page: int | None, compat, name: str
         values = values[..., :-1]
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
     if values.ndim not in (2, 3) or (values.ndim == 3 and (values.shape[2] != 3 or photometric not in (1, 2))):
-        raise ReadError(f"{name}: {one.shape} with photometric {photometric} is no picture; save it as RGB or grey")
+        raise ReadError(f"{name}: {one.shape} with photometric {photometric} is not an image; save it as RGB or grey")
     if values.dtype.kind == "f":
         values = values.astype(np.float32)
     if photometric == 0 and compat != "reference":
