@@ -161,7 +161,7 @@ def test_constant_loss_and_no_grounding_are_told(tiny, tmp_path):
     )
     train(settings, tmp_path)
     log = next(tmp_path.glob("*/*.log")).read_text()
-    assert "nothing is learnt" in log and "grounding_rate is 0: the model answers without ever pointing" in log
+    assert "nothing is trained" in log and "grounding_rate is 0: the model answers without ever pointing" in log
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])

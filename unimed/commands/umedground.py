@@ -7,7 +7,6 @@ from pathlib import Path
 from unimed.commands.common import Parser, guarded, load_model, say
 from unimed.files import read_json_lines
 from unimed.inference.runs import print_failures, run_cases
-from unimed.models.dialects.umedground import question
 from unimed.names import ResultNames, without_suffix
 from unimed.structures import Case
 
@@ -64,6 +63,7 @@ def run(args) -> int:
     """Ground every report; 0 where all were, 1 where some failed (they are named)."""
     from unimed.files import refuse_to_replace
     from unimed.io.images import load as load_image
+    from unimed.models.dialects.umedground import question  # not at the top: `--help` needs no model library
 
     cases = read_cases(args)
     for case in cases:

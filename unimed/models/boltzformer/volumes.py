@@ -217,7 +217,7 @@ class _Drawing:
             return ""
         if voxels:
             return f"presence {presence:.2f} but there is a mask"
-        gave_way = "" if self.overlap == "keep" else " or gave way to a surer target (--overlap keep shows it)"
+        gave_way = "" if self.overlap == "keep" else " or gave way to a more confident target (--overlap keep shows it)"
         return f"presence {presence:.2f} but no voxel: its mask is empty{gave_way}"
 
 
