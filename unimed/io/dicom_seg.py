@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,6 +62,19 @@ def write_dicom_seg(
         DicomSegError: the source is no DICOM series or has changed, the shape does not fit, or nothing is drawn.
         ImportError: highdicom is not installed.
     """
+    with warnings.catch_warnings():
+        # Libraries quote what they find odd in a header: names, numbers and birth dates of patients.
+        warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)")
+        logger = logging.getLogger("pydicom")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            return _write(path, labels, geometry, names, algorithm, masks)
+        finally:
+            logger.setLevel(level)
+
+
+def _write(path, labels, geometry, names, algorithm: str, masks) -> Path:
     try:
         import highdicom
         from highdicom.sr import CodedConcept
@@ -146,9 +161,20 @@ def _sources(path, array: np.ndarray, geometry: Geometry) -> list:
         # A header may state another slice distance than the positions have; the positions are right.
         source.SpacingBetweenSlices = f"{geometry.spacing[2]:.6g}"
         for keyword in _WANTED:
-            if keyword not in source:
+            if keyword not in source or not _is_sound(source[keyword]):
                 setattr(source, keyword, "")
     return sources
+
+
+def _is_sound(element) -> bool:
+    """Whether a date or time is one: "31.12.1977" would make the segmentation one that no archive takes."""
+    from pydicom.valuerep import DA, TM
+
+    kind = {"DA": DA, "TM": TM}.get(element.VR)
+    try:
+        return kind is None or not element.value or kind(str(element.value)) is not None
+    except ValueError:
+        return False
 
 
 def _abnormal(name: str) -> bool:
