@@ -14,11 +14,10 @@ from unimed.inference.volume_files import SUFFIXES as VOLUME_SUFFIXES
 from unimed.inference.volume_files import find_volumes, read_volume
 from unimed.inference.volume_pictures import write_montage
 from unimed.io import raster
-from unimed.io.dicom_series import SUFFIXES as DICOM_SUFFIXES
 from unimed.io.dicom_series import kind_of_dicom
 from unimed.io.images import Image
 from unimed.io.images import load as load_image
-from unimed.io.read import read
+from unimed.io.read import may_be_dicom, read
 from unimed.io.result import Prediction
 from unimed.io.volume_result import VolumeSegmentation
 from unimed.names import without_suffix
@@ -53,6 +52,8 @@ def looks_like_a_path(word: str) -> bool:
 def find_sources(places: Sequence[str | Path]) -> list[Path]:
     """Files, DICOM series (their folders) and everything readable in other folders, in order.
 
+    DICOM files that have no place in the patient, in folders where none has one, are images of their own.
+
     Raises:
         FileNotFoundError: nothing at a path, or nothing readable in a folder.
     """
@@ -65,7 +66,7 @@ def find_sources(places: Sequence[str | Path]) -> list[Path]:
             continue
         images = [p for p in sorted(place.rglob("*")) if p.is_file() and p.name.lower().endswith(IMAGE_SUFFIXES)]
         try:
-            volumes = find_volumes(place)
+            volumes = find_volumes(place, pictures=True)
         except FileNotFoundError:
             volumes = []
         if not images and not volumes:
@@ -99,12 +100,11 @@ def open_source(path: Path, *, choices: dict | None = None, page: int | None = N
 
 
 def _may_be_volume(path: Path) -> bool:
-    name = path.name.lower()
     if path.is_dir():
         return True
-    if name.endswith(DICOM_SUFFIXES) or "." not in name:
+    if may_be_dicom(path):
         return kind_of_dicom(path) == "frames"
-    return name.endswith(VOLUME_SUFFIXES)
+    return path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def ask(model, source: Source, texts: Sequence[str], *, plane: str = "axial", how: dict, **options) -> list:

@@ -127,7 +127,7 @@ def _read(volume) -> tuple[np.ndarray, Geometry, str]:
 
 
 def _source(name: str, array: np.ndarray, geometry: Geometry, window: Window, *steps: str) -> ImageSource:
-    return ImageSource(name, (*steps, *window.steps), window, array.shape, geometry)
+    return ImageSource(name, (*geometry.steps, *steps, *window.steps), window, array.shape, geometry)
 
 
 def _with(found, geometry: Geometry, back, source: ImageSource | None = None):
