@@ -23,6 +23,7 @@ LEVELS = [
     ["unimed.models.grounded", "unimed.models.boltzformer", "unimed.models.clip"],
     ["unimed.models.heads", "unimed.models.dialects"],
     ["unimed.models.backbones", "unimed.models.connectors", "unimed.models.lora"],
+    ["unimed.models.predictor"],
     ["unimed.models.foreign"],
     ["unimed.models.weights"],
     ["unimed.models.shim"],

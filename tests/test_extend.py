@@ -17,7 +17,18 @@ from PIL import Image
 from unimed import registry
 from unimed.engine import evaluate, train
 from unimed.engine.exporting import export
-from unimed.registry import BACKBONES, BENCHMARKS, CONNECTORS, DATASETS, DECODERS, DIALECTS, HEADS, METRICS, TASKS
+from unimed.registry import (
+    BACKBONES,
+    BENCHMARKS,
+    CONNECTORS,
+    DATASETS,
+    DECODERS,
+    DIALECTS,
+    HEADS,
+    METRICS,
+    TASKS,
+    WRITERS,
+)
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text(encoding="utf-8")
 REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
@@ -32,6 +43,7 @@ RECIPES = {
     "A backbone": ("smolvlm", BACKBONES),
     "A dialect": ("brackets", DIALECTS),
     "A task": ("ModalityTask", TASKS),
+    "An export format": ("csv", WRITERS),
 }
 
 
@@ -213,6 +225,10 @@ def test_a_backbone(home, monkeypatch):
     assert torch.allclose(model.backbone.image_tokens(pixels), torch.cat(list(theirs)).reshape(1, 4, -1), atol=1e-5)
 
 
+def test_an_export_format(home, monkeypatch):
+    _use(home, "csv_writer", monkeypatch)
+
+
 def _use(home, plugin, monkeypatch):
     """Run the script of a recipe as a user would, with the plug-in named in the environment."""
     monkeypatch.setenv(registry.PLUGINS, plugin)
@@ -278,4 +294,4 @@ def test_inside_the_package_the_same_files_are_found_by_themselves(home):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=overlay, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{len(RECIPES)} found" in done.stdout
+    assert f"{len(wanted)} found" in done.stdout

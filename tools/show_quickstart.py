@@ -8,4 +8,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from unimed.commands.cli import run_verb  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(run_verb("quickstart-pictures", prog="show_quickstart.py"))
+    sys.exit(run_verb("quickstart-images", prog="show_quickstart.py"))

@@ -45,6 +45,7 @@ LOCATIONS = {
     "metric": ("unimed.metrics",),
     "benchmark": ("unimed.evaluation.benchmarks",),
     "model": ("unimed.models.building",),
+    "writer": ("unimed.io.writers",),
     "head": ("unimed.models.heads",),
     "decoder": ("unimed.models.heads",),
     "connector": ("unimed.models.connectors",),
@@ -325,3 +326,4 @@ BACKBONES = Registry("backbone", build_func=_build_func, scope="unimed")
 HOOKS = Registry("hook", build_func=_build_func, scope="unimed")
 METRICS = Registry("metric", build_func=_build_func, scope="unimed")
 BENCHMARKS = Registry("benchmark", build_func=_build_func, scope="unimed")
+WRITERS = Registry("writer", build_func=_build_func, scope="unimed")

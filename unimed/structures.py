@@ -20,7 +20,10 @@ class Region:
 
     `mask` is bool, HxW or DxHxW in the grid of the source image. `box_xyxy_px` is in pixels of the original image,
     x2 and y2 exclusive. `presence` in [0, 1] is the probability that the thing is there at all; `confidence` in
-    [0, 1] is about the place. `phrase_span` are character offsets (start, end) in the text of the owner.
+    [0, 1] is about the place. `phrase_span` are character offsets (start, end) in the text of the owner. `label` is its
+    number in label maps (by default its place among the regions, from 1), `prompt` what was asked where that is not the
+    phrase, `p_value` how usual the mask looks for its target (K-S test of BiomedParse v1), `probability` its map
+    [H, W], float32 in [0, 1], where a model was asked for it, `remark` what a reader must know.
 
     Raises:
         ValueError: mask not bool or not 2D/3D, box not finite or without area, probability outside [0, 1].
@@ -35,6 +38,11 @@ class Region:
     box_outer_xyxy_px: tuple[float, float, float, float] | None = None
     box_inner_xyxy_px: tuple[float, float, float, float] | None = None
     phrase_span: tuple[int, int] | None = None
+    label: int | None = None
+    prompt: str = ""
+    p_value: float | None = None
+    remark: str = ""
+    probability: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self):
         if self.mask is not None and (self.mask.dtype != np.bool_ or self.mask.ndim not in (2, 3)):
@@ -136,6 +144,29 @@ class Written:
     dialect: str
     pointed: tuple[Region, ...] = ()
     given: tuple[Region, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class LabelRegion(Region):
+    """A region of a label map that several share: where no mask is given it is made when asked for, and not kept.
+
+    A volume with twenty targets takes the memory of one map instead of twenty.
+    """
+
+    label_map: np.ndarray | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        if self.label is None or self.label < 1 or self.label_map is None:
+            raise ValueError(f"region {self.phrase!r}: a region of a label map needs the map and a label from 1 on")
+
+    def _mask(self) -> np.ndarray:
+        own = self.__dict__.get("own_mask")
+        return self.label_map == self.label if own is None else own
+
+    def _keep(self, mask: np.ndarray | None) -> None:
+        self.__dict__["own_mask"] = mask
+
+    mask = property(_mask, _keep)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ task = dict(
         hidden_size=96,
         ffn_size=192,
         num_queries=8,
-        # At this size existence is only learnt where it may teach the rest of the model.
+        # At this size existence is only learned where it may teach the rest of the model.
         detach_existence=False,
     ),
     batch_size=16,

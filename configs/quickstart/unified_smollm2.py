@@ -1,7 +1,7 @@
 """The quickstart's next step: the same data and heads around SmolLM2-135M-Instruct with LoRA.
 
-Not the quickstart itself: on two CPU cores it learns from 2.4 samples a second in 8.8 GB, against 16 in 3.1 GB for the
-small model, so ten minutes end long before the 8000 samples which that one learns from.
+Not the quickstart itself: on two CPU cores it trains on 2.4 samples a second in 8.8 GB, against 16 in 3.1 GB for the
+small model, so ten minutes end long before the 8000 samples which that one is trained on.
 Start it with `python tools/new_model.py pretrained/unified_smollm2 --language-model smollm2 --vision-grid 8`.
 """
 

@@ -1,4 +1,4 @@
-"""uMedGround in small on the sample set: LLaVA and SAM from nothing, all of it learns, minutes on one CPU core."""
+"""uMedGround in small on the sample set: LLaVA and SAM from scratch, all of it trainable, minutes on one CPU core."""
 
 _base_ = "../_base_/sample_run.py"
 

@@ -1,7 +1,7 @@
 """uMedGround on MRG-MS-CXR with the published numbers: LLaVA-Llama-2-13B, SAM ViT-H, three hypotheses, LoRA of rank 8.
 
 Every option of the published training script is a value here (docs/umedground.md lists them side by side). What differs
-on purpose: [BOX] is a token, all boxes are trained, one prompt for training and test, pictures are seen whole.
+on purpose: [BOX] is a token, all boxes are trained, one prompt for training and test, images are seen whole.
 `mrg_ms_cxr_reference.py` keeps the published ways.
 """
 
@@ -37,7 +37,7 @@ task = dict(
     loss_weights=dict(text=1.0, box=1.0),
     box_options=dict(main_weight=0.95, margin=0.01, extra=1.0),
     language_box=0.0,
-    # Features of SAM's frozen encoder are computed once per picture.
+    # Features of SAM's frozen encoder are computed once per image.
     cache_images=2000,
     max_new_tokens=512,
 )

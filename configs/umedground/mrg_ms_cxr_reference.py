@@ -1,4 +1,4 @@
-"""MRG-MS-CXR as the released script trains it: first box only, losses summed over pictures, 640 px of SAM's 1024."""
+"""MRG-MS-CXR as the released script trains it: first box only, losses summed over images, 640 px of SAM's 1024."""
 
 _base_ = ["mrg_ms_cxr.py"]
 

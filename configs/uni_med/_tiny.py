@@ -1,4 +1,4 @@
-"""Uni-Med in small on the sample set: five tasks in every batch, everything learns, minutes on one CPU core."""
+"""Uni-Med in small on the sample set: five tasks in every batch, everything trainable, minutes on one CPU core."""
 
 _base_ = "../_base_/sample_run.py"
 

@@ -58,7 +58,7 @@ def test_a_target_without_voxels_is_explained(model, folder, capsys):
     arguments = [str(folder / "in" / "a.nii.gz"), "--model", model, "--out", str(folder / "twice"), "--threshold", "0"]
     assert parse_3d([*arguments, "--prompts", "liver", "liver"]) == 0
     said = capsys.readouterr().out
-    assert "liver: presence" in said and "gave way to a surer target" in said
+    assert "liver: presence" in said and "gave way to a more confident target" in said
     written = json.loads((folder / "twice" / "a.json").read_text())
     assert [bool(target.get("remark")) for target in written["targets"]].count(True) == 1
     assert (folder / "twice" / "a.png").is_file(), "a montage"
@@ -114,7 +114,7 @@ def test_a_dicom_series_comes_back_as_dicom(model, tmp_path):
     [
         (["gone.nii"], "no such file"),
         (["in/a.nii.gz"], "--prompts"),
-        (["in/a.nii.gz", "--prompts", "liver", "--formats", "tiff"], "unknown formats"),
+        (["in/a.nii.gz", "--prompts", "liver", "--formats", "tiff"], "unknown format"),
         (["in/a.nii.gz", "--prompts", "liver", "--model", "nothing"], "nothing"),
         (["in", "--prompts", "liver", "--formats", "dicom-seg"], "needs a DICOM series"),
         (["in/a.nii.gz", "--prompts", "  "], "prompt 1 is empty"),
@@ -151,6 +151,24 @@ def test_series_phase_and_irregular_slices_are_chosen(model, tmp_path, capsys):
     assert "resampled from 4 slices to 5" in " ".join(json.loads((tmp_path / "e" / "in.json").read_text())["steps"])
 
 
+@pytest.mark.parametrize("overlap", ["keep", "combine", "nms"])
+def test_the_demo_and_predict_say_the_same(model, tmp_path, overlap):
+    import unimed
+
+    noise = np.random.default_rng(2).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    arguments = [str(tmp_path / "a.png"), "--model", model, "--out", str(tmp_path / "out"), "--overlap", overlap]
+    assert parse_2d([*arguments, "--prompts", "liver", "spleen", "--threshold", "0.3"]) == 0
+    told = unimed.load(model, device="cpu").predict(
+        str(tmp_path / "a.png"), "liver[SEP]spleen", presence_threshold=0.3, overlap=overlap
+    )
+    (path,) = told.save(tmp_path / "mine", "a")
+    demo, mine = (json.loads(p.read_text()) for p in (tmp_path / "out" / "a.json", path))
+    for values in (demo, mine):
+        values.pop("timing_s"), values.pop("source_id", None)
+    assert demo == mine and demo["text"].startswith(("Found", "Not found"))
+
+
 def test_pictures(model, tmp_path, capsys):
     for name in ("p_X-Ray_chest.png", "other.png"):
         noise = np.random.default_rng(1).integers(0, 255, (40, 50), dtype=np.uint8)
@@ -170,7 +188,7 @@ def test_pictures(model, tmp_path, capsys):
     assert "other: TargetError" in capsys.readouterr().err
     row = json.loads((tmp_path / "known" / "p_X-Ray_chest-found.json").read_text())
     assert set(row) >= {"found", "hierarchy"}
-    assert parse_2d(arguments) == 1 and "--recognise" in capsys.readouterr().err
+    assert parse_2d(arguments) == 1 and "--recognize" in capsys.readouterr().err
 
 
 def test_dicom_files_of_any_name_in_a_folder_are_pictures(model, tmp_path, capsys):
@@ -179,7 +197,7 @@ def test_dicom_files_of_any_name_in_a_folder_are_pictures(model, tmp_path, capsy
     for name in ("a.dcm", "b.IMA", "1.2.840.7"):
         image_files.dicom(tmp_path / "in" / name)
     assert parse_2d([str(tmp_path / "in"), "--model", model, "--out", str(tmp_path / "out"), "--prompts", "liver"]) == 0
-    assert "3 pictures" in capsys.readouterr().out
+    assert "3 images" in capsys.readouterr().out
 
 
 def test_what_the_reader_did_with_a_volume_is_printed(model, tmp_path, capsys):

@@ -50,14 +50,12 @@ def test_images_volumes_and_folders_for_every_family(place, tmp_path, capsys, fa
     code = main([*arguments, "--max-new-tokens", "2", "--json", "--modality", "CT", "--site", "abdomen"])
     captured = capsys.readouterr()
     rows = [json.loads(line) for line in captured.out.splitlines()]
-    volumes = family in ("grounded", "parser")
-    assert code == (0 if volumes else 2) and len(rows) == (4 if volumes else 3), captured.err
-    assert ("failed: ct: SourceError" in captured.err) == (not volumes)
-    assert {row["source"] for row in rows} >= {"a.png", "slice.nii.gz"}
+    assert code == 0 and len(rows) == 4, captured.err
+    assert {row["source"] for row in rows} >= {"a.png", "slice.nii.gz", "ct.nii.gz"}
     for row in rows:
         for answer in row["answers"]:
             assert all((tmp_path / name).is_file() for name in answer.get("files", ()))
-    if volumes:
+    if family in ("grounded", "parser"):
         assert (tmp_path / "ct-0.png").is_file() and (tmp_path / "ct-1.json").stat().st_size < 10_000
         assert any("abdomen" in step for row in rows if row["source"] == "ct.nii.gz" for step in row["steps"])
     if family == "parser":
@@ -152,7 +150,7 @@ def test_every_file_of_a_folder_of_x_rays_is_an_image_whatever_it_is_called(tmp_
     paths = [image_files.dicom(tmp_path / "xr" / name, SeriesInstanceUID=f"1.2.{k}") for k, name in enumerate(names)]
     (tmp_path / "xr" / "notes").write_text("no image")
     assert find_sources([tmp_path / "xr"]) == sorted(paths)
-    assert all(open_source(path).image is not None for path in paths)
+    assert not any(open_source(path).is_volume for path in paths)
     assert sorted(p for p in (tmp_path / "xr").iterdir() if is_image_file(p)) == sorted(paths)
     # An object of many placed frames is a volume, also where it is called by its UID.
     values = np.random.default_rng(0).integers(0, 900, (12, 10, 4)).astype(np.int16)
@@ -175,3 +173,23 @@ def test_what_the_reader_did_with_a_volume_is_printed_and_kept_with_the_answer(p
     assert "micrometres converted to millimetres" in capsys.readouterr().out
     assert "micrometres converted to millimetres" in json.loads((tmp_path / "out" / "small-0.json").read_text())[
         "image"]["steps"]  # fmt: skip
+
+
+def test_a_dicom_series_gets_the_files_of_a_hospital(place, tmp_path, capsys):
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    from clinical import ct_series, dicom_errors, found_in, identifying
+
+    _, geometry = ct_series(tmp_path / "ct", (16, 16, 4))
+    formats = ["--formats", "dicom-seg", "dicom-sr", "html", "fhir", "labels"]
+    arguments = ["predict", str(place / "parser"), str(tmp_path / "ct"), "left kidney [SEP] liver cyst", *formats]
+    assert main([*arguments, "--out", str(tmp_path / "a"), "--site", "abdomen"]) == 0
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names >= {f"ct-0.{end}" for end in ("seg.dcm", "sr.dcm", "html", "fhir.json", "labels.tsv", "json")}
+    assert dicom_errors(tmp_path / "a" / "ct-0.seg.dcm") == dicom_errors(tmp_path / "a" / "ct-0.sr.dcm") == []
+    assert main([*arguments, "--out", str(tmp_path / "b"), "--site", "abdomen", "--deidentified"]) == 0
+    texts = identifying(pydicom.dcmread(geometry.header["files"][0]))
+    written = [path for path in (tmp_path / "b").iterdir() if path.is_file()]
+    assert written and all(found_in(path.read_bytes(), texts) == [] for path in written)
+    assert main(["predict", *arguments[1:3], "liver", "--formats", "dicom-sg", "--out", str(tmp_path / "c")]) == 1
+    assert "did you mean 'dicom-seg'" in capsys.readouterr().err

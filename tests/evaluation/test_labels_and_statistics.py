@@ -162,4 +162,6 @@ def test_means_by_group_rows_and_resample_patients():
 @pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0c", "\r", "\ud800"])
 def test_cases_with_any_sign_are_read_back(tmp_path, sign):
     rows = [{"case": "a", "said": f"one{sign}two"}, {"case": f"b{sign}", "said": ""}]
-    assert read_cases(write_cases(tmp_path / "cases.jsonl", rows)) == rows
+    read = read_cases(write_cases(tmp_path / "cases.jsonl", rows))
+    assert [{name: row[name] for name in ("case", "said")} for row in read] == rows
+    assert [row["predicted"] for row in read] == [row["said"] for row in rows]

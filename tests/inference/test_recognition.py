@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from unimed.data.wordings.biomedparse_targets import TargetError, presence_distributions
-from unimed.inference.recognition import as_prediction, hierarchy, predict, prepare_picture, recognise, segment_image
+from unimed.inference.recognition import as_prediction, hierarchy, recognise, segment_image
 from unimed.inference.volume_text import PromptError
 from unimed.metrics.recognition import mask_statistics, presence_p_value
+from unimed.models.boltzformer.processing import ParseProcessor, brightness
 from unimed.models.starting.boltzformer import build_small
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -51,7 +52,7 @@ def test_real_model_same_answer_alone_and_together():
     together = segment_image(model, image, ["liver", "spleen in CT"], threshold=0)
     alone = segment_image(model, image, ["spleen in CT"], threshold=0)[0]
     assert np.abs(together[1].probability - alone.probability).max() < 1e-4
-    regions = predict(model, image, ["liver"], threshold=0).regions
+    regions = model.predict(image, "liver", presence_threshold=0).regions
     assert regions[0].mask.shape == (50, 70) and 0 < regions[0].presence < 1
 
 
@@ -77,7 +78,7 @@ def test_recognition_by_existence():
             return super().encode_prompts([str({0: 100, 1: 200}.get(i, 50)) for i in range(len(prompts))])
 
     found = recognise(Knows(), picture(), "MRI", "abdomen")
-    assert {one.target for one in found} == {"aorta", "postcava"}
+    assert {one.phrase for one in found} == {"aorta", "postcava"}
     assert found[0].prompt.endswith("in abdomen MRI")
     tree = hierarchy(found)
     assert set(tree["organ"]["below"]["vessel"]["below"]) == {"aorta", "postcava"} and tree["organ"]["score"] == 1
@@ -89,23 +90,22 @@ def test_recognition_by_the_ks_test():
     model = Judge()
     everything = recognise(model, picture(), "X-Ray-Chest", p_value=None)
     assert model.prompts == ["left lung in chest X-Ray", "right lung in chest X-Ray"]
-    by_target = {one.target: one for one in everything}
+    by_target = {one.phrase: one for one in everything}
     for target, one in by_target.items():
         rgb = np.repeat(picture()[..., None], 3, axis=2)
         shapes = presence_distributions("X-Ray-Chest", target)
         assert one.presence is None and one.p_value == presence_p_value(mask_statistics(one.probability, rgb), shapes)
     usual = {target for target, one in by_target.items() if one.p_value >= 0.05}
-    assert {one.target for one in recognise(model, picture(), "X-Ray-Chest")} == usual != set(by_target)
+    assert {one.phrase for one in recognise(model, picture(), "X-Ray-Chest")} == usual != set(by_target)
 
 
 def test_pictures_are_padded_and_grey_for_models_of_slices():
     colour = np.zeros((20, 40, 3), np.uint8)
     colour[..., 1] = 100
     config = SimpleNamespace(image_size=40, channels="slices", model_type="x")
-    seen = prepare_picture(colour, config)[0]
+    seen = ParseProcessor.of(config).image(brightness(colour))
     assert seen.shape == (3, 40, 40) and seen[:, 10:30].unique().tolist() == [59] and seen[:, :10].max() == 0
-    config.channels = "rgb"
-    assert prepare_picture(colour, config)[0, 1, 10:30].unique().tolist() == [100]
+    assert ParseProcessor.of(config).image(colour)[1, 10:30].unique().tolist() == [100]
 
 
 def test_faults():

@@ -60,11 +60,12 @@ def test_boxes_are_found_and_counted():
     result = segment_volume(GreySegmenter(), volume, UPRIGHT, {3: "100", 7: "200", 9: "50"})
     for label, grey in ((3, 100), (7, 200)):
         assert (result.mask(label) & (volume == grey)).sum() > 0.9 * (volume == grey).sum()
-    summary = result.summary()
+    summary = result.to_dict()
     assert summary["targets"][0]["slices"] == 4 and summary["targets"][2]["voxels"] == 0
     assert summary["targets"][0]["volume_ml"] == pytest.approx(result.voxels()[3] * 0.8 * 0.8 * 4 / 1000, abs=1e-3)
-    regions = result.prediction().regions
-    assert regions[2].mask is None and regions[0].mask.shape == volume.shape and regions[0].presence == 1
+    regions = result.regions
+    assert not regions[2].mask.any() and regions[0].mask.shape == volume.shape and regions[0].presence == 1
+    assert result.text == "Found: 100, 200. Not found: 50."
 
 
 @pytest.mark.parametrize("orientation", ALL_ORIENTATIONS[::7])
@@ -96,7 +97,7 @@ def test_overlaps():
     kept = segment_volume(GreySegmenter(), phantom(), UPRIGHT, prompts, overlap="keep")
     assert np.array_equal(kept.mask(1), kept.mask(2)) and (kept.mask(3) & kept.mask(1)).sum() == kept.mask(1).sum() > 0
     single = segment_volume(GreySegmenter(), phantom(), UPRIGHT, prompts)
-    assert not single.masks and set(np.unique(single.labels)) >= {0, 3}
+    assert kept.labels is None and set(np.unique(single.labels)) >= {0, 3}
     with pytest.raises(ValueError, match="unknown overlap"):
         segment_volume(GreySegmenter(), phantom(), UPRIGHT, prompts, overlap="most")
 
@@ -114,7 +115,7 @@ def test_touching_instances_are_kept_apart_by_edges():
     assert np.array_equal(published > 0, (labels > 0)) and len(np.unique(published)) == 3
     model = GreySegmenter(edges=True)
     result = segment_volume(model, phantom(), UPRIGHT, ["100", "200"], instances=True)
-    assert result.summary()["instances"] == 2 and result.instances.shape == (64, 64, 10)
+    assert result.to_dict()["instances"] == 2 and result.instances.shape == (64, 64, 10)
 
 
 def test_results_in_files(tmp_path):
@@ -128,8 +129,8 @@ def test_results_in_files(tmp_path):
     assert prompts_for(paths[2]).first() == {1: "100", 2: "200"}
     assert json.loads(paths[3].read_text())["notice"] == "research use only"
     kept = segment_volume(GreySegmenter(), phantom(), UPRIGHT, ["100", "200"], overlap="keep")
-    assert [p.name for p in kept.save(tmp_path, "kept", ("nifti",))] == ["kept-1.nii.gz", "kept-2.nii.gz"]
-    with pytest.raises(ValueError, match="unknown formats"):
+    assert [p.name for p in kept.save(tmp_path, "kept", ("nifti",))] == ["kept.nii.gz"]
+    with pytest.raises(ValueError, match="unknown format"):
         result.save(tmp_path, "x", ("tiff",))
     with pytest.raises(ValueError, match="plain file name"):
         result.save(tmp_path, "../x")

@@ -6,14 +6,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_volumes
+from clinical import (
+    blobs,
+    ct_series,
+    dcmqi_segments,
+    dicom_errors,
+    found_in,
+    identifying,
+    source_cases,
+    voxels_different,
+    write_source,
+)
 
-from unimed.geometry import Geometry
+from unimed.geometry import ALL_ORIENTATIONS, Geometry, reorient
 from unimed.io.dicom_seg import DicomSegError, write_dicom_seg
 from unimed.io.read import read
 from unimed.io.result import Prediction
 from unimed.structures import Region
 
 highdicom = pytest.importorskip("highdicom")
+
+
+def save_dicom_seg(prediction, folder, name, **options):
+    return prediction.save(folder, name, ("dicom-seg",), **options)
 
 
 def write_series(folder):
@@ -73,10 +88,8 @@ def test_faults_are_named_and_nothing_is_left(tmp_path, series):
     out = tmp_path / "out"
     with pytest.raises(DicomSegError, match="needs a DICOM series"):
         write_dicom_seg(out / "a.dcm", labels, Geometry(np.eye(4), source_format="nifti"), {1: "x"})
-    with pytest.raises(DicomSegError, match="do not fit a series of 5 slices"):
+    with pytest.raises(DicomSegError, match="do not fit the series of .128, 128, 5."):
         write_dicom_seg(out / "a.dcm", labels[..., :3], geometry, {1: "x"})
-    with pytest.raises(DicomSegError, match="no voxel is labelled"):
-        write_dicom_seg(out / "a.dcm", 0 * labels, geometry, {1: "x"})
     Path(geometry.header["files"][2]).unlink()
     with pytest.raises(DicomSegError, match="is gone"):
         write_dicom_seg(out / "a.dcm", labels, geometry, {1: "x"})
@@ -155,3 +168,180 @@ def test_nothing_of_a_patient_is_said_where_the_header_is_odd(tmp_path, series, 
     write_dicom_seg(tmp_path / "o.seg.dcm", np.ones(volume.shape, np.uint8), geometry, {1: "liver"})
     said = " ".join([*(str(one.message) for one in recwarn), caplog.text, *capfd.readouterr()])
     assert not any(secret in said for secret in ("Oddname", "PPPP", "31.12.77"))
+
+
+PHRASES = ("left kidney", "cyst of the right kidney", "Läsion 肝臓")
+
+
+@pytest.mark.parametrize(("name", "grid", "kind"), source_cases(), ids=[case[0] for case in source_cases()])
+def test_every_series_gets_a_file_that_dciodvfy_and_dcmqi_read_to_the_voxel(tmp_path, name, grid, kind):
+    array, geometry = write_source(tmp_path / "s", grid, kind)
+    masks = blobs(array.shape)
+    result = Prediction("", tuple(map(Region, PHRASES, masks)), geometry)
+    (path,) = result.save(tmp_path, "case", ("dicom-seg",))
+    assert dicom_errors(path) == []
+    segments = dcmqi_segments(path, tmp_path / "q")
+    assert [a["SegmentLabel"] for a, _, _ in segments] == list(PHRASES)
+    for mask, (_, found, affine) in zip(masks, segments, strict=True):
+        assert voxels_different(mask, geometry, found, affine) == 0
+    kidney, cyst, other = (attributes for attributes, _, _ in segments)
+    assert kidney["SegmentedPropertyTypeModifierCodeSequence"]["CodeValue"] == "7771000"
+    assert cyst["AnatomicRegionSequence"]["CodeValue"] == "64033007"
+    assert cyst["AnatomicRegionModifierSequence"]["CodeValue"] == "24028007"
+    assert other["SegmentedPropertyTypeCodeSequence"]["CodingSchemeDesignator"] == "99UNIMED"
+
+
+@pytest.mark.parametrize("orientation", ALL_ORIENTATIONS[::5])
+def test_masks_of_a_turned_volume_are_turned_back(tmp_path, orientation):
+    array, geometry = ct_series(tmp_path / "s")
+    (mask,) = blobs(array.shape, 1)
+    turned, turned_geometry = reorient(mask, geometry, orientation)
+    result = Prediction("", (Region("liver", np.ascontiguousarray(turned)),), turned_geometry)
+    (path,) = result.save(tmp_path, "case", ("dicom-seg",))
+    back = highdicom.seg.segread(path).get_pixels_by_source_instance(
+        source_uids(geometry), combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    assert np.array_equal(back.transpose(2, 1, 0), mask)
+
+
+def test_a_grid_of_its_own_is_kept_and_a_moved_one_refused(tmp_path):
+    array, geometry = ct_series(tmp_path / "s")
+    finer = np.diag((0.5, 0.5, 0.5, 1))
+    own = Geometry(geometry.affine @ finer, "dicom", header=geometry.header)
+    (mask,) = blobs((11, 12, 10), 1)
+    (path,) = Prediction("", (Region("liver", mask),), own).save(tmp_path, "case", ("dicom-seg",))
+    ((_, found, affine),) = dcmqi_segments(path, tmp_path / "q")
+    assert voxels_different(mask, own, found, affine) == 0
+    moved = Geometry(np.array(geometry.affine) + np.eye(4, k=3) * 40, "dicom", header=geometry.header)
+    with pytest.raises(DicomSegError, match="do not fit"):
+        write_dicom_seg(tmp_path / "a.dcm", np.ones(array.shape, int), moved, {1: "x"})
+
+
+def test_the_same_result_is_the_same_object_and_another_is_not(tmp_path):
+    _, geometry = ct_series(tmp_path / "s")
+    one, two = blobs((9, 7, 6), 2)
+
+    def made(mask, model="m"):
+        prediction = Prediction("", (Region("nodule", mask), Region("nodule", mask)), geometry, model_reference=model)
+        return highdicom.seg.segread(save_dicom_seg(prediction, tmp_path, "a")[0])
+
+    first, again, changed, other = made(one), made(one), made(two), made(one, "/home/x/other")
+    assert first.SOPInstanceUID == again.SOPInstanceUID and first.SeriesInstanceUID == again.SeriesInstanceUID
+    assert first.SeriesInstanceUID == changed.SeriesInstanceUID and first.SOPInstanceUID != changed.SOPInstanceUID
+    assert first.SeriesInstanceUID != other.SeriesInstanceUID
+    tracked = [segment.TrackingUID for segment in first.SegmentSequence]
+    assert tracked == [s.TrackingUID for s in changed.SegmentSequence] and len(set(tracked)) == 2
+    assert (
+        first.SegmentSequence[0].RecommendedDisplayCIELabValue == other.SegmentSequence[0].RecommendedDisplayCIELabValue
+    )
+    algorithm = other.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert algorithm.AlgorithmName == "other" and algorithm.AlgorithmFamilyCodeSequence[0].CodeValue == "123110"
+
+
+@pytest.mark.parametrize("masks", [(None, None), (np.zeros((9, 7, 6), bool),) * 2], ids=["no masks", "empty masks"])
+def test_nothing_found_is_a_valid_file_that_says_so(tmp_path, masks):
+    _, geometry = ct_series(tmp_path / "s")
+    regions = (Region("liver cyst", masks[0], presence=0.03), Region("gallstone", masks[1], presence=0.2))
+    (path,) = save_dicom_seg(Prediction("", regions, geometry), tmp_path, "a", calibrated=True)
+    assert dicom_errors(path) == []
+    seg = highdicom.seg.segread(path)
+    assert not seg.pixel_array.any() and len(seg.SegmentSequence) == 2
+    assert "not outlined; presence 0.03 (calibrated)" in seg.SegmentSequence[0].SegmentDescription
+
+
+def test_fractional_and_label_map(tmp_path):
+    array, geometry = ct_series(tmp_path / "s")
+    rng = np.random.default_rng(0)
+    maps = [rng.random(array.shape).astype(np.float32) for _ in range(2)]
+    result = Prediction("", tuple(Region(n, m > 0.5) for n, m in zip(("liver", "spleen"), maps, strict=True)), geometry)
+    (path,) = save_dicom_seg(result, tmp_path, "f", segmentation_type="FRACTIONAL", probabilities=maps)
+    assert dicom_errors(path) == []
+    back = highdicom.seg.segread(path).get_pixels_by_source_instance(
+        source_uids(geometry), assert_missing_frames_are_empty=True
+    )
+    assert np.abs(back.transpose(2, 1, 0, 3) - np.stack(maps, -1)).max() <= 0.5 / 255 + 1e-6
+    with pytest.raises(DicomSegError, match="overlap"):
+        save_dicom_seg(result, tmp_path, "l", segmentation_type="LABELMAP")
+    parted = (Region("liver", maps[0] > 0.7), Region("spleen", maps[0] < 0.3))
+    (path,) = save_dicom_seg(Prediction("", parted, geometry), tmp_path, "l", segmentation_type="LABELMAP")
+    assert [int(found.sum()) for _, found, _ in dcmqi_segments(path, tmp_path / "q")] == [r.mask.sum() for r in parted]
+    for bad in ({"segmentation_type": "FRACTIONAL"}, {"segmentation_type": "X"},
+                {"segmentation_type": "FRACTIONAL", "probabilities": [maps[0] * 2, maps[1]]}):  # fmt: skip
+        with pytest.raises(DicomSegError):
+            save_dicom_seg(result, tmp_path, "x", **bad)
+
+
+def test_two_series_of_a_study_have_files_of_their_own(tmp_path):
+    made = []
+    for number in (1, 2):
+        _, geometry = ct_series(tmp_path / f"s{number}", seed=number, SeriesInstanceUID=f"1.2.3.{number}")
+        result = Prediction("", (Region("liver", blobs((9, 7, 6), 1)[0]),), geometry)
+        made.append(highdicom.seg.segread(save_dicom_seg(result, tmp_path, f"{number}")[0]))
+    assert made[0].StudyInstanceUID == made[1].StudyInstanceUID
+    assert made[0].SeriesInstanceUID != made[1].SeriesInstanceUID
+    assert [m.ReferencedSeriesSequence[0].SeriesInstanceUID for m in made] == ["1.2.3.1", "1.2.3.2"]
+    assert made[0].SegmentSequence[0].TrackingUID != made[1].SegmentSequence[0].TrackingUID
+
+
+def test_a_picture_without_a_place_is_outlined_too(tmp_path):
+    made = small_volumes.dataset("1.2.840.10008.5.1.4.1.1.1.1", "DX")
+    small_volumes.set_pixels(made, np.arange(63, dtype=np.int16).reshape(7, 9))
+    del made.FrameOfReferenceUID
+    small_volumes.save(tmp_path, [made], ["x.dcm"])
+    _, geometry = read(tmp_path / "x.dcm")
+    mask = np.zeros((7, 9), bool)
+    mask[2:4, 5:9] = True
+    (path,) = Prediction("", (Region("heart", mask),), geometry).save(tmp_path, "x", ("dicom-seg",))
+    assert np.array_equal(highdicom.seg.segread(path).pixel_array.reshape(7, 9), mask)
+    assert dicom_errors(path) == []
+
+
+def test_deidentified_holds_nothing_of_the_patient(tmp_path):
+    import pydicom
+
+    _, geometry = ct_series(tmp_path / "s")
+    header = pydicom.dcmread(geometry.header["files"][0])
+    (path,) = save_dicom_seg(
+        Prediction("", (Region("liver", blobs((9, 7, 6), 1)[0]),), geometry), tmp_path, "a", deidentified=True
+    )
+    assert dicom_errors(path) == []
+    assert identifying(header) and found_in(path.read_bytes(), identifying(header)) == []
+
+
+def test_left_and_right_of_a_whole_vocabulary_are_told_apart_by_dcmqi(tmp_path):
+    import csv
+
+    rows = csv.DictReader(open(Path(__file__).parent / "totalsegmentator_codes.csv", encoding="utf-8"))
+    known = [row["structure"] for row in rows]
+    pairs = [(n, n.replace("left", "right")) for n in known if "left" in n.split("_")]
+    pairs = [pair for pair in pairs if pair[1] in known]
+    names = [name for pair in pairs for name in pair]
+    sides = {"7771000": "left", "24028007": "right"}
+    array, geometry = ct_series(tmp_path / "s", (16, 12, 2))
+    labels = np.zeros(array.shape, np.int16)
+    labels.ravel()[: len(names)] = np.arange(1, len(names) + 1)
+    path = write_dicom_seg(tmp_path / "a.dcm", labels, geometry, dict(enumerate(names, 1)))
+    assert dicom_errors(path) == []
+    found = {a["SegmentLabel"]: a for a, _, _ in dcmqi_segments(path, tmp_path / "q")}
+    assert len(found) == len(names) and len(pairs) == 34
+    codes = {}
+    for name, attributes in found.items():
+        kind = attributes["SegmentedPropertyTypeCodeSequence"]
+        modifiers = (attributes.get("SegmentedPropertyTypeModifierCodeSequence"),
+                     attributes.get("AnatomicRegionModifierSequence"))  # fmt: skip
+        side = next((sides.get(m["CodeValue"], "") for m in modifiers if m), "")
+        region = attributes.get("AnatomicRegionSequence", {}).get("CodeValue", "")
+        codes[name] = (kind["CodeValue"], region, side)
+        if side:
+            assert side in name, name
+        else:
+            assert "left" in kind["CodeMeaning"].lower() or "right" in kind["CodeMeaning"].lower(), name
+    for left, right in pairs:
+        assert codes[left] != codes[right], left
+
+
+def test_presence_that_contradicts_the_outline_is_said(tmp_path):
+    _, geometry = ct_series(tmp_path / "s")
+    result = Prediction("", (Region("liver", blobs((9, 7, 6), 1)[0], presence=0.1),), geometry)
+    seg = highdicom.seg.segread(save_dicom_seg(result, tmp_path, "a")[0])
+    assert "contradict" in seg.SegmentSequence[0].SegmentDescription

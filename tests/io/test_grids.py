@@ -18,10 +18,11 @@ from small_volumes import (
 )
 
 from unimed.geometry import Geometry, GeometryError, align, lps_to_ras
-from unimed.inference.volume_text import VolumeSegmentation
 from unimed.io.dicom_seg import write_dicom_seg
 from unimed.io.read import ReadError, read
+from unimed.io.result import Prediction
 from unimed.io.write import write_nifti, write_nrrd, write_volume
+from unimed.structures import LabelRegion
 
 SHAPE = (5, 4, 3)
 #: Voxels. NIfTI stores float32, DICOM 16 characters.
@@ -122,8 +123,8 @@ def test_milliliters_of_a_tilted_grid_go_by_the_determinant():
     tilt[:3, :3] = [[1, 0, 0], [0, np.cos(0.3), 0], [0, -np.sin(0.3), 3]]
     labels = np.zeros((30, 30, 10), np.uint8)
     labels[2:22, 2:22, 1:9] = 1
-    result = VolumeSegmentation(labels, {1: "x"}, {1: 1.0}, np.ones((1, 10)), Geometry(tilt), "", "")
-    told = result.summary()["targets"][0]["volume_ml"]
+    result = Prediction("", (LabelRegion("x", label=1, label_map=labels),), Geometry(tilt), labels=labels)
+    told = result.to_dict()["targets"][0]["volume_ml"]
     assert told == pytest.approx(labels.sum() * abs(np.linalg.det(tilt[:3, :3])) / 1000, abs=5e-4)
 
 

@@ -10,6 +10,7 @@ from unimed.losses import box_published
 from unimed.losses.box import box_loss, mixture_nll, nig_nll, nig_regulariser
 from unimed.losses.matching import match_targets
 from unimed.models.heads.box import BoxPrediction
+from unimed.models.heads.box_heads import build_box_head
 
 GOLDEN = SMALL / "umedground"
 
@@ -126,3 +127,16 @@ def test_boxes_of_one_phrase_are_matched_and_phrases_never_mixed():
     assert match_targets(predicted, torch.tensor([c, a, b]), torch.tensor([7, 7, 7])).tolist() == [1, 2, 0]
     with pytest.raises(ValueError, match="groups"):
         match_targets(predicted, target, torch.tensor([0]))
+
+
+def test_options_have_their_former_names_and_those_of_a_kind_are_checked(monkeypatch, caplog):
+    from unimed import registry
+
+    monkeypatch.setattr(registry, "_told", set())
+    head = build_box_head("mhp", 8)
+    states, target = torch.randn(3, 8), torch.tensor([[0.1, 0.2, 0.4, 0.6]]).expand(3, 4)
+    former, today = ({name: 0.5} for name in ("main_share", "main_weight"))
+    assert box_loss(head(states), target, former) == box_loss(head(states), target, today)
+    assert "'main_share' is called 'main_weight' now" in caplog.text
+    with pytest.raises(ValueError, match="did you mean 'main_weight'"):
+        box_loss(head(states), target, {"main_weigt": 0.5})

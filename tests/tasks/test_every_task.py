@@ -37,7 +37,7 @@ def contrastive():
 #: Task -> () -> (task, samples, collator).
 EXAMPLES = {
     "GroundingTask": grounded,
-    "MultiTask": lambda: (multi.multi_task(model=multi.SMALL, max_new_tokens=3), multi.MIXED, "GroundedCollator"),
+    "MultiTask": lambda: (multi.MultiTask(model=multi.SMALL, max_new_tokens=3), multi.MIXED, "GroundedCollator"),
     "ParseTask": lambda: (
         TASKS.build(dict(type="ParseTask", model=parsing.SMALL_MODEL)),
         [parsing.picture(n) for n in range(3)],

@@ -117,6 +117,17 @@ def test_the_loss_falls_and_masks_and_existence_are_learnt():
     assert task.validate([volume()])["prompts"] == 2
 
 
+def test_validation_measures_what_users_get(task):
+    sample, phrases = volume(), "disc[SEP]square"
+    (measured,) = task.predict_samples([sample])
+    given = task.model.predict((sample.images[0], sample.geometry), phrases)
+    assert measured.to_dict()["targets"] == given.to_dict()["targets"]
+    assert all(np.array_equal(a.mask, b.mask) for a, b in zip(measured.regions, given.regions, strict=True))
+    (measured,) = task.predict_samples([picture(3)])
+    given = task.model.predict(picture(3).images[0], phrases)
+    assert [r.presence for r in measured.regions] == [r.presence for r in given.regions]
+
+
 def test_parts_can_be_frozen():
     frozen = TASKS.build(dict(type="ParseTask", model=SMALL_MODEL, freeze=["text."]))
     frozen(ParseCollator(frozen.processor)([picture(0)]))["loss"].backward()

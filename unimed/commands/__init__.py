@@ -18,6 +18,13 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "score-volumes": ("biomedparse", "score_volumes", "score label maps of volumes"),
     "clip": ("clip", "clip", "evaluate and average contrastive models"),
     "list-tasks": ("biomedparse", "list_tasks", "what BiomedParse can be asked for, by modality and anatomy"),
+    "codes": ("clinic", "codes", "how phrases are coded in DICOM and FHIR, word by word"),
+    "check-seg": ("clinic", "check_seg", "what OHIF, Slicer, MITK and dcmqi would miss in a DICOM SEG or SR"),
+    "compare": (
+        "follow_up",
+        "compare",
+        "two studies of a patient: lesion by lesion, RECIST 1.1",
+    ),
     "serve": ("serve", "serve", "try labels on images in a browser"),
     "demo-seg2d": ("unibiomed", "segment_2d", "segment a 2D test set, or one image"),
     "demo-seg3d": ("unibiomed", "segment_3d", "segment a 3D test set, or one volume"),
@@ -30,7 +37,10 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "demo-parse2d": ("biomedparse", "parse_2d", "segment what prompts name in images"),
     "demo-parse3d": ("biomedparse", "parse_3d", "segment what prompts name in volumes"),
     "demo-zeroshot": ("zero_shot", "zero_shot", "which of the labels fits each image"),
-    "quickstart-pictures": ("quickstart", "quickstart_pictures", "pictures of held-out answers of the sample model"),
+    "quickstart-images": ("quickstart", "quickstart_images", "images of held-out answers of the sample model"),
     "speed": ("speed", "speed", "speed of prediction, as ratios measured in one run"),
     "speed-volumes": ("speed_volumes", "speed_volumes", "speed and memory of volumes by prompts"),
 }
+
+#: Former name of a verb -> its name today; both are understood, the former one with one warning.
+RENAMED_VERBS = {"quickstart-pictures": "quickstart-images"}

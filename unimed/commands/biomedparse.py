@@ -54,7 +54,7 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
         "--slice-batch", "--slice_batch_size", type=count, default=4, help="slices at a time (default: 4)"
     )
     parser.add_argument(
-        "--formats", nargs="+", default=["nifti", "json", "png"], help="nifti, npz, json, dicom-seg, png (montage)"
+        "--formats", nargs="+", default=["nifti", "json", "png"], help="nifti, nrrd, npz, json, dicom-seg, png"
     )
     return guarded(_parse_3d, parser.parse_args(arguments))
 
@@ -64,13 +64,13 @@ def _parse_3d(args) -> int:
 
     from unimed.inference.runs import print_failures, run_cases
     from unimed.inference.volume_files import find_volumes, prompts_for
-    from unimed.io.volume_result import FORMATS
+    from unimed.io.result import writer_of
     from unimed.io.windows import choose_window
     from unimed.structures import Case
 
     source, out = Path(args.source), Path(args.out)
-    if unknown := [form for form in args.formats if form not in (*FORMATS, "png")]:
-        raise ValueError(f"unknown formats {unknown}; known are {', '.join((*FORMATS, 'png'))}")
+    for form in args.formats:
+        writer_of(form)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
     paths = find_volumes(source) if source.is_dir() else [source]
@@ -122,7 +122,6 @@ def load_parser(args):
 
 def _one_volume(model, args, out: Path, case) -> dict:
     from unimed.files import refuse_to_replace
-    from unimed.inference.asking import save_volume_segmentation
     from unimed.inference.volume_files import prompts_for, read_volume
     from unimed.inference.volume_text import segment_volume
     from unimed.io.windows import modality_of
@@ -139,14 +138,14 @@ def _one_volume(model, args, out: Path, case) -> dict:
         percentiles=args.percentiles, threshold=args.threshold,
         overlap=args.overlap, instances=args.instances or asked.instances, slice_batch=args.slice_batch, seed=args.seed,
     )  # fmt: skip
-    files = save_volume_segmentation(result, array, out, case.name, args.formats)
-    return result.summary() | {"modality": modality, "files": [path.name for path in files]}
+    files = result.save(out, case.name, args.formats, image=array)
+    return result.to_dict() | {"modality": modality, "files": [path.name for path in files]}
 
 
 def parse_2d(arguments=None, prog: str | None = None) -> int:
-    """`demo_parse2D.py`: one picture, or every picture of a folder."""
+    """`demo_parse2D.py`: one picture, or every image of a folder."""
     parser = Parser(
-        "Segment what the prompts name in a picture or in every picture of a folder, or, with --recognise, "
+        "Segment what the prompts name in an image or in every image of a folder, or, with --recognize, "
         "find what of all known targets is there. Writes OUT/NAME.json, NAME.png (overlay) and a mask per target, "
         "NAME-maskK.png. Research use only.",
         prog=prog,
@@ -154,13 +153,17 @@ def parse_2d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("source", help="PNG, JPEG, TIFF, DICOM, a slice as NIfTI, or a folder of them")
     _common(parser, "work_dirs/parse2D")
     parser.add_argument(
-        "--recognise", action="store_true", help="look for every target known for --modality and --site"
+        "--recognize",
+        "--recognise",
+        dest="recognise",
+        action="store_true",
+        help="look for every target known for --modality and --site",
     )
     parser.add_argument(
         "--site", default="", help="abdomen, lung, brain, ...; default: as a BiomedParse file name says"
     )
     parser.add_argument(
-        "--p-value", type=float, help="v1: drop masks that look less usual than this (--recognise: 0.05)"
+        "--p-value", type=float, help="v1: drop masks that look less usual than this (--recognize: 0.05)"
     )
     parser.add_argument("--overlap", default="keep", choices=OVERLAPS_2D, help="may masks overlap (default: keep)")
     return guarded(_parse_2d, parser.parse_args(arguments))
@@ -179,9 +182,9 @@ def _parse_2d(args) -> int:
     paths = [source] if source.is_file() else sorted(p for p in source.iterdir() if is_image_file(p, slices))
     if not paths:
         known = f"{', '.join((*SUFFIXES, *slices))} and DICOM files of any name"
-        raise FileNotFoundError(f"{source}: no picture in it; known are {known}")
+        raise FileNotFoundError(f"{source}: no image in it; known are {known}")
     if not args.prompts and not args.recognise:
-        raise ValueError("say what to look for with --prompts, or --recognise to look for everything known")
+        raise ValueError("say what to look for with --prompts, or --recognize to look for everything known")
     names = ResultNames(out).all(paths)
     cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     keys = ("model", "prompts", "recognise", "modality", "site", "threshold", "p_value", "overlap", "seed")
@@ -196,7 +199,7 @@ def _parse_2d(args) -> int:
                 say(f"  {target['target']}: {target['remark']}")
             if args.p_value is not None and target["p_value"] is None:
                 say(f"  {target['target']}: --p-value changes nothing, no shape of it is known for this kind of image")
-    counts = f"{len(report.rows)} pictures, {report.skipped} of them before, {len(report.failed)} failed"
+    counts = f"{len(report.rows)} images, {report.skipped} of them before, {len(report.failed)} failed"
     print(f"{counts}, results in {out}. Research use only.")
     print_failures(report)
     return report.exit_code
@@ -204,14 +207,14 @@ def _parse_2d(args) -> int:
 
 def _one_picture(model, args, out: Path, case) -> dict:
     import time
+    from dataclasses import replace
 
     from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name
-    from unimed.data.wordings.biomedparse_targets import TargetError, image_type
     from unimed.files import json_text, refuse_to_replace, write_text
-    from unimed.inference.recognition import P_VALUE, as_prediction, hierarchy, recognise, segment_image
     from unimed.io.answers import write_mask
     from unimed.io.images import load as load_image
     from unimed.io.windows import known_site
+    from unimed.models.boltzformer.recognition import P_VALUE, as_prediction, hierarchy, recognise, row_of
 
     path, modality, site = case.inputs["path"], args.modality, args.site
     refuse_to_replace(path, out, case.name)
@@ -222,30 +225,22 @@ def _one_picture(model, args, out: Path, case) -> dict:
         pass
     windows = model.config.ct_windows
     chooses = args.site or known_site(site, modality, windows)  # a file name may give a site that has no window
-    source = load_image(path, modality=modality, site=chooses, windows=windows)
-    image, geometry = source.pixels, source.geometry
-    begin = time.perf_counter()
+    image = load_image(path, modality=modality, site=chooses, windows=windows)
     if args.recognise:
-        p_value = P_VALUE if args.p_value is None else args.p_value
-        found = recognise(model, image, modality, site, threshold=args.threshold, p_value=p_value, seed=args.seed)
+        begin, p_value = time.perf_counter(), P_VALUE if args.p_value is None else args.p_value
+        found = recognise(model, image.rgb, modality, site, threshold=args.threshold, p_value=p_value, seed=args.seed)
+        prediction = as_prediction(found, image.geometry, time.perf_counter() - begin, image=image.source)
     else:
-        try:
-            kind = image_type(modality, site)
-        except TargetError:
-            kind = ""
-        found = segment_image(model, image, args.prompts, kind=kind, threshold=args.threshold, p_value=args.p_value,
-                              overlap=args.overlap, seed=args.seed)  # fmt: skip
-    prediction = as_prediction(found, geometry, time.perf_counter() - begin, args.model, source.source)
-    files = prediction.save(out, case.name, ("json", "png"), image=image)
-    masks = [out / f"{case.name}-mask{number}.png" for number in range(len(found))]
-    files += [write_mask(path, one.mask) for path, one in zip(masks, found, strict=True)]
-    row = {
-        "found": [one.to_dict() | {"mask_file": path.name} for one, path in zip(found, masks, strict=True)],
-        "steps": list(source.steps),
-        "files": [file.name for file in files],
-    }
+        options = dict(presence_threshold=args.threshold, p_value=args.p_value, overlap=args.overlap, seed=args.seed)
+        prediction = model.predict(image, "[SEP]".join(args.prompts), modality=modality, site=site, **options)
+    prediction = replace(prediction, model_reference=args.model)
+    files = prediction.save(out, case.name, ("json", "png"), image=image.pixels)
+    masks = [out / f"{case.name}-mask{number}.png" for number in range(len(prediction.regions))]
+    files += [write_mask(path, one.mask) for path, one in zip(masks, prediction.regions, strict=True)]
+    found = [row_of(one) | {"mask_file": path.name} for one, path in zip(prediction.regions, masks, strict=True)]
+    row = {"found": found, "steps": list(image.steps), "files": [file.name for file in files]}
     if args.recognise:
-        row["hierarchy"] = hierarchy(found)
+        row["hierarchy"] = hierarchy(prediction.regions)
         write_text(out / f"{case.name}-found.json", json_text(row))
     return row
 

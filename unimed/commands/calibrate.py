@@ -18,7 +18,7 @@ _DESCRIPTION = """Learn a calibration file from a per-case file of an evaluation
 
     unimed calibrate work/val/cases.jsonl --test work/test/cases.jsonl --output calibration.json
 
-Without --test a share of the patients is set aside for measuring. The cases must not stem from the training set."""
+Without --test a fraction of the patients is set aside for measuring. The cases must not stem from the training set."""
 
 
 def split_by_patient(rows: Sequence[Mapping], share: float, seed: int = 0) -> tuple[list[Mapping], list[Mapping]]:
@@ -28,7 +28,7 @@ def split_by_patient(rows: Sequence[Mapping], share: float, seed: int = 0) -> tu
         ValueError: share outside (0, 1), or fewer than two patients.
     """
     if not 0 < share < 1:
-        raise ValueError(f"held-out share must lie in (0, 1), got {share}")
+        raise ValueError(f"held-out fraction must lie in (0, 1), got {share}")
     owner = [str(row.get("group") or row.get("case") or number) for number, row in enumerate(rows)]
     names = sorted(set(owner))
     if len(names) < 2:
@@ -47,13 +47,13 @@ def calibrate(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("cases", type=Path, help="per-case JSONL: predicted_box_xyxy_px, true_box_xyxy_px, ...")
     parser.add_argument("--output", type=Path, default=Path("calibration.json"), help="calibration file to write")
     parser.add_argument("--test", type=Path, help="per-case JSONL to measure on")
-    parser.add_argument("--held-out", type=float, default=0.5, help="share of patients to measure on without --test")
-    parser.add_argument("--alpha", type=float, default=0.1, help="allowed share of true boxes outside the outer box")
+    parser.add_argument("--held-out", type=float, default=0.5, help="fraction of patients to measure on without --test")
+    parser.add_argument("--alpha", type=float, default=0.1, help="allowed fraction of true boxes outside the outer box")
     parser.add_argument("--scale", choices=("pixel", "size", "sigma"), default="pixel", help="unit of the margins")
     parser.add_argument("--by", nargs="*", choices=("class", "size"), default=[], help="own margins per stratum")
     parser.add_argument("--map", choices=("temperature", "platt", "isotonic"), default="platt", help="confidence map")
     parser.add_argument("--outcome", choices=("hit_at_50", "iou"), default="hit_at_50", help="what confidence means")
-    parser.add_argument("--plots", type=Path, help="folder for risk-coverage and reliability pictures")
+    parser.add_argument("--plots", type=Path, help="folder for risk-coverage and reliability plots")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the bootstrap")
     return guarded(_calibrate, parser.parse_args(arguments))
 

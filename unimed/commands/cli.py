@@ -6,8 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from unimed.commands import VERBS
-from unimed.registry import did_you_mean
+from unimed.commands import RENAMED_VERBS, VERBS
+from unimed.registry import did_you_mean, today
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"unimed {__version__}")
         return 0
     verb, *rest = words
+    (verb,) = today({verb: None}, RENAMED_VERBS, "unimed")
     if verb not in VERBS:
         print(f"error: unknown verb {verb!r}{did_you_mean(verb, VERBS)} `unimed --help` lists them", file=sys.stderr)
         return 1

@@ -76,7 +76,7 @@ def _new_model(args) -> int:
         share(file)
     total = sum(parameter.numel() for parameter in model.parameters())
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(f"{args.out}: {total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them learn; "
+    print(f"{args.out}: {total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them trainable; "
           f"{report.mapped} tensors from {Path(weights).name}, {len(model.processor.tokenizer)} tokens")  # fmt: skip
     return 0
 

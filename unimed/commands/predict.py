@@ -32,6 +32,13 @@ def predict(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--task", help="of Uni-Med: vqa, refer, identify, caption, cls, qa")
     parser.add_argument("--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="of volumes")
     parser.add_argument("--json", action="store_true", help="print one line of JSON per source and nothing else")
+    parser.add_argument(
+        "--formats", nargs="+", default=[], metavar="FORMAT",
+        help="written as well: html, dicom-seg, dicom-sr, fhir, seg-nrrd, ... (docs/results.md, docs/clinic.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deidentified", action="store_true", help="nothing of the patient in the files (docs/results.md)"
+    )
     parser.flag("out", default="predictions")
     for name in ("device", "dtype", "site", "modality", "window", "page", "restart"):
         parser.flag(name)
@@ -96,8 +103,8 @@ def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: 
 
     names = ResultNames(args.out).all(paths)
     cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
-    keys = ("model", "task", "plane", "site", "modality", "window", "page", "max_new_tokens", "series", "phase",
-            "irregular")  # fmt: skip
+    keys = ("model", "task", "plane", "formats", "deidentified", "site", "modality", "window", "page",
+            "max_new_tokens", "series", "phase", "irregular")  # fmt: skip
     settings = {key: getattr(args, key) for key in keys} | {"texts": texts}
     report = run_cases(cases, predict, args.out, settings=settings, restart=args.restart)
     for row in report.rows:
@@ -113,26 +120,23 @@ def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: 
 
 def _one(model, source, texts: list[str], args, how: dict) -> dict:
     """Ask about one source and write the answers; the row of a run, and the line of --json."""
-    from unimed.inference.asking import ask, save_volume_prediction, save_volume_segmentation
-    from unimed.io.volume_result import VolumeSegmentation
+    from unimed.inference.asking import ask, save_volume_prediction
 
     out, answers, steps = Path(args.out), [], []
     found = ask(model, source, texts, plane=args.plane, how=how, max_new_tokens=args.max_new_tokens, task=args.task)
     for number, (question, one) in enumerate(zip(texts, found, strict=False)):
         name = ResultNames(out)(source.path, str(number))
-        if hasattr(one, "ranked"):  # the labels of a contrastive model, compared with one another
-            answers.append({"labels": texts, **one.to_dict()})
-            steps = list(source.image.steps)
-            continue
-        if isinstance(one, VolumeSegmentation):
-            written = save_volume_segmentation(one, source.array, out, name, ("nifti", "json", "png"))
-            steps = [*source.geometry.steps, one.intensity]
-            one = one.prediction()
-        elif source.is_volume:
-            written = save_volume_prediction(one, (source.array, source.geometry), out, name, question, args.plane)
-        else:
-            written = one.save(out, name, ("json", "png"), image=source.image.rgb)
         steps = steps or list(one.image.steps if one.image is not None else ())
+        if one.classes is not None:  # the labels of a contrastive model, compared with one another
+            answers.append({"labels": texts, **one.classes.to_dict()})
+            continue
+        if source.is_volume:
+            written = save_volume_prediction(one, source.pixels, out, name, question, args.deidentified)
+        else:
+            written = one.save(out, name, ("json", "png"), image=source.pixels, deidentified=args.deidentified)
+        more = [form for form in args.formats if form not in ("json", "png") + ("nifti",) * source.is_volume]
+        if more:
+            written += one.save(out, name, more, image=source.pixels, deidentified=args.deidentified)
         answers.append(_answer(question, one) | {"files": [path.name for path in written]})
     return {"source": source.path.name, "steps": steps, "answers": answers, "notice": "research use only"}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from unimed.commands.common import Parser, guarded, load_model
 
 
-def quickstart_pictures(arguments=None, prog: str | None = None) -> int:
+def quickstart_images(arguments=None, prog: str | None = None) -> int:
     """Draw held-out answers of an exported model; see the module."""
     parser = Parser(__doc__, prog=prog)
     parser.add_argument("model", help="exported folder")
     parser.add_argument("data", help="folder of the sample set")
-    parser.add_argument("out", help="folder for the pictures")
+    parser.add_argument("out", help="folder for the images")
     return guarded(_pictures, parser.parse_args(arguments))
 
 

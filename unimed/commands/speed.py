@@ -143,5 +143,5 @@ def _masks(args) -> int:
     same = float(((joined > 0) != (single > 0)).float().mean())
     pairs = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     print(f"masks: five findings with one encoding are {statistics.median(ratios):.2f} times as fast ({pairs}); "
-          f"share of pixels that differ {same:.1e}")  # fmt: skip
+          f"fraction of pixels that differ {same:.1e}")  # fmt: skip
     return 0

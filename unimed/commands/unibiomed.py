@@ -43,7 +43,7 @@ def _common(parser: Parser, out: str) -> None:
         parser.flag(name)
     parser.flag("max-new-tokens", default=512)
     parser.add_argument("--question", help="another question; {} stands for what the JSON names")
-    parser.add_argument("--overlays", type=int, default=12, help="pictures with drawn regions to keep (default: 12)")
+    parser.add_argument("--overlays", type=int, default=12, help="images with drawn regions to keep (default: 12)")
     parser.flag("restart")
     parser.add_argument("--limit", type=count, help="only the first so many cases")
     parser.add_argument(
@@ -240,7 +240,7 @@ def _one_volume(args, out: Path) -> int:
     print_steps(predictions[0].image.steps, args)
     names = [ResultNames(out)(args.volume, str(number) if number else "") for number in range(len(predictions))]
     for name, question, prediction in zip(names, args.text, predictions, strict=True):
-        written = save_volume_prediction(prediction, (array, geometry), out, name, question, args.plane)
+        written = save_volume_prediction(prediction, array, out, name, question)
         if len(predictions) > 1:
             say(f"{question}")
         print_answer(prediction, written)

@@ -1,4 +1,4 @@
-"""Samples in words of no model: how readers ask and answer until a dialect words it, and the markers of answers."""
+"""Canonical samples: model-independent questions and answers until a dialect words them, and markers of answers."""
 
 from __future__ import annotations
 

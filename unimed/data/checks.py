@@ -1,4 +1,4 @@
-"""What is wrong with a data set, found before training starts instead of during it."""
+"""Validation of data sets: what is wrong with one, found before training starts instead of during it."""
 
 from __future__ import annotations
 

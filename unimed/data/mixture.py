@@ -1,4 +1,4 @@
-"""Which sample comes at which place of training: a pure function of the seed, so that any place can be returned to.
+"""Mixing and sampling of data sets: which sample comes when is a pure function of the seed, for exact resuming.
 
 Nothing here remembers what was drawn. A mixture maps a global position to (dataset, index, epoch); a plan maps a window
 of positions to batches. Resuming is asking for the next window, and two ranks share one stream by taking turns.

@@ -1,4 +1,4 @@
-"""Images that stand in two collections: equal bytes, or the same picture in another size or format."""
+"""Near-duplicate detection: images in two collections, equal byte by byte or in another size or format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training and testing by a config; the only room that knows mmengine's Runner."""
+"""Training and testing by a config; the only package that knows mmengine's Runner."""
 
 
 def train(config, work_dir=None, resume=None, cfg_options=None) -> dict:

@@ -5,7 +5,7 @@
         ema.safetensors        averaged weights, where EMA is on
         optimizer.safetensors  "<parameter>/<state>", one tensor each
         rng.safetensors        generator states, "<rank>/<generator>"
-        state.json             step, data position, loop counters, optimiser groups, generator states that are numbers
+        state.json             step, data position, loop counters, optimizer groups, generator states that are numbers
         metadata.json          written last: format, step, sha256 and size of every file above
 
 A folder is written under a temporary name, every file flushed, then renamed. Nothing is ever unpickled.

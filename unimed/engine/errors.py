@@ -1,4 +1,4 @@
-"""What a user is told when a run fails: one line and an exit code, from one rank; the traceback goes into a file."""
+"""Error reports of failed runs: one line and an exit code, from one rank; the traceback goes into a file."""
 
 from __future__ import annotations
 

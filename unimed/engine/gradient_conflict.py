@@ -1,4 +1,4 @@
-"""Hooks that watch tasks pull at shared weights: who uses which expert, whose gradients agree."""
+"""Gradient conflict and expert routing, recorded by hooks: which task uses which expert, whose gradients agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: one iteration is one optimiser step, whatever it takes to make it."""
+"""The training loop: one iteration is one optimizer step, whatever it takes to make it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What libraries print at every start although nobody can act on it. Each filter names one message; ours are kept."""
+"""Log filters: what libraries print at every start although nobody can act on it. Each filter names one message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while it trains: a line per interval, `train.jsonl`, curves, trackers."""
+"""Logging of a training: a line per interval, `train.jsonl`, curves, trackers."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class Reporter:
         self._last_loss = loss
         limit = self.settings["guards"]["constant_loss_steps"]
         if limit and self._same and self._same % limit == 0 and self.main:
-            self.logger.warning(f"the loss has been exactly {loss} for {self._same + 1} steps: nothing is learnt")
+            self.logger.warning(f"the loss has been exactly {loss} for {self._same + 1} steps: nothing is trained")
 
     def draw(self) -> None:
         """Loss and metric curves as `curves.png`."""

@@ -1,4 +1,4 @@
-"""Strategies by name."""
+"""Distributed strategies by name."""
 
 from __future__ import annotations
 

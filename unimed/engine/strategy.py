@@ -1,4 +1,4 @@
-"""How a step runs on one or several processes. All strategies save and read the same tensors under the same names.
+"""Distributed strategies: a step on one or several processes. All save and read the same tensors under the same names.
 
 Every trainable parameter has a gradient after `backward`, a zero one where the batch had nothing for it. So the graph
 is the same on every rank whatever its batch holds: nobody waits for a gradient that never comes.

@@ -1,4 +1,4 @@
-"""`evaluate`: a checkpoint on `test_data`, with per-case lines, a table and pictures."""
+"""`evaluate`: a checkpoint on `test_data`, with per-case lines, a table and overlays."""
 
 from __future__ import annotations
 

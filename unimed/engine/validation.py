@@ -1,4 +1,4 @@
-"""What is measured on `val_data` while training: opened before the first step, and never the end of a run."""
+"""Validation: what is measured on `val_data` while training, opened before the first step, never the end of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank, a reader or an exchange that hangs ends the run with a line that says where."""
+"""Watchdog: a rank, a reader or an exchange that hangs ends the run with a line that says where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good is a prediction: pure functions on arrays and strings, without torch.
+"""Evaluation: rows of one schema, scorers, declared benchmarks, tables, and published protocols.
 
 masks, surfaces, instances, boxes, text, classification, presence: metrics. statistics: intervals. calibration,
 conformal, selective: what a probability or an uncertainty is worth. baselines: what a model must beat.

@@ -1,4 +1,4 @@
-"""What a model must beat to have looked at the image: copying a mask, the usual place, the usual answer."""
+"""Baselines that do not look at the image and that a model must beat: copied mask, mean box, majority answer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def usual_mask(train_masks: Sequence[np.ndarray], shape: Sequence[int] | None = 
 
 
 def usual_box(train_boxes, train_sizes_hw, size_hw: Sequence[int]) -> np.ndarray:
-    """The training box with the highest mean IoU to the others, in shares of its image, drawn into another image.
+    """The training box with the highest mean IoU to the others, in fractions of its image, drawn into another image.
 
     Args:
         train_boxes: [N, 4] xyxy in pixels. train_sizes_hw: [N, 2] image sizes.

@@ -1,4 +1,4 @@
-"""Image features on disk, by the content of the image and of the model: the same picture is encoded once."""
+"""Image features on disk, by the content of the image and of the model: the same image is encoded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which predicted region answers which true one: an optimal assignment over name and place, used by every scorer.
+"""Matching of predicted and true regions: an optimal assignment over name and location, used by every scorer.
 
 Names come first, the place decides among regions of like name. A region left over on either side has no partner, and
 the scorers count it: a missing, an additional and an exchanged region each cost, the order of an answer does not.

@@ -1,4 +1,4 @@
-"""How good frozen features are: linear probe and few-shot classifiers on them."""
+"""Linear probing and few-shot classifiers on frozen features."""
 
 from __future__ import annotations
 

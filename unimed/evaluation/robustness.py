@@ -1,4 +1,4 @@
-"""The same image made worse: noise, blur, contrast, rotation, letterbox in five severities, truth carried along.
+"""Image corruptions for robustness tests: noise, blur, contrast, rotation, letterbox, five severities; truth moves too.
 
 for kind, severity in settings():
     worse = disturb(image, kind, severity, seed=0)

@@ -104,7 +104,7 @@ def boxes_of(regions: Sequence[Region]) -> list[tuple]:
 
 
 def located_rows(sample: Sample, phrase: str, true: Sequence[Region], found: Sequence[Region]) -> list[dict]:
-    """One row per true box of a phrase with the predicted box that belongs to it; what a calibration is learnt from."""
+    """One row per true box of a phrase with the predicted box that belongs to it; what a calibration learns from."""
     predicted = boxes_of(found)
     partner = {j: found[i] for i, j, _ in match(predicted, boxes_of(true))}
     if len(true) == 1 and len(found) == 1:

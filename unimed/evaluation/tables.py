@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a markdown table with the command under it, and one JSON line per case."""
+"""Tables and per-case files: a markdown table with the command under it, and one JSON line per case."""
 
 from __future__ import annotations
 
@@ -116,4 +116,4 @@ def read_cases(path: str | os.PathLike) -> list[dict]:
     Raises:
         ValueError: a line is no JSON object; file and line are named.
     """
-    return [{**row, **renamed(row)} for _, row in read_json_lines(path)]
+    return [renamed(row) for _, row in read_json_lines(path)]

@@ -1,1 +1,1 @@
-"""Reading and writing of images and volumes; the only room that knows file formats."""
+"""Reading and writing of images and volumes; the only package that knows file formats."""

@@ -97,6 +97,7 @@ def read_dicom(
     if frame not in (None, 0):
         raise ReadError(f"{where}: there is only one frame, number 0")
     if not has_place(dataset) or header["photometric"] not in MONOCHROME:
+        header |= {"files": (where,)} if isinstance(path, Path) else {}
         return array, Geometry.pixels(source_format="dicom", header=header)
     plane = plane_of(dataset, where, lambda: array)
     return volume_of(stack([plane], where), header, (), [where] if isinstance(path, Path) else [])

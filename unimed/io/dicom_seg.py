@@ -1,39 +1,32 @@
-"""Label maps as DICOM Segmentation objects beside the series they belong to (highdicom)."""
+"""Masks as DICOM Segmentation objects beside the series they belong to (highdicom)."""
 
 from __future__ import annotations
 
-import logging
-import warnings
+import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from unimed.files import write_atomic
-from unimed.geometry import Geometry
-from unimed.markup import for_dicom
+from unimed.geometry import Geometry, lps_to_ras
+from unimed.io.dicom_source import (
+    CARRIED,  # noqa: F401
+    DicomSegError,
+    Source,
+    concept,
+    equipment,
+    object_uids,
+    silent_about_names,
+    source_of_result,
+)
+from unimed.io.findings import NOTICE, Finding, findings_of, model_name, presence_words
+from unimed.structures import Region
 from unimed.version import __version__
 
-NOTICE = "research use only"
-#: What a segmentation says of patient and study, so that an archive files it with its images (docs/results.md).
-CARRIED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
-           "StudyID", "AccessionNumber", "PatientIdentityRemoved", "DeidentificationMethod",
-           "LongitudinalTemporalInformationModified")  # fmt: skip
-#: Of these the standard wants a value or at least an empty element.
-_WANTED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
-           "StudyID", "ReferringPhysicianName")  # fmt: skip
-#: What places the segments in the patient and refers to the images; nothing else of a source is looked at.
-_PLACING = (
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "Modality", "Rows",
-    "Columns", "NumberOfFrames", "FrameOfReferenceUID", "PositionReferenceIndicator", "ImageOrientationPatient",
-    "ImagePositionPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "ImageType",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "LossyImageCompression",
-    "LossyImageCompressionRatio", "LossyImageCompressionMethod",
-)  # fmt: skip
-
-
-class DicomSegError(ValueError):
-    """What keeps a segmentation from being written as DICOM; the message says what to do."""
+SEGMENTATION_TYPES = ("BINARY", "FRACTIONAL", "LABELMAP")
 
 
 def write_dicom_seg(
@@ -44,155 +37,229 @@ def write_dicom_seg(
     *,
     algorithm: str = "unimed",
     masks: Sequence[np.ndarray] | None = None,
+    **options,
 ) -> Path:
-    """Write a label map in the grid of a DICOM series as a binary SEG, one segment per label.
+    """Write a label map in the grid of a DICOM series as a SEG, one segment per label that is drawn.
 
     Patient, study and frame of reference come from the headers of the series, which are read again from the files
-    that its reader noted; of them only `CARRIED` is written. Labels without a voxel are left out. Names keep their
-    alphabet (UTF-8); backslashes become slashes, control characters are left out.
+    that its reader noted; of them only `CARRIED` is written. Names keep their alphabet (UTF-8); backslashes become
+    slashes, control characters are left out.
 
     Args:
-        labels: integers (columns, rows, slices) as `unimed.io.read.read` gives the series; 0 is nothing.
+        labels: integers in the grid of `geometry`, e.g. (columns, rows, slices) as the reader gives them; 0 is nothing.
         geometry: of that reader; its header names the files in the order of the slices.
         names: label -> what it is.
         algorithm: name of the program or model that drew it.
         masks: instead of `labels`, one bool array per entry of `names`; they may overlap.
+        options: of `build_segmentation`.
 
     Raises:
-        DicomSegError: the source is no DICOM series or has changed, the shape does not fit, or nothing is drawn.
+        DicomSegError: the source is no DICOM series or has changed, or the shape does not fit.
         ImportError: highdicom is not installed.
     """
-    with warnings.catch_warnings():
-        # Libraries quote what they find odd in a header: names, numbers and birth dates of patients.
-        warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)")
-        logger = logging.getLogger("pydicom")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
-        try:
-            return _write(path, labels, geometry, names, algorithm, masks)
-        finally:
-            logger.setLevel(level)
+    if masks is None:
+        masks = [labels == label for label in names]
+    regions = [Region(name, np.asarray(mask, bool)) for name, mask in zip(names.values(), masks, strict=True)]
+    result = SimpleNamespace(text="", regions=regions, geometry=geometry, model_reference=algorithm)
+    segmentation, _ = build_segmentation(result, where=path, **options)
+    return write_object(Path(path), segmentation)
 
 
-def _write(path, labels, geometry, names, algorithm: str, masks) -> Path:
+def as_dicom_seg(
+    prediction,
+    image=None,
+    formats=(),
+    *,
+    segmentation_type: str = "BINARY",
+    probabilities: Sequence[np.ndarray | None] | None = None,
+    calibrated: bool = False,
+    deidentified: bool = False,
+    tracking: Sequence[tuple[str, str]] = (),
+) -> dict:
+    """`NAME.seg.dcm`; see `build_segmentation` for the options."""
+    segmentation, _ = build_segmentation(
+        prediction, segmentation_type=segmentation_type, probabilities=probabilities, calibrated=calibrated,
+        deidentified=deidentified, tracking=tracking,
+    )  # fmt: skip
+    return {".seg.dcm": partial(write_object, made=segmentation)}
+
+
+def write_object(path: Path, made) -> Path:
+    """Write a pydicom data set; the file appears whole or not at all."""
+    with silent_about_names():
+        return write_atomic(path, lambda temporary: made.save_as(temporary, enforce_file_format=True))
+
+
+def build_segmentation(
+    prediction,
+    *,
+    where="dicom-seg",
+    source: Source | None = None,
+    segmentation_type: str = "BINARY",
+    probabilities: Sequence[np.ndarray | None] | None = None,
+    calibrated: bool = False,
+    deidentified: bool = False,
+    tracking: Sequence[tuple[str, str]] = (),
+):
+    """The SEG of a prediction, and its findings in the order of the segments.
+
+    Regions with a mask are segments; where none has a pixel, all of them are described and the frames are empty, so
+    that "looked for, not found" is a file too. Masks in a turned grid are turned to that of the images; masks in an
+    unsheared grid of their own keep it.
+
+    Args:
+        segmentation_type: "BINARY" (overlaps are kept), "FRACTIONAL" (probabilities in steps of 1/255) or "LABELMAP",
+            which few viewers read and which holds no overlaps.
+        probabilities: for FRACTIONAL, one map in [0, 1] per region in the grid of the masks, None for those without; by
+            default what the regions hold as `probability`.
+        calibrated: whether `presence` was calibrated; it is told in words.
+        deidentified: nothing of the patient, and other UIDs.
+        tracking: (identifier, UID) per region, where an earlier study gave them.
+
+    Raises:
+        DicomSegError: no DICOM source, another grid, overlaps in a label map, or nothing that could be a segment.
+        ImportError: highdicom is not installed.
+    """
     try:
         import highdicom
-        from highdicom.sr import CodedConcept
     except ImportError as error:
         raise ImportError('writing DICOM SEG needs highdicom: pip install "unimed[dicom]"') from error
-    sources = _sources(path, labels if masks is None else masks[0], geometry)
-    if masks is None:
-        drawn = {k: labels == k for k in sorted(names) if (labels == k).any()}
-    else:
-        drawn = {k: mask for k, mask in zip(names, masks, strict=True) if mask.any()}
-    if not drawn:
-        raise DicomSegError(f"{path}: no voxel is labelled, and an empty SEG may not be written")
-    version = _version()
-    descriptions = [
-        highdicom.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=for_dicom(names[label]) or f"segment {number}",
-            # The general code of the standard: a free text is no coded anatomy, and none is invented for it.
-            segmented_property_category=CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
-            if _abnormal(names[label])
-            else CodedConcept("123037004", "SCT", "Anatomical Structure"),
-            segmented_property_type=CodedConcept("85756007", "SCT", "Tissue"),
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-                name=for_dicom(algorithm) or "unimed",
-                version=version,
-                family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
-            ),
-            tracking_uid=highdicom.UID(),
-            tracking_id=for_dicom(names[label]) or f"segment {number}",
+    if segmentation_type not in SEGMENTATION_TYPES:
+        raise DicomSegError(
+            f"{where}: segmentation type {segmentation_type!r}; known are {', '.join(SEGMENTATION_TYPES)}"
         )
-        for number, label in enumerate(drawn, 1)
+    if probabilities is None and any(getattr(r, "probability", None) is not None for r in prediction.regions):
+        probabilities = [getattr(region, "probability", None) for region in prediction.regions]
+    if segmentation_type == "FRACTIONAL" and probabilities is None:
+        raise DicomSegError(f"{where}: FRACTIONAL needs probabilities=, one map in [0, 1] per region")
+    source = source or source_of_result(prediction.geometry, where, deidentified)
+    found = findings_of(prediction, source_uid=source.series_uid, tracking=tracking)
+    if not found:
+        raise DicomSegError(f"{where}: the result has no region; write JSON instead")
+    drawn = [finding for finding in found if finding.is_drawn] or found
+    if any(f.region.mask is None and f.region.box_xyxy_px is not None for f in drawn):
+        raise DicomSegError(f"{where}: the regions are boxes without masks; DICOM SR holds them (dicom-sr)")
+    maps, own = _maps(prediction, drawn, source, probabilities, segmentation_type, where)
+    pixels = _pixels(maps, segmentation_type, where)
+    if own is None and source.frames is not None:  # in the order in which the object of many frames holds them
+        pixels = pixels[np.argsort(source.frames)]
+    if own is not None:
+        own = own @ np.eye(4)[[2, 1, 0, 3]]  # (slices, rows, columns)
+        pixels = highdicom.Volume(
+            pixels, own, coordinate_system="PATIENT", frame_of_reference_uid=source.images[0].FrameOfReferenceUID,
+            channels={"SegmentNumber": list(range(1, len(drawn) + 1))} if pixels.ndim == 4 else None,
+        )  # fmt: skip
+    descriptions = [
+        _description(number, finding, prediction, calibrated, prompted(prediction))
+        for number, finding in enumerate(drawn, 1)
     ]
-    # Frames are slices of (rows, columns); segments stand in the last axis, so that they may overlap.
-    pixels = np.stack([mask.transpose(2, 1, 0) for mask in drawn.values()], axis=-1).astype(np.uint8)
-    if frames := geometry.header.get("frames"):  # in the order in which the object of many frames holds them
-        pixels = pixels[np.argsort(frames)]
-    segmentation = highdicom.seg.Segmentation(
-        source_images=sources,
-        pixel_array=pixels,
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=descriptions,
-        series_instance_uid=highdicom.UID(),
-        series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="unimed",
-        manufacturer_model_name="unimed",
-        software_versions=version,
-        device_serial_number="0",
-        content_label="RESEARCH",
-        content_description=NOTICE,
-        series_description=f"unimed segmentation, {NOTICE}",
-    )
+    content = b"".join(hashlib.sha256(np.packbits(m > 0) if m.dtype == bool else m.tobytes()).digest() for m in maps)
+    with silent_about_names():
+        segmentation = highdicom.seg.Segmentation(
+            source_images=source.images,
+            pixel_array=pixels,
+            segmentation_type=segmentation_type,
+            segment_descriptions=descriptions,
+            series_number=int(source.images[0].get("SeriesNumber") or 0) + 1000,
+            instance_number=1,
+            omit_empty_frames=any(finding.is_drawn for finding in drawn),
+            content_label="RESEARCH",
+            content_description=NOTICE,
+            series_description=f"unimed segmentation, {NOTICE}",
+            **object_uids(prediction, source, f"SEG {segmentation_type}", content),
+            **equipment(),
+        )
     segmentation.SpecificCharacterSet = "ISO_IR 192"
-    return write_atomic(path, lambda temporary: segmentation.save_as(temporary))
+    if not source.geometry.is_physical:
+        segmentation.PatientOrientation = ""  # wanted where nothing else says how the picture lies
+    if deidentified:
+        segmentation.PatientIdentityRemoved = "YES"
+        segmentation.DeidentificationMethod = source.images[0].DeidentificationMethod
+    return segmentation, drawn
 
 
-def _sources(path, array: np.ndarray, geometry: Geometry) -> list:
-    import pydicom
-
-    files = geometry.header.get("files") if geometry is not None else None
-    if geometry is None or geometry.source_format != "dicom" or not files:
-        raise DicomSegError(f"{path}: DICOM SEG needs a DICOM series as source; write NIfTI or NPZ instead")
-    frames = geometry.header.get("frames")
-    count = len(files) if frames is None else len(frames)
-    if array.ndim != 3 or array.shape[2] != count:
-        raise DicomSegError(f"{path}: labels {array.shape} do not fit a series of {count} slices")
-    sources = []
-    for name in files:
-        if not Path(name).is_file():
-            raise DicomSegError(f"{path}: the source slice {name} is gone; its header is needed")
-        sources.append(pydicom.dcmread(name, stop_before_pixels=True))
-    if (sources[0].Columns, sources[0].Rows) != array.shape[:2]:
-        raise DicomSegError(f"{path}: labels {array.shape[:2]}, slices {(sources[0].Columns, sources[0].Rows)}")
-    if frames is not None and sorted(frames) != list(range(int(sources[0].get("NumberOfFrames", 1)))):
-        raise DicomSegError(f"{path}: the source holds other frames beside this phase; write NIfTI or NPZ instead")
-    for source in sources:
-        source.decode()  # from the alphabet of the source; all of them fit into that of the segmentation
-        for element in list(source):
-            if element.keyword not in CARRIED and element.keyword not in _PLACING:
-                del source[element.tag]
-        source.SpecificCharacterSet = "ISO_IR 192"
-        # A header may state another slice distance than the positions have; the positions are right.
-        source.SpacingBetweenSlices = f"{geometry.spacing[2]:.6g}"
-        for keyword in _WANTED:
-            if keyword not in source or not _is_sound(source[keyword]):
-                setattr(source, keyword, "")
-    return sources
+def prompted(prediction) -> bool:
+    """Whether a person drew a box or a point for it, which makes an algorithm semi-automatic."""
+    return bool(getattr(prediction, "prompted", False))
 
 
-def _is_sound(element) -> bool:
-    """Whether a date or time is one: "31.12.1977" would make the segmentation one that no archive takes."""
-    from pydicom.valuerep import DA, TM
-
-    kind = {"DA": DA, "TM": TM}.get(element.VR)
+def _maps(prediction, drawn: Sequence[Finding], source: Source, probabilities, kind: str, where):
+    """One map per segment in the grid of the images, or in its own with the LPS affine of that."""
+    if kind == "FRACTIONAL":
+        given = [probabilities[finding.number - 1] for finding in drawn]
+        if any(p is None for p in given):
+            raise DicomSegError(f"{where}: a region has no map of probabilities; write BINARY instead")
+        masks = [np.asarray(p, np.float32) for p in given]
+        if any(not np.isfinite(m).all() or m.min() < 0 or m.max() > 1 for m in masks):
+            raise DicomSegError(f"{where}: probabilities must lie in [0, 1]")
+    else:
+        empty = np.zeros(next((f.region.mask.shape for f in drawn if f.region.mask is not None), ()), bool)
+        masks = [empty if f.region.mask is None else f.region.mask for f in drawn]
+        if empty.ndim == 0:  # nothing was drawn anywhere: every slice of the images is empty
+            return [np.zeros(source.shape, bool) for _ in drawn], None
+    geometry = prediction.geometry
     try:
-        return kind is None or not element.value or kind(str(element.value)) is not None
-    except ValueError:
-        return False
+        return [source.to_grid(mask, geometry, f"{where}: the labels") for mask in masks], None
+    except DicomSegError:
+        fits = geometry.is_physical and source.geometry.is_physical and not geometry.is_sheared
+        if not fits or masks[0].ndim != 3 or _same_spacing(masks[0].shape, geometry, source):
+            raise
+        return [*masks], lps_to_ras(geometry.affine)
 
 
-def _abnormal(name: str) -> bool:
-    words = (
-        "tumor",
-        "tumour",
-        "lesion",
-        "cyst",
-        "cancer",
-        "carcinoma",
-        "nodule",
-        "infection",
-        "polyp",
-        "edema",
-        "plaque",
+def _same_spacing(shape, geometry: Geometry, source: Source) -> bool:
+    """Whether a grid looks like that of the images and yet does not lie on it: a mistake, no grid of its own."""
+    return np.allclose(sorted(geometry.spacing), sorted(source._for(geometry).spacing), rtol=1e-3)
+
+
+def _pixels(maps: Sequence[np.ndarray], kind: str, where) -> np.ndarray:
+    """What highdicom takes: (slices, rows, columns), segments in a last axis where they overlap."""
+    if kind == "FRACTIONAL":
+        return np.stack([m.transpose(2, 1, 0) for m in maps], axis=-1)
+    labels = np.zeros(maps[0].shape, np.uint8 if len(maps) < 256 else np.uint16)
+    overlap = False
+    for number, mask in enumerate(maps, 1):
+        overlap |= bool(labels[mask].any())
+        labels[mask] = number
+    if not overlap:
+        return labels.transpose(2, 1, 0)
+    if kind == "LABELMAP":
+        raise DicomSegError(f"{where}: regions overlap, which a LABELMAP cannot hold; write BINARY instead")
+    return np.stack([m.transpose(2, 1, 0) for m in maps], axis=-1).astype(np.uint8)
+
+
+def _description(number: int, finding: Finding, prediction, calibrated: bool, semi: bool):
+    import highdicom
+
+    coding = finding.coding
+    made = highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=finding.label,
+        segmented_property_category=concept(coding.category),
+        segmented_property_type=concept(coding.type),
+        algorithm_type="SEMIAUTOMATIC" if semi else "AUTOMATIC",
+        algorithm_identification=algorithm_identification(prediction),
+        tracking_uid=finding.tracking_uid,
+        tracking_id=finding.tracking_id,
+        anatomic_regions=[concept(coding.region)] if coding.region else None,
+        display_color=highdicom.color.CIELabColor.from_rgb(*finding.color),
     )
-    return any(word in name.lower() for word in words)
+    # highdicom has no argument for sides: that of an organ modifies the type, that of a finding its region.
+    if coding.type_modifier:
+        made.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [
+            concept(coding.type_modifier)
+        ]
+    if coding.region and coding.region_modifier:
+        made.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [concept(coding.region_modifier)]
+    made.SegmentDescription = f"{presence_words(finding.region, finding.is_drawn, calibrated)}; {NOTICE}"
+    return made
 
 
-def _version() -> str:
-    return __version__
+def algorithm_identification(prediction):
+    """Name, version and family of the model as highdicom's sequence."""
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    return highdicom.AlgorithmIdentificationSequence(
+        name=model_name(prediction), version=__version__, family=codes.DCM.ArtificialIntelligence, source="unimed"
+    )

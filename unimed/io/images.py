@@ -37,6 +37,7 @@ class ImageSource:
         shape: of the stored array: (H, W), or (I, J, K) for a slice in a volume format.
         geometry: of the stored array. orientation: EXIF orientation that was applied to a picture.
         place: index of the axial slice where one was cut out of a volume.
+        view: of a volume, how its slices were cut, in words.
     """
 
     name: str = ""
@@ -46,6 +47,7 @@ class ImageSource:
     geometry: Geometry = field(default_factory=Geometry.pixels)
     orientation: int = 1
     place: int | None = None
+    view: str = ""
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
@@ -186,10 +188,10 @@ def load(
     if page is not None and frame is not None and page != frame:
         raise ImageError(f"{name or 'image'}: page {page} and frame {frame} are both given; give one")
     index = page if page is not None else frame
-    array, geometry, name, steps = _read(source, index, compat, name)
+    array, geometry, name, steps = read_source(source, index, compat, name)
     options = dict(site=site, modality=modality, window=window, percentiles=percentiles, windows=windows)
     options["ignore_zero"] = ignore_zero
-    return _finished(array, geometry, name, steps, index, compat, options)
+    return finished(array, geometry, name, steps, index, compat, options)
 
 
 def load_stack(sources: Sequence, chosen: Sequence[int] | None = None, **options) -> list[Image]:
@@ -222,26 +224,38 @@ def load_stack(sources: Sequence, chosen: Sequence[int] | None = None, **options
     images = []
     for place in wanted:
         ready = isinstance(sources[place], Image)
-        images.append(sources[place] if ready else _finished(*read_all[place], index, compat, options, common))
+        images.append(sources[place] if ready else finished(*read_all[place], index, compat, options, common))
     return images
 
 
 def _as_read(source, index, compat):
     if isinstance(source, Image):
         return source.pixels, source.source.geometry, source.name, list(source.steps)
-    return _read(source, index, compat, "")
+    return read_source(source, index, compat)
 
 
 # -- from a source to an array ----------------------------------------------------------------------------------------
-def _read(source, index, compat, name) -> tuple[np.ndarray, Geometry, str, list[str]]:
-    """(array as stored, its geometry, name, steps); pictures are upright by now, see the header's `orientation`."""
+def read_source(
+    source, index=None, compat=None, name: str = "", **choices
+) -> tuple[np.ndarray, Geometry, str, list[str]]:
+    """(array as stored, its geometry, name, steps) of a source of `load`; nothing is windowed yet.
+
+    Pictures are upright by now, see the header's `orientation`.
+
+    Args:
+        index: page of a TIFF or picture of an animation.
+        choices: `series`, `phase`, `irregular` of `unimed.io.read.read`.
+
+    Raises:
+        as `load`.
+    """
     from PIL import Image as Pillow
 
     if isinstance(source, (str, Path)):
         name = name or str(source)
         if str(source).lower().endswith(raster.SUFFIXES) and Path(source).is_file():
             return _picture(str(source), index, compat, name)
-        return *read(source), name, []
+        return *read(source, **choices), name, []
     if isinstance(source, Pillow.Image):
         return _picture(source, index, compat, name or str(getattr(source, "filename", "") or ""))
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Geometry):
@@ -296,7 +310,8 @@ def _bytes_of(dataset) -> bytes:
 
 
 # -- from an array to the image ---------------------------------------------------------------------------------------
-def _finished(array, geometry, name, steps, index, compat, options, window=None) -> Image:
+def finished(array, geometry, name, steps, index, compat, options, window=None) -> Image:
+    """What `read_source` gave as an `Image`; `options` are those of `choose_window`, which `window` overrules."""
     said, stored = name or "array", geometry
     if array.size == 0:
         raise ImageError(f"{said}: the image has no pixels")
@@ -380,7 +395,7 @@ def _frame(count: int, index, said: str) -> int:
     if index is None and count > 1:
         raise ImageError(
             f"{said}: a volume or cine of {count} frames is no image; say which one with frame= (0 to {count - 1}), "
-            "or use unimed.inference.volume.predict_volume"
+            "or hand all of them to model.predict as a volume (array, Geometry)"
         )
     if not 0 <= (index or 0) < count:
         raise ImageError(f"{said}: no frame {index}; there are {count}, 0 to {count - 1}")
@@ -398,8 +413,8 @@ def radiological_slice(array, geometry, index, said: str):
     else:
         if index is None:
             raise ImageError(
-                f"{said}: shape {array.shape} is a volume; use unimed.inference.volume.predict_volume, or give frame= "
-                "for one axial slice"
+                f"{said}: shape {array.shape} is a volume, which model.predict takes whole; give frame= for one "
+                "axial slice"
             )
         patient_axis, place = 2, index
     # VIEWS give (slices, rows, columns); here the slices come last.

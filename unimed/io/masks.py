@@ -38,8 +38,8 @@ def load_mask(
     """Which pixels belong to a mask.
 
     Grey values and palette indices are labels: every one but 0 counts (palettes whose entry 0 is not black are read by
-    colour). Of colours any channel counts. Transparent pixels are outside. Lossy masks (JPEG, WebP) are cut at half of their
-    largest value, fractions between 0 and 1 at one half.
+    colour). Of colours any channel counts. Transparent pixels are outside. Lossy masks (JPEG, WebP) are cut at half of
+    their largest value, fractions between 0 and 1 at one half.
 
     Args:
         source: path, bytes, PIL image, array HxW, HxWx3 or HxWx4; for volumes see `load_labels`.
@@ -240,7 +240,7 @@ def _labelled(raster: Raster, label, name: str) -> np.ndarray:
         return (colours == np.asarray(label)).all(2)
     if values.ndim == 3:
         if (values[..., 0] != values[..., 1]).any() or (values[..., 0] != values[..., 2]).any():
-            raise MaskError(f"{name}: label {label} of a colour picture; give (red, green, blue)")
+            raise MaskError(f"{name}: label {label} of a color image; give (red, green, blue)")
         values = values[..., 0]
     return values == label
 
@@ -257,7 +257,7 @@ def _with_image(mask: np.ndarray, raster: Raster, image: Image, name: str) -> tu
     if not keeps_shape(turn) and size[0] != size[1]:
         if mask.shape == size[::-1]:
             return np.ascontiguousarray(turned(mask, turn)), [f"turned with its image (EXIF orientation {turn})"]
-        return mask, []  # drawn on the upright picture; another size is told where sizes are compared
+        return mask, []  # drawn on the upright image; another size is told where sizes are compared
     raise MaskError(
         f"{name}: its image has EXIF orientation {turn} and the mask has none: it may have been drawn before or after "
         "that turn; save the image upright without EXIF"

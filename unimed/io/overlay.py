@@ -20,7 +20,11 @@ _WHITE = (255, 255, 255)
 
 
 def draw_regions(
-    image: np.ndarray, regions: Sequence[Region], opacity: float = 0.45, captions: bool = True
+    image: np.ndarray,
+    regions: Sequence[Region],
+    opacity: float = 0.45,
+    captions: bool = True,
+    colors: Sequence | None = None,
 ) -> np.ndarray:
     """Masks as tints with a hard edge, boxes as frames, phrases as captions.
 
@@ -31,6 +35,7 @@ def draw_regions(
         image: HxW or HxWx3, uint8.
         regions: 2D regions in the pixels of `image`.
         opacity: of the tint, 0 to 1. captions: write them into the image, broken so that none is cut.
+        colors: RGB of each region, 0 to 255; by default they take turns.
 
     Returns:
         HxWx3, uint8; `image` itself is not changed.
@@ -42,8 +47,9 @@ def draw_regions(
 
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"image must be uint8 HxW or HxWx3, got {image.dtype} {image.shape}; window it first")
+    colors = _cycle(COLOURS, len(regions)) if colors is None else [tuple(color) for color in colors]
     canvas = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
-    for region, colour in zip(regions, _cycle(COLOURS, len(regions)), strict=True):
+    for region, colour in zip(regions, colors, strict=True):
         if region.mask is None:
             continue
         if region.mask.shape != canvas.shape[:2]:
@@ -54,13 +60,13 @@ def draw_regions(
         inside = canvas[region.mask].astype(np.float32)
         canvas[region.mask] = np.rint((1 - opacity) * inside + opacity * tint).astype(np.uint8)
         canvas[_edge(region.mask, 1 + min(canvas.shape[:2]) // 500)] = colour
-    for region, colour in zip(regions, _cycle(COLOURS, len(regions)), strict=True):
+    for region, colour in zip(regions, colors, strict=True):
         if region.box_xyxy_px is not None and region.box_std_px is not None:
             band = _band(region.box_xyxy_px, region.box_std_px, canvas.shape[:2])
             canvas[band] = np.rint(0.65 * canvas[band] + 0.35 * np.array(colour)).astype(np.uint8)
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
-    for region, colour in zip(regions, _cycle(COLOURS, len(regions)), strict=True):
+    for region, colour in zip(regions, colors, strict=True):
         if region.box_xyxy_px is not None:
             x1, y1, x2, y2 = region.box_xyxy_px
             draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=max(1, min(canvas.shape[:2]) // 200))
@@ -70,7 +76,7 @@ def draw_regions(
     if captions:
         size = letter_px(canvas.shape[1])
         top = 2
-        for text, colour in wrapped_captions(regions, canvas.shape[1] - 6, size):
+        for text, colour in wrapped_captions(regions, canvas.shape[1] - 6, size, colors):
             draw.text((3, top), text, font=_font(size), fill=colour, stroke_width=1, stroke_fill=(0, 0, 0))
             top += 1.2 * size
     return np.asarray(picture)
@@ -89,10 +95,12 @@ def caption_of(region: Region) -> str:
     return f"{region.phrase} ({', '.join(known)})" if known else region.phrase
 
 
-def wrapped_captions(regions: Sequence[Region], width: int, size: int) -> list[tuple[str, tuple[int, int, int]]]:
+def wrapped_captions(
+    regions: Sequence[Region], width: int, size: int, colors: Sequence | None = None
+) -> list[tuple[str, tuple[int, int, int]]]:
     """Captions broken into lines that fit `width` pixels in letters of `size`, each with its colour."""
-    lines = []
-    for region, colour in zip(regions, _cycle(COLOURS, len(regions)), strict=True):
+    colors, lines = colors or _cycle(COLOURS, len(regions)), []
+    for region, colour in zip(regions, colors, strict=True):
         lines += [(line, colour) for line in wrapped(caption_of(region), width, size)]
     return lines
 

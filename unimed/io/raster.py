@@ -35,7 +35,8 @@ class Raster:
         values: HxW or HxWx3; palette indices where `palette` is given. Bright is large, whatever the file stores.
         palette: [N, 3] uint8. alpha: HxW float32 in [0, 1], None where everything is opaque.
         form: "PNG", "JPEG", ... orientation: EXIF orientation that was applied, 1 for none.
-        bits: per channel as stored. lossy: edges and background are noise (JPEG, WebP unless lossless). steps: what was done, in words.
+        bits: per channel as stored. steps: what was done, in words.
+        lossy: edges and background are noise (JPEG, WebP unless lossless).
     """
 
     values: np.ndarray
@@ -122,7 +123,7 @@ def _named(name: str, work, *arguments):
         raise ReadError(f"{name}: {error}; cut it into tiles first") from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
         said = " ".join(re.sub(r"<_io\.\w+[^>]*>", "the stored bytes", str(error)).split())
-        raise ReadError(f"{name}: damaged or no picture ({type(error).__name__}: {said})") from error
+        raise ReadError(f"{name}: damaged or not an image ({type(error).__name__}: {said})") from error
 
 
 def _from_pillow(picture, source, page, compat, name: str) -> Raster:
@@ -359,7 +360,7 @@ def _from_tifffile(data: bytes | None, path, page: int | None, compat, name: str
         values = values[..., :-1]
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
     if values.ndim not in (2, 3) or (values.ndim == 3 and (values.shape[2] != 3 or photometric not in (1, 2))):
-        raise ReadError(f"{name}: {one.shape} with photometric {photometric} is no picture; save it as RGB or grey")
+        raise ReadError(f"{name}: {one.shape} with photometric {photometric} is not an image; save it as RGB or grey")
     if values.dtype.kind == "f":
         values = values.astype(np.float32)
     if photometric == 0 and compat != "reference":

@@ -156,7 +156,7 @@ def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
         name: where it comes from, for messages; nothing is opened.
 
     Raises:
-        ReadError: as `read`; or neither a picture nor DICOM.
+        ReadError: as `read`; or neither an image nor DICOM.
     """
     try:
         refuse_placeholder(name, data[:512])
@@ -167,7 +167,7 @@ def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
     except ReadError as error:
         raise error if name in str(error) else ReadError(f"{name}: {error}") from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
-        raise ReadError(f"{name}: damaged or no picture ({_reason(error)})") from error
+        raise ReadError(f"{name}: damaged or not an image ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,34 +1,78 @@
-"""What a model says of an image and where it points, in memory and on disk."""
+"""What a model says of an image or volume and where it points: one result for every family, in memory and on disk."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unimed.files import FolderLock, json_text, write_text
+from unimed.files import FolderLock
 from unimed.geometry import Geometry
 from unimed.io.images import ImageSource
-from unimed.io.overlay import draw_regions, write_overlay
-from unimed.io.rle import compress_counts, encode_mask
-from unimed.io.write import write_npz, write_volume
-from unimed.names import ResultNames, source_of
-from unimed.structures import Region
+from unimed.io.overlay import draw_regions
+from unimed.io.rle import compress_counts, decode_mask, encode_mask
+from unimed.names import ResultNames
+from unimed.structures import LabelRegion, Region
 
-FORMATS = ("json", "png", "nifti", "npz", "dicom-seg")
+NOTICE = "research use only"
+#: What a region holds that no JSON number or text is, or that stands in JSON in another form.
+_ARRAYS = ("mask", "label_map", "probability")
+
+
+@dataclass(frozen=True, eq=False)
+class ClassProbabilities:
+    """How well each label fits an image. `probabilities` sum to 1 over the labels ("softmax") or are each label's own
+    ("sigmoid"); they compare the labels given and are no probabilities of a disease. Of a volume they are the means
+    over its slices, and `per_slice` [slices, labels] are those of each slice. Research use only."""
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    similarities: tuple[float, ...]
+    kind: str = "softmax"
+    per_slice: np.ndarray | None = None
+
+    @property
+    def label(self) -> str:
+        """The label that fits best."""
+        return self.labels[int(np.argmax(self.similarities if self.per_slice is None else self.probabilities))]
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """(label, probability), best first."""
+        return sorted(zip(self.labels, self.probabilities, strict=True), key=lambda pair: -pair[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {
+            "label": self.label,
+            "probabilities": dict(zip(self.labels, self.probabilities, strict=True)),
+            "similarities": dict(zip(self.labels, self.similarities, strict=True)),
+            "kind": self.kind,
+            "notice": NOTICE,
+        }
+        return values | ({} if self.per_slice is None else {"per_slice": np.round(self.per_slice, 6).tolist()})
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of one image and where it points. Research use only.
+    """What a model says of one image or volume and where it points. Research use only.
 
-    `timing_s` maps step names to seconds; `markup` is the answer with its markers (`<p>`, `[SEG]`, stop word), where
-    the model speaks in markers; `image` says where the image came from and what was done to it (`image.steps`).
+    Attributes:
+        text: what a person reads. markup: the same with its markers (`<p>`, `[SEG]`, stop word), where the model speaks
+            in markers.
+        regions: what it points at; masks are bool, HxW or in the shape of a volume, in the grid of the source.
+        geometry: of the source. image: where it came from and what was done to it (`image.steps`).
+        timing_s: step -> seconds. model_reference: folder or hub id.
+        labels: integers in the shape of a volume; 0 is nothing, else the `label` of a region.
+        existence: [regions, slices] in [0, 1], for models that judge slice by slice.
+        instances: int32 numbers of single objects in the shape of the source, only where asked for; 0 is nothing.
+        classes: how well labels fit, for models that compare an image with texts.
+        features: arrays that were compared, by name, where a task keeps them.
     """
 
     text: str
@@ -38,27 +82,129 @@ class Prediction:
     model_reference: str = ""
     markup: str = ""
     image: ImageSource | None = None
+    labels: np.ndarray | None = None
+    existence: np.ndarray | None = None
+    instances: np.ndarray | None = None
+    classes: ClassProbabilities | None = None
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompts(self) -> dict[int, str]:
+        """Label -> what it stands for, of all regions; labels are places from 1 where regions carry none."""
+        return {label: region.phrase for label, region in _labelled(self)}
+
+    @property
+    def presence(self) -> dict[int, float | None]:
+        """Label -> probability that it is there at all, where the model judges that."""
+        return {label: region.presence for label, region in _labelled(self)}
+
+    def mask(self, label: int) -> np.ndarray | None:
+        """The mask of the region with a label.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return dict(_labelled(self))[label].mask
+
+    def voxels(self) -> dict[int, int]:
+        """Label -> number of pixels or voxels of its mask; 0 without a mask."""
+        if self.labels is None:
+            return {label: 0 if r.mask is None else int(r.mask.sum()) for label, r in _labelled(self)}
+        counts = np.zeros(int(max((0, *self.prompts))) + 1, dtype=np.int64)
+        for plane in self.labels:  # counting makes 64-bit copies, of one plane at a time
+            counts += np.bincount(plane.ravel(), minlength=len(counts))[: len(counts)]
+        return {label: int(counts[label]) for label in self.prompts}
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether masks have three axes."""
+        return self.labels is not None or any(_dimensions(region) == 3 for region in self.regions)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON; masks as COCO run lengths with their [height, width] counts.
+        """Plain numbers and texts for JSON; the keys are in docs/results.md.
 
-        A region whose presence and mask contradict each other says so as `remark`.
+        Masks stand as COCO run lengths with their shape (3D ones as COCO's compressed text), those of a label map in
+        the files of the label map. A region whose presence and mask contradict each other says so as `remark`.
         """
-
-        def plain(region: Region) -> dict[str, Any]:
-            values = {name: getattr(region, name) for name in Region.__dataclass_fields__ if name != "mask"}
-            values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
-            values |= {"remark": remark} if (remark := contradiction(region)) else {}
-            return values | ({} if region.mask is None else {"mask_rle": encode_mask(region.mask)})
-
-        return {
+        values = {
             "text": self.text,
-            "regions": [plain(region) for region in self.regions],
+            "regions": [self._plain(region) for region in self.regions],
             "timing_s": dict(self.timing_s),
             "model": without_folders(self.model_reference),
             **({} if self.image is None else {"image": self.image.to_dict()}),
-            "notice": "research use only",
+            **({} if not self.markup else {"markup": self.markup}),
+            **({} if self.classes is None else self.classes.to_dict()),
+            "notice": NOTICE,
         }
+        return values | (self._volume() if self.is_volume else {})
+
+    def _plain(self, region: Region) -> dict[str, Any]:
+        values = {name: getattr(region, name) for name in type(region).__dataclass_fields__ if name not in _ARRAYS}
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v not in (None, "")}
+        values |= {"remark": remark} if (remark := region.remark or contradiction(region)) else {}
+        # What a slice-wise model finds may be many masks of a large volume: its label map or masks are files.
+        if self.existence is not None or isinstance(region, LabelRegion) or region.mask is None:
+            return values
+        runs = encode_mask(region.mask)
+        if region.mask.ndim == 3:
+            runs["counts"] = compress_counts(runs["counts"])
+        return values | {"mask_rle": runs}
+
+    def _volume(self) -> dict[str, Any]:
+        """What was found in a volume, target by target, and how it was read."""
+        physical = self.geometry is not None and self.geometry.is_physical
+        millilitres = self.geometry.voxel_volume / 1000 if physical else None
+        found, targets = self.voxels(), []
+        for row, (label, region) in enumerate(_labelled(self)):
+            target = {"label": label, "prompt": region.prompt or region.phrase}
+            target["presence"] = None if region.presence is None else round(region.presence, 4)
+            target["voxels"] = found[label]
+            target["volume_ml"] = None if millilitres is None else round(found[label] * millilitres, 3)
+            if self.existence is not None:
+                target["slices"] = int((self.existence[row] > 0.5).sum())
+            target |= {"remark": region.remark} if region.remark else {}
+            targets.append(target)
+        window = None if self.image is None else self.image.window
+        return {
+            "targets": targets,
+            "instances": None if self.instances is None else int(len(np.unique(self.instances)) - 1),
+            "intensity": "" if window is None else "; ".join([str(window), *([window.remark] * bool(window.remark))]),
+            "view": "" if self.image is None else self.image.view,
+            "steps": [] if self.geometry is None else list(self.geometry.steps),
+            "seconds": round(sum(self.timing_s.values()), 3),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], geometry: Geometry | None = None) -> Prediction:
+        """The prediction of a JSON file, as far as JSON holds it: masks of label maps lie in files of their own.
+
+        Raises:
+            ValueError, KeyError: values that no `to_dict` wrote.
+        """
+        regions = []
+        for entry in values["regions"]:
+            entry = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+            mask = entry.pop("mask_rle", None)
+            for name in ("voxels", "volume_ml"):
+                entry.pop(name, None)
+            if isinstance(entry.get("label"), Mapping):
+                entry["label"] = entry["label"]["value"]
+            regions.append(Region(**entry, mask=None if mask is None else decode_mask(mask)))
+        classes = None
+        if "probabilities" in values:
+            chances, likeness = values["probabilities"], values["similarities"]
+            slices = values.get("per_slice")
+            classes = ClassProbabilities(
+                tuple(chances), tuple(chances.values()), tuple(likeness.values()), values["kind"],
+                None if slices is None else np.asarray(slices, dtype=np.float32),
+            )  # fmt: skip
+        image = values.get("image")
+        if image is not None:
+            image = ImageSource(image["name"], tuple(image["steps"]), shape=tuple(image["shape"]))
+        return cls(
+            values["text"], tuple(regions), geometry, values["timing_s"], values["model"], values.get("markup", ""),
+            image, classes=classes,
+        )  # fmt: skip
 
     def plot(self, image: np.ndarray):
         """The regions drawn over `image` (HxW or HxWx3, uint8), as a PIL image."""
@@ -66,29 +212,71 @@ class Prediction:
 
         return Image.fromarray(draw_regions(image, self.regions))
 
-    def save(self, folder, name: str | None = None, formats=("json",), image: np.ndarray | None = None) -> list:
-        """Write the prediction; each file appears whole or not at all.
+    def save(
+        self,
+        folder,
+        name: str | None = None,
+        formats=("json",),
+        image: np.ndarray | None = None,
+        *,
+        deidentified: bool = False,
+        **options,
+    ) -> list[Path]:
+        """Write the prediction; each file appears whole or not at all, and none where one of them cannot be written.
 
         Args:
             folder: made where it is not there.
             name: of the files without suffix; what bears it already is replaced. By default that of the image, and
                 predictions of other images, or other predictions of this one, get names of their own.
-            formats: of "json", "png" (overlay; needs `image`), "nifti" and "npz" (one label map, label k is region k),
-                "dicom-seg" (beside the DICOM series that the geometry comes from; overlaps are kept).
-            image: HxW or HxWx3 uint8, what the overlay is drawn on.
+            formats: names of registered writers, see docs/results.md: "json", "png" (overlay; needs `image`),
+                "mask-png", "nifti", "nrrd", "npz", "dicom-seg", "dicom-sr", "html", "unibiomed", "biomedparse-npz".
+            image: what the overlay is drawn on: HxW or HxWx3 uint8, or the volume (I, J, K) of any number type.
+            deidentified: write nothing of the patient and no name of the source, and UIDs of other value. The text and
+                the phrases of the model stay as they are, and so does `name`.
+            options: of single formats, see docs/clinic.md; each goes to those that know it.
 
         Returns:
             the paths written.
 
         Raises:
-            ValueError: unknown format, or "png" without `image`, or a label map without masks.
+            ValueError: unknown format or option, what a format needs is not there, or a name that is no file name.
         """
-        return save_prediction(self, folder, name, formats, image)
+        saved = _nameless(self) if deidentified else self
+        formats = tuple(dict.fromkeys(formats))
+        writers = [writer_of(form) for form in formats]
+        if name is not None and Path(name).name != name:
+            raise ValueError(f"name {name!r} must be a plain file name")
+        # What cannot be written stops here, before half of the formats are.
+        given = _options_of(writers, options | ({"deidentified": True} if deidentified else {}))
+        made = [
+            writer(saved, image=image, formats=formats, **known) for writer, known in zip(writers, given, strict=True)
+        ]
+        files = [file for one in made for file in one.items()]
+        if {"dicom-seg", "dicom-sr"} <= set(formats):  # the report brings the segmentation that it refers to
+            extra = max(n for n, (suffix, _) in enumerate(files) if suffix == ".seg.dcm")
+            files = [file for n, file in enumerate(files) if n != extra or file[0] not in dict(files[:n])]
+        suffixes = [suffix for suffix, _ in files]
+        if twice := sorted({suffix for suffix in suffixes if suffixes.count(suffix) > 1}):
+            raise ValueError(f"formats {', '.join(formats)}: several write NAME{twice[0]}; use several folders")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            return _written(folder, name, files)
+        # Processes that name and write in one folder take turns, so that none takes the name of another's result.
+        with FolderLock(folder, "saving", file=".saving.lock", wait_s=60):
+            return _written(folder, default_name(saved, folder), files)
+
+
+def _written(folder: Path, name: str, files) -> list[Path]:
+    """Write {suffix: writer} pairs, JSON last: it names the label map beside it."""
+    files_last = sorted(files, key=lambda file: file[0] == ".json")
+    paths = {suffix: write(folder / f"{name}{suffix}") for suffix, write in files_last}
+    return [paths[suffix] for suffix, _ in files]
 
 
 def contradiction(region: Region, threshold: float = 0.5) -> str:
     """What a reader must know where the presence of a region and its mask say different things; "" where they agree."""
-    if region.presence is None or region.mask is None:
+    if region.presence is None or isinstance(region, LabelRegion) or region.mask is None:
         return ""
     drawn = bool(region.mask.any())
     if region.presence >= threshold and not drawn:
@@ -96,6 +284,60 @@ def contradiction(region: Region, threshold: float = 0.5) -> str:
     if region.presence < threshold and drawn:
         return f"presence {region.presence:.2f} but there is a mask"
     return ""
+
+
+def _nameless(prediction: Prediction) -> Prediction:
+    """A prediction without the name of its source and without what readers tell of its files and series."""
+    geometry, image = prediction.geometry, prediction.image
+    if geometry is not None:
+        header = dict(geometry.header) | {"steps": ()}
+        geometry = Geometry(geometry.affine, geometry.source_format, geometry.is_physical, header)
+    if image is not None:
+        image = replace(image, name="", steps=())
+    return replace(prediction, geometry=geometry, image=image)
+
+
+def _options_of(writers, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What of the options each writer knows.
+
+    Raises:
+        ValueError: an option that none of them knows.
+    """
+    known = []
+    for writer in writers:
+        parameters = inspect.signature(writer).parameters.items()
+        known.append({name for name, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY})
+    everywhere = {"deidentified"}.union(*known)
+    if surplus := sorted(set(options) - everywhere):
+        raise ValueError(f"options {', '.join(surplus)}: no format asked for has them; known are {sorted(everywhere)}")
+    return [{name: value for name, value in options.items() if name in names} for names in known]
+
+
+def writer_of(form: str):
+    """The registered writer of a format.
+
+    Raises:
+        ValueError: unknown, with the known ones and the closest.
+    """
+    from unimed.registry import WRITERS, RegistryError, look_up
+
+    try:
+        return look_up(form, WRITERS)
+    except RegistryError as error:
+        raise ValueError(str(error).replace("writer", "format", 1)) from error
+
+
+def _labelled(prediction: Prediction) -> list[tuple[int, Region]]:
+    return [
+        (place if region.label is None else region.label, region)
+        for place, region in enumerate(prediction.regions, start=1)
+    ]
+
+
+def _dimensions(region: Region) -> int:
+    if isinstance(region, LabelRegion):
+        return region.label_map.ndim
+    return 0 if region.mask is None else region.mask.ndim
 
 
 def without_folders(reference: str) -> str:
@@ -116,98 +358,53 @@ def default_name(prediction: Prediction, folder) -> str:
     digest = hashlib.sha256(repr((prediction.text, prediction.markup)).encode("utf-8", "surrogatepass"))
     for region in prediction.regions:
         digest.update(repr((region.phrase, region.box_xyxy_px)).encode("utf-8", "surrogatepass"))
-        if region.mask is not None:
+        if prediction.labels is None and region.mask is not None:
             digest.update(repr(region.mask.shape).encode() + np.packbits(region.mask).tobytes())
+    if prediction.labels is not None:
+        digest.update(np.ascontiguousarray(prediction.labels))
     numbers = _saved.setdefault((os.path.abspath(folder), source), {})
     number = numbers.setdefault(digest.digest(), len(numbers) + 1)
     variant = str(number) if number > 1 else ""
     return ResultNames(folder)(source or digest.digest(), variant, "" if source else "prediction")
 
 
-def save_prediction(prediction: Prediction, folder, name: str | None, formats: Sequence[str], image=None) -> list[Path]:
-    """See `Prediction.save`."""
-    unknown = [form for form in formats if form not in FORMATS]
-    if unknown:
-        raise ValueError(f"unknown formats {unknown}; known are {', '.join(FORMATS)}")
-    if "png" in formats and image is None:
-        raise ValueError("format 'png' draws over the image; give image=")
-    if name is not None and Path(name).name != name:
-        raise ValueError(f"name {name!r} must be a plain file name")
-    if {"nifti", "npz", "dicom-seg"} & set(formats):
-        label_map(prediction)  # what cannot be written must stop before half of the formats are
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if name is None:
-        # Processes that name and write in one folder take turns, so that none takes the name of another's result.
-        with FolderLock(folder, "saving", file=".saving.lock", wait_s=60):
-            return save_prediction(prediction, folder, default_name(prediction, folder), formats, image)
-    written: dict[str, Path] = {}
-    for form in sorted(formats, key=lambda form: form == "json"):  # the JSON names the label map beside it
-        if form == "json":
-            values = _for_file(prediction, folder, name, written.get("nifti") or written.get("npz"))
-            written[form] = write_text(folder / f"{name}.json", json_text(values))
-        elif form == "png":
-            written[form] = write_overlay(folder / f"{name}.png", image, prediction.regions)
-        elif form == "nifti":
-            labels = label_map(prediction)
-            # An image is a volume of one slice.
-            labels = labels[..., None] if labels.ndim == 2 else labels
-            geometry = prediction.geometry or Geometry.pixels()
-            written[form] = write_volume(folder / f"{name}.nii.gz", labels, geometry)
-        elif form == "dicom-seg":
-            written[form] = _write_dicom_seg(folder / f"{name}.seg.dcm", prediction)
-        else:
-            written[form] = write_npz(folder / f"{name}.npz", {"labels": label_map(prediction)})
-    return [written[form] for form in dict.fromkeys(formats)]
-
-
-def _for_file(prediction: Prediction, folder: Path, name: str, beside: Path | None) -> dict[str, Any]:
-    """What stands in NAME.json. Masks of three axes are not repeated where a label map holds all of them (without
-    overlaps); otherwise they are compressed strings."""
-    values = prediction.to_dict() | ({"source_id": source} if (source := source_of(folder, name)) else {})
-    millilitres = None
-    if prediction.geometry is not None and prediction.geometry.is_physical:
-        millilitres = prediction.geometry.voxel_volume / 1000
-    masks = [region.mask for region in prediction.regions if region.mask is not None]
-    overlap = len(masks) > 1 and sum(int(m.sum()) for m in masks) > int(np.logical_or.reduce(masks).sum())
-    for number, (region, entry) in enumerate(zip(prediction.regions, values["regions"], strict=True), 1):
-        if region.mask is None or region.mask.ndim != 3:
-            continue
-        voxels = int(region.mask.sum())
-        entry["voxels"] = voxels
-        entry |= {} if millilitres is None else {"volume_ml": round(voxels * millilitres, 3)}
-        if beside is not None:
-            entry["label"] = {"file": beside.name, "value": number}
-        if beside is not None and not overlap:
-            entry.pop("mask_rle")
-        else:
-            entry["mask_rle"]["counts"] = compress_counts(entry["mask_rle"]["counts"])
-    return values
-
-
-def _write_dicom_seg(path: Path, prediction: Prediction) -> Path:
-    from unimed.io.dicom_seg import write_dicom_seg
-
-    drawn = {k: region for k, region in enumerate(prediction.regions, 1) if region.mask is not None}
-    names = {k: region.phrase for k, region in drawn.items()}
-    masks = [region.mask for region in drawn.values()]
-    labels = label_map(prediction)
-    algorithm = Path(prediction.model_reference).name or "unimed"
-    return write_dicom_seg(path, labels, prediction.geometry, names, algorithm=algorithm, masks=masks)
-
-
-def label_map(prediction: Prediction) -> np.ndarray:
-    """One integer per pixel: 0 for nothing, k for the k-th region; where regions overlap the later one wins.
+def drawn_regions(prediction: Prediction) -> list[tuple[int, Region]]:
+    """(label, region) of the regions that have a mask.
 
     Raises:
         ValueError: no region has a mask, or masks differ in shape.
     """
-    masks = [(index, region.mask) for index, region in enumerate(prediction.regions, 1) if region.mask is not None]
-    if not masks:
+    drawn = [(label, region) for label, region in _labelled(prediction) if _dimensions(region)]
+    if not drawn:
         raise ValueError("the prediction holds no mask to write; formats 'json' and 'png' need none")
-    if len({mask.shape for _, mask in masks}) > 1:
-        raise ValueError(f"masks differ in shape: {sorted({mask.shape for _, mask in masks})}")
-    labels = np.zeros(masks[0][1].shape, dtype=np.uint8 if len(masks) < 255 else np.uint16)
-    for index, mask in masks:
-        labels[mask] = index
+    if prediction.labels is None and len({region.mask.shape for _, region in drawn}) > 1:
+        raise ValueError(f"masks differ in shape: {sorted({region.mask.shape for _, region in drawn})}")
+    return drawn
+
+
+def label_map(prediction: Prediction) -> np.ndarray:
+    """One integer per pixel: 0 for nothing, else the label of a region; where regions overlap the later one wins.
+
+    Raises:
+        ValueError: see `drawn_regions`.
+    """
+    drawn = drawn_regions(prediction)
+    if prediction.labels is not None:
+        return prediction.labels
+    largest = max(label for label, _ in drawn)
+    labels = np.zeros(drawn[0][1].mask.shape, dtype=np.uint8 if largest < 256 else np.uint16)
+    for label, region in drawn:
+        labels[region.mask] = label
     return labels
+
+
+def overlapping(prediction: Prediction) -> bool:
+    """Whether some pixel belongs to several regions, which no label map can hold."""
+    if prediction.labels is not None:
+        return False
+    counts: np.ndarray | None = None
+    for _, region in drawn_regions(prediction):
+        counts = region.mask.astype(np.uint8) if counts is None else counts + region.mask
+        if counts.max() > 1:
+            return True
+    return False

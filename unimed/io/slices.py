@@ -95,11 +95,14 @@ class SliceGrid:
         """Slices start..stop-1 as (n, rows, columns), a view of `array`."""
         return np.moveaxis(array, self.axis, 0)[start:stop]
 
-    def prepare(self, planes: np.ndarray):
+    def prepare(self, planes: np.ndarray, smooth: bool = False):
         """(n, rows, columns) to a tensor (n, size, size), padded and resized with bicubic weights.
 
         uint8 stays uint8 and is rounded twice on the way, once per direction, as the published weights saw it;
         float becomes float32 and may overshoot its range.
+
+        Args:
+            smooth: with antialiasing.
         """
         import torch
         from torch.nn import functional as F
@@ -110,7 +113,14 @@ class SliceGrid:
         tensor = torch.from_numpy(padded)
         if tensor.shape[-2:] == (self.size, self.size):
             return tensor
-        return F.interpolate(tensor[None], size=(self.size, self.size), mode="bicubic", align_corners=False)[0]
+        options = dict(mode="bicubic", align_corners=False, antialias=smooth)
+        return F.interpolate(tensor[None], size=(self.size, self.size), **options)[0]
+
+    def cut(self, squares):
+        """(n, side, side) -> (n, rows, columns): what was added to make a square goes."""
+        (top, _), (left, _) = self.pad
+        rows, columns = self.plane
+        return squares[:, top : top + rows, left : left + columns]
 
     def restore(self, labels) -> np.ndarray:
         """Label maps (n, size, size) back to (n, rows, columns): nearest, then the padding is cut off.
@@ -129,7 +139,7 @@ class SliceGrid:
             raise ValueError("labels above 2^24 cannot be resized")
         if tuple(labels.shape[-2:]) != padded:
             labels = F.interpolate(labels[:, None].float(), size=padded, mode="nearest")[:, 0].to(labels.dtype)
-        return labels[:, top : top + rows, left : left + columns].numpy()
+        return self.cut(labels).numpy()
 
     def put(self, target: np.ndarray, planes: np.ndarray, start: int) -> None:
         """Write planes (n, rows, columns) as slices from `start` on into `target`, a volume of `shape`."""

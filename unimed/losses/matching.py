@@ -1,4 +1,4 @@
-"""Which true box belongs to which [BOX] token where a phrase has several: one-to-one, of least total cost."""
+"""Hungarian matching of true boxes and [BOX] tokens where a phrase has several: one-to-one, of least total cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def match_targets(predicted_xyxy: torch.Tensor, target_xyxy: torch.Tensor, group
     Boxes of one phrase have no order of their own; boxes of different phrases must never be swapped.
 
     Args:
-        predicted_xyxy, target_xyxy: [N, 4], shares of the same frame; row i of both belongs to group i.
+        predicted_xyxy, target_xyxy: [N, 4], fractions of the same frame; row i of both belongs to group i.
         groups: [N], one number per phrase of a batch.
 
     Returns:

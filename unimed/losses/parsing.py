@@ -49,7 +49,7 @@ def parsing_losses(
         labels: [N, H, W] integers, 0 for background; other numbers tell instances apart.
         positive_weight: of present targets in the existence loss.
 
-    Mask and edge losses of prompts whose target is not there are zero; their existence is all that is learnt.
+    Mask and edge losses of prompts whose target is not there are zero; their existence is all that is trained.
     """
     size = tuple(labels.shape[-2:])
     target = (labels > 0).float()

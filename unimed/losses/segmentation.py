@@ -34,7 +34,7 @@ def sample_points(
         logits: [N, h, w].
         count: points per mask.
         oversample: candidates per point.
-        importance: share of points taken by uncertainty, the rest at random.
+        importance: fraction of points taken by uncertainty, the rest at random.
 
     Returns:
         [N, count, 2] x, y in [0, 1].

@@ -96,9 +96,9 @@ def box_giou(predicted: Sequence[float], truth: Sequence[float]) -> float:
 
 
 def accuracy_at(ious: Sequence[float], thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
-    """`miou` and `acc_at_50` style shares of samples with IoU >= threshold, one box per sample.
+    """`miou` and `acc_at_50` style fractions of samples with IoU >= threshold, one box per sample.
 
-    The literature of phrase grounding often prints these shares as "AP"; there is no ranking in them.
+    The literature of phrase grounding often prints these fractions as "AP"; there is no ranking in them.
     """
     ious = np.asarray(ious, dtype=np.float64)
     if ious.size == 0:

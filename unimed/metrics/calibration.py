@@ -1,4 +1,4 @@
-"""A calibration file: learned once from cases the model was not trained on, applied to every region it returns.
+"""Calibration of confidence and box bands: fitted on cases the model was not trained on, applied to what it returns.
 
 rows = read_cases("val/cases.jsonl")
 calibration = Calibration.fit(rows, alpha=0.1, by=("size",))

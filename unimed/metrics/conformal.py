@@ -1,4 +1,4 @@
-"""Conformal prediction: boxes and masks that hold the truth with a chosen probability, whatever the model.
+"""Conformal prediction: boxes and masks that cover the truth with a chosen probability, for any model.
 
 The promise is marginal over new patients that are exchangeable with the calibration patients, and it needs a
 calibration set the model was not trained on. Sources: split conformal boxes as in Timans et al. (arXiv 2403.07263),
@@ -81,7 +81,7 @@ class ConformalBoxes:
     """Margins for an outer box that holds the true one, and an inner box that lies within it.
 
     Each holds with probability 1 - alpha, both together with at least 1 - 2 alpha. `scale`: the margin is in pixels,
-    in shares of the box sides, or in multiples of the model's own spread. `by`: own margins per class and/or size
+    in fractions of the box sides, or in multiples of the model's own spread. `by`: own margins per class and/or size
     tercile (Mondrian), so that the promise holds within each; a stratum with too few patients for a finite margin
     falls back to the pooled one.
     """

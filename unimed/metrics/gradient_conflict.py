@@ -1,4 +1,4 @@
-"""Do tasks pull at shared weights in the same direction, and equally hard?
+"""Gradient conflict between tasks: cosine and ratio of magnitudes of their gradients on shared weights.
 
 The pictures of Uni-Med (arXiv 2409.17508) compare the gradients of tasks at the connector. Its formulas are not
 published with the code; these are the usual ones.

@@ -1,4 +1,4 @@
-"""Is the target there at all, after the fact: the K-S test of BiomedParse v1, and which of many masks to keep.
+"""Recognition after segmentation: the K-S test of BiomedParse v1 for presence, and which of many masks to keep.
 
 The published p-values and the rules for overlapping masks follow BiomedParse v1; parameters of the known targets come
 with its checkpoint and are passed in.

@@ -1,4 +1,4 @@
-"""What has to be known of a metric besides its formula, and the decorator that registers it.
+"""Registration of metrics: the decorator, and what has to be known of a metric besides its formula.
 
     @metric("dice", kind="mask")
     def dice(prediction, truth): ...

@@ -1,4 +1,4 @@
-"""Does a confidence of 0.8 mean eight of ten: calibration errors, and the maps that repair them."""
+"""Calibration errors of confidences (ECE and others), and recalibration: temperature, Platt, isotonic."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def d_ece(confidence: Sequence[float], outcome: Sequence[float], places: np.ndar
     """Detection ECE (Kueppers 2020): bins over confidence and box place or size together.
 
     Args:
-        places: [N, K] in [0, 1], e.g. box centre and sides as shares of the image.
+        places: [N, K] in [0, 1], e.g. box centre and sides as fractions of the image.
     """
     confidence, outcome = _checked(confidence, outcome)
     places = np.asarray(places, dtype=np.float64)

@@ -131,7 +131,7 @@ def _spearman(first, second):
     return float(spearmanr(first, second).statistic)
 
 
-#: One colour per curve in every picture of confidence, whichever of them a picture shows; others take what is left.
+#: One color per curve in every plot of confidence, whichever of them it shows; others take what is left.
 CURVE_COLORS = {"as the model said": "#e69f00", "calibrated": "#0072b2"}
 _FURTHER_COLORS = ("#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 

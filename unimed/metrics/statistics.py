@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals that resample patients, and exact intervals of shares."""
+"""Confidence intervals: bootstrap that resamples patients, and exact intervals of proportions."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
         ValueError: not 0 <= hits <= n, or n is 0.
     """
     if n < 1 or not 0 <= hits <= n:
-        raise ValueError(f"a share needs 0 <= hits <= n and n >= 1, got {hits} of {n}")
+        raise ValueError(f"a proportion needs 0 <= hits <= n and n >= 1, got {hits} of {n}")
     tail = (1 - level) / 2
     low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
     high = 1.0 if hits == n else float(beta.ppf(1 - tail, hits + 1, n - hits))

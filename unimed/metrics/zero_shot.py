@@ -16,7 +16,7 @@ def zero_shot_scores(
     targets: Sequence[int],
     subsets: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, float]:
-    """Accuracy, balanced accuracy, macro F1 and AUC (shares of 1).
+    """Accuracy, balanced accuracy, macro F1 and AUC (fractions of 1).
 
     Args:
         similarity: [N, C]; the prediction is the largest.

@@ -1,4 +1,4 @@
-"""Our model types become known to transformers' Auto classes when the families are imported.
+"""Registration of our model types with transformers' Auto classes, when the families are imported.
 
 That happens with `import unimed.models`, in `unimed.load`, and through the few lines that every saved folder holds for
 `trust_remote_code=True`. `import unimed` alone stays light and registers nothing; transformers offers no entry point
@@ -21,7 +21,7 @@ FAMILIES = (
 
 
 def register() -> None:
-    """Import every family, and the plug-ins: a folder may hold a decoder or backbone of theirs."""
-    for family in FAMILIES:
+    """Import every family, their pipeline, and the plug-ins: a folder may hold a decoder or backbone of theirs."""
+    for family in (*FAMILIES, "unimed.models.pipeline"):
         importlib.import_module(family)
     import_plugins()

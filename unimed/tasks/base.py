@@ -1,4 +1,4 @@
-"""What the engine asks of every training objective: one base class whose methods have defaults."""
+"""Base class of tasks: what the engine asks of every training objective, as methods with defaults."""
 
 from __future__ import annotations
 

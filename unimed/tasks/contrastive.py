@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +23,6 @@ from unimed.tasks.base import Task
 LOSSES = ("clip", "siglip")
 MAX_NAMED = 20  # captions that were cut and are named in the log; of millions every tenth may be
 logger = logging.getLogger("unimed.tasks")
-
-
-@dataclass(frozen=True, eq=False)
-class FeaturePrediction(Prediction):
-    """A prediction with the features that were compared: of the image [D] and of all its captions [K, D]."""
-
-    image_feature: np.ndarray | None = None
-    text_features: np.ndarray | None = None
-    captions: tuple[str, ...] = ()
 
 
 @TASKS.register_module()
@@ -139,8 +129,8 @@ class ContrastiveTask(Task):
         return torch.cat(parts)
 
     # -- scores -----------------------------------------------------------------------------------------------------
-    def predict_samples(self, samples: Sequence[Sample]) -> list[FeaturePrediction]:
-        """Features of images and captions, and which of `labels` fits best."""
+    def predict_samples(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """`features` of each image [D] and its captions [K, D], and which of `labels` fits best."""
         images = self.model.encode_image([sample.images[0] for sample in samples]).numpy()
         captions = [tuple(sample.labels.get("captions") or ()) for sample in samples]
         every = [caption for group in captions for caption in group]
@@ -152,7 +142,7 @@ class ContrastiveTask(Task):
         predictions, place = [], 0
         for image, group, label in zip(images, captions, best, strict=True):
             own = texts[place : place + len(group)]
-            predictions.append(FeaturePrediction(text=label, image_feature=image, text_features=own, captions=group))
+            predictions.append(Prediction(label, features={"image": image, "texts": own, "captions": group}))
             place += len(group)
         return predictions
 
@@ -168,16 +158,16 @@ class ContrastiveTask(Task):
         also the share of the commonest class, which answering it always would score.
         """
         tables, summary = {}, {}
-        texts = list(dict.fromkeys(c for p in predictions for c in p.captions))
+        texts = list(dict.fromkeys(c for p in predictions for c in p.features["captions"]))
         if texts:
             places = {text: number for number, text in enumerate(texts)}
-            features = np.zeros((len(texts), len(predictions[0].image_feature)), np.float32)
+            features = np.zeros((len(texts), len(predictions[0].features["image"])), np.float32)
             fits = np.zeros((len(predictions), len(texts)), bool)
             for row, prediction in enumerate(predictions):
-                for caption, feature in zip(prediction.captions, prediction.text_features, strict=True):
+                for caption, feature in zip(*(prediction.features[k] for k in ("captions", "texts")), strict=True):
                     features[places[caption]] = feature
                     fits[row, places[caption]] = True
-            similarity = np.stack([p.image_feature for p in predictions]) @ features.T
+            similarity = np.stack([p.features["image"] for p in predictions]) @ features.T
             found = retrieval_scores(similarity, fits, at=(1, 5), resamples=resamples)
             rows = []
             for way, truth in (("image_to_text", fits), ("text_to_image", fits.T)):
@@ -204,7 +194,7 @@ class ContrastiveTask(Task):
         if len(names) < 2:
             raise ValueError(f"zero-shot accuracy needs at least two labels, got {names}; name them in `labels`")
         _, weights = self.model.classifier(names, self.templates)
-        similarity = np.stack([p.image_feature for _, p in labelled]) @ weights.numpy().T
+        similarity = np.stack([p.features["image"] for _, p in labelled]) @ weights.numpy().T
         targets = [names.index(str(s.labels["label"])) for s, _ in labelled]
         scores = zero_shot_scores(similarity, targets)
         row = {"classes": len(names), "cases": len(targets)} | {

@@ -9,12 +9,13 @@ import torch
 
 from unimed.evaluation.scorers.parsing import score_parsing
 from unimed.io.result import Prediction
+from unimed.io.volumes import Volume
+from unimed.io.windows import known_site
 from unimed.losses.parsing import parsing_losses
 from unimed.models.boltzformer import BoltzFormerModel
-from unimed.models.boltzformer.volumes import volume_masks
 from unimed.models.building import build_model
 from unimed.registry import TASKS
-from unimed.structures import Region, Sample
+from unimed.structures import Sample
 from unimed.tasks.base import Task
 
 #: Weights of the summed loss as in the published fine-tuning: masks are dice plus cross entropy, edges the same.
@@ -97,40 +98,25 @@ class ParseTask(Task):
     def predict_samples(self, samples: Sequence[Sample]) -> list[Prediction]:
         """Masks and existence for the phrases of each sample; it never sees where they are, or whether.
 
-        A sample whose image is a volume DxHxW is asked slice by slice; its masks are volumes too.
+        A sample whose image is a volume DxHxW is asked as users ask, and its masks are volumes too.
         """
+        options = dict(batch_size=self.batch_size, presence_threshold=self.threshold, seed=self.seed)
+        answers: list = [None] * len(samples)
         pictures = [number for number, sample in enumerate(samples) if not is_volume(sample.images[0])]
-        answers: dict[int, Prediction] = {}
-        if pictures:
-            made = self.model.predict_batch(
-                [samples[n].images[0] for n in pictures],
-                ["[SEP]".join(region.phrase for region in samples[n].regions) for n in pictures],
-                batch_size=self.batch_size,
-                presence_threshold=self.threshold,
-                seed=self.seed,
-                as_channels=True,
-            )
-            answers = dict(zip(pictures, made, strict=True))
+        texts = ["[SEP]".join(region.phrase for region in sample.regions) for sample in samples]
+        images = [samples[number].images[0] for number in pictures]
+        made = self.model.predict_batch(images, [texts[number] for number in pictures], as_channels=True, **options)
+        for number, one in zip(pictures, made, strict=True):
+            answers[number] = one
         for number, sample in enumerate(samples):
-            if number not in answers:
-                answers[number] = self._predict_volume(sample)
-        return [answers[number] for number in range(len(samples))]
-
-    def _predict_volume(self, sample: Sample) -> Prediction:
-        phrases = [region.phrase for region in sample.regions]
-        masks, presence = volume_masks(
-            self.model,
-            sample.images[0],
-            phrases,
-            seed=self.seed,
-            threshold=self.threshold,
-            batch_size=self.batch_size,
-        )
-        regions = [
-            Region(phrase, mask=mask, presence=float(there))
-            for phrase, mask, there in zip(phrases, masks, presence, strict=True)
-        ]
-        return Prediction("", tuple(regions), sample.geometry)
+            if answers[number] is None:
+                volume = Volume(sample.images[0], sample.geometry)
+                modality, site = sample.modality, str(sample.labels.get("site") or "")
+                site = known_site(site, modality, self.model.config.ct_windows)
+                made = self.model.predict_batch([volume], texts[number : number + 1], modality=modality, site=site,
+                                                slice_batch=self.batch_size, **options)  # fmt: skip
+                answers[number] = made[0]
+        return answers
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
         """Metrics, tables and per-case rows."""

@@ -221,7 +221,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path):
     assert again == whole and whole["samples"] == 21 and whole["skipped"] == 2
     assert again == write_shards(source, iter(pairs), tmp_path / "two", per_shard=5)  # nothing left to do
     skipped = [json.loads(x) for x in (tmp_path / "two" / "skipped.jsonl").read_text().splitlines()]
-    assert [s["record"] for s in skipped] == [5, 10] and "no picture" in skipped[1]["reason"]
+    assert [s["record"] for s in skipped] == [5, 10] and "not an image" in skipped[1]["reason"]
 
 
 def test_what_is_refused(tmp_path, capsys):

@@ -11,7 +11,6 @@ from unimed.models.boltzformer import BiomedParseV1Config, BiomedParseV1Model
 from unimed.models.boltzformer.processing import ParseProcessor
 from unimed.models.boltzformer.tokenizing import train_tokenizer
 from unimed.models.boltzformer.upsampling import OutputUpsampler
-from unimed.models.boltzformer.volumes import volume_masks
 from unimed.models.starting.boltzformer import build_small
 
 PROMPTS = ["left kidney", "liver", "spleen"]
@@ -86,12 +85,17 @@ def test_a_mask_comes_back_where_it_was(model, shape):
 
 def test_volumes_do_not_depend_on_the_size_of_groups(model):
     volume = np.random.default_rng(1).integers(0, 255, (5, 40, 52), dtype=np.uint8)
-    masks, presence = volume_masks(model, volume, PROMPTS, threshold=0.0, batch_size=5)
+
+    def volume_masks(volume, size):
+        found = model.predict(volume, "[SEP]".join(PROMPTS), presence_threshold=0.0, overlap="keep", slice_batch=size)
+        return np.stack([r.mask for r in found.regions]), np.array([r.presence for r in found.regions])
+
+    masks, presence = volume_masks(volume, 5)
     assert masks.shape == (3, 5, 40, 52) and presence.shape == (3,)
     for size in (1, 2, 3):
-        again, there = volume_masks(model, volume, PROMPTS, threshold=0.0, batch_size=size)
+        again, there = volume_masks(volume, size)
         assert (again != masks).mean() < 1e-3 and np.allclose(there, presence, atol=1e-4)
-    lying, _ = volume_masks(model, np.moveaxis(volume, 0, 2), PROMPTS, threshold=0.0)
+    lying, _ = volume_masks(np.moveaxis(volume, 0, 2), 4)
     assert np.array_equal(np.moveaxis(lying, 3, 1), masks)
 
 

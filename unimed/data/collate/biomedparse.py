@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from unimed.io.images import load as load_image
-from unimed.io.slices import choose_axis
+from unimed.io.slices import choose_axis, with_neighbours
 from unimed.io.windows import to_uint8
 from unimed.registry import COLLATORS
 from unimed.structures import Sample
@@ -84,9 +84,9 @@ def slice_of_volume(sample: Sample) -> Sample:
     for region in sample.regions:
         if region.mask is not None:
             shown += np.moveaxis(region.mask, axis, 0).sum((1, 2))
-    z, last = int(shown.argmax()), len(planes) - 1
-    before, after = (z - 1 if z else min(1, last)), (z + 1 if z < last else max(last - 1, 0))
-    grey = to_uint8(planes)
+    z = int(shown.argmax())
+    grey = torch.from_numpy(np.ascontiguousarray(to_uint8(planes)))
+    picture = with_neighbours(grey, 0, z, z + 1, len(planes))[0].permute(1, 2, 0).numpy()
 
     def cut(mask):
         return None if mask is None else np.ascontiguousarray(np.moveaxis(mask, axis, 0)[z])
@@ -99,5 +99,4 @@ def slice_of_volume(sample: Sample) -> Sample:
     labels = dict(sample.labels)
     if "instances" in labels:
         labels["instances"] = cut(labels["instances"])
-    picture = np.stack([grey[z], grey[before], grey[after]], -1)
     return replace(sample, images=(picture,), regions=tuple(regions), labels=labels)

@@ -1,4 +1,4 @@
-"""Several short sequences in one row: less padding, and no sequence sees another.
+"""Sequence packing: several short sequences in one row, less padding, and no sequence attends to another.
 
 A packed row carries `segment_ids` (0 is padding, 1.. the sequences), position ids that start anew in each sequence,
 and a block-diagonal causal mask made from them. A model that honours both gives each sequence the loss it has alone.

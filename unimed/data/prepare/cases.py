@@ -1,4 +1,4 @@
-"""What a block of the sample set delivers, and the folder it is written to.
+"""Cases of the sample set: what a block delivers, and the folder it is written to.
 
 A block knows where its images come from and what is in them; it delivers `Case`s. Questions and answers are made of a
 case elsewhere (`unimed.data.prepare.questions`), so that every image is asked in the same way.

@@ -1,4 +1,4 @@
-"""Augmentation of pictures with regions, as BiomedParse v2 was trained, without swapping left and right by accident."""
+"""Augmentation of images with regions, as BiomedParse v2 was trained, without swapping left and right by accident."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ class ArrowDataset(_Contained):
 
     def _source(self, record: dict, name) -> bytes:
         if not isinstance(name, dict) or not name.get("bytes"):
-            raise RecordError(f"{self.file}: record {record['id']}: a picture without bytes")
+            raise RecordError(f"{self.file}: record {record['id']}: an image without bytes")
         return name["bytes"]
 
     def _name_of(self, name) -> str:
@@ -218,5 +218,5 @@ class _ArrowRecords(Sequence):
         record = {name: value for name, value in self.table[index].items() if value is not None}
         regions = [{k: v for k, v in region.items() if v is not None} for region in record.get("regions") or ()]
         record["regions"] = regions
-        check_record(record, f"{self.file}: row {index}")
+        check_record(record, f"{self.file}: row {index}", paths=False)
         return record

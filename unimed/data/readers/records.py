@@ -52,8 +52,11 @@ def read_records(path: str | Path) -> list[dict]:
     return records
 
 
-def check_record(record, where: str) -> None:
+def check_record(record, where: str, paths: bool = True) -> None:
     """What every record must have.
+
+    Args:
+        paths: images are named by a path; a container may hold them itself.
 
     Raises:
         RecordError: no JSON object, a field that is missing or of another type, an unknown task, or not exactly one
@@ -70,7 +73,7 @@ def check_record(record, where: str) -> None:
     if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
         raise RecordError(f"{where}: field regions must be a list of objects with phrase, mask or box_xyxy_px")
     for name in ("image", "volume"):
-        if not isinstance(record.get(name, ""), str):
+        if paths and not isinstance(record.get(name, ""), str):
             raise RecordError(f"{where}: field {name} must be a path, got {record[name]!r}")
     if record["task"] not in TASKS:
         raise RecordError(f"{where}: unknown task {record['task']!r}; known are {', '.join(TASKS)}")
@@ -262,7 +265,7 @@ class RecordDataset:
             turn = image.source.orientation
             self.remarks.append(
                 f"record {record['id']}: image {record['image']}: EXIF orientation {turn}; boxes are taken to be drawn "
-                "on the upright picture"
+                "on the upright image"
             )
 
     def _picture_mask(self, record: dict, name: str, label, image: Image) -> np.ndarray:

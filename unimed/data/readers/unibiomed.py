@@ -63,7 +63,8 @@ class _Tree:
         root: folder of the set.
         split: "train" or "test".
         prompt_style: "fixed", or "random": questions and answers are drawn from their pools each time a sample is
-            read, by the global `random`, which training seeds per sample and epoch. UniBiomed draws the sentence once for all.
+            read, by the global `random`, which training seeds per sample and epoch. UniBiomed draws the sentence once
+            for all.
         pools: a JSON file of wordings in place of ours, see docs/unibiomed.md.
         resize_masks: bring masks of another size to that of their image (nearest) instead of refusing them.
         limit: keep only the first so many records.

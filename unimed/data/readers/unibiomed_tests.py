@@ -1,4 +1,4 @@
-"""What UniBiomed's demos ask: their test files as cases, one per annotation, image or (volume, expression)."""
+"""Test sets of UniBiomed's demos: their files as cases, one per annotation, image or (volume, expression)."""
 
 from __future__ import annotations
 

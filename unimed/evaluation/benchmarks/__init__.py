@@ -6,6 +6,6 @@ A module of this package holds the declarations of one system; a new benchmark i
 `declare` anywhere).
 """
 
-from unimed.evaluation.benchmarks.declaring import Benchmark, benchmark, declare
+from unimed.evaluation.benchmarks.declaring import Benchmark, Scorer, benchmark, declare
 
-__all__ = ["Benchmark", "benchmark", "declare"]
+__all__ = ["Benchmark", "Scorer", "benchmark", "declare"]

@@ -1,4 +1,4 @@
-"""BiomedParse: prompted masks of pictures, label maps of volumes, and the CVPR 2025 text-prompted challenge."""
+"""BiomedParse: prompted masks of images, label maps of volumes, and the CVPR 2025 text-prompted challenge."""
 
 from unimed.evaluation.benchmarks.declaring import declare
 

@@ -1,13 +1,26 @@
-"""What a benchmark is, and how one is declared."""
+"""Declaration of benchmarks: what one is, and how it is registered."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from unimed.io.result import Prediction
 from unimed.registry import BENCHMARKS, METRICS, look_up, registered
+from unimed.structures import Sample
+
+
+class Scorer(Protocol):
+    """Contract of a scorer of samples: compares them with predictions, one for each, in their order.
+
+    It returns rows of the schema (`unimed.evaluation.evaluating.Rows`), or {"summary": {name: number}, "tables":
+    {title: rows}, "cases": rows}. Scorers of published layouts take folders in place of samples and predictions; a
+    declaration's `note` or the docstring of the scorer says so.
+    """
+
+    def __call__(self, samples: Sequence[Sample], predictions: Sequence[Prediction], **options) -> list | dict: ...
 
 
 @dataclass(frozen=True)
@@ -21,7 +34,7 @@ class Benchmark:
         split: which part of the data is scored.
         questions: who words the questions: "data" (they stand in the files), "labels" (prompts made of class names),
             or a module with the wording.
-        scorer: "module:function" that compares; imported when it is called.
+        scorer: "module:function" that compares, a `Scorer`; imported when it is called.
         metrics: names of registered metrics its numbers are made of.
         reader_options: arguments the reader always gets.
         options: arguments the scorer always gets.

@@ -1,6 +1,6 @@
 """Box and phrase metrics as published with uMedGround.
 
-Its tables call the shares of samples with IoU >= 0.5, 0.3 and 0.1 "AP50", "AP30" and "AP10"; there is no ranking
+Its tables call the fractions of samples with IoU >= 0.5, 0.3 and 0.1 "AP50", "AP30" and "AP10"; there is no ranking
 and no average precision. Our names for the same numbers are `acc_at_50`, `acc_at_30`, `acc_at_10`.
 """
 
@@ -16,7 +16,7 @@ ALIASES = {"AP10": "acc_at_10", "AP30": "acc_at_30", "AP50": "acc_at_50", "mIoU"
 
 
 def sample_ious(predicted_cxcywh, truth_cxcywh, size: float = 640.0) -> np.ndarray:
-    """IoU per sample [N] of boxes [N, 4] given as centre and sides in shares of the image.
+    """IoU per sample [N] of boxes [N, 4] given as centre and sides in fractions of the image.
 
     Differs from `boxes.paired_iou`: only predictions are clipped to the image, true boxes are not; the union carries
     1e-16. `size` 1 scores in unit coordinates.

@@ -1,4 +1,4 @@
-"""Scores of grounded answers, kind of question by kind of question, beside what no model is needed for."""
+"""Scores of grounded answers per kind of question, beside baselines that need no model."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def score_reports(
     Args:
         protocol: "free" or "teacher"; said in every table, because the two must not be compared.
         train: training samples; put the mean box baseline beside the scores: the median training box of the same
-            phrase, as shares of the image, pasted without looking at it.
+            phrase, as fractions of the image, pasted without looking at it.
         compat: "reference" adds the published table: the first box of each sample alone, shares called AP.
 
     Returns:

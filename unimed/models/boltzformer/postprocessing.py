@@ -28,7 +28,7 @@ def enlarge_bilinear(logits: torch.Tensor, size: int) -> torch.Tensor:
 def distinct(
     probability: torch.Tensor, existence: torch.Tensor, *, iou: float = 0.5, threshold: float = 0.5
 ) -> list[int]:
-    """Prompts of one slice that are there and do not repeat a surer one, the surest first.
+    """Prompts of one slice that are there and do not repeat a more confident one, the most confident first.
 
     Args:
         probability: [P, H, W] in [0, 1]. existence: [P] in [0, 1].
@@ -61,7 +61,8 @@ def present_probability(
 
     Args:
         logits: [P, H, W]. existence: [P] in [0, 1].
-        overlap: "nms" drops prompts that repeat a surer one, see `distinct` (published); "argmax" and "keep" do not.
+        overlap: "nms" drops prompts that repeat a more confident one, see `distinct` (published); "argmax" and "keep"
+            do not.
 
     Returns:
         [P, H, W] in [0, 1].

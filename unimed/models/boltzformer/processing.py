@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import BatchFeature
 
 from unimed.io.images import load as load_image
+from unimed.io.slices import SliceGrid
 from unimed.models.boltzformer.postprocessing import enlarge_bilinear, upsample
 from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts, tokenize
 
@@ -26,6 +27,13 @@ class ParseProcessor:
     def __init__(self, tokenizer, image_size: int, text_length: int, smooth: bool = False, windows=None):
         self.tokenizer, self.image_size, self.text_length = tokenizer, image_size, text_length
         self.smooth, self.windows = smooth, windows
+
+    @classmethod
+    def of(cls, config, tokenizer=None) -> ParseProcessor:
+        """That of a model's configuration; without a tokenizer it takes images alone."""
+        v1 = config.model_type == "unimed_biomedparse_v1"
+        windows = getattr(config, "ct_windows", None)
+        return cls(tokenizer, config.image_size, getattr(config, "text_length", 0), smooth=v1, windows=windows)
 
     def __call__(self, images=None, text=None, *, site: str = "", return_tensors: str = "pt", padding: bool = True):
         """What `forward` of the model takes: `pixel_values` [B, 3, S, S], `input_ids` and `attention_mask` [P, L], and
@@ -72,19 +80,17 @@ class ParseProcessor:
         """
         array = np.asarray(array)
         if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
-            raise ValueError(f"images are uint8 HxW or HxWx3 by now, got {array.dtype} {array.shape}")
+            raise ValueError(f"an image is uint8 HxW or HxWx3, got {array.dtype} {array.shape}; window it first")
         channels = np.repeat(array[None], 3, 0) if array.ndim == 2 else np.moveaxis(array, 2, 0)
-        padded = F.pad(torch.from_numpy(np.ascontiguousarray(channels)).float(), _padding(*channels.shape[1:]))
-        if padded.shape[-1] == self.image_size:
-            return padded
-        size = (self.image_size, self.image_size)
-        options = dict(mode="bicubic", align_corners=False, antialias=self.smooth)
-        return F.interpolate(padded[None], size=size, **options)[0].clamp(0, 255)
+        return self._grid(*channels.shape[1:]).prepare(channels.astype(np.float32), self.smooth).clamp(0, 255)
+
+    def _grid(self, height: int, width: int) -> SliceGrid:
+        return SliceGrid((1, height, width), 0, self.image_size)
 
     def labels(self, mask: np.ndarray) -> torch.Tensor:
         """HxW of bool or instance numbers -> int32 [S, S], nearest; what would vanish is kept by its largest value."""
-        labels = torch.from_numpy(np.ascontiguousarray(mask).astype(np.int32))
-        padded = F.pad(labels, _padding(*labels.shape))[None, None].float()
+        padded = np.pad(np.ascontiguousarray(mask).astype(np.int32), self._grid(*mask.shape).pad)
+        padded = torch.from_numpy(padded)[None, None].float()
         size = (self.image_size, self.image_size)
         if tuple(padded.shape[-2:]) == size:
             return padded[0, 0].int()
@@ -95,17 +101,14 @@ class ParseProcessor:
 
     def restore(self, logits: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """Logits [P, h, w] of a square -> probabilities [P, H, W] in the grid of the picture."""
-        left, right, top, bottom = _padding(*shape)
         side = max(shape)
         if self.smooth:
             grown = torch.stack([enlarge_bilinear(one, side) for one in logits])
         else:
             grown = upsample(logits, side)
-        return grown[:, top : side - bottom, left : side - right].float().sigmoid()
+        return self._grid(*shape).cut(grown).float().sigmoid()
 
 
-def _padding(height: int, width: int) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom zeros to a square; the remainder of an odd difference comes after."""
-    side = max(height, width)
-    left, top = (side - width) // 2, (side - height) // 2
-    return left, side - width - left, top, side - height - top
+def brightness(rgb: np.ndarray) -> np.ndarray:
+    """HxWx3 -> HxW, the weights of ITU-R BT.601; grey pictures stay as they are."""
+    return rgb if rgb.ndim == 2 else np.rint(rgb @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)

@@ -83,10 +83,7 @@ class PromptEncoder:
     @property
     def processor(self) -> ParseProcessor:
         """Images and prompts to tensors, for data workers."""
-        v1 = self.config.model_type == "unimed_biomedparse_v1"
-        return ParseProcessor(
-            self.tokenizer, self.config.image_size, self.config.text_length, smooth=v1, windows=self.config.ct_windows
-        )
+        return ParseProcessor.of(self.config, self.tokenizer)
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` [P, L], padded on the right; longer prompts are cut as in CLIP."""

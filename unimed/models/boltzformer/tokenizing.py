@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from transformers import CLIPTokenizer
 
@@ -13,6 +13,10 @@ from unimed.markup import without_surrogates
 START, END = "<|startoftext|>", "<|endoftext|>"
 #: The mark by which the published inputs join prompts; it cannot be part of one.
 SEPARATOR = "[SEP]"
+
+
+class PromptError(ValueError):
+    """A list of prompts that cannot be asked: none, an empty one, labels that repeat."""
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -76,6 +80,25 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
         if SEPARATOR in prompt:
             raise ValueError(f"prompt {prompt!r} holds {SEPARATOR}, which separates prompts; give them one by one")
     return prompts
+
+
+def labelled_prompts(prompts: Mapping[int, str] | Sequence[str] | str) -> dict[int, str]:
+    """Label -> text in ascending order; a list is numbered from 1.
+
+    Raises:
+        PromptError: none, empty, or a label below 1 or above 65535.
+    """
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    table = dict(prompts) if isinstance(prompts, Mapping) else dict(enumerate(prompts, 1))
+    if not table:
+        raise PromptError("no prompt: name at least one thing to look for")
+    for label, text in table.items():
+        if not isinstance(text, str) or not text.strip():
+            raise PromptError(f"prompt {label} is empty; name a thing to look for")
+        if not 1 <= int(label) <= 65535:
+            raise PromptError(f"label {label} of {text!r} must lie in 1..65535")
+    return {int(label): table[label] for label in sorted(table, key=int)}
 
 
 def tokenize(tokenizer, prompts: Sequence[str], length: int) -> dict:

@@ -136,14 +136,24 @@ class BiomedParseV1Model(PicturePredictor, PromptEncoder, ImageEncoder, WholeWei
         prompt_features: PromptFeatures | None = None,
         image_features: ImageFeatures | None = None,
         record: dict | None = None,
+        input_ids=None,
+        attention_mask=None,
+        num_prompts=None,
     ) -> BiomedParseV1Output:
         """The same prompts on every image; see `BiomedParseV1Output`.
 
+        Args:
+            input_ids, attention_mask, num_prompts: what the processor gives for one image, instead of features.
+
         Raises:
-            ValueError: no prompt.
+            ValueError: no prompt, or ids for several images.
         """
+        if prompt_features is None and input_ids is not None:
+            if num_prompts is not None and len(num_prompts) > 1:
+                raise ValueError("all images are asked the same here; give prompt_features, or ids for one image")
+            prompt_features = self.encode_ids(input_ids, attention_mask)
         if prompt_features is None or not len(prompt_features):
-            raise ValueError("no prompt: give prompt_features of encode_prompts")
+            raise ValueError("no prompt: give input_ids, or prompt_features of encode_prompts")
         features = image_features or self.encode_images(pixel_values, record)
         images, prompts = len(features.mask_features), len(prompt_features)
         if self.config.compat == "reference":

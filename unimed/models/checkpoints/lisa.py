@@ -120,7 +120,7 @@ def build(merged, published: dict, tokenizer, clip_config, ids, box_head, layout
     dropped = {n: _UNUSED for n in state if n.startswith("mask_head.sam.mask_decoder.bbox_prediction_head_drop.")}
     state = {name: tensor for name, tensor in state.items() if name not in dropped}
     config = grounded_config(published, merged, state, clip_config, ids, box_head)
-    dropped |= {n: "computed, not learnt" for n in merged if llava_v1.BUFFERS.search(n)}
+    dropped |= {n: "computed, not learned" for n in merged if llava_v1.BUFFERS.search(n)}
     model, report = reading.build(GroundedMLLM, config, state, layout, source, dtype, dropped)
     model.processor = grounded_processor(tokenizer, config)
     return model, report

@@ -25,7 +25,7 @@ RULES = [
     (r"^model\.mm_projector\.2\.", "model.multi_modal_projector.linear_2."),
     (r"^model\.mm_projector\.(weight|bias)$", r"model.multi_modal_projector.linear_1.\1"),
 ]
-#: Buffers of old transformers versions; they are computed, not learnt.
+#: Buffers of old transformers versions; they are computed, not learned.
 BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|position_ids)$")
 _ROWS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 _TEXT_FIELDS = (
@@ -192,7 +192,7 @@ def convert(source: Path, destination: Path, clip: Path | None = None) -> Conver
     state = convert_state_dict(tensors, max(0, image_id + 1 - rows))
     config = backbone_config(published, state, clip_config)
     config.image_token_id = image_id
-    dropped = {name: "computed, not learnt" for name in tensors if BUFFERS.search(name)}
+    dropped = {name: "computed, not learned" for name in tensors if BUFFERS.search(name)}
     model, report = build(LlavaForConditionalGeneration, config, state, "llava-v1", source, dropped=dropped)
     report.destination = str(destination)
     with atomic_folder(destination) as folder:

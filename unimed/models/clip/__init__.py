@@ -2,8 +2,9 @@
 
 from transformers import AutoConfig, AutoModel
 
+from unimed.io.result import ClassProbabilities as ZeroShot
 from unimed.models.clip.configuration import VARIANTS, ClipConfig, variant
-from unimed.models.clip.modeling import ClipModel, ZeroShot
+from unimed.models.clip.modeling import ClipModel
 from unimed.models.clip.processing import ClipProcessor
 
 AutoConfig.register("unimed_clip", ClipConfig)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from unimed.io.result import Prediction
+from unimed.geometry import Geometry
+from unimed.io.result import ClassProbabilities, Prediction
+from unimed.io.volumes import Volume, cut_slices
 from unimed.models.clip.building import build_towers
 from unimed.models.clip.configuration import ClipConfig
 from unimed.models.clip.processing import ClipProcessor
+from unimed.models.predictor import Predictor, refuse_regions
 from unimed.models.weights import WholeWeights
 from unimed.structures import as_list
 
@@ -24,37 +28,7 @@ logger = logging.getLogger("unimed.models.clip")
 TEMPLATES = ("{}", "a medical image of {}", "an image that shows {}")
 
 
-@dataclass(frozen=True, eq=False)
-class ZeroShot:
-    """How well each label fits an image. `probabilities` sum to 1 over the labels ("softmax") or are each label's own
-    ("sigmoid"); they compare the labels given and are no probabilities of a disease. Research use only."""
-
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    similarities: tuple[float, ...]
-    kind: str = "softmax"
-
-    @property
-    def label(self) -> str:
-        """The label that fits best."""
-        return self.labels[int(np.argmax(self.similarities))]
-
-    def ranked(self) -> list[tuple[str, float]]:
-        """(label, probability), best first."""
-        return sorted(zip(self.labels, self.probabilities, strict=True), key=lambda pair: -pair[1])
-
-    def to_dict(self) -> dict:
-        """Plain values for JSON."""
-        return {
-            "label": self.label,
-            "probabilities": dict(zip(self.labels, self.probabilities, strict=True)),
-            "similarities": dict(zip(self.labels, self.similarities, strict=True)),
-            "kind": self.kind,
-            "notice": "research use only",
-        }
-
-
-class ClipModel(WholeWeights, PreTrainedModel):
+class ClipModel(Predictor, WholeWeights, PreTrainedModel):
     """A contrastive model: UniMed-CLIP, BiomedCLIP, SigLIP or any other open_clip model.
 
     `towers` is open_clip's module; its names (`visual.`, `text.`, `logit_scale`) are kept.
@@ -64,6 +38,7 @@ class ClipModel(WholeWeights, PreTrainedModel):
     base_model_prefix = "clip"
     main_input_name = "images"
     supports_gradient_checkpointing = True
+    prediction_batch = 64
 
     def __init__(self, config: ClipConfig):
         super().__init__(config)
@@ -231,7 +206,8 @@ class ClipModel(WholeWeights, PreTrainedModel):
         site: str = "",
         compat: str | None = None,
         class_norm: bool = False,
-    ):
+        batch_size: int = 64,
+    ) -> ClassProbabilities | list[ClassProbabilities]:
         """Which of the labels fits an image.
 
         Args:
@@ -240,6 +216,7 @@ class ClipModel(WholeWeights, PreTrainedModel):
             compat: "reference" compares image features that were not normalised, at scale 1, as the published
                 demonstration of UniMed-CLIP did; the order of the labels is the same.
             class_norm: compare after every dimension was z-scored over the classes, on both sides.
+            batch_size: images encoded at a time.
 
         Raises:
             ValueError: fewer than two labels where probabilities are shared among them (one label would always get 1),
@@ -253,7 +230,8 @@ class ClipModel(WholeWeights, PreTrainedModel):
             )
         several = image.ndim == 4 if torch.is_tensor(image) else _several(image)
         image = as_list(image) if several and not torch.is_tensor(image) else image
-        features = self.encode_image(image, normalize=compat != "reference" and not class_norm, site=site)
+        raw = compat == "reference" or class_norm
+        features = self.encode_image(image, normalize=not raw, batch_size=batch_size, site=site)
         if class_norm:
             features = class_normalise(features, *self.class_statistics(labels, templates))
         scale = 1.0 if compat == "reference" else float(self.towers.logit_scale.detach().float().exp())
@@ -265,7 +243,7 @@ class ClipModel(WholeWeights, PreTrainedModel):
         similarities = F.normalize(features, dim=-1) @ weights.T
         kind = "sigmoid" if self.sigmoid else "softmax"
         results = [
-            ZeroShot(names, tuple(p.tolist()), tuple(s.tolist()), kind)
+            ClassProbabilities(names, tuple(p.tolist()), tuple(s.tolist()), kind)
             for p, s in zip(probabilities, similarities, strict=True)
         ]
         return results if several else results[0]
@@ -286,14 +264,63 @@ class ClipModel(WholeWeights, PreTrainedModel):
         values, places = (queries @ things.T).topk(min(k, len(things)), dim=1)
         return [list(zip(p.tolist(), v.tolist(), strict=True)) for p, v in zip(places, values, strict=True)]
 
-    def predict(self, image, text, **options):
-        """The label of `text` (a list, or words parted by commas) that fits best, as a `Prediction`."""
-        labels = [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
-        result = self.zero_shot(image, labels, **options)
-        name = self.config._name_or_path
-        if isinstance(result, list):
-            return [Prediction(text=one.label, model_reference=name) for one in result]
-        return Prediction(text=result.label, model_reference=name)
+    def predict(self, image, text, regions=None, **options) -> Prediction | list[Prediction]:
+        """Which of the labels fits an image or volume; a list of images gives a list.
+
+        Args:
+            text: the labels, in contrast to other families: a list or {name: prompts} as of `classifier`, or a text
+                with commas between them.
+            options: as of `Predictor.predict`, and `templates`, `compat`, `class_norm` of `zero_shot`.
+        """
+        several = _several(image) and not (isinstance(image, tuple) and isinstance(image[-1], Geometry))
+        images = as_list(image) if several else [image]
+        given = None if regions is None else [regions] * len(images)
+        found = self.predict_batch(images, [text] * len(images), given, **options)
+        return found if several else found[0]
+
+    def _predict_images(self, images, texts, regions, *, batch_size: int = 64, **options) -> list[Prediction]:
+        refuse_regions(regions, "models that compare images with labels")
+        if any(image is None or isinstance(image, list) for image in images):
+            raise ValueError("labels are compared with one image; give each image on its own")
+        predictions: list = [None] * len(texts)
+        for labels, places in _by_labels(texts):
+            begin = time.perf_counter()
+            found = self.zero_shot([images[place] for place in places], labels, batch_size=batch_size, **options)
+            seconds = {"compare": (time.perf_counter() - begin) / len(places)}
+            for place, one in zip(places, found, strict=True):
+                image = images[place]
+                done = Prediction(one.label, (), image.geometry, seconds, self.config._name_or_path, classes=one)
+                predictions[place] = replace(done, image=image.source)
+        return predictions
+
+    def _predict_volume(
+        self, volume: Volume, texts, regions, *, plane=None, site="", modality="", window=None, percentiles=None,
+        batch_size: int = 64, **options,
+    ) -> list[Prediction]:  # fmt: skip
+        """How well labels fit each slice of a volume (`classes.per_slice`), and the means over its slices."""
+        refuse_regions(regions, "models that compare images with labels")
+        slices, _, source = cut_slices(
+            volume, plane, site=site, modality=modality, window=window, percentiles=percentiles
+        )
+        predictions: list = [None] * len(texts)
+        for labels, places in _by_labels(texts):
+            begin, found = time.perf_counter(), []
+            for start in range(0, len(slices), batch_size):
+                part = [slices[z] for z in range(start, min(start + batch_size, len(slices)))]
+                found += self.zero_shot(part, labels, batch_size=batch_size, **options)
+            each = np.array([one.probabilities for one in found], dtype=np.float32)
+            likeness = np.mean([one.similarities for one in found], axis=0)
+            classes = ClassProbabilities(
+                found[0].labels, tuple(each.mean(0, dtype=np.float64).tolist()), tuple(likeness.tolist()),
+                found[0].kind, each,
+            )  # fmt: skip
+            done = Prediction(
+                classes.label, (), volume.geometry, {"compare": time.perf_counter() - begin},
+                self.config._name_or_path, image=source, classes=classes,
+            )  # fmt: skip
+            for place in places:
+                predictions[place] = done
+        return predictions
 
     def _embed(self, things, site: str) -> torch.Tensor:
         if torch.is_tensor(things) and things.ndim == 2:
@@ -330,6 +357,15 @@ def class_normalise(features: torch.Tensor, mean: torch.Tensor, std: torch.Tenso
 
 def _statistics(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return weights.mean(0, keepdim=True), weights.std(0, keepdim=True).clamp_min(1e-12)
+
+
+def _by_labels(texts: Sequence) -> list[tuple[Sequence[str] | Mapping, list[int]]]:
+    """(labels, places of the questions that give them): a classifier is made once for each."""
+    groups: dict[str, tuple[Sequence[str] | Mapping, list[int]]] = {}
+    for place, text in enumerate(texts):
+        labels = [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
+        groups.setdefault(repr(labels), (labels, []))[1].append(place)
+    return list(groups.values())
 
 
 def _is_file(text: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
+from unimed.io.images import Image as LoadedImage
 from unimed.io.images import load as load_image
 from unimed.markup import without_surrogates
 from unimed.models import foreign
@@ -78,7 +79,7 @@ class ClipProcessor:
         """
         from PIL import Image
 
-        if self.compat == "reference":
+        if self.compat == "reference" and not isinstance(image, LoadedImage):
             picture = Image.open(image) if isinstance(image, (str, Path)) else image
             return self._evaluate(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture)
         return self._evaluate(Image.fromarray(load_image(image, site=site).rgb))

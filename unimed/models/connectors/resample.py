@@ -1,4 +1,4 @@
-"""Fewer visual tokens before the projector."""
+"""Resampling: fewer visual tokens before the projector."""
 
 from __future__ import annotations
 

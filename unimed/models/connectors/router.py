@@ -1,4 +1,4 @@
-"""How much each expert has to say about each visual token, and the losses that keep a router healthy."""
+"""Routers of mixtures of experts: the weight of each expert for each visual token, and load-balancing losses."""
 
 from __future__ import annotations
 

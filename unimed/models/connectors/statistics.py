@@ -1,4 +1,4 @@
-"""Which task uses which expert: counted during a run, drawn afterwards."""
+"""Routing statistics: which task uses which expert, counted during a run and drawn afterwards."""
 
 from __future__ import annotations
 

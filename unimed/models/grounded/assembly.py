@@ -201,7 +201,7 @@ class Assembly:
     def _packed(self, rows: list[int], pack: int) -> tuple[dict, list[int]]:
         examples = [self.examples[row] for row in rows]
         if self.processor.native_pixels is not None:
-            raise ValueError("this backbone counts positions by the picture, which packed rows do not; set pack=0")
+            raise ValueError("this backbone counts positions by the image, which packed rows do not; set pack=0")
         sequences = [{"input_ids": torch.tensor(e.ids), "labels": torch.tensor(e.labels)} for e in examples]
         budget = max(pack, *(len(e.ids) for e in examples))
         packed = pack_rows(sequences, budget, {"input_ids": self.processor.pad_id, "labels": -100})

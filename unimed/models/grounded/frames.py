@@ -27,28 +27,51 @@ OBJECTS_AT_ONCE = 8
 
 
 def ask(
-    model, frames: Sequence[np.ndarray], texts: Sequence[str], max_new_tokens: int, together: int = 8, **options
+    model,
+    frames: Sequence[np.ndarray],
+    texts: Sequence[str],
+    max_new_tokens: int,
+    together: int = 8,
+    task: str | None = None,
+    **options,
 ) -> list[Generated]:
     """Put questions about the same frames, which are encoded once.
 
     Args:
         texts: "<image>" says where the frames stand; otherwise they come first.
         together: questions answered at a time.
+        task: see `GroundedPredictor.predict`.
         options: of `GroundedProcessor.assembly`.
 
     Raises:
         PromptError: empty or too long.
     """
+    asked = [model.processor.dialect.asked(text, task, True) for text in texts]
+    routes = model.connector is not None and model.connector.needs_task
+    rows: list = [None] * len(texts)
+    # Where a connector routes by task, the frames are encoded once for each.
+    for route in dict.fromkeys(name if routes else None for name, _ in asked):
+        members = [place for place, (name, _) in enumerate(asked) if not routes or name == route]
+        questions = [asked[place][1] for place in members]
+        found = _ask(model, list(frames), questions, route, max_new_tokens, together, options)
+        for place, row in zip(members, found, strict=True):
+            rows[place] = row
+    return rows
+
+
+def _ask(model, frames: list, texts: list[str], route: str | None, max_new_tokens: int, together: int, options):
+    """Answers to questions of one task about frames, which are encoded once."""
     assembly = model.processor.assembly(**options)
     for text in texts:
-        assembly.add(list(frames), [("user", text)])
+        assembly.add(frames, [("user", text)], route=route)
     rows, tokens = [], None
     for start in range(0, len(texts), together):
         part = range(start, min(start + together, len(texts)))
         inputs = assembly.batch(part, mask_images=model.reads_mask_encoder)
         if tokens is None:
             inputs = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in inputs.items()}
-            tokens = model._image_tokens(inputs, ImageFeatures(model.mask_head, inputs.get("mask_pixel_values")))
+            features = ImageFeatures(model.mask_head, inputs.get("mask_pixel_values"))
+            tokens = model._image_tokens(inputs, features, model._task_ids([route] * len(part)))
         rows += model._decode(inputs, tokens, max_new_tokens=max_new_tokens)[0]
     return rows
 
@@ -72,6 +95,7 @@ def predict_frames(
     max_new_tokens: int = 512,
     presence_threshold: float = 0.5,
     site: str = "",
+    task: str | None = None,
 ) -> Prediction | list[Prediction]:
     """Answer a question about a video or a stack of slices, with a mask [F, H, W] per [SEG].
 
@@ -86,14 +110,14 @@ def predict_frames(
         compat: "reference" reads the first frames, as UniBiomed and Sa2VA do; by default they are spread evenly (with
             the same weights that gains several points on MeViS, arXiv 2501.04001).
         clear_absent: empty the mask of frames whose object score is negative, as SAM 2 does and UniBiomed does not.
-        presence_threshold: see `GroundedPredictor.predict_batch`.
+        presence_threshold, task: see `GroundedPredictor.predict`.
 
     Raises:
         PromptError: an empty question, no frame, an unknown `follow`, or "memory" with a mask head that has none.
         ImageError: frames of different sizes, or one that is no image.
     """
     if isinstance(text, str):
-        options = dict(keys=keys, follow=follow, compat=compat, clear_absent=clear_absent, site=site)
+        options = dict(keys=keys, follow=follow, compat=compat, clear_absent=clear_absent, site=site, task=task)
         options |= dict(max_new_tokens=max_new_tokens, presence_threshold=presence_threshold)
         return predict_frames(model, frames, [text], **options)[0]
     model.eval()
@@ -102,7 +126,7 @@ def predict_frames(
     begin = time.perf_counter()
     chosen = key_frames(len(lazy), keys, first=compat == "reference")
     with stage("reading the slices and answering"):
-        rows = ask(model, [lazy[index] for index in chosen], text, max_new_tokens)
+        rows = ask(model, [lazy[index] for index in chosen], text, max_new_tokens, task=task)
     answered = time.perf_counter()
     states = [model.seg_states(row) for row in rows]
     counts = [0 if one is None else len(one) for one in states]

@@ -15,7 +15,8 @@ from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
 from unimed.models.heads.mask import ImageFeatures, MaskFeatures, resize_mask_logits
-from unimed.structures import Region, as_list, task_of
+from unimed.models.predictor import Predictor, refuse_regions
+from unimed.structures import Region, task_of
 from unimed.tokens import SEG_TOKEN
 
 
@@ -27,7 +28,7 @@ class GroundedGeneration(ModelOutput):
     rows: list[Generated] | None = None
 
 
-class GroundedPredictor:
+class GroundedPredictor(Predictor):
     """Mixin of `GroundedMLLM`: prediction for one, for many, and in the words of UniBiomed."""
 
     _processor: GroundedProcessor | None = None
@@ -60,69 +61,49 @@ class GroundedPredictor:
             self.processor.save_pretrained(save_directory)
 
     def predict(self, image, text: str | Sequence[str], regions=None, **options) -> Prediction | list[Prediction]:
-        """Answer a question about an image and point at what the answer says.
+        """See `Predictor.predict`. Raises PromptError for more texts than `processor.max_phrases`.
 
-        Args:
-            image: path, PIL image or array; None for a question without image.
-            text: one question, or several about the same image (it is encoded once); a list gives a list.
-            regions: what the question speaks of as "region1", "region2", ...: masks [H, W], boxes (x1, y1, x2, y2) in
-                pixels of the image, or `Region`s.
-            options: see `predict_batch`.
+        A text as `regions`, the third argument as Uni-Med's users write it, is the task.
         """
-        if isinstance(regions, str):  # Uni-Med's third argument is the task
+        if isinstance(regions, str):
             options, regions = {"task": regions} | options, None
-        if isinstance(text, str):
-            return self.predict_batch([image], [text], None if regions is None else [regions], **options)[0]
-        if len(text) > self.processor.max_phrases:
+        if not isinstance(text, str) and len(text) > self.processor.max_phrases:
             raise PromptError(
                 f"{len(text)} texts on one image; at most {self.processor.max_phrases} (processor.max_phrases)"
             )
-        every = None if regions is None else [regions] * len(text)
-        return self.predict_batch([image] * len(text), list(text), every, **options)
+        return super().predict(image, text, regions, **options)
 
     @torch.no_grad()
-    def predict_batch(
+    def _predict_images(
         self,
         images: Sequence,
         texts: Sequence[str],
-        regions: Sequence | None = None,
+        regions: Sequence,
         *,
         batch_size: int = 8,
         max_new_tokens: int = 512,
         presence_threshold: float = 0.5,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
-        site: str = "",
         use_cache: bool = True,
         task: str | Sequence[str] | None = None,
     ) -> list[Prediction]:
-        """The same answers as one by one, faster.
+        """Answers to questions about images, see `Predictor.predict_batch`.
 
         Args:
-            images: one per text: a list, an array [N, H, W] or [N, H, W, 3], a sequence or dataset that makes its items
-                when asked, or a generator. The same image given twice is encoded once.
-            regions: one list per text as in `predict`, None where a question has none.
+            images: an `Image` per text, a list of them, or None.
             presence_threshold: a region less probable than this keeps its presence and gets an empty mask.
             temperature: 0 is deterministic.
-            site: body site whose CT window is used for arrays deeper than 8 bit.
             task: what is asked, for all or for each, for models whose connector routes by task or whose dialect names
                 it ("vqa", "refer", "caption", ...); None leaves it to the text ("[refer] ...") or `routed_as`.
 
         Raises:
-            PromptError, ImageError, ReadError: what cannot be asked or read; nothing is computed then.
+            PromptError: what cannot be asked; nothing is computed then.
         """
-        texts, images = list(texts), as_list(images)
-        if isinstance(regions, str) or (regions and all(isinstance(one, str) for one in regions)):
-            task, regions = regions, None  # as above
-        regions = [None] * len(texts) if regions is None else list(regions)
-        if not len(images) == len(texts):
-            raise ValueError(f"{len(images)} images for {len(texts)} texts; give one image per text")
-        if len(regions) != len(texts):
-            raise ValueError(f"{len(regions)} lists of regions for {len(texts)} texts; give one per text, or None")
         was_training = self.training
         self.eval()
         try:
-            assembly = self.processor.assembly(site=site)
+            assembly = self.processor.assembly()
             tasks = [task] * len(texts) if task is None or isinstance(task, str) else list(task)
             asked = [
                 self.processor.dialect.asked(text, name, image is not None)
@@ -156,11 +137,18 @@ class GroundedPredictor:
     def predict_frames(self, frames: Sequence, text: str | Sequence[str], **options):
         """Answer a question about frames of a video or slices; see `unimed.models.grounded.frames.predict_frames`.
 
-        Volumes with their geometry: `unimed.inference.volume.predict_volume`.
+        Volumes with their geometry: `predict`.
         """
         from unimed.models.grounded.frames import predict_frames
 
         return predict_frames(self, frames, text, **options)
+
+    def _predict_volume(self, volume, texts: Sequence[str], regions: Sequence, **options) -> list[Prediction]:
+        """Answers with 3D masks; see `unimed.models.grounded.volumes.predict_slices` for the options."""
+        from unimed.models.grounded.volumes import predict_slices
+
+        refuse_regions(regions, "questions about volumes")
+        return predict_slices(self, volume, texts, **options)
 
     def segment_boxes(self, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] = (), site: str = "") -> Prediction:
         """Cut out what lies in given boxes; see `unimed.models.grounded.given_boxes.segment_boxes`."""

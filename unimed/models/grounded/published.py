@@ -55,7 +55,7 @@ def _image(model, image, text, past_text, mask_prompts, max_new_tokens) -> dict:
 def _video(model, video, text, past_text, max_new_tokens) -> dict:
     if not isinstance(model.mask_head, Sam2MaskHead):
         raise PromptError(
-            "this model's mask head has no memory for frames; use unimed.inference.predict_volume, slice by slice"
+            "this model's mask head has no memory for frames; use model.predict(volume, text), slice by slice"
         )
     frames = [load_image(frame).rgb for frame in video]
     if not frames:

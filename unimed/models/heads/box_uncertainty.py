@@ -1,4 +1,4 @@
-"""Box heads whose spread is trained: weighted hypotheses, a mixture of Laplace laws, and evidence."""
+"""Box heads with trained uncertainty: weighted hypotheses, a mixture of Laplace distributions, evidential."""
 
 from __future__ import annotations
 

@@ -168,6 +168,7 @@ class MedSamLiteMaskHead(MaskDecoder):
 
     def encode(self, pixels: torch.Tensor) -> MaskFeatures:
         """[B, 3, S, S] in [0, 1] -> features."""
+        pixels = pixels.to(self.encoder.neck[0].weight.dtype)
         if self.cache is not None and self.config.encoder_frozen:
             with torch.no_grad():
                 return MaskFeatures(self.cache(pixels, self.encoder), (), pixels)
@@ -180,7 +181,7 @@ class MedSamLiteMaskHead(MaskDecoder):
             return self._empty(features)
 
         def decode_rows(one: MaskFeatures, rows: torch.Tensor) -> MaskOutput:
-            logits = self.text_decoder(one.embedding, one.pixels, prompts[rows])
+            logits = self.text_decoder(one.embedding, one.pixels, prompts[rows].to(one.embedding.dtype))
             probability = torch.sigmoid(logits)
             inside = (logits > 0).to(logits.dtype)
             quality = (probability * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
@@ -206,7 +207,10 @@ class MedSamLiteMaskHead(MaskDecoder):
 
         def decode_rows(one: MaskFeatures, rows: torch.Tensor) -> MaskOutput:
             sparse, dense = self.prompt_encoder(
-                input_points=None, input_labels=None, input_boxes=boxes_xyxy[rows][None].float(), input_masks=None
+                input_points=None,
+                input_labels=None,
+                input_boxes=boxes_xyxy[rows][None].to(one.embedding.dtype),
+                input_masks=None,
             )
             masks, iou = self.mask_decoder(
                 image_embeddings=one.embedding,
@@ -225,7 +229,8 @@ class MedSamLiteMaskHead(MaskDecoder):
         rows = (torch.arange(height, device=embedding.device) + 0.5) / height
         columns = (torch.arange(width, device=embedding.device) + 0.5) / width
         y, x = torch.meshgrid(rows, columns, indexing="ij")
-        return self.prompt_encoder.shared_embedding(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
+        place = self.prompt_encoder.shared_embedding(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
+        return place.to(embedding.dtype)
 
     def _empty(self, features: MaskFeatures) -> MaskOutput:
         none = features.embedding.new_zeros

@@ -47,7 +47,7 @@ def build_from_parts(
         template: "llava_v1" or "llava_llama_2"; the same in training and prediction.
         style: of answers, "tags" or "published".
         mask_content: length the longer side gets in SAM's square; all of it by default, 640 as published.
-        tile_fit: "pad" shows CLIP the whole picture, "crop" its middle as published.
+        tile_fit: "pad" shows CLIP the whole image, "crop" its middle as published.
 
     Raises:
         CheckpointError: CLIP or another part is missing.

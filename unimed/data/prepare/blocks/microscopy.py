@@ -1,4 +1,4 @@
-"""Two microscopy pictures of sources that are not trained on: an H&E tile and nuclei in fluorescence."""
+"""Two microscopy images of sources that are not trained on: an H&E tile and nuclei in fluorescence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retina, immunohistochemistry and H&E pictures to train on; their captions follow the packages' documentation."""
+"""Retina, immunohistochemistry and H&E images to train on; their captions follow the packages' documentation."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def _read(source: Source, pair: Pair) -> tuple[bytes, str]:
     try:
         load(data, name=path.name)  # as training will
     except ValueError as error:
-        return b"", f"no picture ({error})"
+        return b"", f"not an image ({error})"
     return data, ""
 
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from unimed.geometry import Geometry
-from unimed.inference.volume_pictures import MOST_TARGETS, key_slices, write_montage
+from unimed.io.montage import MOST_TARGETS, key_slices, write_montage
 from unimed.io.windows import choose_window
 from unimed.structures import Region
 

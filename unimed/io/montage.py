@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from unimed.geometry import Geometry, reorient
-from unimed.inference.volume import PLANES
 from unimed.io.overlay import (
     COLOURS,
     NOTICE,
@@ -19,7 +18,8 @@ from unimed.io.overlay import (
     wrapped,
     write_picture,
 )
-from unimed.io.result import contradiction
+from unimed.io.result import Prediction, contradiction
+from unimed.io.slices import VIEWS as PLANES
 from unimed.io.windows import Window
 from unimed.structures import Region
 
@@ -47,6 +47,26 @@ def key_slices(mask: np.ndarray, count: int = SLICES) -> list[int]:
         nearest = min(range(len(chosen)), key=lambda place: abs(chosen[place] - largest))
         chosen[nearest] = largest
     return sorted(set(chosen))
+
+
+def montage_of(path: str | Path, prediction: Prediction, array: np.ndarray, title: str | None = None) -> Path:
+    """`write_montage` of a prediction, cut as its slices were.
+
+    Args:
+        array: the volume it is about.
+        title: the text of the prediction by default.
+    """
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    source = prediction.image
+    # `view` says how slices were cut: "SPL axis 0", or "as stored, axis 1".
+    view = source.view.split() if source is not None and source.view else ["SPL", "axis", "0"]
+    plane = {orientation: plane for plane, orientation in PLANES.items()}.get(view[0], "axial")
+    return write_montage(
+        path, array, prediction.geometry or Geometry.pixels(), prediction.regions,
+        None if source is None else source.window, plane=plane, axis=int(view[-1]),
+        title=prediction.text if title is None else title,
+    )  # fmt: skip
 
 
 def write_montage(
@@ -116,7 +136,7 @@ def _heading(region: Region, mask: np.ndarray, geometry: Geometry) -> str:
     if geometry.is_physical and voxels:
         said.append(f"{voxels * geometry.voxel_volume / 1000:.3g} ml")
     known = Region(region.phrase, mask=mask, presence=region.presence)  # what has no mask has an empty one here
-    said += ["presence and mask contradict each other"] if contradiction(known) else []
+    said += ["presence and mask contradict each other"] if region.remark or contradiction(known) else []
     return f"{region.phrase}: {', '.join(said)}"
 
 
