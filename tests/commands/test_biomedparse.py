@@ -189,3 +189,20 @@ def test_pictures(model, tmp_path, capsys):
     row = json.loads((tmp_path / "known" / "p_X-Ray_chest-found.json").read_text())
     assert set(row) >= {"found", "hierarchy"}
     assert parse_2d(arguments) == 1 and "--recognize" in capsys.readouterr().err
+
+
+def test_dicom_files_of_any_name_in_a_folder_are_pictures(model, tmp_path, capsys):
+    import image_files
+
+    for name in ("a.dcm", "b.IMA", "1.2.840.7"):
+        image_files.dicom(tmp_path / "in" / name)
+    assert parse_2d([str(tmp_path / "in"), "--model", model, "--out", str(tmp_path / "out"), "--prompts", "liver"]) == 0
+    assert "3 images" in capsys.readouterr().out
+
+
+def test_what_the_reader_did_with_a_volume_is_printed(model, tmp_path, capsys):
+    values = small_volumes.slices(np.random.default_rng(0).integers(0, 99, (12, 10, 5)), small_volumes.grid((1, 1, 2)))
+    small_volumes.save(tmp_path / "ct", [one for k, one in enumerate(values) if k != 2])
+    arguments = [str(tmp_path / "ct"), "--model", model, "--out", str(tmp_path / "out"), "--prompts", "liver"]
+    assert parse_3d([*arguments, "--irregular", "resample"]) == 0
+    assert "resampled from 4 slices to 5" in capsys.readouterr().out

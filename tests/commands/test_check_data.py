@@ -9,7 +9,7 @@ from PIL import Image
 from unimed.commands.prepare import check_data
 
 
-def record(name, split, patient, **changes):
+def record(name, part, patient, **changes):
     entry = {
         "id": name,
         "task": "referring",
@@ -21,7 +21,7 @@ def record(name, split, patient, **changes):
             {"phrase": "lesion", "mask": f"masks/{name}.png", "box_xyxy_px": None, "present": True}
             | {"phrase_span": [4, 10]}
         ],
-        "split": split,
+        "split": part,
     }
     return {**entry, **changes}
 
@@ -51,6 +51,8 @@ def test_sound_folder(tmp_path, capsys):
         (dict(image="images/gone.png"), "missing file"),
         (dict(image="images/a.png", patient_id="p3"), "duplicate"),
         (dict(id="a"), "duplicate"),
+        (dict(split="train"), "patient leakage"),
+        (dict(split="Validation"), "patient leakage"),
         (dict(answer="<p> a lesion </p> [SEG]."), "count mismatch"),  # the span no longer spells the phrase
     ],
 )

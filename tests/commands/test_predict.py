@@ -139,6 +139,42 @@ def test_json_of_volumes_is_small_and_keeps_every_voxel(tmp_path):
         assert (tmp_path / f"{name}.json").stat().st_size < 10_000
 
 
+def test_every_file_of_a_folder_of_x_rays_is_an_image_whatever_it_is_called(tmp_path):
+    import image_files
+    import small_volumes
+
+    from unimed.inference.asking import open_source
+    from unimed.io.images import is_image_file
+
+    names = ["a.dcm", "b.IMA", "c", "1.2.840.7"]
+    paths = [image_files.dicom(tmp_path / "xr" / name, SeriesInstanceUID=f"1.2.{k}") for k, name in enumerate(names)]
+    (tmp_path / "xr" / "notes").write_text("no image")
+    assert find_sources([tmp_path / "xr"]) == sorted(paths)
+    assert not any(open_source(path).is_volume for path in paths)
+    assert sorted(p for p in (tmp_path / "xr").iterdir() if is_image_file(p)) == sorted(paths)
+    # An object of many placed frames is a volume, also where it is called by its UID.
+    values = np.random.default_rng(0).integers(0, 900, (12, 10, 4)).astype(np.int16)
+    made = small_volumes.enhanced(values, small_volumes.grid((1, 1, 3)))
+    (path,) = small_volumes.save(tmp_path / "ct", [made], ["1.2.840.9"])
+    assert open_source(path).is_volume
+
+
+def test_what_the_reader_did_with_a_volume_is_printed_and_kept_with_the_answer(place, tmp_path, capsys):
+    import nibabel
+
+    values = np.random.default_rng(0).integers(-300, 300, (16, 16, 4)).astype(np.int16)
+    image = nibabel.Nifti1Image(values, np.diag([800.0, 800, 2500, 1]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "small.nii.gz")
+    assert main(
+        ["predict", str(place / "grounded"), str(tmp_path / "small.nii.gz"), "liver", "--out", str(tmp_path / "out"),
+         "--max-new-tokens", "1"]
+    ) == 0  # fmt: skip
+    assert "micrometres converted to millimetres" in capsys.readouterr().out
+    assert "micrometres converted to millimetres" in json.loads((tmp_path / "out" / "small-0.json").read_text())[
+        "image"]["steps"]  # fmt: skip
+
+
 def test_a_dicom_series_gets_the_files_of_a_hospital(place, tmp_path, capsys):
     pydicom = pytest.importorskip("pydicom")
     pytest.importorskip("highdicom")

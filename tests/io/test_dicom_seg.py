@@ -156,6 +156,20 @@ def test_only_what_the_table_says_is_carried(tmp_path, series, alphabet):
     assert all(f"`{keyword}`" in told for keyword in CARRIED), "docs/results.md holds the table of what is carried"
 
 
+def test_nothing_of_a_patient_is_said_where_the_header_is_odd(tmp_path, series, recwarn, caplog, capfd):
+    import pydicom
+
+    volume, geometry = series
+    for name in geometry.header["files"]:
+        source = pydicom.dcmread(name)
+        source.PatientName, source.PatientID, source.StudyDate = "Oddname", "P" * 70, "20200101"
+        source.add(pydicom.dataelem.RawDataElement(pydicom.tag.Tag(0x00100030), "DA", 8, b"31.12.77", 0, False, True))
+        source.save_as(name)
+    write_dicom_seg(tmp_path / "o.seg.dcm", np.ones(volume.shape, np.uint8), geometry, {1: "liver"})
+    said = " ".join([*(str(one.message) for one in recwarn), caplog.text, *capfd.readouterr()])
+    assert not any(secret in said for secret in ("Oddname", "PPPP", "31.12.77"))
+
+
 PHRASES = ("left kidney", "cyst of the right kidney", "Läsion 肝臓")
 
 

@@ -375,3 +375,20 @@ def test_folders_below_count_only_where_there_is_no_image_beside_them(tmp_path):
     save(tmp_path / "sub", other)
     assert read(tmp_path)[0].shape == (6, 5, DEEP) and read(tmp_path / "sub")[0].shape == (4, 4, 5)
     assert find_volumes(tmp_path) == [tmp_path, tmp_path / "sub"]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, can_be) in IRREGULAR.items() if can_be])
+def test_what_a_result_keeps_of_a_resampled_series_names_files_and_no_folders(tmp_path, name):
+    made = slices(ramp(), UPRIGHT, RescaleSlope="1", RescaleIntercept="-1024")
+    IRREGULAR[name][0](made)
+    save(tmp_path / "Doe_John", made)
+    steps = " ".join(read(tmp_path / "Doe_John", irregular="resample")[1].steps)
+    assert "resampled from" in steps and str(tmp_path) not in steps and "Doe_John" not in steps
+
+
+def test_slices_of_inverted_grey_values_are_counted_in_words(tmp_path):
+    made = slices(ramp(), UPRIGHT)
+    made[4].PhotometricInterpretation = "MONOCHROME1"
+    save(tmp_path, made)
+    with pytest.raises(ReadError, match=r"\(8 of MONOCHROME2, 1 of MONOCHROME1\)"):
+        read(tmp_path)

@@ -51,14 +51,16 @@ FORMS = {
     "opaque colours": lambda p: written(np.dstack([LABELS * 90, LABELS, LABELS, LABELS // 3 + 255]), p / "m.png"),
     "jpeg": lambda p: written(MASK.astype(np.uint8) * 255, p / "m.jpg", quality=60),
     "colour jpeg": lambda p: written(np.dstack([MASK.astype(np.uint8) * 255] * 3), p / "m.jpg", quality=60),
+    "lossy webp": lambda p: written(MASK.astype(np.uint8) * 255, p / "m.webp", quality=50),
+    "lossless webp": lambda p: written(MASK.astype(np.uint8), p / "m.webp", lossless=True),
     "float probabilities": lambda p: (tifffile.imwrite(p / "m.tif", (MASK * 0.9 + 0.05).astype(np.float32)),
                                       p / "m.tif")[1],
     "float labels": lambda p: (tifffile.imwrite(p / "m.tif", LABELS.astype(np.float32)), p / "m.tif")[1],
     "white is zero": lambda p: (tifffile.imwrite(p / "m.tif", (~MASK).astype(np.uint8) * 255,
                                                  photometric="miniswhite"), p / "m.tif")[1],
 }  # fmt: skip
-#: What JPEG does to edges.
-NEARLY = {"jpeg": 30, "colour jpeg": 30}
+#: What lossy forms do to edges.
+NEARLY = {"jpeg": 30, "colour jpeg": 30, "lossy webp": 30}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -84,6 +86,7 @@ def test_arrays(values):
         ("palette, white first", "entry 0 is not black"),
         ("blue", "2 colours"),
         ("jpeg", "a JPEG"),
+        ("lossy webp", "a lossy WebP"),
         ("float probabilities", "cut at one half"),
         ("black in the opacity", "its opacity is taken"),
     ],

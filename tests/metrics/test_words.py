@@ -11,6 +11,7 @@ from unimed.metrics import coco_captions, text
 from unimed.metrics.words import exact_match, normal_form, one_line, ptb_tokens, tokens
 
 DIFFERENT = [
+    ("T2*", "T2"), ("T2* and T2", "T2 and T2*"),
     ("A", ""), ("A", "The"), ("+", "-"), ("< 5 cm", "> 5 cm"), ("-5", "5"), ("hepatitis A", "hepatitis"),
     ("HER2+", "HER2-"), ("ER +", "ER -"), ("grade 2+", "grade 2-"), ("≥3", "<3"), ("↑", "↓"), ("type A", "type"),
     # Lone letters.
@@ -30,6 +31,7 @@ DIFFERENT = [
     ("हि", "हा"), ("!!!", "???"), ("!!!", ""), ("not", "no"), ("normal", "no"),
 ]  # fmt: skip
 EQUAL = [
+    ("**T2***", "T2*"), ("the **left** lung", "left lung"), ("*yes*", "yes"), ("yes*", "yes"),
     ("Yes.", "yes"), ("the liver", "Liver"), ("A", "a."), ("A", "A)"), ("HER2+", "her2 +"), ("a nodule", "nodule"),
     ("(A)", "a"), ("There is a nodule.", "there is nodule"), ("hepatitis A virus", "Hepatitis a virus"),
     ("cm²", "cm2"), ("cm^2", "cm²"), (">= 5", "≥5"), ("\u22125", "-5"), ("5 µm", "5 μm"), ("+/- 2", "±2"),

@@ -175,3 +175,12 @@ def test_the_code_of_places_survives(tmp_path):
     model.save_pretrained(tmp_path / "model")
     loaded = unimed.load(tmp_path / "model", device="cpu")
     assert all(torch.equal(loaded.mask_head.sam.state_dict()[name], code) for name in state)
+
+
+def test_loading_says_nothing_that_nobody_can_act_on(tmp_path, caplog):
+    from small_models import tiny_model
+
+    tiny_model().save_pretrained(tmp_path / "model")
+    caplog.clear()
+    unimed.load(tmp_path / "model", device="cpu")
+    assert not caplog.records

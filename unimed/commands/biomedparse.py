@@ -92,6 +92,8 @@ def _parse_3d(args) -> int:
     for row in report.rows:
         found = ", ".join(f"{t['prompt']} ({t['voxels']})" for t in row["targets"] if t["voxels"]) or "nothing"
         say(f"{row['case']}: {found}; {row['intensity']}; {row['seconds']:.1f} s")
+        for step in row["steps"]:
+            say(f"  {step}")
         if row["intensity"].startswith("percentiles") and not (args.percentiles or row["modality"]):
             print(
                 "  the modality is not known, so percentiles were used; for CT give --site, --modality CT or --window"
@@ -169,16 +171,18 @@ def parse_2d(arguments=None, prog: str | None = None) -> int:
 
 def _parse_2d(args) -> int:
     from unimed.inference.runs import print_failures, run_cases
+    from unimed.io.images import is_image_file
     from unimed.io.raster import SUFFIXES
     from unimed.structures import Case
 
     source, out = Path(args.source), Path(args.out)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    suffixes = (*SUFFIXES, ".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha")
-    paths = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.name.lower().endswith(suffixes))
+    slices = (".nii", ".nii.gz", ".nrrd", ".mha")
+    paths = [source] if source.is_file() else sorted(p for p in source.iterdir() if is_image_file(p, slices))
     if not paths:
-        raise FileNotFoundError(f"{source}: no image in it; known are {', '.join(suffixes)}")
+        known = f"{', '.join((*SUFFIXES, *slices))} and DICOM files of any name"
+        raise FileNotFoundError(f"{source}: no image in it; known are {known}")
     if not args.prompts and not args.recognise:
         raise ValueError("say what to look for with --prompts, or --recognize to look for everything known")
     names = ResultNames(out).all(paths)

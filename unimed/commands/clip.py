@@ -98,13 +98,13 @@ def _write(args, tables: dict, notes=(), cases=()) -> None:
 
 def _classes(folder) -> tuple[list[Path], list[int], list[str]]:
     """Images, class numbers and names of a folder per class."""
-    from unimed.data.readers.zero_shot_sets import IMAGES
+    from unimed.io.images import is_image_file
 
     names = sorted(p.name for p in Path(folder).iterdir() if p.is_dir())
     if len(names) < 2:
         raise ValueError(f"{folder}: a folder per class is expected, at least two; found {names}")
     files = [(p, n) for n, name in enumerate(names) for p in sorted((Path(folder) / name).rglob("*"))]
-    files = [(path, number) for path, number in files if path.suffix.lower() in IMAGES]
+    files = [(path, number) for path, number in files if is_image_file(path)]
     return [path for path, _ in files], [number for _, number in files], names
 
 
@@ -246,10 +246,11 @@ def speed(args) -> int:
     """Ratios measured in one run: text padded to the longest against the whole context, cached against computed."""
     import tempfile
 
-    from unimed.data.readers.zero_shot_sets import IMAGES, catalogue
+    from unimed.data.readers.zero_shot_sets import catalogue
     from unimed.evaluation.feature_cache import FeatureCache
+    from unimed.io.images import is_image_file
 
-    paths = sorted(p for p in Path(args.images).rglob("*") if p.suffix.lower() in IMAGES)
+    paths = sorted(p for p in Path(args.images).rglob("*") if is_image_file(p))
     if not paths:
         raise FileNotFoundError(f"{args.images}: no image in it")
     model = _load(args.model)

@@ -234,8 +234,6 @@ def _one_volume(args, out: Path) -> int:
     options = dict(plane=args.plane, site=args.site, modality=args.modality, window=args.window, compat=args.compat,
                    max_new_tokens=args.max_new_tokens)  # fmt: skip
     array, geometry = read_volume(args.volume, **volume_choices(args))  # before a model is loaded for nothing
-    for step in geometry.steps:
-        print(f"{args.volume}: {step}")
     asked = args.text if len(args.text) > 1 else args.text[0]
     found = predict_volume(_load(args), (array, geometry), asked, name=str(args.volume), **options)
     predictions = found if isinstance(found, list) else [found]

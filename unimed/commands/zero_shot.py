@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded, load_model
-from unimed.io import raster
 from unimed.names import ResultNames
-
-SUFFIXES = (*raster.SUFFIXES, ".dcm", ".dicom")
 
 
 def zero_shot(arguments=None, prog: str | None = None) -> int:
@@ -64,16 +61,20 @@ def _zero_shot(args) -> int:
 
 
 def _files(places: Sequence[str]) -> list[str]:
+    from unimed.io.images import is_image_file
+    from unimed.io.raster import SUFFIXES
+
     files: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            files += sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+            files += sorted(p for p in place.rglob("*") if is_image_file(p))
         elif place.exists():
             files.append(place)
         else:
             raise FileNotFoundError(f"{place}: no such file or folder")
     if not files:
-        raise FileNotFoundError(f"no image in {', '.join(map(str, places))}; known suffixes are {', '.join(SUFFIXES)}")
+        known = f"{', '.join(SUFFIXES)} and DICOM files of any name"
+        raise FileNotFoundError(f"no image in {', '.join(map(str, places))}; known are {known}")
     return list(dict.fromkeys(str(path) for path in files))
 
 

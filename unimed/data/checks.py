@@ -95,6 +95,9 @@ def check_records(root: Path, collate=None) -> Report:
         for index, record in enumerate(records):
             if (owner := owners.setdefault(record["id"], split)) != split:
                 report.problems.append((split, "duplicate", f"id {record['id']} is also in {owner}"))
+            if stated := _other_split(record.get("split"), split):
+                what = f"record {record['id']} says split {stated!r} but lies in {path.name}, by which it is used"
+                report.problems.append((split, "patient leakage", f"{what}; move it, or correct the field"))
             try:
                 check_counts(record)
             except RecordError as error:
@@ -122,6 +125,14 @@ def check_records(root: Path, collate=None) -> Report:
     _add_repeats(report, contents)
     report.remarks += grouped(noted)
     return report
+
+
+def _other_split(stated, split: str) -> str:
+    """The split a record states, where it is another than that of its file."""
+    usual = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+             "test": "test", "testing": "test", "aux": "aux"}  # fmt: skip
+    meant, used = usual.get(str(stated or "").strip().lower()), usual.get(split.lower())
+    return str(stated) if meant and used and meant != used else ""
 
 
 def check_tree(root: Path, patient_pattern: str | None = None, limit: int | None = None, collate=None) -> Report:

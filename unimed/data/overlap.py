@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unimed.io import raster
+from unimed.io.images import is_image_file
 from unimed.io.images import load as load_image
-
-SUFFIXES = (*raster.SUFFIXES, ".dcm", ".dicom")
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def fingerprints_of(source: str, broken: list[str]) -> Iterator[Fingerprint]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{source} is no folder of images and no pattern of shards")
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
+        if is_image_file(path):
             yield from _tried(path, None, broken)
 
 

@@ -51,6 +51,8 @@ def looks_like_a_path(word: str) -> bool:
 def find_sources(places: Sequence[str | Path]) -> list[Path]:
     """Files, DICOM series (their folders) and everything readable in other folders, in order.
 
+    DICOM files that have no place in the patient, in folders where none has one, are images of their own.
+
     Raises:
         FileNotFoundError: nothing at a path, or nothing readable in a folder.
     """
@@ -63,7 +65,7 @@ def find_sources(places: Sequence[str | Path]) -> list[Path]:
             continue
         images = [p for p in sorted(place.rglob("*")) if p.is_file() and p.name.lower().endswith(IMAGE_SUFFIXES)]
         try:
-            volumes = find_volumes(place)
+            volumes = find_volumes(place, pictures=True)
         except FileNotFoundError:
             volumes = []
         if not images and not volumes:

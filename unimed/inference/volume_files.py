@@ -6,22 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.io.challenge import Prompts, read_prompts
-from unimed.io.dicom_series import BESIDE, is_dicom, kind_of_dicom
-from unimed.io.dicom_series import SUFFIXES as DICOM_SUFFIXES
-from unimed.io.read import VOLUME_SUFFIXES, ReadError
+from unimed.io.dicom_series import kind_of_dicom
+from unimed.io.read import VOLUME_SUFFIXES, ReadError, may_be_dicom
 from unimed.io.volumes import read_volume
 
 #: What `find_volumes` looks for by name. The `.img` and `.raw` files of pairs are read through their headers.
 SUFFIXES = tuple(suffix for suffix in VOLUME_SUFFIXES if suffix != ".img")
 
 
-def find_volumes(folder: str | Path) -> list[Path]:
+def find_volumes(folder: str | Path, pictures: bool = False) -> list[Path]:
     """Files with a volume suffix, and folders that hold DICOM slices, below `folder`, in order.
 
     A folder that itself holds DICOM slices, whatever their names, is one volume; where it holds several series, reading
     it lists them. DICOM files of many frames (cines, enhanced objects) are volumes of their own; so is a lone file.
     DICOM results (segmentations) are left out, as are NPZ files of truths (`gts`) and results (`segs`) without `imgs`;
     an NPZ with none of the three is kept, so that reading it says what is missing.
+
+    Args:
+        pictures: for those who ask about images as well: where no DICOM file of a folder has a place in the patient
+            (X-rays, photographs), each of them is found instead of the folder.
 
     Raises:
         FileNotFoundError: no such folder, or no volume in it.
@@ -32,13 +35,16 @@ def find_volumes(folder: str | Path) -> list[Path]:
     found = []
     for place in sorted([folder, *(p for p in folder.rglob("*") if p.is_dir())]):
         files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
-        kinds = {path: kind_of_dicom(path) for path in files if _may_be_dicom(path)}
-        slices = [path for path, kind in kinds.items() if kind == "slice"]
+        kinds = {path: kind_of_dicom(path) for path in files if may_be_dicom(path)}
+        slices = [path for path, kind in kinds.items() if kind in ("slice", "picture")]
+        if pictures and all(kinds[path] == "picture" for path in slices):
+            found += slices
+            slices = []
         if len(slices) > 1:
             found.append(place)
         for path in files:
             if path in kinds:
-                if kinds[path] == "frames" or (kinds[path] == "slice" and len(slices) == 1):
+                if kinds[path] == "frames" or slices == [path]:
                     found.append(path)
             elif path.name.lower().endswith(SUFFIXES) and _is_image(path):
                 found.append(path)
@@ -75,16 +81,6 @@ def _is_image(path: Path) -> bool:
             return "imgs.npy" in names or not names & {"gts.npy", "segs.npy"}
     except zipfile.BadZipFile:
         return True  # reading it will say what is wrong
-
-
-def _may_be_dicom(path: Path) -> bool:
-    """By its name a DICOM file, or by nothing any other volume: then the mark inside decides."""
-    name = path.name.lower()
-    if name in BESIDE:
-        return False
-    if name.endswith(DICOM_SUFFIXES):
-        return True
-    return not name.endswith(SUFFIXES) and is_dicom(path)
 
 
 __all__ = ["SUFFIXES", "find_volumes", "prompts_for", "read_volume"]

@@ -86,7 +86,8 @@ def as_dicom_seg(
 
 def write_object(path: Path, made) -> Path:
     """Write a pydicom data set; the file appears whole or not at all."""
-    return write_atomic(path, lambda temporary: made.save_as(temporary, enforce_file_format=True))
+    with silent_about_names():
+        return write_atomic(path, lambda temporary: made.save_as(temporary, enforce_file_format=True))
 
 
 def build_segmentation(

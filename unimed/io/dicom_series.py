@@ -97,7 +97,8 @@ def is_dicom(path: Path) -> bool:
 
 
 def kind_of_dicom(path: Path) -> str:
-    """ "slice", "frames" (cine, enhanced object or dose grid), "other" (segmentation, report, ...).
+    """ "slice", "picture" (its place in the patient is not stated: X-ray, mammogram, photograph), "frames" (cine,
+    enhanced object or dose grid), "other" (segmentation, report, ...).
 
     Files that cannot be read as DICOM count as slices: reading them, or their folder, says what is wrong.
     """
@@ -107,7 +108,9 @@ def kind_of_dicom(path: Path) -> str:
         return "slice"
     if header.get("Modality") in NO_IMAGES or "SegmentSequence" in header or "Rows" not in header:
         return "other"
-    return "frames" if _is_multi_frame(header) else "slice"
+    if _is_multi_frame(header):
+        return "frames"
+    return "slice" if has_place(header) else "picture"
 
 
 def scan(folder: Path) -> tuple[list[Series], list[str]]:
@@ -215,7 +218,8 @@ def read_series(
         raise ReadError(f"{folder}: slices in color ({', '.join(kinds)}) are no volume of grey values; give one file")
     if len(kinds) > 1:
         odd = next(p for p, h in pairs if h.PhotometricInterpretation == kinds.most_common()[-1][0])
-        raise ReadError(f"{odd}: its grey values are inverted against the other slices ({kinds}); convert it")
+        told = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())
+        raise ReadError(f"{odd}: its grey values are inverted against the other slices ({told}); convert it")
     planes = [plane_of(header, str(path), partial(_pixels, path), _tags(header)) for path, header in pairs]
     planes, note = choose_planes(planes, phase, str(folder))
     if note:  # numbers and counts are those of all phases together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,6 +171,22 @@ def source_of_result(geometry: Geometry | None, where="", deidentified: bool = F
     return Source(images, found, shape, tuple(frames) if frames is not None else None, tuple(map(str, files)))
 
 
+@contextmanager
+def silent_about_names() -> Iterator[None]:
+    """Libraries quote what they find odd in a header: names, numbers and birth dates of patients."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)")
+            warnings.filterwarnings("ignore", message="The string .* is unlikely to represent the intended person name")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@silent_about_names()
 def _cut_down(image) -> None:
     image.decode()  # from the alphabet of the source; all of them fit into that of the result
     for element in list(image):
@@ -182,8 +199,19 @@ def _cut_down(image) -> None:
                     del group[element.tag]
     image.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _WANTED:
-        if keyword not in image:
+        if keyword not in image or not _is_sound(image[keyword]):
             setattr(image, keyword, "")
+
+
+def _is_sound(element) -> bool:
+    """Whether a date or time is one: "31.12.1977" would make an object that no archive takes."""
+    from pydicom.valuerep import DA, TM
+
+    kind = {"DA": DA, "TM": TM}.get(element.VR)
+    try:
+        return kind is None or not element.value or kind(str(element.value)) is not None
+    except ValueError:
+        return False
 
 
 def _deidentify(image) -> None:
@@ -238,14 +266,6 @@ def concept(code):
     from highdicom.sr import CodedConcept
 
     return CodedConcept(code.value, code.scheme, for_dicom(code.meaning) or code.value)
-
-
-@contextmanager
-def silent_about_names() -> Iterator[None]:
-    """highdicom warns of unusual names of patients, and its warning holds the name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The string .* is unlikely to represent the intended person name")
-        yield
 
 
 def object_uids(prediction, source: Source, kind: str, content: bytes = b"") -> dict[str, str]:

@@ -17,7 +17,7 @@ from unimed.geometry import Geometry, axis_assignment, reorient
 from unimed.io import raster
 from unimed.io.errors import ImageError, ReadError, WindowError
 from unimed.io.limits import head_of, refuse_large_file, refuse_placeholder
-from unimed.io.read import read, read_bytes
+from unimed.io.read import may_be_dicom, read, read_bytes
 from unimed.io.slices import VIEWS
 from unimed.io.turns import INVERSE, turned_back
 from unimed.io.windows import Window, choose_window, colour_to_uint8
@@ -131,6 +131,18 @@ class Image:
         corners = self.points_to_source([(x1 - 0.5, y1 - 0.5), (x2 - 0.5, y2 - 0.5)]) + 0.5
         (top, left), (bottom, right) = corners.min(0), corners.max(0)
         return float(left), float(top), float(right), float(bottom)
+
+
+def is_image_file(path: Path, suffixes: Sequence[str] = ()) -> bool:
+    """Whether a file is a picture or DICOM: by its suffix, DICOM also by its mark, whatever it is called.
+
+    Args:
+        suffixes: further ones that count, in lower case.
+    """
+    name = path.name.lower()
+    if name.startswith(".") or path.is_dir():
+        return False
+    return name.endswith((*raster.SUFFIXES, *suffixes)) or may_be_dicom(path)
 
 
 def load(

@@ -20,8 +20,6 @@ from unimed.io.turns import keeps_shape, turned
 
 #: The remark on a mask that was resized on request.
 RESIZED = "resized to its image"
-#: Lossy forms: edges and background are noise there.
-LOSSY = ("JPEG", "MPO")
 #: A mask with more of its border and of its area set than this is likely inverted.
 _MOST_OF_BORDER, _MOST_OF_AREA = 0.95, 0.5
 
@@ -40,8 +38,8 @@ def load_mask(
     """Which pixels belong to a mask.
 
     Grey values and palette indices are labels: every one but 0 counts (palettes whose entry 0 is not black are read by
-    colour). Of colours any channel counts. Transparent pixels are outside. JPEG masks are cut at half of their largest
-    value, fractions between 0 and 1 at one half.
+    colour). Of colours any channel counts. Transparent pixels are outside. Lossy masks (JPEG, WebP) are cut at half of
+    their largest value, fractions between 0 and 1 at one half.
 
     Args:
         source: path, bytes, PIL image, array HxW, HxWx3 or HxWx4; for volumes see `load_labels`.
@@ -108,8 +106,8 @@ def load_labels(
             values = values[..., 0]
         if raster.alpha is not None:
             values = np.where(raster.alpha > 0, values, 0)
-        if raster.form in LOSSY:
-            remarks.append("labels in a JPEG are noise at every edge; save them as PNG")
+        if raster.lossy:
+            remarks.append(f"labels in a {_lossy_kind(raster)} are noise at every edge; save them as PNG")
     values = whole_numbers(values, name or "labels")
     if shape is not None and values.shape != tuple(shape):
         raise MaskError(f"{name}: label map is {values.shape}, its image {tuple(shape)}")
@@ -169,6 +167,10 @@ def _from_array(array: np.ndarray, geometry: Geometry, name: str) -> Raster:
     return Raster(array, "array", None, alpha)
 
 
+def _lossy_kind(raster: Raster) -> str:
+    return "lossy WebP" if raster.form == "WEBP" else raster.form
+
+
 def _inside(raster: Raster, label, name: str) -> tuple[np.ndarray, list[str]]:
     values, remarks = raster.values, []
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -190,9 +192,9 @@ def _inside(raster: Raster, label, name: str) -> tuple[np.ndarray, list[str]]:
         return mask, remarks
     if values.ndim == 3:
         mask = (values > 0).any(2) & opaque
-        if raster.form in LOSSY:
+        if raster.lossy:
             mask = (values.max(2).astype(np.int64) * 2 > max(int(values.max()), 1)) & opaque
-            remarks.append("a JPEG: cut at half of the largest value; save masks as PNG")
+            remarks.append(f"a {_lossy_kind(raster)}: cut at half of the largest value; save masks as PNG")
         elif mask.any():
             colours = np.unique(values[mask].reshape(-1, 3), axis=0)
             if len(colours) > 1:
@@ -204,8 +206,8 @@ def _inside(raster: Raster, label, name: str) -> tuple[np.ndarray, list[str]]:
         return mask, remarks
     if values.dtype == np.bool_:
         return values & opaque, remarks
-    if raster.form in LOSSY:
-        remarks.append("a JPEG: cut at half of the largest value; save masks as PNG")
+    if raster.lossy:
+        remarks.append(f"a {_lossy_kind(raster)}: cut at half of the largest value; save masks as PNG")
         return (values.astype(np.int64) * 2 > max(int(values.max(initial=0)), 1)) & opaque, remarks
     if values.dtype.kind == "f":
         if values.size and 0 <= values.min() and values.max() <= 1 and (values != np.rint(values)).any():

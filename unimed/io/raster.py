@@ -36,6 +36,7 @@ class Raster:
         palette: [N, 3] uint8. alpha: HxW float32 in [0, 1], None where everything is opaque.
         form: "PNG", "JPEG", ... orientation: EXIF orientation that was applied, 1 for none.
         bits: per channel as stored. steps: what was done, in words.
+        lossy: edges and background are noise (JPEG, WebP unless lossless).
     """
 
     values: np.ndarray
@@ -45,6 +46,7 @@ class Raster:
     orientation: int = 1
     bits: int = 8
     steps: tuple[str, ...] = ()
+    lossy: bool = False
 
 
 def shown(raster: Raster, compat: str | None = None) -> np.ndarray:
@@ -140,6 +142,7 @@ def _from_pillow(picture, source, page, compat, name: str) -> Raster:
         values, alpha = _deep_png(source)
         steps.append("16 bit per channel")
         return _upright(Raster(values, form, None, alpha, 1, 16, tuple(steps)), orientation, compat)
+    lossy = _is_lossy(picture, form)
     picture.load()  # Pillow turns a TIFF by its orientation here, and nothing else
     pillow_turned = form == "TIFF" and orientation != 1 and compat != "reference"
     values, palette, alpha = _planes(picture, name)
@@ -151,10 +154,23 @@ def _from_pillow(picture, source, page, compat, name: str) -> Raster:
     if tags.get(_TIFF_PHOTOMETRIC) == 0 and picture.mode not in ("1", "L") and compat != "reference":
         values = _inverted(values, bits)
         steps.append("inverted (white is zero in the file)")
-    raster = Raster(values, form, palette, alpha, 1, bits, tuple(steps))
+    raster = Raster(values, form, palette, alpha, 1, bits, tuple(steps), lossy)
     if pillow_turned:
         return replace(raster, orientation=orientation)
     return _upright(raster, orientation, compat)
+
+
+def _is_lossy(picture, form: str) -> bool:
+    """Of a picture that is not loaded yet; a loaded WebP no longer tells and counts as lossless."""
+    if form != "WEBP" or getattr(picture, "fp", None) is None:
+        return form in ("JPEG", "MPO")
+    place = picture.fp.tell()
+    picture.fp.seek(0)
+    data = picture.fp.read()
+    picture.fp.seek(place)
+    # Each picture of the file is a chunk of one of these kinds.
+    lossy, lossless = data.find(b"VP8 ", 12), data.find(b"VP8L", 12)
+    return lossy >= 0 and (lossless < 0 or lossy < lossless)
 
 
 def _upright(raster: Raster, orientation: int, compat) -> Raster:

@@ -16,7 +16,8 @@ import numpy as np
 
 from unimed.geometry import Geometry, GeometryError
 from unimed.io.dicom import read_dicom
-from unimed.io.dicom_series import is_dicom, read_series
+from unimed.io.dicom_series import BESIDE, is_dicom, read_series
+from unimed.io.dicom_series import SUFFIXES as DICOM_SUFFIXES
 from unimed.io.itk import read_meta_image, read_nrrd
 from unimed.io.limits import (
     Limits,
@@ -36,6 +37,18 @@ VOLUME_SUFFIXES = (
     ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz", ".mgz", ".mgh", ".img", ".hdr",
     ".dcm", ".dicom", ".ima",
 )  # fmt: skip
+
+
+#: Suffixes of other formats; `.img` is also what some archives call DICOM files.
+_NO_DICOM = (*(s for s in VOLUME_SUFFIXES if s not in (*DICOM_SUFFIXES, ".img")), *PICTURE_SUFFIXES)
+
+
+def may_be_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its name, or by its mark where its name says nothing (UIDs, no suffix)."""
+    name = path.name.lower()
+    if name in BESIDE or name.startswith("."):
+        return False
+    return name.endswith(DICOM_SUFFIXES) or (not name.endswith(_NO_DICOM) and is_dicom(path))
 
 
 def read(

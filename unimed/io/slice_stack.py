@@ -270,6 +270,10 @@ def _resampled(planes: Sequence[Plane], reference: Plane, where: str, problem: s
 
     The grid has the pixel spacing of the commonest slice, covers all slices, and its slices lie the median gap apart.
     """
+    # Results keep this note, and folders tell of users and patients.
+    reason = problem.removeprefix(f"{where}: ")
+    for plane in planes:
+        reason = reason.replace(plane.name, _short(plane.name))
     planes = _without_copies(planes, reference)
     normal = reference.normal
     places = _places(planes, reference)
@@ -305,7 +309,7 @@ def _resampled(planes: Sequence[Plane], reference: Plane, where: str, problem: s
         volume[..., number] = (held[before] * (1 - weight) + held[after] * weight).T
     affine = np.eye(4)
     affine[:3] = np.column_stack((*axes, normal * gap, origin))
-    note = f"resampled from {len(planes)} slices to {count}, {gap:.3f} mm apart, because: {problem}"
+    note = f"resampled from {len(planes)} slices to {count}, {gap:.3f} mm apart, because: {reason}"
     return Stack(volume, affine, (), (note,))
 
 

@@ -101,9 +101,11 @@ _REWRITES = [
     (regex.compile(r"(?<=\p{L})\^(?=[-+]?\d)"), ""),  # cm^2, cm2 and cm² are one unit
     (regex.compile(r"(?<![\p{L}\p{M}\p{N}])\.(?=\d)"), "0."),
     (regex.compile(r"^\s*[-*•·]\s+(?=\p{L})"), ""),  # the bullet of a list
+    (regex.compile(r"(?<!\*)(\*{1,3})(?=[^\s*])([^*]*[^\s*])\1(?!\*)"), r"\2"),  # bold and slanted letters of Markdown
 ]  # fmt: skip
 _ANSWER = regex.compile(
-    rf"{_W}+(?:(?:[-/.*']|(?<=\d)[:,](?=\d)){_W}+)*|[\p{{S}}%‰#&@*-]",
+    # A star behind a digit belongs to it: T2* is no T2.
+    rf"{_W}+(?:(?:[-/.*']|(?<=\d)[:,](?=\d)){_W}+)*(?:(?<=\d)\*)?|[\p{{S}}%‰#&@*-]",
 )
 _NO_SIGN = frozenset("|¦¨¯¸´`*")
 _ARTICLES = frozenset({"a", "an", "the"})

@@ -79,7 +79,7 @@ def read_json(path: str | Path) -> dict:
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ForeignError(f"{path}: not JSON ({error}); download it again") from error
     if not isinstance(values, dict):
         raise ForeignError(f"{path}: not a JSON object")

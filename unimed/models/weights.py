@@ -314,17 +314,20 @@ def _cause(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """transformers' own table of what it loaded and its bars are left out: what is wrong becomes an error here."""
+    """transformers' own table of what it loaded, the names of all layers that are not split over GPUs, and its bars are
+    left out: what is wrong becomes an error here."""
     from transformers.utils import logging as hf_logging
 
-    logger = logging.getLogger("transformers.modeling_utils")
-    level, bars = logger.level, hf_logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(f"transformers.{part}") for part in ("modeling_utils", "distributed.tensor_parallel")]
+    levels, bars = [logger.level for logger in loggers], hf_logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             hf_logging.enable_progress_bar()
 

@@ -157,3 +157,27 @@ def test_the_same_array_at_another_place_scores_less_or_is_refused(tmp_path):
     affine[0, 3] += 500
     scores = score(tmp_path, LABELS, Geometry(affine))
     assert not scores.targets and "do not overlap" in scores.problems[0] and "c.nii.gz" in scores.problems[0]
+
+
+def test_labels_are_compared_by_their_names_where_both_sides_tell_them(folders):
+    geometry = Geometry(np.diag((1.0, 1, 3, 1)))
+    truth = box((16, 16, 5), (1, np.s_[2:8, 2:8, 1:3]), (2, np.s_[9:14, 2:8, 1:4]), (6, np.s_[2:5, 10:15, 1:4]))
+    said = np.select([truth == 1, truth == 2, truth == 6], [3, 1, 2], 0).astype(np.uint8)
+    (folders / "p.json").write_text(json.dumps({"1": "spleen", "2": ["liver", "the liver"], "6": "left kidney"}))
+    targets = [{"label": 1, "prompt": "The  liver", "presence": 0.7}, {"label": 2, "prompt": "left kidney",
+               "presence": 0.8}, {"label": 3, "prompt": "spleen", "presence": 0.9}]  # fmt: skip
+    regions = [{"phrase": t["prompt"], "label": {"value": t["label"], "file": "CT_x.nii.gz"}} for t in targets]
+    write_nifti(folders / "nt" / "CT_x.nii.gz", truth, geometry)
+    write_nifti(folders / "np" / "CT_x.nii.gz", said, geometry)
+    for written in ({"targets": targets}, {"regions": regions}):
+        (folders / "np" / "CT_x.json").write_text(json.dumps(written))
+        scores = score_folder(folders / "np", folders / "nt", prompts=folders / "p.json", surfaces=False)
+        assert [row["dice"] for row in scores.targets] == [1, 1, 1] and scores.challenge[0]["DSC"] == 1
+        assert "3 is 1 (spleen)" in scores.remarks[0]
+    # An unknown name does not take the place of a known one; a wrong name costs.
+    targets[2]["prompt"] = "stomach"
+    (folders / "np" / "CT_x.json").write_text(json.dumps({"targets": targets}))
+    scores = score_folder(folders / "np", folders / "nt", prompts=folders / "p.json", surfaces=False)
+    assert [row["dice"] for row in scores.targets] == [0, 1, 1]
+    # Without names of the truth numbers are compared, and that is said.
+    assert "compared by number" in score_folder(folders / "np", folders / "nt", surfaces=False).remarks[0]

@@ -28,7 +28,7 @@ from unimed.io.write import write_npz
 from unimed.registry import DATASETS
 from unimed.structures import Sample
 
-IMAGES = (*(suffix[1:] for suffix in SUFFIXES), "dcm", "dicom")
+IMAGES = (*(suffix[1:] for suffix in SUFFIXES), "dcm", "dicom", "ima")
 TEXTS = ("json", "txt")
 #: Columns of an index: where image and text begin and how long they are (-1: not there), and which kind the text is.
 COLUMNS = ("image", "image_size", "text", "text_size", "is_json")

@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from unimed.files import resolve_inside, write_atomic
-from unimed.io.raster import SUFFIXES
+from unimed.io.images import is_image_file
 
 CATALOGUE = Path(__file__).parent.parent / "manifests" / "zero_shot_sets.json"
-IMAGES = (*SUFFIXES, ".dcm", ".dicom")
 
 
 class ZeroShotSetError(ValueError):
@@ -132,7 +131,7 @@ def _folders(one, folder, reader):
 
 
 def _images_below(one, root: Path, folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES)
+    found = sorted(p for p in folder.rglob("*") if is_image_file(p))
     return [resolve_inside(root, p.relative_to(root), where=one.id, error=ZeroShotSetError) for p in found]
 
 

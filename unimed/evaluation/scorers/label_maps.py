@@ -87,7 +87,7 @@ def score_folder(
         raise ValueError(f"unknown policy {empty!r}; known are {', '.join(EMPTY_POLICIES)}")
     pairs = label_pairs(predictions, truths)
     table = read_prompts(prompts) if prompts else None
-    scores = VolumeScores()
+    scores, by_number = VolumeScores(), ""
     for name, (path, result) in pairs.items():
         if only and not name.startswith(only):
             continue
@@ -101,7 +101,15 @@ def score_folder(
                 predicted, resampled = _in_grid_of_truth(result, *predicted, truth, grid)
                 if resampled:
                     scores.remarks.append(f"{name}: the result has another grid; compared by nearest labels")
-            asked = table or _prompts(path, result, truth)
+            named = table or _names_in(path)
+            own = _names_in(result) if result is not None else None
+            asked = named or own or Prompts({int(v): (f"label {v}",) for v in np.unique(truth) if v})
+            if named and own and not named.instances and compat is None:
+                predicted, existence, said = _by_their_names(predicted, existence, own, named)
+                scores.remarks += [f"{name}: {said}"] if said else []
+            elif own and not named and not by_number:
+                by_number = "the truth does not name its labels: those of results are compared by number; --prompts"
+                scores.remarks.append(f"{by_number} tells what they are")
         except (ReadError, FileNotFoundError) as error:
             scores.problems.append(f"{name}: {error}")
             continue
@@ -280,19 +288,54 @@ def _labels(path: Path) -> tuple[np.ndarray, tuple[float, ...] | None, Geometry 
     return array, geometry.spacing if geometry.is_physical else None, geometry
 
 
-def _prompts(truth: Path, result: Path | None, labels: np.ndarray) -> Prompts:
-    for path in (truth, result):
-        if path is None:
-            continue
-        if path.suffix == ".npz":
-            if "text_prompts" in names_in(path):
-                return read_prompts(path)
-        beside = path.with_name(f"{path.name[: -len(_suffix(path))]}.json")
-        if beside.is_file():
-            targets = json.loads(beside.read_text(encoding="utf-8")).get("targets")
-            if targets:
-                return Prompts({int(t["label"]): (t["prompt"],) for t in targets})
-    return Prompts({int(v): (f"label {v}",) for v in np.unique(labels) if v})
+def _names_in(path: Path) -> Prompts | None:
+    """What the labels of a file are, as it says itself or the JSON beside it."""
+    if path.suffix == ".npz" and "text_prompts" in names_in(path):
+        return read_prompts(path)
+    beside = path.with_name(f"{path.name[: -len(_suffix(path))]}.json")
+    if not beside.is_file():
+        return None
+    held = json.loads(beside.read_text(encoding="utf-8"))
+    names = {int(t["label"]): (t["prompt"],) for t in held.get("targets") or ()}
+    for region in held.get("regions") or ():  # an answer of a grounded model
+        if isinstance(region.get("label"), dict) and region["label"].get("file") == path.name:
+            names[int(region["label"]["value"])] = (str(region["phrase"]),)
+    return Prompts(names) if names else None
+
+
+def _by_their_names(labels: np.ndarray, existence, own: Prompts, wanted: Prompts):
+    """(labels, existence, remark): labels of a result under the numbers that the truth has for their names.
+
+    A name that the truth does not know, or has twice, keeps its number, unless another one needs it.
+    """
+
+    def plain(text: str) -> str:
+        return " ".join(text.casefold().split())
+
+    numbers: dict[str, list[int]] = {}
+    for number, texts in wanted.texts.items():
+        for text in {plain(text) for text in texts}:
+            numbers.setdefault(text, []).append(number)
+    known = {}
+    for label, texts in own.texts.items():
+        places = {number for text in texts for number in numbers.get(plain(text), ())}
+        if len(places) == 1 and not places & set(known.values()):
+            known[label] = places.pop()
+    changed = {label: number for label, number in known.items() if label != number}
+    if not changed:
+        return labels, existence, ""
+    free = max([*own.texts, *wanted.texts, int(labels.max(initial=0))]) + 1
+    for label in sorted(set(own.texts) - set(known)):
+        if label in changed.values():
+            changed[label], free = free, free + 1
+    moved = labels.astype(np.int32)
+    for label, number in changed.items():
+        moved[labels == label] = number
+    if existence is not None:
+        existence = {changed.get(label, label): values for label, values in existence.items()}
+    told = ", ".join(f"{label} is {number} ({wanted.texts[number][0]})" for label, number in changed.items()
+                     if number in wanted.texts)  # fmt: skip
+    return moved, existence, f"labels of the result compared by their names: {told}"
 
 
 def _existence(path: Path) -> dict[int, np.ndarray] | None:

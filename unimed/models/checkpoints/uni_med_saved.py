@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from unimed.files import read_json
+from unimed.models import foreign
 from unimed.models.checkpoints.reading import read_state_dict
 from unimed.models.checkpoints.uni_med import model_config, processor_of
 from unimed.models.grounded.modeling import GroundedMLLM
@@ -52,7 +53,7 @@ class SavedUniMed(GroundedMLLM):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         folder = Path(pretrained_model_name_or_path)
-        config = config or SavedUniMedConfig.from_pretrained(folder)
+        config = config or SavedUniMedConfig.from_dict(foreign.clean(foreign.read_json(folder / "config.json")))
         state = {renamed(name): tensor for name, tensor in read_state_dict(folder).items()}
         options = {name: kwargs[name] for name in ("dtype", "attn_implementation") if name in kwargs}
         if options.get("dtype") == "auto":
