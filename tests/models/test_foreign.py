@@ -135,7 +135,7 @@ def test_the_shim_opens_every_family_without_our_import(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "unimed").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_foreign_folders_are_opened_by_the_door_alone(path):
-    """`X.from_pretrained(...)` elsewhere is only of classes of ours: `super()`, imported from `unimed`, or defined here."""
+    """`X.from_pretrained(...)` elsewhere is of classes of ours: `super()`, imported from `unimed`, or defined here."""
     if path.name == "foreign.py":
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
