@@ -94,3 +94,10 @@ def test_a_box_without_area_names_its_record(tmp_path, capsys):
     make(tmp_path, [record("turned", "train", "p", answer="<p> a </p> [BOX].", regions=[region])], [])
     assert check_data([str(tmp_path)]) == 1
     assert "record turned: region 'a': box_xyxy_px" in capsys.readouterr().out
+
+
+def test_a_patient_in_two_splits_is_told_by_records_and_not_by_name(tmp_path, capsys):
+    make(tmp_path, [record("first", "train", "Jane^Doe")], [record("second", "test", "Jane^Doe")])
+    assert check_data([str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "one patient is in test, train (test: record second, train: record first)" in said and "Jane" not in said

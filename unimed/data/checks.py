@@ -116,8 +116,8 @@ def check_records(root: Path, collate=None) -> Report:
             contents[_digest(sample)].add((split, image))
             if record.get("patient_id"):
                 declared = any(word in record.get("note", "") for word in DECLARED)
-                known = patients[record["patient_id"]].get(split, True)
-                patients[record["patient_id"]][split] = known and declared
+                known, first = patients[record["patient_id"]].get(split, (True, f"record {record['id']}"))
+                patients[record["patient_id"]][split] = known and declared, first
         for (image, question, _), count in asked.items():
             if count > 1:
                 report.problems.append((split, "duplicate", f"{image} is asked {count} times: {question}"))
@@ -168,7 +168,8 @@ def check_tree(root: Path, patient_pattern: str | None = None, limit: int | None
                 seen[name, sample.conversation, hashlib.sha256(b"".join(masks)).hexdigest()] += 1
                 contents[_digest(sample)].add((split, name))
                 if patient_pattern and (found := re.search(patient_pattern, name)):
-                    patients[next((g for g in found.groups() if g), found.group(0))][split] = False
+                    patient = next((g for g in found.groups() if g), found.group(0))
+                    patients[patient].setdefault(split, (False, name))
             for (name, _, _), count in seen.items():
                 if count > 1:
                     report.problems.append((part, "duplicate", f"{name} with the same mask and text {count} times"))
@@ -208,7 +209,7 @@ def check_datasets(datasets: Mapping[str, Sequence], collate=None) -> Report:
             names[sample.sample_id] += 1
             report.problems += [(part, "unusable", what) for what in sample_problems(sample, collate)]
             if sample.patient_id:
-                patients[sample.patient_id][split] = False
+                patients[sample.patient_id].setdefault(split, (False, sample.sample_id))
             if sample.images:
                 contents[_digest(sample)].add((split, sample.sample_id))
         for name, count in names.items():
@@ -314,17 +315,24 @@ def _count_problems(sample: Sample) -> Iterable[str]:
         yield f"{sample.sample_id}: {tokens} {SEG_TOKEN} in the answer for {masks} masks; write one per mask"
 
 
-def _add_leaks(report: Report, patients: dict[str, dict[str, bool]], part: str | None = None) -> None:
-    """Patients in more than one split; `aux` is never scored and does not count."""
+def _add_leaks(report: Report, patients: dict[str, dict[str, tuple[bool, str]]], part: str | None = None) -> None:
+    """Patients in more than one split, told by a record of each: ids of patients are nobody's business in a terminal.
+
+    Args:
+        patients: id -> split -> (is it declared in the records, a record or file of it). `aux` is never scored and does
+            not count.
+    """
     declared = 0
-    for patient, splits in patients.items():
+    for splits in patients.values():
         scored = sorted(set(splits) - {"aux"})
         if len(scored) < 2:
             continue
-        if all(splits[split] for split in scored if split != "train"):
+        if all(splits[split][0] for split in scored if split != "train"):
             declared += 1
             continue
-        report.problems.append((part or scored[-1], "patient leakage", f"{patient} is in {', '.join(scored)}"))
+        places = ", ".join(f"{split}: {splits[split][1]}" for split in scored)
+        what = f"one patient is in {', '.join(scored)} ({places})"
+        report.problems.append((part or scored[-1], "patient leakage", what))
     if declared:
         report.remarks.append(f"{declared} sources are in several splits and their records say so in `note`")
 
