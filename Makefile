@@ -31,7 +31,8 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 2 tests
+	# One thread each: two workers with two threads on two cores wait for one another.
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest -n 2 tests
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
