@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 #: From the top to the ground; a package imports from itself and from what stands below it.
 LEVELS = [
-    ["unimed"],
+    ["unimed", "unimed.__main__"],
     ["unimed.commands"],
     ["unimed.serve"],
     ["unimed.engine"],

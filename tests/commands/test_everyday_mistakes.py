@@ -223,9 +223,15 @@ MISTAKES = {
     "a case without report": ("demo-mrg --model {grounded} --cases {field_jsonl}", "field.jsonl:1"),
     "no calibration file": ("demo-mrg --model {grounded} --image {image} --report x --calibration gone", "gone"),
     "negative batch size": ("demo-mrg --model {grounded} --cases x --batch-size -2", "at least 1, got -2"),
+    # -- clinical results
+    "a phrase without letters": ("codes ...", "without letters"),
+    "missing segmentation": ("check-seg {nowhere}.dcm", "nowhere.dcm"),
+    "a picture as segmentation": ("check-seg {image}", "image.png"),
+    "missing study": ("compare {nowhere} {volume} --labels {volume} {volume} --out {nowhere}2", "no such file"),
+    "missing labels": ("compare {volume} {volume} --labels {nowhere} {volume} --out {nowhere}2", "no such file"),
     # -- BiomedParse
     "missing picture": ("demo-parse2d {nowhere}.png --model {parser} --prompts liver", "no such file"),
-    "no picture in the folder": ("demo-parse2d {empty} --model {parser} --prompts liver", "no picture"),
+    "no picture in the folder": ("demo-parse2d {empty} --model {parser} --prompts liver", "no image"),
     "no prompts": ("demo-parse2d {image} --model {parser}", "--prompts"),
     "a model of another kind": ("demo-parse2d {image} --model {grounded} --prompts liver", "by prompts alone"),
     "threshold above one": ("demo-parse2d {image} --prompts liver --threshold 7", "0 to 1, got 7"),

@@ -93,10 +93,9 @@ def guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace)
     """
     from unimed.engine.noise import quiet
 
-    quiet()
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
-        with progress.shown():
+        with quiet(), progress.shown():
             return work(args)
     except KeyboardInterrupt as stop:
         print(f"interrupted; {plain_line(str(stop)) or 'what was finished is kept'}", file=sys.stderr)

@@ -24,10 +24,9 @@ def _ranked(work: Callable, args) -> int:
     """
     from unimed.engine.noise import quiet
 
-    quiet()
     try:
         # The engine draws its own line at the foot of a terminal.
-        with GracefulShutdown(), progress.shown(terminal=False) if _speaks() else nullcontext():
+        with quiet(), GracefulShutdown(), progress.shown(terminal=False) if _speaks() else nullcontext():
             return work(args)
     except StopRequested as stop:
         if _speaks():

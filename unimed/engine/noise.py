@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from contextlib import contextmanager
 
 #: (beginning of the message, category)
 _WARNINGS = (
@@ -23,12 +24,25 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(("Setting accelerator to", "The following layers were not sharded"))
 
 
-def quiet() -> None:
-    """Filter them, and on all ranks but the first also our own warnings, which the first one prints as well."""
+@contextmanager
+def quiet():
+    """Filter them, and on all ranks but the first also our own warnings, which the first one prints as well; what a
+    process had before comes back at the end."""
+    ours = logging.getLogger("unimed")
+    level = ours.level
+    with warnings.catch_warnings():
+        _filter(ours)
+        try:
+            yield
+        finally:
+            ours.setLevel(level)
+
+
+def _filter(ours: logging.Logger) -> None:
     for message, category in _WARNINGS:
         warnings.filterwarnings("ignore", message, category)
     for name in ("DeepSpeed", "transformers.distributed.tensor_parallel"):
         logging.getLogger(name).addFilter(_is_news)
     if os.environ.get("RANK", "0") != "0":
-        logging.getLogger("unimed").setLevel(logging.ERROR)
+        ours.setLevel(logging.ERROR)
         warnings.filterwarnings("ignore")

@@ -130,7 +130,7 @@ def code_phrase(phrase: str) -> Coding:
         ValueError: an empty phrase.
     """
     words = _normal(phrase)
-    if not words:
+    if not re.search(r"[^\W_]", words):
         raise ValueError("a phrase without letters cannot be coded")
     side, rest = _side(words)
     finding, rest = _take(rest, ("morphologically abnormal structure", "physical object", "substance"))
