@@ -283,28 +283,6 @@ class GroundedPredictor(Predictor):
             tokens.append(self.image_tokens(read, seen, way, grid)[0].flatten(0, -2))
         return torch.cat(tokens)
 
-    @torch.no_grad()
-    def answer(self, prompts: Sequence[Sequence[int]], image_tokens=None, image_grid_thw=None, **options):
-        """Answers to prompts whose image tokens were computed before.
-
-        Args:
-            prompts: token ids, one list per row.
-            image_tokens: [places, D], what stands at the image places of all rows in reading order.
-            image_grid_thw: [I, 3] where places in the picture count (see `QwenVLBackbone`).
-            options: of `generate`.
-
-        Returns:
-            one `Generated` per row.
-        """
-        length = max(len(ids) for ids in prompts)
-        input_ids = torch.full((len(prompts), length), self.processor.pad_id, device=self.device)
-        mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(prompts):
-            input_ids[row, length - len(ids) :] = torch.tensor(ids, device=self.device)
-            mask[row, length - len(ids) :] = 1
-        positions = self.backbone.position_ids(input_ids, mask, image_grid_thw)
-        return self._answer(self.merge(input_ids, image_tokens), mask, positions, **options)
-
     def _answer(self, embeds, attention_mask, position_ids, **options) -> list[Generated]:
         special = [self.config.seg_token_id]
         if self.box_head is not None and self.config.box_token_id is not None:
