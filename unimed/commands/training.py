@@ -44,8 +44,10 @@ def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _config(parser: Parser) -> None:
-    parser.add_argument("config", help="a python config, e.g. configs/quickstart/unified_small.py")
+def _config(parser: Parser, optional: bool = False) -> None:
+    parser.add_argument(
+        "config", nargs="?" if optional else None, help="a python config, e.g. configs/quickstart/unified_small.py"
+    )
     parser.add_argument("--work-dir", help="run folder (default: the config's work_dir, else runs/<config name>)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="replace config values")
 
@@ -55,19 +57,34 @@ def train(arguments=None, prog: str | None = None) -> int:
     parser = Parser(
         "Train as a config says. Several ranks: bash tools/dist.sh train CONFIG GPUS.", prog=prog, epilog=_EXIT
     )
-    _config(parser)
+    _config(parser, optional=True)
+    parser.add_argument("--data", help="train on this folder of records without writing a config (docs/data.md)")
+    parser.add_argument("--start", help="with --data: model to start from (default: a new small one)")
     parser.add_argument("--resume", nargs="?", const="auto", help="'auto' (newest whole checkpoint) or a checkpoint")
-    return _ranked(_train, parser.parse_args(arguments))
+    args = parser.parse_args(arguments)
+    if not args.config and not args.data:
+        parser.error("give a config, or --data FOLDER")
+    if args.start and not args.data:
+        parser.error("--start belongs to --data; a config names its model in task.model")
+    return _ranked(_train, args)
 
 
 def _train(args) -> int:
     from unimed.engine import train as run
     from unimed.engine.config import parse_options
 
-    result = run(args.config, args.work_dir, args.resume, parse_options(args.cfg_options))
+    options = parse_options(args.cfg_options)
+    if args.data:
+        from unimed.commands.own_data import options_for
+
+        args.config, args.work_dir, given = options_for(args.data, args.start, args.config, args.work_dir)
+        options = {**given, **options}
+    result = run(args.config, args.work_dir, args.resume, options)
     if not _speaks():
         return PREEMPTED if result["stopped"] else DONE
     saved, folder = result["checkpoint"], result["work_dir"]
+    if args.data:
+        args.config = str(Path(folder) / "config.py")  # holds what was added to the shipped one
     if result["stopped"]:
         print(
             f"stopped by {result['stopped']} at step {result['step']}, saved {saved}; go on with --resume auto",

@@ -23,15 +23,17 @@ class ConfigError(ValueError):
     """A config that cannot be read, or a key that is unknown, missing, or of the wrong type."""
 
 
-#: Where the configs lie in a wheel; a clone has them beside the package.
-SHIPPED = Path(__file__).parents[1] / "configs"
+#: Where the configs lie: in a wheel inside the package, in a clone beside it.
+SHIPPED = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 
 
 def shipped(path: str | Path) -> Path:
-    """`path`, or the config of that name that came with the wheel where `configs/...` is not in the current folder."""
+    """`path`, or where the current folder has no such `configs/...`, the one that came with the package."""
     path = Path(path)
-    inside = SHIPPED.joinpath(*path.parts[1:])
-    return inside if path.parts[:1] == ("configs",) and not path.exists() and inside.is_file() else path
+    if path.parts[:1] != ("configs",) or path.exists():
+        return path
+    inside = (folder.joinpath(*path.parts[1:]) for folder in SHIPPED)
+    return next((file for file in inside if file.is_file()), path)
 
 
 def read_file(path: str | Path, _inside: tuple[Path, ...] = ()) -> dict[str, Any]:

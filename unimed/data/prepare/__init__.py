@@ -2,6 +2,7 @@
 
 #: Kind -> (module, what it makes). A module is imported only when its kind is typed.
 COMMANDS = {
+    "folder": ("unimed.data.prepare.folder", "your own images with masks, classes or a table, as records"),
     "sample": ("unimed.data.prepare.sample", "the small set of the quickstart, out of packages"),
     "biomed-shapes": ("unimed.data.prepare.biomed_shapes", "drawn shapes in the layout of UniBiomed's sets, for tests"),
     "biomed-volumes": ("unimed.data.prepare.biomed_volumes", "volumes as the slices that UniBiomed's 3D demo reads"),

@@ -245,16 +245,20 @@ class RecordDataset:
         """Where the bytes of a name are."""
         return resolve_inside(self.root, name, where=f"{self.file}: record {record['id']}", error=RecordError)
 
-    def _volume_mask(self, record: dict, name: str, shape: tuple[int, ...], target: Geometry) -> np.ndarray:
+    def _volume_mask(
+        self, record: dict, name: str, label: int | None, shape: tuple[int, ...], target: Geometry
+    ) -> np.ndarray:
         """At the same place in the patient as its volume, whatever the order of its axes; turned to "SPL" as that is.
 
         Args:
+            label: the value of a label map that is meant; everything above 0 if None.
             shape, target: of the volume as stored, which is what two files without directions have in common.
         """
         mask, geometry = self._volume(record, name)
         try:
             mask = align(whole_numbers(mask, name), geometry, target, shape)[0]
-            return np.ascontiguousarray(reorient(mask, target, "SPL")[0]) > 0
+            mask = np.ascontiguousarray(reorient(mask, target, "SPL")[0])
+            return mask > 0 if label is None else mask == label
         except (GeometryError, MaskError) as error:
             raise RecordError(
                 f"{self.file}: record {record['id']}: mask {name} is {mask.shape}, the image {shape}: {error}"
@@ -279,10 +283,10 @@ class RecordDataset:
         """`shape` is that of the sample's image; `source` the image, or shape and geometry of the volume as stored."""
         mask, box, span = None, entry.get("box_xyxy_px"), entry.get("phrase_span")
         if entry.get("mask"):
+            label = entry.get("mask_label")
             if isinstance(source, tuple):
-                mask = self._volume_mask(record, entry["mask"], *source)
+                mask = self._volume_mask(record, entry["mask"], label, *source)
             else:
-                label = entry.get("mask_label")
                 mask = self._picture_mask(
                     record, entry["mask"], tuple(label) if isinstance(label, list) else label, source
                 )

@@ -1,0 +1,303 @@
+"""Your own folders into records that train any grounded model: images with masks, classes, or a table.
+
+unimed prepare folder images/ masks/ --out data/mine --phrase tumor --modality MRI
+unimed prepare folder imagesTr/ labelsTr/ --out data/mine --labels 1=liver 2="liver tumor" --modality CT --site abdomen
+unimed prepare folder images/ --classes --out data/mine
+unimed prepare folder images/ --table list.csv --out data/mine
+
+Then: unimed train --data data/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import re
+import shutil
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from unimed import progress
+from unimed.data.prepare.cases import SPLITS, box_of, slug
+from unimed.data.prepare.pairing import FolderError, ImageFile, MaskFile, by_class, from_table, is_volume, pair
+from unimed.data.prepare.questions import BOX, IF_PRESENT, SEGMENT, Answer
+from unimed.files import atomic_folder, read_json, write_json_lines, write_report
+from unimed.io.errors import ImageError, MaskError, ReadError
+from unimed.io.images import load
+from unimed.io.masks import load_labels, load_mask
+from unimed.names import without_suffix
+
+#: Things that are not there are asked for at most so often per image, so that "no" does not outnumber the masks.
+MOST_ABSENT = 2
+#: What goes wrong with one file; it is named, and with `--skip-bad` left out.
+BROKEN = (ReadError, ImageError, MaskError, OSError)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("images", help="folder of images or volumes")
+    parser.add_argument("masks", nargs="?", help="folder of masks or label maps")
+    parser.add_argument("--out", required=True, help="folder of the data set to write; must not be there yet")
+    parser.add_argument("--phrase", default="", help="what the masks show, where their names do not say it")
+    parser.add_argument(
+        "--labels", nargs="+", metavar="VALUE=NAME", help="values of label maps, or a JSON file such as nnU-Net's"
+    )
+    parser.add_argument("--colors", nargs="+", metavar="RRGGBB=NAME", help="colors of painted maps, in hexadecimal")
+    parser.add_argument("--classes", action="store_true", help="images lie in one folder per class")
+    parser.add_argument("--table", help="CSV or TSV: image, mask, phrase, class, patient, split, question, answer, ...")
+    parser.add_argument("--patient-pattern", help="regular expression; its group is the patient in a file name")
+    parser.add_argument("--split", nargs=3, type=float, default=(0.7, 0.15, 0.15), metavar=("TRAIN", "VAL", "TEST"))
+    parser.add_argument("--modality", default="", help="CT, MR, X-ray, ... of all images")
+    parser.add_argument("--site", default="", help="body site of all images, for the CT window")
+    parser.add_argument("--skip-bad", action="store_true", help="leave files out that cannot be used; they are named")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the wording")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0, or 2 where `--skip-bad` left something out.
+
+    Raises:
+        FolderError: nothing was written; the message says why.
+    """
+    root = Path(args.images)
+    if args.table:
+        images, problems = from_table(Path(args.table), root), []
+    elif args.classes:
+        images, problems = by_class(root), []
+    elif args.masks:
+        images, problems = pair(root, Path(args.masks))
+    else:
+        raise FolderError("give a folder of masks, --classes, or --table; see `unimed prepare folder --help`")
+    names = Names.of(args)
+    for image in images:
+        image.modality, image.site = image.modality or args.modality, image.site or args.site
+        image.patient = image.patient or _patient(image, args.patient_pattern)
+    remarks = assign_splits(images, args.split, args.seed)
+    with atomic_folder(args.out) as folder:
+        counts, broken = write(images, names, folder, args.seed)
+        problems += broken
+        if problems and not args.skip_bad:
+            for problem in problems[:20]:
+                print(f"problem: {problem}", file=sys.stderr)
+            raise FolderError(
+                f"{len(problems)} problems, nothing was written; mend them, or leave those files out with --skip-bad"
+            )
+        if not counts:
+            raise FolderError(
+                f"{root}: no record could be made; {problems[0] if problems else 'no mask, class or text'}"
+            )
+        write_report(folder / "dataset.json", {"name": Path(args.out).name, "records": _by_split(counts)})
+    for problem in problems:
+        print(f"left out: {problem}")
+    for remark in remarks:
+        print(f"remark: {remark}")
+    print("| split | " + " | ".join(tasks := sorted({task for _, task in counts})) + " |")
+    print("|---" * (1 + len(tasks)) + "|")
+    for split in SPLITS[:3]:
+        print(f"| {split} | " + " | ".join(str(counts[split, task]) for task in tasks) + " |")
+    print(f"{args.out}: check it with `unimed check-data {args.out}`, train with `unimed train --data {args.out}`")
+    return 2 if problems else 0
+
+
+class Names:
+    """What values and colors of label maps are called; `phrase` is for masks whose names say nothing."""
+
+    def __init__(self, phrase: str = "", values: dict | None = None):
+        self.phrase, self.values = phrase, values or {}
+
+    @classmethod
+    def of(cls, args) -> Names:
+        values: dict = {}
+        given = args.labels or []
+        if len(given) == 1 and given[0].lower().endswith(".json"):
+            held = read_json(given[0], error=FolderError)
+            held = held.get("labels", held)
+            for one, other in held.items():
+                name, value = (one, other) if isinstance(other, int) else (other, one)
+                if str(value) != "0":
+                    values[_whole(value, given[0])] = str(name).replace("_", " ")
+        else:
+            for entry in given:
+                value, _, name = entry.partition("=")
+                values[_whole(value, f"--labels {entry}")] = _named(name, f"--labels {entry}")
+        for entry in args.colors or []:
+            color, _, name = entry.partition("=")
+            color = color.removeprefix("#")
+            if not re.fullmatch("[0-9a-fA-F]{6}", color):
+                raise FolderError(f"--colors {entry}: write a color as RRGGBB, e.g. ff0000=tumor")
+            values[tuple(bytes.fromhex(color))] = _named(name, f"--colors {entry}")
+        return cls(args.phrase, values)
+
+
+def _whole(value, where: str) -> int:
+    if not str(value).isdigit():
+        raise FolderError(f"{where}: {value!r} is no whole number; write 1=liver 2=kidney")
+    return int(value)
+
+
+def _named(name: str, where: str) -> str:
+    if not name.strip():
+        raise FolderError(f"{where}: says no name; write VALUE=NAME")
+    return name.strip()
+
+
+def _patient(image: ImageFile, pattern: str | None) -> str:
+    if not pattern:
+        return ""
+    match = re.search(pattern, image.path.name)
+    if match is None:
+        raise FolderError(f"{image.path}: --patient-pattern {pattern!r} finds no patient in its name")
+    return match.group(1) if match.groups() else match.group()
+
+
+def assign_splits(images: list[ImageFile], fractions, seed: int) -> list[str]:
+    """Give every image a split that has none: whole patients, in an order drawn by `seed`. Returns remarks.
+
+    Raises:
+        FolderError: fractions that are negative or sum to nothing; a patient that was put into two splits.
+    """
+    if min(fractions) < 0 or not sum(fractions):
+        raise FolderError(f"--split {fractions}: three fractions of 0 or more")
+    remarks = []
+    if not any(image.patient for image in images):
+        remarks.append("no patient is named: every file counts as a patient of its own; see --patient-pattern")
+    groups: dict[str, list[ImageFile]] = defaultdict(list)
+    for image in images:
+        groups[image.patient or f"file {image.key}"].append(image)
+    free = []
+    for patient, members in groups.items():
+        stated = {image.split for image in members if image.split}
+        if len(stated) > 1:
+            raise FolderError(f"patient {members[0].key}: images in {' and '.join(sorted(stated))}; keep one split")
+        if not stated:
+            free.append(patient)
+        for image in members:
+            image.split = next(iter(stated), "")
+    # By a hash, so that a data set that grows keeps the order of those it had.
+    free.sort(key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).digest())
+    parts = np.array(fractions, float) / sum(fractions)
+    ends = np.round(np.cumsum(parts) * len(free)).astype(int)
+    if len(free) >= np.count_nonzero(parts):  # nobody asked for goes away empty
+        for place in range(2):
+            low = ends[place - 1] if place else 0
+            ends[place] = max(ends[place], low + (parts[place] > 0))
+        for place in (1, 0):
+            ends[place] = min(ends[place], ends[place + 1] - (parts[place + 1] > 0))
+    for place, patient in enumerate(free):
+        for image in groups[patient]:
+            image.split = SPLITS[int(np.searchsorted(ends, place, side="right"))]
+    if missing := [s for s, part in zip(SPLITS, parts, strict=False) if part and not any(i.split == s for i in images)]:
+        remarks.append(f"too few patients ({len(groups)}) for the splits {', '.join(missing)}")
+    return remarks
+
+
+def write(images: list[ImageFile], names: Names, folder: Path, seed: int) -> tuple[Counter, list[str]]:
+    """Copy files and write records. Returns ({(split, task): records}, problems)."""
+    records: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    counts, problems = Counter(), []
+    classes = sorted({image.class_name for image in images if image.class_name})
+    vocabulary = sorted({*names.values.values()} | {mask.phrase for image in images for mask in image.masks} - {""})
+    stems = Counter(slug(image.key) for image in images)
+    with progress.Progress("image", len(images)) as done:
+        for number, image in enumerate(images):
+            done.at(number)
+            stem = slug(image.key) or "image"
+            if stems[slug(image.key)] > 1 or not slug(image.key):
+                stem = f"{stem}_{number}"
+            try:
+                made = list(_records(image, stem, names, vocabulary, classes, folder, seed))
+            except BROKEN as error:
+                problems.append(str(error) if str(image.path) in str(error) else f"{image.path}: {error}")
+                continue
+            for record in made:
+                records[image.split].append(record)
+                counts[image.split, record["task"]] += 1
+    for split, rows in records.items():
+        if rows or split != "aux":
+            write_json_lines(folder / "records" / f"{split}.jsonl", rows)
+    return counts, problems
+
+
+def _records(image: ImageFile, stem: str, names: Names, vocabulary, classes, folder: Path, seed: int):
+    volume = is_volume(image.path)
+    draw = random.Random(f"{seed}/{image.key}")
+    source = None if volume else load(image.path, modality=image.modality, site=image.site)
+    found = [entry for mask in image.masks for entry in _masks(mask, names, source, volume)]
+    common = {
+        ("volume" if volume else "image"): _copied(image.path, folder / "images", stem, folder),
+        "modality": image.modality, "site": image.site, "split": image.split, "source": "own data", "license": "own",
+        "patient_id": image.patient or f"file-{stem}", "label_origin": "as given",
+    }  # fmt: skip
+    copies: dict[Path, str] = {}
+    number = 0
+
+    def record(task: str, question: str, answer: Answer | str, **more) -> dict:
+        nonlocal number
+        number += 1
+        answer = Answer().say(answer) if isinstance(answer, str) else answer
+        text = {"id": f"{stem}-{task}-{number}", "task": task, "question": question, "answer": answer.text}
+        return {**text, **common, "regions": answer.regions, "label": None, "choices": None, "note": "", **more}
+
+    missing = (
+        [phrase for phrase in vocabulary if phrase not in {phrase for phrase, *_ in found}] if names.values else []
+    )
+    for phrase, mask, value, inside in found:
+        if not inside.any():
+            missing.append(phrase)
+            continue
+        if mask.path not in copies:
+            end = f"-{len(copies)}" if copies else ""
+            copies[mask.path] = _copied(mask.path, folder / "masks", f"{stem}{end}", folder)
+        answer = Answer().point(phrase, mask=copies[mask.path])
+        if value is not None:
+            answer.regions[0]["mask_label"] = list(value) if isinstance(value, tuple) else value
+        task = "volume" if volume else "referring"
+        yield record(task, draw.choice(SEGMENT).format(phrase), answer.say("."))
+        if not volume:
+            yield record("box", draw.choice(BOX).format(phrase), Answer().point(phrase, box=box_of(inside)).say("."))
+    for phrase in draw.sample(missing, min(MOST_ABSENT, len(missing))):
+        if not volume:
+            answer = Answer().say(f"There is no {phrase} in this image.").deny(phrase)
+            yield record("absent", draw.choice(IF_PRESENT).format(phrase), answer)
+    if image.class_name:
+        question = f"Which of these is it: {', '.join(classes)}?"
+        yield record("classification", question, image.class_name, label=image.class_name, choices=classes)
+    for question, answer in image.texts:
+        yield record("vqa", question, answer)
+
+
+def _masks(mask: MaskFile, names: Names, source, volume: bool):
+    """(phrase, mask, value in its file, bool array) of everything a mask file shows."""
+    if names.values and not mask.phrase and mask.value is None:
+        for value, phrase in names.values.items():
+            if volume:
+                inside = load_labels(mask.path)[0] == value
+            else:
+                inside = load_mask(mask.path, label=value, image=source, name=str(mask.path))[0]
+            yield phrase, mask, value, inside
+        return
+    phrase = mask.phrase or names.values.get(mask.value, "") or names.phrase
+    if not phrase:
+        raise MaskError(f"{mask.path}: nothing says what it shows; give --phrase, or --labels for a label map")
+    if volume:
+        labels = load_labels(mask.path)[0]
+        yield phrase, mask, mask.value, (labels > 0 if mask.value is None else labels == mask.value)
+    else:
+        yield phrase, mask, mask.value, load_mask(mask.path, label=mask.value, image=source, name=str(mask.path))[0]
+
+
+def _copied(path: Path, destination: Path, stem: str, folder: Path) -> str:
+    destination.mkdir(exist_ok=True)
+    suffix = path.name[len(without_suffix(path.name)) :]
+    copy = destination / f"{stem}{suffix.lower()}"
+    shutil.copyfile(path, copy)
+    return copy.relative_to(folder).as_posix()
+
+
+def _by_split(counts: Counter) -> dict:
+    return {split: {task: n for (s, task), n in sorted(counts.items()) if s == split} for split in SPLITS[:3]}
