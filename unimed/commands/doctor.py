@@ -169,7 +169,7 @@ def _text(found: dict) -> str:
     ]
     for extra, packages in sorted(found["extras"].items()):
         missing = [name for name, version in packages.items() if not version]
-        state = f"missing {', '.join(missing)}: pip install 'unimed[{extra}]'" if missing else "all there"
+        state = f"missing {', '.join(missing)}: pip install '{PACKAGE}[{extra}]'" if missing else "all there"
         lines.append(f"extra {extra}: {state}")
     for name, cache in found["caches"].items():
         held, free = cache["held_bytes"] / 1e9, cache["free_bytes"] / 1e9
