@@ -45,7 +45,8 @@ def generate(
     """Decode every row until its stop.
 
     Only the last layer of the newest position is looked at, and it is kept only where the token is special: memory
-    does not grow with the answer beyond the key-value cache.
+    does not grow with the answer beyond the key-value cache. What rows have in common at their beginning (system prompt
+    and image, where several questions are asked about one image) is read once; see `shared_prefixes`.
 
     Args:
         model: has `language_model`, `lm_head` and `embed_tokens`.
@@ -67,6 +68,8 @@ def generate(
     if position_ids is None:
         position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     embeds, mask, positions = inputs_embeds, attention_mask, position_ids
+    if cache is not None and (groups := shared_prefixes(embeds, mask)) is not None:
+        embeds, mask, positions = _read_prefixes(model, embeds, mask, positions, cache, *groups)
     for step in range(max_new_tokens + 1):
         hidden = _forward(model, embeds, mask, positions, cache)[:, -1]
         for state, index in zip(hidden, active, strict=True):
@@ -112,6 +115,80 @@ def generate(
         embeds = new if use_cache else torch.cat([embeds, new], dim=1)
         positions = following if use_cache else torch.cat([positions, following], dim=-1)
     return rows
+
+
+#: Rows read their beginning together only if it is at least this part of the longer one: else it would be a few tokens
+#: of a system prompt, and the rows of one image would be torn apart.
+_LEAST_SHARED = 0.5
+
+
+def shared_prefixes(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> tuple[list[int], list[int]] | None:
+    """Which rows begin alike.
+
+    Args:
+        inputs_embeds: [B, L, D], padded on the left. attention_mask: [B, L].
+
+    Returns:
+        (group of each row, tokens that all rows of each group share, at least one less than any of them has), or None
+        where no two rows share enough.
+    """
+    count = len(inputs_embeds)
+    if count < 2 or attention_mask.ndim != 2:
+        return None
+    lengths = attention_mask.sum(dim=1).tolist()
+    starts = [attention_mask.shape[1] - length for length in lengths]
+    members: list[list[int]] = []
+    shared: list[int] = []
+    group_of = []
+    for row in range(count):
+        chosen = None
+        for group, (first, *_) in enumerate(members):
+            least = min(lengths[row], lengths[first]) - 1
+            if least < _LEAST_SHARED * max(lengths[row], lengths[first]):
+                continue
+            one = inputs_embeds[row, starts[row] : starts[row] + least]
+            other = inputs_embeds[first, starts[first] : starts[first] + least]
+            differs = torch.nonzero((one != other).any(dim=-1))
+            common = int(differs[0]) if len(differs) else least
+            if common >= _LEAST_SHARED * max(lengths[row], lengths[first]):
+                chosen, shared[group] = group, min(shared[group], common)
+                break
+        if chosen is None:
+            chosen = len(members)
+            members.append([])
+            shared.append(lengths[row] - 1)
+        members[chosen].append(row)
+        group_of.append(chosen)
+    return None if len(members) == count else (group_of, shared)
+
+
+def _read_prefixes(model, embeds, mask, positions, cache, group_of: list[int], shared: list[int]):
+    """Fill `cache` with the beginning of each group, once, and hand it to every row of the group.
+
+    Returns:
+        what is left to read: embeddings [B, S, D], the mask of cache and rest [B, P + S], positions [.., B, S].
+    """
+    firsts = [group_of.index(group) for group in range(len(shared))]
+    starts = (mask.shape[1] - mask.sum(dim=1)).tolist()
+    begin = _gathered(embeds, positions, [(f, starts[f], starts[f] + n) for f, n in zip(firsts, shared, strict=True)])
+    _forward(model, *begin, cache)
+    rows = torch.tensor(group_of, device=embeds.device)
+    cache.batch_select_indices(rows)
+    spans = [(row, starts[row] + shared[group], mask.shape[1]) for row, group in enumerate(group_of)]
+    rest, own, left = _gathered(embeds, positions, spans)
+    return rest, torch.cat([begin[1][rows], own], dim=1).to(mask.dtype), left
+
+
+def _gathered(embeds, positions, spans: list[tuple[int, int, int]]):
+    """Parts (row, start, end) of the batch as a batch of their own, padded on the left: embeddings, mask, positions."""
+    width = max(end - start for _, start, end in spans)
+    parts, places, mask = [], [], embeds.new_zeros(len(spans), width, dtype=torch.long)
+    for number, (row, start, end) in enumerate(spans):
+        pad = width - (end - start)
+        parts.append(torch.nn.functional.pad(embeds[row, start:end], (0, 0, pad, 0)))
+        places.append(torch.nn.functional.pad(positions[..., row, start:end], (pad, 0)))
+        mask[number, pad:] = 1
+    return torch.stack(parts), mask, torch.stack(places, dim=-2)
 
 
 def _awaits_state(row: Generated, special: set[int]) -> bool:
