@@ -164,19 +164,20 @@ def decompress(stream, kind: str, where, most: int | None = None) -> bytearray:
 
     Args:
         stream: binary file at the beginning of the compressed data. kind: "gzip", "bzip2", "zlib" or "deflate"
-            (which alone carries no checksum). where: for messages. most: stop beyond so many bytes; by default
-            the limit on decoded bytes.
+            (which alone carries no checksum). where: for messages. most: stop beyond so many bytes, those that the
+            header speaks of; the limit on decoded bytes holds in any case. No more than that is held in memory.
 
     Raises:
         ReadError: cut, damaged, followed by other bytes, or larger than the limit.
     """
-    allowed, data = limits().decoded_bytes if most is None else most, bytearray()
+    limit, data = limits().decoded_bytes, bytearray()
+    allowed = limit if most is None else min(most, limit)
     try:
         for chunk in _DECODERS[kind](stream):
             if len(data) + len(chunk) > allowed:
                 raise ReadError(
                     f"{where}: holds more than {allowed} bytes once decompressed, "
-                    + ("the limit (UNIMED_MAX_BYTES moves it)" if most is None else "more than its header says")
+                    + ("more than its header promises" if allowed == most else "the limit (UNIMED_MAX_BYTES moves it)")
                 )
             data += chunk
     except ReadError:
@@ -201,14 +202,41 @@ def exactly(data: bytes | bytearray | memoryview, expected: int, where):
     return data
 
 
-def read_whole(path: Path) -> bytearray:
-    """All bytes of a file, gunzipped where it is gzip, within the limits."""
+def begin_of(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a file (fewer where it ends), gunzipped where it is gzip; nothing further is read.
+
+    Raises:
+        ReadError: too large a file, no file but what stands for one, or a gzip stream that is damaged so early.
+    """
+    refuse_large_file(path)
+    start = head_of(path)
+    refuse_placeholder(path, start)
+    if start[:2] != b"\x1f\x8b":
+        return head_of(path, count)
+    try:
+        with gzip.open(path) as stream:
+            return stream.read(count)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ReadError(
+            f"{path}: the gzip data are cut or damaged ({' '.join(str(error).split())}); fetch the file again"
+        ) from error
+
+
+def read_whole(path: Path, most: int | None = None) -> bytearray:
+    """All bytes of a file, gunzipped where it is gzip, within the limits.
+
+    Args:
+        most: bytes that its header speaks of, see `decompress`; of a file that is not compressed so many and one
+            more are read.
+    """
     refuse_large_file(path)
     with open(path, "rb") as stream:
         start = stream.read(512)
         refuse_placeholder(path, start)
         stream.seek(0)
-        return decompress(stream, "gzip", path) if start[:2] == b"\x1f\x8b" else bytearray(stream.read())
+        if start[:2] == b"\x1f\x8b":
+            return decompress(stream, "gzip", path, most)
+        return bytearray(stream.read() if most is None else stream.read(most + 1))
 
 
 def head_of(path: Path | io.BytesIO, count: int = 512) -> bytes:
