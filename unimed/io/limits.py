@@ -56,11 +56,23 @@ def limits() -> Limits:
     found = {}
     for variable, name in _VARIABLES.items():
         if text := os.environ.get(variable, "").strip():
-            match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)i?[bB]?", text)
-            if not match:
-                raise ReadError(f"{variable}={text!r} is no size; write a number such as 500000000, 500M or 8G")
-            found[name] = int(float(match[1]) * 1024 ** " kMGT".index(match[2].replace("K", "k") or " "))
+            try:
+                found[name] = size_of(text)
+            except ValueError as error:
+                raise ReadError(f"{variable}={error}") from None
     return replace(Limits(), **found)
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size in words: "500000000", "500M", "8G"; k, M, G, T are powers of 1024.
+
+    Raises:
+        ValueError: no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)i?[bB]?", text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is no size; write a number such as 500000000, 500M or 8G")
+    return int(float(match[1]) * 1024 ** " kMGT".index(match[2].replace("K", "k") or " "))
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def test_what_the_key_stands_for(published, monkeypatch):
     key = cache.key_of(published, "unibiomed")
     assert key == cache.key_of(published, "unibiomed")
     keys = {key, cache.key_of(published, "lisa"), cache.key_of(published, "unibiomed", options={"dtype": "bfloat16"})}
-    monkeypatch.setattr(cache, "_code", lambda: "another version")
+    monkeypatch.setattr(cache, "code_hash", lambda: "another version")
     keys.add(cache.key_of(published, "unibiomed"))
     (published / "config.json").write_text(json.dumps(json.loads((published / "config.json").read_text()) | {"a": 1}))
     keys.add(cache.key_of(published, "unibiomed"))
