@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "demo-parse3d": ("biomedparse", "parse_3d", "segment what prompts name in volumes"),
     "demo-zeroshot": ("zero_shot", "zero_shot", "which of the labels fits each image"),
     "quickstart-images": ("quickstart", "quickstart_images", "images of held-out answers of the sample model"),
+    "doctor": ("doctor", "doctor", "what is installed, on what machine, and what is missing"),
     "speed": ("speed", "speed", "speed of prediction, as ratios measured in one run"),
     "speed-volumes": ("speed_volumes", "speed_volumes", "speed and memory of volumes by prompts"),
 }

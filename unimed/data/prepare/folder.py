@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", nargs="+", metavar="VALUE=NAME", help="values of label maps, or a JSON file such as nnU-Net's"
     )
-    parser.add_argument("--colors", nargs="+", metavar="RRGGBB=NAME", help="colors of painted maps, in hexadecimal")
+    parser.add_argument("--colors", nargs="+", metavar="RRGGBB=NAME", help="colors of color maps, in hexadecimal")
     parser.add_argument("--classes", action="store_true", help="images lie in one folder per class")
     parser.add_argument("--table", help="CSV or TSV: image, mask, phrase, class, patient, split, question, answer, ...")
     parser.add_argument("--patient-pattern", help="regular expression; its group is the patient in a file name")
