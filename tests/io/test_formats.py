@@ -1,5 +1,6 @@
 """NIfTI, MGH, NRRD, MetaImage and NPZ: what is read, what is refused, and where data may lie."""
 
+import bz2
 import gzip
 import io
 import tracemalloc
@@ -317,6 +318,24 @@ def test_compressed_streams_are_read_to_their_end_and_their_checksum(tmp_path):
         with pytest.raises(ReadError, match=path.name):
             read(path)
         path.write_bytes(sound)
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zlib", "deflate", "bzip2"])
+def test_every_kind_of_stream_is_followed_to_its_end(kind):
+    content = np.random.default_rng(0).integers(0, 9, 40000, dtype=np.uint8).tobytes()
+    raw = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    packed = {"gzip": gzip.compress(content), "zlib": zlib.compress(content), "bzip2": bz2.compress(content),
+              "deflate": raw.compress(content) + raw.flush()}[kind]  # fmt: skip
+    assert decompress(io.BytesIO(packed), kind, "x") == content
+    assert decompress(io.BytesIO(packed + bytes(100)), kind, "x") == content  # blocks are filled with zeros
+    assert decompress(io.BytesIO(packed), kind, "x", most=len(content)) == content
+    if kind in ("gzip", "bzip2"):  # parts behind one another are one stream
+        assert decompress(io.BytesIO(packed + packed), kind, "x") == 2 * content
+    for wrong in (packed[:-1], packed[:-3], packed[:-4], packed[: len(packed) // 2], packed + b"junk", b""):
+        with pytest.raises(ReadError, match="x: the .* data are cut or damaged"):
+            decompress(io.BytesIO(wrong), kind, "x")
+    with pytest.raises(ReadError, match="more than its header promises"):
+        decompress(io.BytesIO(packed), kind, "x", most=len(content) - 1)
 
 
 def test_a_surplus_behind_a_small_header_is_refused_while_it_is_read(tmp_path):

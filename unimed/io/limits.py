@@ -137,15 +137,31 @@ def refuse_placeholder(where, start: bytes) -> None:
 
 
 def _gzip(stream) -> Iterable[bytes]:
+    begin = stream.read(1)
+    if not begin:
+        raise EOFError("there are no data")
+    stream.seek(-1, io.SEEK_CUR)
     with gzip.GzipFile(fileobj=stream) as member:  # reads every member, its CRC and its length; allows zero padding
         while chunk := member.read(CHUNK):
             yield chunk
 
 
 def _bzip2(stream) -> Iterable[bytes]:
-    with bz2.BZ2File(stream) as member:
-        while chunk := member.read(CHUNK):
+    # Not BZ2File, which takes whatever follows the first part for its end.
+    data, machine = stream.read(CHUNK), bz2.BZ2Decompressor()
+    if not data:
+        raise EOFError("there are no data")
+    while True:
+        if chunk := machine.decompress(data, CHUNK):
             yield chunk
+        data = b""
+        if machine.eof:
+            rest = machine.unused_data + stream.read()
+            if not rest.strip(b"\0"):
+                return
+            data, machine = rest, bz2.BZ2Decompressor()
+        elif machine.needs_input and not (data := stream.read(CHUNK)):
+            raise EOFError("the compressed data end too early")
 
 
 def _inflate(stream, window_bits: int) -> Iterable[bytes]:
