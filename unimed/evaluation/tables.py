@@ -98,7 +98,9 @@ def _cell(value, digits: int) -> str:
 
 def this_command() -> str:
     """The command line of the running process, quoted for a shell: what to print under a table."""
-    return shlex.join(["python", *sys.argv])
+    return shlex.join(
+        ["unimed", *sys.argv[1:]] if Path(sys.argv[0]).name in ("__main__.py", "unimed") else ["python", *sys.argv]
+    )
 
 
 def write_cases(path: str | os.PathLike, rows: Iterable[Mapping]) -> Path:
