@@ -317,6 +317,9 @@ MISTAKES = {
     "prune by nothing": ("cache --prune", "needs a rule"),
     "no size": ("cache --max-size large", "'large' is no size"),
     "no age": ("cache --prune --older-than soon", "'soon' is no age"),
+    "runs are gone": ("compare-runs {nowhere} {empty} --metric dice", "nowhere"),
+    "no metric": ("compare-runs {empty}", "--metric"),
+    "a question to the doctor": ("doctor why", "unrecognized arguments: why"),
     "unknown verb": ("predikt {grounded}", "did you mean 'predict'"),
 }  # fmt: skip
 BROKEN_RECORDS = {
