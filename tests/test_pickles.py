@@ -110,6 +110,16 @@ def test_weights_pass_and_are_reported(tmp_path, way, caplog):
     assert any("scalar" in name for name in pickles.scan(path).unknown)
 
 
+@pytest.mark.parametrize("name", ["weights.PTH", "weights", "pytorch_model.bin.old", "weights.tar"])
+def test_the_name_of_a_file_hides_nothing(tmp_path, name):
+    path, mark = tmp_path / name, tmp_path / "ran"
+    for way in (as_zip, as_legacy, as_pickle):
+        way(TENSORS | {"evil": Command(mark)}, path)
+        with pytest.raises(CheckpointError, match="dangerous code"):
+            read_state_dict(path)
+    assert not mark.exists()
+
+
 def test_what_is_on_no_list_is_left_to_the_reader_which_refuses_it(tmp_path):
     path = tmp_path / "weights.pth"
     as_zip(TENSORS | {"x": Hidden(tmp_path)}, path)

@@ -19,6 +19,8 @@ from pathlib import Path
 logger = logging.getLogger("unimed.pickles")
 #: Suffixes of files that may hold a pickle.
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+#: Suffixes of files beside them that hold none.
+_OTHERS = (".safetensors", ".json")
 #: Set to "off" where picklescan is installed and files should not be looked through.
 VARIABLE = "UNIMED_SCAN"
 
@@ -92,7 +94,7 @@ def refuse_dangerous(path: str | Path, error: type[Exception] = ValueError) -> P
         `error`: it names dangerous code. None of it was run, and the file was not opened.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES or os.environ.get(VARIABLE, "").lower() in ("off", "0") or not available():
+    if path.suffix.lower() in _OTHERS or os.environ.get(VARIABLE, "").lower() in ("off", "0") or not available():
         return None
     try:
         report = scan(path)

@@ -156,6 +156,20 @@ def test_a_limit_holds_after_each_conversion(place, monkeypatch):
     (place / "3.pt").write_bytes(b"3")
     assert cache.converted(place / "3.pt", "lisa", Converter).exists() and again.exists()  # both in use here
     assert not made[2].exists()
+    monkeypatch.setenv(pruning.LIMIT_VARIABLE, "plenty")
+    (place / "4.pt").write_bytes(b"4")
+    with pytest.raises(ValueError, match="UNIMED_CACHE_BYTES='plenty' is no size"):
+        cache.converted(place / "4.pt", "lisa", Converter)
+
+
+def test_strange_things_in_the_cache_do_no_harm(four, capsys):
+    pruning._note(four / KEYS[1]).write_text("[1")
+    pruning._note(four / KEYS[2]).write_text("[1]")
+    (four / "notes of mine").mkdir()
+    (four / ("e" * 32)).mkdir()
+    (four / ("f" * 32)).write_text("a file")
+    assert main(["cache", "--prune", "--all"]) == 0
+    assert left(four) == ["e", "f", "n"] and "4 removed" in capsys.readouterr().out
 
 
 def in_a_child(work, *arguments):

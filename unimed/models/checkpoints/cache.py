@@ -41,6 +41,7 @@ def converted(source: str | Path, layout: str, module, **options) -> Path:
     pruning.note_use(target, {"source": str(source.absolute()), "layout": layout, "code": code_hash()})
     if pruning.is_whole(target):
         return target
+    pruning.limit_bytes()  # what is wrong with it is said before the work, not after
     with FolderLock(target, f"converting {source}", beside=True, wait_s=WAIT_S, report=logger.warning):
         if not pruning.is_whole(target):
             logger.info("converting %s (%s) to %s", source, layout, target)

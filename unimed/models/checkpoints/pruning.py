@@ -124,17 +124,26 @@ def remove(one: Conversion) -> str:
     return ""
 
 
-def prune_to_limit() -> None:
-    """Keep to `$UNIMED_CACHE_BYTES` where it is set.
+def limit_bytes() -> int | None:
+    """What `$UNIMED_CACHE_BYTES` says, None where it is not set.
 
     Raises:
-        ValueError: it is set and no size.
+        ValueError: it is no size.
     """
-    if text := os.environ.get(LIMIT_VARIABLE, "").strip():
-        try:
-            most = size_of(text)
-        except ValueError as error:
-            raise ValueError(f"{LIMIT_VARIABLE}={error}") from None
+    text = os.environ.get(LIMIT_VARIABLE, "").strip()
+    try:
+        return size_of(text) if text else None
+    except ValueError as error:
+        raise ValueError(f"{LIMIT_VARIABLE}={error}") from None
+
+
+def prune_to_limit() -> None:
+    """Keep to `limit_bytes`; what is in use stays.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    if (most := limit_bytes()) is not None:
         for one in chosen(conversions(), most_bytes=most):
             with contextlib.suppress(OSError):
                 remove(one)
