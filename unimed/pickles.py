@@ -102,8 +102,8 @@ def refuse_dangerous(path: str | Path, error: type[Exception] = ValueError) -> P
         return None
     if report.dangerous:
         raise error(
-            f"{path}: names dangerous code ({', '.join(report.dangerous)}); none of it was run, and the file is not "
-            "opened. Fetch it from another source"
+            f"{path}: names dangerous code ({', '.join(report.dangerous)}), which is never executed here; the file was "
+            "not opened. Fetch it from another source"
         )
     logger.info("%s", report)
     return report
