@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutation_list import MUTATIONS, Mutation  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("unimed", "tests", "configs", "tools", "pyproject.toml")
+PARTS = ("unimed", "tests", "configs", "tools", "docs", "pyproject.toml")
 GREEN, RED = 0, 1
 OUTPUT = "output.txt"
 LIMIT_S = 600  # of processor time, so that a busy machine makes no difference

@@ -193,6 +193,67 @@ class FolderLock:
                 os.utime(self.path)
 
 
+#: Files that say "in use" for as long as this process lives -> the handle that holds them.
+_uses: dict[str, int] = {}
+
+
+def mark_in_use(path: str | Path) -> None:
+    """Say, until this process and its forked children have ended, that what `path` stands for is in use.
+
+    Any number of processes may say so at once, and the kernel takes it back however they end. Where the file system
+    knows no locks nothing is said, and `unused` answers that it cannot tell.
+
+    Args:
+        path: a file for nothing but this; it is made, and its folder.
+    """
+    path = Path(path).absolute()
+    handle = _uses.get(str(path))
+    with contextlib.suppress(OSError):
+        if handle is not None and os.path.samestat(os.fstat(handle), os.stat(path)):
+            return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH)
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    _uses[str(path)] = handle
+                    return
+            except FileNotFoundError:
+                pass  # removed by `unused` meanwhile
+            except OSError:
+                os.close(handle)
+                raise
+            os.close(handle)
+
+
+@contextmanager
+def unused(path: str | Path) -> Iterator[bool]:
+    """Whether nobody holds `path` by `mark_in_use`, and within the block nobody gets it; who asks meanwhile waits.
+
+    False also where that cannot be told. The file is removed at the end where it was unused.
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.path.samestat(os.fstat(handle), os.stat(path))
+        except (ImportError, OSError):
+            alone = False
+        yield alone
+        if alone:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
 def lock_owner(path: str | Path) -> dict | None:
     """Who wrote a lock file; None where there is none."""
     with contextlib.suppress(OSError), open(path, "rb") as stream:

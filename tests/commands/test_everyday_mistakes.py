@@ -312,6 +312,14 @@ MISTAKES = {
     "speed on nothing": ("speed phrases {grounded} {nowhere}.png", "nowhere.png"),
     "speed without an image": ("speed phrases {grounded}", "image"),
     "volumes of nothing": ("speed-volumes speed {nowhere}", "nowhere"),
+    "nothing to look through": ("check-weights {nowhere}", "nowhere: no such file"),
+    "no pickle to look through": ("check-weights {text_pt}", "text.pt: neither a pickle nor an archive"),
+    "prune by nothing": ("cache --prune", "needs a rule"),
+    "no size": ("cache --max-size large", "'large' is no size"),
+    "no age": ("cache --prune --older-than soon", "'soon' is no age"),
+    "runs are gone": ("compare-runs {nowhere} {empty} --metric dice", "nowhere"),
+    "no metric": ("compare-runs {empty}", "--metric"),
+    "a question to the doctor": ("doctor why", "unrecognized arguments: why"),
     "unknown verb": ("predikt {grounded}", "did you mean 'predict'"),
 }  # fmt: skip
 BROKEN_RECORDS = {

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,17 @@ from unimed.engine.stream import Stream
 from unimed.files import FolderInUseError, FolderLock
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def usual_signals():
+    """Tests in the background of a shell, or under nohup, inherit that some are ignored, which a run respects."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
@@ -77,25 +87,24 @@ def test_a_worker_that_hangs_is_started_anew_and_then_named(tiny, tmp_path, capf
     stream = Stream(
         data, list, batch_size=2, rank=0, world_size=1, seed=0, num_workers=1, restarts=1, timeout_s=0.5
     )  # fmt: skip
-    began = time.monotonic()
     with pytest.raises(DataError, match=r"time-out: a data worker gave nothing for 0.5 s again; .*TinyHanging\["):
         for _ in range(9):
             next(stream)
     assert "gave nothing for 0.5 s and is started anew; samples in flight: ['TinyHanging[" in capfd.readouterr().out
     stream.close()
-    assert time.monotonic() - began < 60 and (tmp_path / "hangs").read_text() == "xx"
+    assert (tmp_path / "hangs").read_text() == "xx"
 
 
 HANGING = """
 import sys, time
 from pathlib import Path
 from unimed.engine.watchdog import Watchdog
-with Watchdog(0.4, Path(sys.argv[1]), rank=1) as watchdog:
-    for step in range(5):
+with Watchdog(4, Path(sys.argv[1]), rank=1) as watchdog:
+    for step in range(6):  # longer together than the limit, and each far below it on a busy machine, too
         watchdog.beat(f"training step {step}")
-        time.sleep(0.2)
+        time.sleep(1)
     watchdog.beat("reading the data of step 5", details=lambda: "samples in flight: ['A[3]']")
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -106,7 +115,7 @@ def test_what_hangs_is_ended_and_named(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     line = (
-        "error: time-out: nothing has happened for 0.4 s while reading the data of step 5 (samples in flight: ['A[3]'])"
+        "error: time-out: nothing has happened for 4 s while reading the data of step 5 (samples in flight: ['A[3]'])"
     )
     assert done.stderr.startswith(line) and len(done.stderr.splitlines()) == 1
     assert "File" in (tmp_path / "hang_rank1.txt").read_text()

@@ -73,9 +73,11 @@ def test_resume_with_everything_on(tiny, tmp_path, workers):
         assert_equal_weights(load_file(tmp_path / "cut" / file), load_file(tmp_path / "whole" / file))
 
 
-def test_accumulation_equals_the_joined_batch(tiny, tmp_path):
+@pytest.mark.parametrize("optimizer", [dict(type="AdamW", lr=1e-2), dict(type="SGD", lr=1e-3)], ids=["AdamW", "SGD"])
+def test_accumulation_equals_the_joined_batch(tiny, tmp_path, optimizer):
+    """SGD as well: Adam takes the same step for gradients of any size."""
     task = dict(type="TinyTask", dropout=0.0)
-    common = dict(task=task, max_steps=5, validate_interval=0)
+    common = dict(task=task, max_steps=5, validate_interval=0, optimizer=optimizer)
     train(tiny.config(**common, batch_size=8), tmp_path / "joined")
     train(tiny.config(**common, batch_size=2, accumulate=4), tmp_path / "parts")
     assert_all_close(weights(tmp_path / "parts", 5), weights(tmp_path / "joined", 5), 1e-4)

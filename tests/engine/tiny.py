@@ -87,6 +87,23 @@ class TinyHanging(TinyPoints):
 
 
 @DATASETS.register_module(force=True)
+class TinyStuck(TinyPoints):
+    """On one rank the ninth point never comes: it waits in Python ("sleep"), or the whole process stands ("stop")."""
+
+    def __init__(self, rank, how="sleep"):
+        super().__init__(size=64)
+        self.stuck, self.how, self.reads = int(os.environ["RANK"]) == rank, how, 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.stuck and self.reads == 9:
+            if self.how == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(3600)
+        return super().__getitem__(index)
+
+
+@DATASETS.register_module(force=True)
 class TinySignal(TinyPoints):
     """Sends this process a signal when it is built, or when the sample `index` is read."""
 

@@ -72,14 +72,14 @@ def stop_one(folder, how, name):
             command(how, folder / "config.py", run), env=environment, stdout=out, stderr=out, start_new_session=True,
             preexec_fn=lambda: [signal.signal(s, signal.SIG_DFL) for s in (signal.SIGHUP, signal.SIGINT)],
         )  # fmt: skip
-    end = time.monotonic() + 180
+    end = time.monotonic() + 1800
     while "step 3/" not in log.read_text():
         if process.poll() is not None or time.monotonic() > end:
             return f"never got under way: {log.read_text()[-500:]}"
         time.sleep(0.1)
     for target in processes_of(run) if how == "slurm" else [process.pid]:
         os.kill(target, getattr(signal, name))
-    code, said = process.wait(timeout=180), log.read_text()
+    code, said = process.wait(timeout=1800), log.read_text()
     step = re.search(rf"stopped by {name} at step (\d+), saved", said)
     if code != 75 or not step or "Traceback" in said:
         return f"code {code}: {said[-800:]}"

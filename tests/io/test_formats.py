@@ -1,7 +1,9 @@
 """NIfTI, MGH, NRRD, MetaImage and NPZ: what is read, what is refused, and where data may lie."""
 
+import bz2
 import gzip
 import io
+import tracemalloc
 import zipfile
 import zlib
 
@@ -15,7 +17,7 @@ import unimed
 from unimed.geometry import lps_to_ras
 from unimed.inference.volume_files import find_volumes, read_volume
 from unimed.io.challenge import read_labels
-from unimed.io.limits import Limits, limits
+from unimed.io.limits import Limits, decompress, limited, limits
 from unimed.io.read import ReadError, read
 from unimed.io.write import write_nifti, write_npz, write_nrrd
 
@@ -318,6 +320,46 @@ def test_compressed_streams_are_read_to_their_end_and_their_checksum(tmp_path):
         path.write_bytes(sound)
 
 
+@pytest.mark.parametrize("kind", ["gzip", "zlib", "deflate", "bzip2"])
+def test_every_kind_of_stream_is_followed_to_its_end(kind):
+    content = np.random.default_rng(0).integers(0, 9, 40000, dtype=np.uint8).tobytes()
+    raw = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    packed = {"gzip": gzip.compress(content), "zlib": zlib.compress(content), "bzip2": bz2.compress(content),
+              "deflate": raw.compress(content) + raw.flush()}[kind]  # fmt: skip
+    assert decompress(io.BytesIO(packed), kind, "x") == content
+    assert decompress(io.BytesIO(packed + bytes(100)), kind, "x") == content  # blocks are filled with zeros
+    assert decompress(io.BytesIO(packed), kind, "x", most=len(content)) == content
+    if kind in ("gzip", "bzip2"):  # parts behind one another are one stream
+        assert decompress(io.BytesIO(packed + packed), kind, "x") == 2 * content
+    for wrong in (packed[:-1], packed[:-3], packed[:-4], packed[: len(packed) // 2], packed + b"junk", b""):
+        with pytest.raises(ReadError, match="x: the .* data are cut or damaged"):
+            decompress(io.BytesIO(wrong), kind, "x")
+    with pytest.raises(ReadError, match="more than its header promises"):
+        decompress(io.BytesIO(packed), kind, "x", most=len(content) - 1)
+
+
+def test_a_surplus_behind_a_small_header_is_refused_while_it_is_read(tmp_path):
+    """A gigabyte behind 60 voxels, in a file of a megabyte: not more is held than the header speaks of."""
+    gigabyte = gzip.compress(bytes(2**20)) * 2**10  # as many members, each with its checksum
+    nifti(tmp_path / "a.nii.gz", VALUES.astype(np.int16))
+    nifti(tmp_path / "b.mgz", VALUES.astype(np.int32), kind=nibabel.MGHImage)
+    nifti(tmp_path / "a.img", VALUES, kind=nibabel.Nifti1Pair)
+    (tmp_path / "a.img").write_bytes(gzip.compress((tmp_path / "a.img").read_bytes()))
+    assert np.array_equal(read(tmp_path / "a.hdr")[0], VALUES)
+    for name in ("a.nii.gz", "b.mgz", "a.img"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes() + gigabyte)
+        tracemalloc.start()
+        try:
+            with pytest.raises(ReadError, match="once decompressed, more than its header promises"):
+                read(path)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        print(f"{name}: {peak / 2**20:.1f} MiB at most")
+        assert peak < 64 * 2**20  # the tail that MGH is allowed, twice while it grows, and some chunks
+
+
 def test_bytes_are_limited_before_they_are_taken(tmp_path, monkeypatch):
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.uint8)
@@ -333,10 +375,15 @@ def test_bytes_are_limited_before_they_are_taken(tmp_path, monkeypatch):
         for _ in range(64):
             packed.write(b"\0" * 2**20)
     (tmp_path / "bomb.nii.gz").write_bytes(stream.getvalue())
-    with pytest.raises(ReadError, match="more than 1048576 bytes once decompressed.*UNIMED_MAX_BYTES"):
+    with pytest.raises(ReadError, match="more than the limit 1048576.*UNIMED_MAX_BYTES"):
         read(tmp_path / "bomb.nii.gz", limits=Limits(decoded_bytes=2**20))
+    with (
+        limited(Limits(decoded_bytes=2**20)),
+        pytest.raises(ReadError, match="more than 1048576 bytes once decompressed.*UNIMED_MAX_BYTES"),
+    ):
+        decompress(io.BytesIO(stream.getvalue()), "gzip", "bomb", most=2**30)
     monkeypatch.setenv("UNIMED_MAX_BYTES", "1M")
-    with pytest.raises(ReadError, match="once decompressed"):
+    with pytest.raises(ReadError, match="UNIMED_MAX_BYTES"):
         read(tmp_path / "bomb.nii.gz")
     monkeypatch.setenv("UNIMED_MAX_FILE_BYTES", "1k")
     with pytest.raises(ReadError, match="UNIMED_MAX_FILE_BYTES"):

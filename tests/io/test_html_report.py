@@ -130,7 +130,7 @@ def test_a_browser_draws_image_and_masks(tmp_path):
              "--disable-component-update --disable-sync --window-size=1000,900 --virtual-time-budget=8000")  # fmt: skip
     shot = tmp_path / "shot.png"
     command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}"]
-    subprocess.run([*command, path.as_uri()], capture_output=True, timeout=120, check=True)
+    subprocess.run([*command, path.as_uri()], capture_output=True, timeout=1800, check=True)
     seen = np.asarray(Pillow.open(shot).convert("RGB")).reshape(-1, 3).astype(int)
     # Grey values as they are, and tinted by the color of each mask.
     assert (np.abs(seen - 40).max(-1) <= 2).sum() > 500

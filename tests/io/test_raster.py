@@ -58,6 +58,16 @@ def test_exif_orientation(tmp_path, orientation, suffix, as_pil):
         assert decode(path, compat="reference").orientation == 1
 
 
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_opacity_is_turned_with_the_picture(tmp_path, orientation):
+    alpha = np.arange(6, dtype=np.uint8).reshape(2, 3) * 50
+    picture = Image.fromarray(np.dstack([np.full((2, 3), 90, np.uint8), alpha]), "LA")
+    exif = picture.getexif()
+    exif[274] = orientation
+    found = decode(saved(picture, tmp_path / "x.png", exif=exif)).alpha
+    assert np.array_equal(np.rint(found * 255), turned(alpha, orientation))
+
+
 def test_turns_are_those_of_pillow():
     from PIL import ImageOps
 
@@ -112,6 +122,8 @@ def test_white_is_zero_in_every_depth(tmp_path, values):
     found = shown(decode(tmp_path / "w.tif")).astype(float)
     low, high = found[values == values.min()].mean(), found[values == values.max()].mean()
     assert low > high and len(np.unique(found)) == len(np.unique(values))
+    if values.dtype.kind == "u":
+        assert np.array_equal(found, np.iinfo(values.dtype).max - values.astype(float))
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint32, np.float32, np.float64, np.float16])
@@ -206,7 +218,7 @@ def test_damage_is_named(tmp_path):
         decode(tmp_path / "gone.png")
 
 
-def test_damaged_files_end_in_named_errors(tmp_path):
+def test_damaged_files_end_in_named_errors(tmp_path, caplog):
     """Bytes changed and files cut at random: an error that names the file, or a picture, and nothing else."""
     draw = np.random.default_rng(5)
     sources = []
@@ -223,3 +235,4 @@ def test_damaged_files_end_in_named_errors(tmp_path):
             assert shown(decode(data, name="case")).ndim in (2, 3)
         except ReadError as error:
             assert "case" in str(error) and "\n" not in str(error)
+    assert not caplog.records  # no library says more than the error

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from unimed.commands.calibrate import calibrate
 from unimed.metrics import reliability, selective
-from unimed.metrics.calibration import Calibration, CalibrationError, Cases
+from unimed.metrics.calibration import Calibration, CalibrationError, Cases, box_uncertainty
 from unimed.metrics.conformal import ConformalBoxes, conformal_quantile, control_risk, mask_margin, mask_threshold
 from unimed.metrics.statistics import clopper_pearson
 from unimed.structures import Region
@@ -45,6 +45,12 @@ def synthetic(n, seed=0, patients=None):
         }
         for i in range(n)
     ]
+
+
+def test_spread_is_relative_to_the_size_of_the_box():
+    sigma = np.array([[1.0, 2.0, 3.0, 2.0]] * 3)
+    boxes = np.array([[0, 0, 10, 10], [5, 5, 45, 45], [0, 0, 4, 25]], dtype=float)
+    assert box_uncertainty(sigma, boxes) == pytest.approx([0.2, 0.05, 0.2])
 
 
 @pytest.mark.parametrize("scale", ["pixel", "size", "sigma"])

@@ -10,6 +10,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "test": ("training", "test", "test a checkpoint on the test data of a config"),
     "export": ("training", "export", "write a trained run as a Hugging Face folder"),
     "convert": ("convert", "convert", "convert a published checkpoint or configuration"),
+    "check-weights": ("check_weights", "check_weights", "which code legacy weight files name, without running it"),
+    "cache": ("cache", "cache", "list and prune the cache of converted checkpoints"),
     "new-model": ("new_model", "new_model", "start a model: small from your records, or large from published parts"),
     "prepare": ("prepare", "prepare", "fetch or convert data sets"),
     "check-data": ("prepare", "check_data", "find what is wrong with a data set before training"),

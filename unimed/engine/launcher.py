@@ -162,7 +162,10 @@ class Ranks:
             for rank, text in crashed:
                 print(f"error: rank {rank} {text}", file=sys.stderr)
         elif told:
-            print(f"error: {told[0]['message']}", file=sys.stderr)
+            # Those that waited have said for what; who said nothing at all is the one they waited for.
+            still = ", ".join(str(rank) for rank, *_ in silent)
+            named = f"; rank {still} gave no sign of life and was killed" if still and not self.asked_to_stop else ""
+            print(f"error: {told[0]['message']}{named}", file=sys.stderr)
         else:
             after = f" {self.stop_timeout_s:g} s after {self.asked_to_stop}" if self.asked_to_stop else ""
             print(

@@ -56,11 +56,23 @@ def limits() -> Limits:
     found = {}
     for variable, name in _VARIABLES.items():
         if text := os.environ.get(variable, "").strip():
-            match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)i?[bB]?", text)
-            if not match:
-                raise ReadError(f"{variable}={text!r} is no size; write a number such as 500000000, 500M or 8G")
-            found[name] = int(float(match[1]) * 1024 ** " kMGT".index(match[2].replace("K", "k") or " "))
+            try:
+                found[name] = size_of(text)
+            except ValueError as error:
+                raise ReadError(f"{variable}={error}") from None
     return replace(Limits(), **found)
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size in words: "500000000", "500M", "8G"; k, M, G, T are powers of 1024.
+
+    Raises:
+        ValueError: no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)i?[bB]?", text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is no size; write a number such as 500000000, 500M or 8G")
+    return int(float(match[1]) * 1024 ** " kMGT".index(match[2].replace("K", "k") or " "))
 
 
 @contextmanager
@@ -125,15 +137,31 @@ def refuse_placeholder(where, start: bytes) -> None:
 
 
 def _gzip(stream) -> Iterable[bytes]:
+    begin = stream.read(1)
+    if not begin:
+        raise EOFError("there are no data")
+    stream.seek(-1, io.SEEK_CUR)
     with gzip.GzipFile(fileobj=stream) as member:  # reads every member, its CRC and its length; allows zero padding
         while chunk := member.read(CHUNK):
             yield chunk
 
 
 def _bzip2(stream) -> Iterable[bytes]:
-    with bz2.BZ2File(stream) as member:
-        while chunk := member.read(CHUNK):
+    # Not BZ2File, which takes whatever follows the first part for its end.
+    data, machine = stream.read(CHUNK), bz2.BZ2Decompressor()
+    if not data:
+        raise EOFError("there are no data")
+    while True:
+        if chunk := machine.decompress(data, CHUNK):
             yield chunk
+        data = b""
+        if machine.eof:
+            rest = machine.unused_data + stream.read()
+            if not rest.strip(b"\0"):
+                return
+            data, machine = rest, bz2.BZ2Decompressor()
+        elif machine.needs_input and not (data := stream.read(CHUNK)):
+            raise EOFError("the compressed data end too early")
 
 
 def _inflate(stream, window_bits: int) -> Iterable[bytes]:
@@ -164,19 +192,20 @@ def decompress(stream, kind: str, where, most: int | None = None) -> bytearray:
 
     Args:
         stream: binary file at the beginning of the compressed data. kind: "gzip", "bzip2", "zlib" or "deflate"
-            (which alone carries no checksum). where: for messages. most: stop beyond so many bytes; by default
-            the limit on decoded bytes.
+            (which alone carries no checksum). where: for messages. most: stop beyond so many bytes, those that the
+            header speaks of; the limit on decoded bytes holds in any case. No more than that is held in memory.
 
     Raises:
         ReadError: cut, damaged, followed by other bytes, or larger than the limit.
     """
-    allowed, data = limits().decoded_bytes if most is None else most, bytearray()
+    limit, data = limits().decoded_bytes, bytearray()
+    allowed = limit if most is None else min(most, limit)
     try:
         for chunk in _DECODERS[kind](stream):
             if len(data) + len(chunk) > allowed:
                 raise ReadError(
                     f"{where}: holds more than {allowed} bytes once decompressed, "
-                    + ("the limit (UNIMED_MAX_BYTES moves it)" if most is None else "more than its header says")
+                    + ("more than its header promises" if allowed == most else "the limit (UNIMED_MAX_BYTES moves it)")
                 )
             data += chunk
     except ReadError:
@@ -201,14 +230,41 @@ def exactly(data: bytes | bytearray | memoryview, expected: int, where):
     return data
 
 
-def read_whole(path: Path) -> bytearray:
-    """All bytes of a file, gunzipped where it is gzip, within the limits."""
+def begin_of(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a file (fewer where it ends), gunzipped where it is gzip; nothing further is read.
+
+    Raises:
+        ReadError: too large a file, no file but what stands for one, or a gzip stream that is damaged so early.
+    """
+    refuse_large_file(path)
+    start = head_of(path)
+    refuse_placeholder(path, start)
+    if start[:2] != b"\x1f\x8b":
+        return head_of(path, count)
+    try:
+        with gzip.open(path) as stream:
+            return stream.read(count)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ReadError(
+            f"{path}: the gzip data are cut or damaged ({' '.join(str(error).split())}); fetch the file again"
+        ) from error
+
+
+def read_whole(path: Path, most: int | None = None) -> bytearray:
+    """All bytes of a file, gunzipped where it is gzip, within the limits.
+
+    Args:
+        most: bytes that its header speaks of, see `decompress`; of a file that is not compressed so many and one
+            more are read.
+    """
     refuse_large_file(path)
     with open(path, "rb") as stream:
         start = stream.read(512)
         refuse_placeholder(path, start)
         stream.seek(0)
-        return decompress(stream, "gzip", path) if start[:2] == b"\x1f\x8b" else bytearray(stream.read())
+        if start[:2] == b"\x1f\x8b":
+            return decompress(stream, "gzip", path, most)
+        return bytearray(stream.read() if most is None else stream.read(most + 1))
 
 
 def head_of(path: Path | io.BytesIO, count: int = 512) -> bytes:

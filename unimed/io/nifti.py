@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from unimed.geometry import Geometry, grid_distance
-from unimed.io.limits import ReadError, exactly, read_whole, refuse_large_file, refuse_placeholder, refuse_too_large
+from unimed.io.limits import ReadError, begin_of, exactly, read_whole, refuse_large_file, refuse_too_large
 
 #: Factors to millimetres of the codes in the three lowest bits of `xyzt_units`; 0 is unknown and taken as mm.
 UNIT_TO_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 UNIT_NAMES = {0: "unknown", 1: "metres", 2: "millimetres", 3: "micrometres"}
 #: A qform and an sform that lie closer than this everywhere are the same grid, in voxels.
 SAME_FORM_VOX = 0.05
+#: Most bytes behind the voxels of an MGH file: scan parameters, command lines, a table of colors.
+MGH_TAIL = 16 * 2**20
 COLORS = {("R", "G", "B"): "RGB", ("R", "G", "B", "A"): "RGBA"}
 
 
@@ -23,19 +25,17 @@ def read_nifti(path: Path, phase: int | str | None = None) -> tuple[np.ndarray, 
     import nibabel
 
     header_path, data_path = _pair(path)
-    stored = _stored(header_path)
-    header_bytes = bytes(stored[:1024])
-    refuse_placeholder(header_path, header_bytes)
-    header, single = _header(header_path, header_bytes, nibabel)
+    header, single = _header(header_path, begin_of(header_path, 1024), nibabel)
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     refuse_too_large(path, shape, dtype.itemsize)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     offset = int(header.get_data_offset())
     if not single and data_path == header_path:
         raise ReadError(f"{path}: its header says that the data lie in a second file; give the pair as .hdr and .img")
-    data = stored if data_path == header_path else _stored(data_path)
     if offset < 0 or (single and offset < header.sizeof_hdr):
         raise ReadError(f"{path}: its data would begin at byte {offset}, inside the header")
+    # What a stream holds beyond that is refused while it is read, however much it is.
+    data = _stored(data_path, offset + size)
     exactly(memoryview(data)[offset:], size, data_path)
     array = np.ndarray(shape, dtype, buffer=data, offset=offset, order="F")
     color = ""
@@ -66,12 +66,12 @@ def _pair(path: Path) -> tuple[Path, Path]:
     return found[".hdr"], found[".img"]
 
 
-def _stored(path: Path):
-    """The bytes of a file: gunzipped in memory, or mapped where they lie as they are."""
+def _stored(path: Path, most: int):
+    """The bytes of a file: gunzipped in memory, at most `most`, or mapped where they lie as they are."""
     refuse_large_file(path)
     with open(path, "rb") as stream:
         if stream.read(2) == b"\x1f\x8b" or path.stat().st_size < 2**16:
-            return read_whole(path)
+            return read_whole(path, most)
     return np.memmap(path, dtype=np.uint8, mode="c")
 
 
@@ -199,11 +199,12 @@ def read_mgh(path: Path, phase: int | str | None = None) -> tuple[np.ndarray, Ge
     """FreeSurfer's `.mgh` and `.mgz`."""
     import nibabel
 
-    data = read_whole(path)
-    header = nibabel.freesurfer.mghformat.MGHHeader.from_fileobj(io.BytesIO(data[:284]))
+    header = nibabel.freesurfer.mghformat.MGHHeader.from_fileobj(io.BytesIO(begin_of(path, 284)))
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     refuse_too_large(path, shape, dtype.itemsize)
-    if len(data) < 284 + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    data = read_whole(path, 284 + size + MGH_TAIL)
+    if len(data) < 284 + size:
         raise ReadError(f"{path}: the file is short: {len(data)} bytes, its header promises more")
     # What follows the voxels are scan parameters and tags: the format has no end to check.
     array = np.ndarray(shape, dtype, buffer=data, offset=284, order="F")

@@ -7,10 +7,12 @@ tifffile. `decode` keeps what label images need (palette indices, opacity); `sho
 from __future__ import annotations
 
 import io
+import logging
 import re
 import struct
 import tempfile
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -334,11 +336,22 @@ def _is_tiff(data: bytes | None, path) -> bool:
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
+@contextmanager
+def _unlogged(name: str):
+    """Of a damaged file the library logs every tag; here one error is told."""
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 def _from_tifffile(data: bytes | None, path, page: int | None, compat, name: str) -> Raster:
     """TIFF that Pillow does not know or would cut to 8 bit: float of any size, deep colour, BigTIFF."""
     import tifffile
 
-    with tifffile.TiffFile(io.BytesIO(data) if data is not None else path) as file:
+    with _unlogged("tifffile"), tifffile.TiffFile(io.BytesIO(data) if data is not None else path) as file:
         pages = [p for p in file.pages if not int(getattr(p, "subfiletype", 0) or 0) & _NO_PAGE] or [file.pages[0]]
         if len(pages) > 1 and page is None and compat != "reference":
             raise ReadError(

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from unimed.models.weights import check_attention, index_files, known_attention, load_whole
+from unimed.models.weights import check_attention, known_attention, load_whole, weight_files
 
 logger = logging.getLogger("unimed.models.foreign")
 
@@ -124,7 +124,7 @@ def view(folder: str | os.PathLike, weights: bool = False, tokenizer: bool = Fal
         tokenizer: for the tokenizer alone; `config.json` is left out where it would not be understood.
     """
     folder = Path(folder).absolute()
-    names = [*_TOKENIZER_FILES, *(index_files(folder) if weights else [])]
+    names = [*_TOKENIZER_FILES, *(weight_files(folder) if weights else [])]
     with tempfile.TemporaryDirectory(prefix="unimed-view-") as temporary:
         shown = Path(temporary)
         for name in names:

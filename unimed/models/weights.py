@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from unimed.files import share
 from unimed.models.shim import write_shim
+from unimed.pickles import refuse_dangerous
 
 #: Most names of a kind that a message tells.
 MOST = 8
@@ -235,7 +236,7 @@ class WholeWeights:
                 "(peft's merge_and_unload, then save_pretrained) and load that folder"
             )
         if pretrained_model_name_or_path and path.is_dir():
-            index_files(path)  # refuses names that lead out of the folder
+            weight_files(path)  # refuses names that lead out of the folder, and hostile files
         info_too = kwargs.pop("output_loading_info", False)
         # Who trusts the folder's own code has come here through it already; no part of the model runs more of it.
         kwargs["trust_remote_code"] = False
@@ -330,6 +331,18 @@ def _quiet():
             logger.setLevel(level)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+def weight_files(folder) -> list[str]:
+    """`index_files`, whose pickles were looked through where the extra `scan` is installed.
+
+    Raises:
+        WeightsError: as there; or a file names dangerous code.
+    """
+    names = index_files(folder)
+    for name in names:
+        refuse_dangerous(Path(folder) / name, WeightsError)
+    return names
 
 
 def index_files(folder) -> list[str]:

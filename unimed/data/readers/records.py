@@ -69,6 +69,12 @@ def check_record(record, where: str, paths: bool = True) -> None:
     for name in REQUIRED:
         if not isinstance(record[name], str):
             raise RecordError(f"{where}: field {name} must be text, got {record[name]!r}")
+    patient = record.get("patient_id", "")
+    if isinstance(patient, int) and not isinstance(patient, bool):
+        record["patient_id"] = str(patient)  # 77 and "77" are one patient
+    elif not isinstance(patient, str | None):
+        # Its value is not said: messages end up in logs.
+        raise RecordError(f"{where}: field patient_id must be text, got {type(patient).__name__}")
     regions = record.get("regions") or []
     if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
         raise RecordError(f"{where}: field regions must be a list of objects with phrase, mask or box_xyxy_px")
@@ -202,7 +208,7 @@ class RecordDataset:
                 name: record.get(name) if name != "site" else record.get(name, "")
                 for name in ("task", "label", "choices", "site", "note", "split")
             },
-            patient_id=record.get("patient_id", ""),
+            patient_id=record.get("patient_id") or "",
             source=record.get("source", ""),
             license=record.get("license", record.get("licence", "")),
             label_origin=record.get("label_origin", ""),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from unimed.data.readers.umedground_records import GroundingDataError, GroundingRecord, from_xywh, patient_of
 from unimed.files import read_json, read_json_lines, resolve_inside
+from unimed.pickles import refuse_dangerous
 
 #: Side of the frame in which the MRG files give boxes, and of ChestX-ray8's images.
 MRG_SIDE, CHESTXRAY_SIDE = 640, 1024
@@ -50,6 +51,7 @@ def read_mrg(path: Path, text_key: str | None = None) -> Iterator[GroundingRecor
     """
     import torch
 
+    refuse_dangerous(path, GroundingDataError)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

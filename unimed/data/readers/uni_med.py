@@ -19,6 +19,7 @@ from unimed.files import read_json, read_json_lines, read_lines, resolve_inside
 from unimed.geometry import Geometry
 from unimed.io.errors import ImageError, ReadError
 from unimed.io.images import load as load_image
+from unimed.pickles import refuse_dangerous
 from unimed.registry import DATASETS
 from unimed.structures import Intent, Region, Sample
 from unimed.tokens import BOX_TOKEN
@@ -83,6 +84,7 @@ def read_plain_pickle(path: Path) -> list:
     Raises:
         FieldError: it names a class, is damaged, or holds no list.
     """
+    refuse_dangerous(path, FieldError)
     try:
         with open(path, "rb") as file:
             value = _Plain(file).load()

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unimed.files import FolderLock, cache_folder, write_text
+from unimed.models.checkpoints import pruning
 
 logger = logging.getLogger("unimed.models.checkpoints")
 #: Files up to this many bytes are read for their hash every time.
@@ -36,17 +37,17 @@ def converted(source: str | Path, layout: str, module, **options) -> Path:
     """
     source = Path(source)
     target = cache_folder("converted") / key_of(source, layout, module, options)
-    if _whole(target):
+    # Before looking, so that nobody prunes what is found here.
+    pruning.note_use(target, {"source": str(source.absolute()), "layout": layout, "code": code_hash()})
+    if pruning.is_whole(target):
         return target
+    pruning.limit_bytes()  # what is wrong with it is said before the work, not after
     with FolderLock(target, f"converting {source}", beside=True, wait_s=WAIT_S, report=logger.warning):
-        if not _whole(target):
+        if not pruning.is_whole(target):
             logger.info("converting %s (%s) to %s", source, layout, target)
             module.convert(source, target, **options)
+    pruning.prune_to_limit()
     return target
-
-
-def _whole(target: Path) -> bool:
-    return (target / "config.json").is_file()  # folders appear whole
 
 
 def key_of(source: Path, layout: str, module=None, options: Mapping | None = None) -> str:
@@ -57,7 +58,7 @@ def key_of(source: Path, layout: str, module=None, options: Mapping | None = Non
     told = {
         "layout": layout,
         "options": {name: str(value) for name, value in sorted((options or {}).items())},
-        "code": _code(),
+        "code": code_hash(),
         "files": [[name, content_hash(path)] for name, path in files],
     }
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
@@ -96,7 +97,7 @@ def _sha256(path: Path) -> str:
 
 
 @functools.cache
-def _code() -> str:
+def code_hash() -> str:
     """A hash of everything that makes models: a converter that was mended converts again."""
     import transformers
 

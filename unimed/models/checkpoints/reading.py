@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from unimed.models.weights import WeightsError, build_whole, index_files
+from unimed.pickles import refuse_dangerous
 
 #: Keys under which trainers wrap the tensors of a model.
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
@@ -106,7 +107,8 @@ def read_state_dict(path, unwrap: bool = True, mmap: bool = True, safe_globals=(
 
     Raises:
         FileNotFoundError: nothing is there.
-        CheckpointError: truncated, holds other objects than tensors, or names a shard that is missing.
+        CheckpointError: truncated, holds other objects than tensors, names a shard that is missing, or, with the
+            extra `scan`, names dangerous code.
     """
     path = Path(path)
     if not path.exists():
@@ -121,6 +123,7 @@ def read_state_dict(path, unwrap: bool = True, mmap: bool = True, safe_globals=(
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+    refuse_dangerous(path, CheckpointError)
     try:
         with torch.serialization.safe_globals(list(safe_globals)):
             try:
