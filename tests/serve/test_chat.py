@@ -1,8 +1,5 @@
 """The chat door, asked by OpenAI's own client over a real port."""
 
-import json
-
-import numpy as np
 import pytest
 from small_models import teach, tiny_model
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 
+from unimed.serve.access import NOTICE, owner
 from unimed.serve.core import LOG, Core, plain_problem
 from unimed.serve.pool import ModelPool, describe
 from unimed.serve.problems import Problem
-from unimed.serve.settings import Settings, owner_of
+from unimed.serve.settings import Settings
 from unimed.serve.traffic import Traffic
 from unimed.version import __version__
 
@@ -21,7 +22,6 @@ except ImportError as error:
 
 #: A door: makes a router (or an ASGI application as (path, application)) of the core.
 Door = Callable[[Core], object]
-NOTICE = "Research use only, not a medical device."
 
 
 def create_app(pool: ModelPool, settings: Settings, doors: Sequence[Door] = (), *, usual: bool = True) -> FastAPI:
@@ -72,25 +72,10 @@ def create_app(pool: ModelPool, settings: Settings, doors: Sequence[Door] = (), 
 
 def _usual() -> tuple[Door, ...]:
     from unimed.serve.chat import chat_door
+    from unimed.serve.jobs_door import jobs_door
     from unimed.serve.uploads import uploads_door
 
-    return uploads_door, chat_door
-
-
-def owner(request: Request) -> str:
-    """The owner behind a request: a dependency of every route that is not public.
-
-    Raises:
-        Problem: 401, no known bearer token.
-    """
-    core: Core = request.app.state.core
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    found = owner_of(token.strip() if scheme.lower() == "bearer" else None, core.settings.tokens)
-    if found is None:
-        core.metrics.refused.labels("token").inc()
-        raise Problem(401, "give a known token: Authorization: Bearer TOKEN", kind="authentication_error",
-                      code="invalid_api_key")  # fmt: skip
-    return found
+    return uploads_door, chat_door, jobs_door
 
 
 def _core_routes(app: FastAPI, core: Core) -> None:

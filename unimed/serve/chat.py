@@ -11,7 +11,7 @@ import time
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from unimed.serve.app import NOTICE, owner
+from unimed.serve.access import NOTICE, owner
 from unimed.serve.core import LOG, Core, finish, in_thread, plain_problem
 from unimed.serve.messages import Asked, ChatRequest, opened, read_messages, regions_key
 from unimed.serve.pool import streams

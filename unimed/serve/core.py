@@ -74,6 +74,10 @@ class Core:
         if self.settings.idle_model_s:
             for name in self.pool.reap(self.settings.idle_model_s):
                 LOG.info("unloaded", extra={"values": {"model": name}})
+        if self.jobs is not None:
+            self.jobs.reap(self.settings.idle_job_s)
+            for state, count in self.jobs.counts().items():
+                self.metrics.jobs.labels(state).set(count)
         count, size = self.images.totals()
         self.metrics.images.set(count)
         self.metrics.image_bytes.set(size)

@@ -34,6 +34,7 @@ class Settings:
         queue_timeout_s, request_timeout_s: waiting for the model, and in all. body_timeout_s, send_timeout_s: between
             two parts of a body, and for a reader to take a part.
         idle_image_s: uploads that nobody used for so long are deleted. idle_model_s: models are unloaded; 0 is never.
+        idle_job_s: finished jobs that nobody asked for so long are deleted with their files.
         cache_bytes: opened images, and answers, each.
     """
 
@@ -58,6 +59,7 @@ class Settings:
     send_timeout_s: float = 60.0
     idle_image_s: float = 3600.0
     idle_model_s: float = 0.0
+    idle_job_s: float = 7 * 24 * 3600.0
     cache_bytes: int = 256 * 2**20
 
 

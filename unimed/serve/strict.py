@@ -75,7 +75,7 @@ class Strict:
                 raise _refused(f"the schema cannot be followed ({type(problem).__name__})") from problem
             if error is not None:
                 place = "/".join(map(str, error.absolute_path))
-                raise Problem(422, f"the answer does not fit the schema at {place or 'its root'}: {error.message[:200]}",
+                raise Problem(422, f"the answer does not fit the schema at {place or 'root'}: {error.message[:200]}",
                               param="response_format", code="schema_not_met")  # fmt: skip
         return json.dumps(values, ensure_ascii=False)
 

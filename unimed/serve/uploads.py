@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, File, Request, UploadFile
 from fastapi.responses import JSONResponse
 
-from unimed.serve.app import owner
+from unimed.serve.access import owner
 from unimed.serve.core import Core, in_thread
 from unimed.serve.problems import Problem
 
