@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     ),
     "compare-runs": ("compare_runs", "compare_runs", "which of several models is better, with tests and a page"),
     "serve": ("serve", "serve", "chat with regions, uploads and jobs over HTTP"),
+    "mcp": ("mcp", "mcp", "tools for agents: describe, segment, measure, compare, report"),
     "demo-seg2d": ("unibiomed", "segment_2d", "segment a 2D test set, or one image"),
     "demo-seg3d": ("unibiomed", "segment_3d", "segment a 3D test set, or one volume"),
     "demo-disease": ("unibiomed", "disease", "name and point at abnormalities"),

@@ -13,7 +13,7 @@ _DESCRIPTION = """Serve models on this machine: OpenAI-style chat with regions, 
     unimed serve MODEL --root images/ --tokens users.txt --host 0.0.0.0
     unimed serve CONTRASTIVE_MODEL --page               labels tried in a browser, and nothing else
 
-docs/serving.md shows how to ask. Ctrl-C answers what is at work and stops; unfinished jobs go on with the next server."""
+docs/serving.md shows how to ask. Ctrl-C answers what is at work and stops; unfinished jobs go on next time."""
 
 
 def serve(arguments=None, prog: str | None = None) -> int:

@@ -87,19 +87,23 @@ class Core:
         """What an upload holds, read within the limits; kept for its owner's next question.
 
         Args:
-            model: name; its CT windows are used. how: site, modality, window, page, series, phase, irregular.
+            model: name; it is loaded, and its CT windows are used.
+            how: site, modality, window, page, series, phase, irregular.
 
         Raises:
             Problem: 400, it cannot be read; 413, larger than the limits.
         """
-        loaded = None if model is None else self.pool.loaded(model)
+        how = {name: value for name, value in how.items() if value not in (None, "")}
+        # Loaded here at the latest: read without the windows of its model, an image would get another answer.
+        loaded = None if model is None else self.pool.get(model)
         windows = getattr(getattr(loaded, "config", None), "ct_windows", None)
-        key = (stored.owner, stored.digest, json.dumps(how, sort_keys=True, default=str), repr(windows))
+        chosen = json.dumps(how, sort_keys=True, default=str)
+        key = (stored.owner, stored.digest, chosen, repr(windows))
         found = self.sources.get(key)
         self.metrics.cache.labels("images", "miss" if found is None else "hit").inc()
         if found is not None:
             return found
-        choices = {name: how.pop(name) for name in ("series", "phase", "irregular") if how.get(name) is not None}
+        choices = {name: how.pop(name) for name in ("series", "phase", "irregular") if name in how}
         more = {} if windows is None else {"windows": windows}
         with self._opening, limited(self.settings.limits):
             try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unimed.markup import plain_line
+
 
 class Problem(Exception):
     """A refusal: HTTP status, one sentence for the caller, and what of the request it is about."""
@@ -10,6 +12,7 @@ class Problem(Exception):
         self, status: int, message: str, *, kind: str = "invalid_request_error", param: str | None = None,
         code: str | None = None, retry_after_s: float | None = None,
     ):  # fmt: skip
+        message = plain_line(message)  # it may quote what a caller wrote
         super().__init__(message)
         self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
         self.headers = {} if retry_after_s is None else {"Retry-After": str(max(1, round(retry_after_s)))}

@@ -52,8 +52,16 @@ class Traffic:
         name = secrets.token_hex(8)
         read = 0
 
+        refusal: Problem | None = None
+
         async def sent(message):
-            nonlocal started, status
+            nonlocal started, status, refusal
+            if refusal is not None:  # frameworks make an error of their own of what is raised while they read a body
+                if not started:
+                    problem, refusal = refusal, None
+                    await _refuse(problem, sent)
+                    refusal = problem
+                return
             if message["type"] == "http.response.start":
                 started, status = True, message["status"]
                 more = [(b"x-request-id", name.encode()), (b"x-content-type-options", b"nosniff")]
@@ -65,18 +73,20 @@ class Traffic:
                 raise _Dropped from None
 
         async def received():
-            nonlocal read
+            nonlocal read, refusal
             try:
                 # After the body the application waits here to learn that the caller went away: that may take long.
                 waits = None if read < 0 else settings.body_timeout_s
                 message = await asyncio.wait_for(receive(), waits)
             except TimeoutError:
                 metrics.refused.labels("slow body").inc()
-                raise Problem(408, "the body came too slowly", code="timeout") from None
+                refusal = Problem(408, "the body came too slowly", code="timeout")
+                raise refusal from None
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
                 if read > settings.max_body_bytes:
-                    raise _too_large(settings.max_body_bytes, metrics)
+                    refusal = _too_large(settings.max_body_bytes, metrics)
+                    raise refusal
                 if not message.get("more_body"):
                     read = -1
             return message
@@ -92,8 +102,8 @@ class Traffic:
                 raise _too_large(settings.max_body_bytes, metrics)
             await self.app(scope, received, sent)
         except Problem as problem:
+            refusal = None
             if not started:
-                status = problem.status
                 await _refuse(problem, sent)
         except _Dropped:
             status = 499

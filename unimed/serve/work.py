@@ -268,10 +268,15 @@ def answer(model, batch: list[Ticket], first_token: Callable[[Ticket], None] = l
         if all(ticket.unwanted for ticket in batch):
             raise Stopped
 
+    options = dict(first.options)
+    if (seed := options.pop("seed", None)) is not None:
+        import torch
+
+        options["generator"] = torch.Generator(device=model.device).manual_seed(seed % 2**63)
     regions = [list(q.regions) or None for q in questions]
     found = model.predict_batch(
         [_image(q.source) for q in questions], [q.text for q in questions], regions,
-        history=[q.history for q in questions], watch=watch, batch_size=len(batch), **dict(first.options),
+        history=[q.history for q in questions], watch=watch, batch_size=len(batch), **options,
     )  # fmt: skip
     return [Answer(one, t.tokens, t.finished) for one, t in zip(found, batch, strict=True)]
 
@@ -281,6 +286,7 @@ def _alone(model, ticket: Ticket) -> Answer:
     if not isinstance(question.source, Source):
         raise Problem(400, "this model is asked about one image or volume", param="messages")
     known = dict(question.options)
+    known.pop("seed", None)
     if not streams(model):
         known = {}
     texts = list(question.labels) if hasattr(model, "zero_shot") else [question.text]
