@@ -180,7 +180,7 @@ class Attack:
         return 200 if b"[DONE]" in read else int(read.split(b" ")[1])
 
     def _token(self, client, owner, chance, image, text, body):
-        wrong = {"Authorization": chance.choice(["Bearer wrong", "Bearer ", "", f"Basic {TOKENS[owner]}"])}
+        wrong = {"Authorization": chance.choice(["Bearer wrong", "Bearer", "", f"Basic {TOKENS[owner]}"])}
         answer = httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=wrong, timeout=60)
         if answer.status_code not in (401, 429):
             self.note("let in without token")
@@ -234,7 +234,7 @@ class Attack:
         for thread in threads:
             thread.start()
         if kill:
-            time.sleep(1)
+            time.sleep(0.3)
             worker = self.core.lanes["tiny"].thread.ident
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker), ctypes.py_object(SystemExit))
             self.note("workers killed")
@@ -294,13 +294,15 @@ def attacked(folder: Path, requests: int, clients: int, measure: int = 0) -> dic
     model = tiny_model()
     hook, threading.excepthook = threading.excepthook, lambda _: None  # the worker that is killed says so otherwise
     try:
-        with served(application(folder, model, root=root, max_queue=12, cache_bytes=20_000)) as server:
+        with served(application(folder, model, root=root, max_queue=5, cache_bytes=20_000)) as server:
             attack = Attack(server, model, root)
             early = max(requests // 10, 1)
             took = attack.run(early, clients)
             gc.collect()
-            memory, files = memory_mb(), open_files()
-            took += attack.run(requests - early, clients, kill=True)
+            memory, files, half = [memory_mb()], open_files(), (requests - early) // 2
+            took += attack.run(half, clients, kill=True)
+            memory.append(memory_mb())
+            took += attack.run(requests - early - half, clients)
             jobs = attack.finish()
             for owner, id_ in attack.theirs.items():
                 httpx.delete(f"{server.url}/v1/images/{id_}", headers=bearer(owner), timeout=60)
@@ -315,7 +317,7 @@ def attacked(folder: Path, requests: int, clients: int, measure: int = 0) -> dic
                 "client errors": {n: c for n, c in counts.items() if n.startswith("client met")},
                 "files left": sum(1 for name in ("images", "jobs") for _ in (folder / "state" / name).iterdir()),
                 "open files": [files, open_files()],
-                "memory MB": [round(memory, 1), round(memory_mb(), 1)],
+                "memory MB": [round(value, 1) for value in (*memory, memory_mb())],
                 "restarts": server.core.metrics.restarts.labels("tiny")._value.get(),
                 "p50 s": {kind: percentile(values, 0.5) for kind, values in sorted(attack.seconds.items())},
                 "p95 s": {kind: percentile(values, 0.95) for kind, values in sorted(attack.seconds.items())},

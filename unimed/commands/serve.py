@@ -85,9 +85,11 @@ def _server(loaders, args) -> int:
         import uvicorn
     except ImportError as error:
         raise ImportError("the server needs uvicorn: pip install 'unimed[serve]'") from error
+    # A page of elsewhere that got itself our address by DNS has no token; without tokens the name decides.
+    hosts = ("*",) if tokens and not args.name else (*LOOPBACK, args.host, *args.name)
     state = args.state or cache_folder("serve", str(args.port or 8000))
     settings = Settings(
-        state, args.root, tokens, hosts=(*LOOPBACK, args.host, *args.name), origins=tuple(args.origin),
+        state, args.root, tokens, hosts=hosts, origins=tuple(args.origin),
         max_queue=args.max_queue, max_batch=args.max_batch, idle_model_s=args.idle_model,
         max_new_tokens=args.max_new_tokens,
     )  # fmt: skip
@@ -101,5 +103,13 @@ def _server(loaders, args) -> int:
             app, host=args.host, port=args.port or 8000, log_level="warning", access_log=False, server_header=False,
             timeout_keep_alive=15, timeout_graceful_shutdown=30, h11_max_incomplete_event_size=64 * 1024,
         )  # fmt: skip
-        uvicorn.Server(config).run()
+        server = uvicorn.Server(config)
+        usual = server.handle_exit
+
+        def stop(number, frame) -> None:
+            app.state.core.closing = True  # streams of progress end, so that nobody waits for them
+            usual(number, frame)
+
+        server.handle_exit = stop
+        server.run()
     return DONE

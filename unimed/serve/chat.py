@@ -101,7 +101,13 @@ class _Reply:
 
     async def _parts(self, ticket, parts: asyncio.Queue):
         future = asyncio.wrap_future(ticket.future)
-        future.add_done_callback(lambda _: parts.put_nowait(None))
+
+        def ended(done: asyncio.Future) -> None:
+            if not done.cancelled():
+                done.exception()  # looked at, also where the caller has gone
+            parts.put_nowait(None)
+
+        future.add_done_callback(ended)
         sent = ""
         try:
             yield self._chunk({"role": "assistant", "content": ""})
