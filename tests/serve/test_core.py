@@ -305,3 +305,34 @@ def test_tokens(tmp_path):
 
 def test_stable_text():
     assert [stable_text(text) for text in ("", "the", "the liv", "the liver ")] == ["", "", "the", "the liver"]
+
+
+def test_slow_bodies_and_slow_readers_are_let_go(tmp_path, model):
+    import socket
+
+    from serve.serving import served
+
+    with served(application(tmp_path, model, body_timeout_s=0.3, send_timeout_s=0.3, max_in_flight=1)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 100\r\n"
+            connection.sendall(f"{head}Authorization: Bearer {TOKENS['anna']}\r\n\r\n{{".encode())
+            time.sleep(0.1)
+            import httpx
+
+            busy = httpx.get(f"{server.url}/v1/models", headers=bearer("anna"))
+            assert busy.status_code == 429 and busy.headers["retry-after"] == "1"
+            assert httpx.get(f"{server.url}/healthz").status_code == 200
+            assert b" 408 " in connection.recv(1000).split(b"\r\n")[0]
+        assert httpx.get(f"{server.url}/v1/models", headers=bearer("anna")).status_code == 200
+
+
+def test_masks_of_callers_are_no_bombs():
+    from unimed.serve.regions import region_of
+
+    mask = {"size": [30_000, 30_000], "counts": [900_000_000]}
+    for bad in ({"mask": mask}, {"mask": {"size": [2, 2], "counts": "~~"}}, {"mask": 3}, {"box_xyxy": [0, 0, 1]}, {},
+                {"box_xyxy": [0, 0, "nan", 1]}):  # fmt: skip
+        with pytest.raises(Problem):
+            region_of(bad, "it")
+    assert region_of({"box_xyxy": [0, 0, 2, 3]}, "it").box_xyxy_px == (0, 0, 2, 3)

@@ -39,7 +39,7 @@ def chat_door(core: Core) -> APIRouter:
         if body.n not in (None, 1):
             raise Problem(400, "n must be 1: one answer per request", param="n")
         strict = Strict(body.response_format)
-        asked = read_messages(body, core)
+        asked = await in_thread(read_messages, body, core)
         question = await in_thread(_question, core, who, name, body, asked)
         reply = _Reply(core, name, body, asked, strict)
         if body.stream:

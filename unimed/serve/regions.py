@@ -18,6 +18,8 @@ from unimed.structures import Region
 #: How a question names a region of an earlier turn.
 _NAMED = re.compile(r"@(r\d+)\b")
 _MOST_REGIONS = 32
+#: Run lengths of a few bytes may stand for any number of pixels.
+_MOST_PIXELS = 2**24
 
 
 def regions_to_json(prediction: Prediction, *, masks: bool = True, first: int = 1) -> list[dict[str, Any]]:
@@ -87,6 +89,8 @@ def region_of(values: Mapping[str, Any], where: str) -> Region:
             size, counts = mask["size"], mask["counts"]
             if len(size) != 2 or not all(isinstance(n, int) and 0 < n <= 2**15 for n in size):
                 raise ValueError("a mask has the size [height, width]")
+            if size[0] * size[1] > _MOST_PIXELS:
+                raise ValueError(f"a mask has at most {_MOST_PIXELS} pixels")
             return Region(phrase, mask=decode_mask({"size": size, "counts": counts}))
         box = values["box_xyxy"]
         if len(box) != 4:

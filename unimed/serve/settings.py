@@ -26,7 +26,8 @@ class Settings:
         tokens: sha256 (hex) of a bearer token -> owner; empty lets everybody in as `local`.
         hosts: names under which the server may be addressed, against DNS rebinding; ("*",) allows all.
         origins: web pages that may call from a browser (CORS); none by default.
-        max_body_bytes: of a request. limits: of every image before it is decoded, see `unimed.io.limits`.
+        max_body_bytes, max_json_bytes: of an upload, and of any other request, which is held in memory.
+        limits: of every image before it is decoded, see `unimed.io.limits`.
         max_owner_bytes: stored uploads of one owner. max_messages, max_text: of a chat, and characters in all.
         max_new_tokens: most an answer may have, and the default.
         max_in_flight: requests at work or waiting. max_queue: questions waiting for a model. max_jobs: unfinished jobs
@@ -44,6 +45,7 @@ class Settings:
     hosts: tuple[str, ...] = (*LOOPBACK, "testserver")
     origins: tuple[str, ...] = ()
     max_body_bytes: int = 512 * 2**20
+    max_json_bytes: int = 64 * 2**20
     limits: Limits = field(default_factory=lambda: Limits(512 * 2**20, 2 * 2**30, 2**29))
     max_owner_bytes: int = 8 * 2**30
     max_messages: int = 64

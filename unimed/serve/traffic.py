@@ -50,7 +50,9 @@ class Traffic:
         settings, metrics = self.core.settings, self.core.metrics
         began, started, status = time.monotonic(), False, 500
         name = secrets.token_hex(8)
-        read = 0
+        read, headers = 0, dict(scope["headers"])
+        multipart = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
+        most = settings.max_body_bytes if multipart else min(settings.max_json_bytes, settings.max_body_bytes)
 
         refusal: Problem | None = None
 
@@ -84,8 +86,8 @@ class Traffic:
                 raise refusal from None
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
-                if read > settings.max_body_bytes:
-                    refusal = _too_large(settings.max_body_bytes, metrics)
+                if read > most:
+                    refusal = _too_large(most, metrics)
                     raise refusal
                 if not message.get("more_body"):
                     read = -1
@@ -97,9 +99,9 @@ class Traffic:
             if self.count > settings.max_in_flight and scope["path"] not in ALWAYS:
                 metrics.refused.labels("in flight").inc()
                 raise busy(f"{self.count - 1} requests are at work; try again later", 1)
-            declared = dict(scope["headers"]).get(b"content-length", b"0")
-            if declared.isdigit() and int(declared) > settings.max_body_bytes:
-                raise _too_large(settings.max_body_bytes, metrics)
+            declared = headers.get(b"content-length", b"0")
+            if declared.isdigit() and int(declared) > most:
+                raise _too_large(most, metrics)
             await self.app(scope, received, sent)
         except Problem as problem:
             refusal = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Depends, File, Request, UploadFile
 from fastapi.responses import JSONResponse
 
@@ -13,12 +15,17 @@ from unimed.serve.problems import Problem
 def uploads_door(core: Core) -> APIRouter:
     """POST, GET and DELETE of `/v1/images`."""
     router = APIRouter(prefix="/v1/images", tags=["images"])
+    writing = asyncio.Semaphore(4)  # uploads wait on the disk, not in memory
 
     @router.post("", status_code=201, summary="Keep a file, or the files of one DICOM series, under an id")
     async def put(file: list[UploadFile] = File(...), who: str = Depends(owner)):  # noqa: B008
         most = core.settings.limits.file_bytes
         if len(file) > 10_000:
             raise Problem(400, "more than 10000 files in one upload", param="file")
+        async with writing:
+            return await take(who, file, most)
+
+    async def take(who: str, file: list[UploadFile], most: int) -> dict:
         files = []
         for one in file:
             if (one.size or 0) > most:
