@@ -12,7 +12,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 #: Seconds between two lines where the output is no terminal, and in the log.
@@ -22,6 +23,8 @@ LOG = "progress.jsonl"
 _TERMINAL_S = 0.5
 _CLEAR = "\r\x1b[K"
 
+#: Told of every step of the work of this thread or task, see `watched`.
+_watch: ContextVar[Callable[[Progress], None] | None] = ContextVar("watch", default=None)
 _running: list[Progress] = []
 _reporter: _Reporter | None = None
 
@@ -50,10 +53,16 @@ class Progress:
     def step(self, count: int = 1) -> None:
         """Note that so many more steps are done."""
         self.done += count
+        self._tell()
 
     def at(self, done: int, total: int | None = None) -> None:
         """Note that `done` steps (of `total`) are done; what `progress=` arguments expect."""
         self.done, self.total = done, self.total if total is None else total
+        self._tell()
+
+    def _tell(self) -> None:
+        if (watch := _watch.get()) is not None:
+            watch(self)
 
     def __str__(self) -> str:
         return self.what if self.total is None else f"{self.what} {min(self.done + 1, self.total)} of {self.total}"
@@ -64,6 +73,19 @@ class Progress:
         if self.total is None or made < 1:
             return None
         return (time.monotonic() - self.began) / made * max(self.total - self.done, 0)
+
+
+@contextlib.contextmanager
+def watched(watch: Callable[[Progress], None]) -> Iterator[None]:
+    """Call `watch` after every step of any work within the block, in this thread or task; what it raises ends the work.
+
+    So a server tells how far a job is, and stops one that nobody waits for.
+    """
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
 
 
 @contextlib.contextmanager

@@ -305,6 +305,9 @@ MISTAKES = {
     "export over something": ("export {config_py} {nowhere} {empty}", "empty"),
     # -- the rest
     "nothing to serve": ("serve --model {nowhere}", "nowhere: no such file"),
+    "served to everybody": ("serve {grounded} --host 0.0.0.0", "give --tokens FILE"),
+    "nothing for agents": ("mcp {nowhere} --root {empty}", "nowhere: no such file"),
+    "agents out of the root": ("mcp {grounded} --root {empty} --out ../x", "leads out of"),
     "port for people": ("serve --model {contrastive} --port http", "invalid int value"),
     "no sample set": ("quickstart-images {grounded} {nowhere} {root}/pictures", "nowhere"),
     "no model for pictures": ("quickstart-images {nowhere} {empty} {root}/pictures", "nowhere"),

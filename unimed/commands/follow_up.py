@@ -10,15 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from unimed.commands.common import DONE, Parser, guarded, say
-from unimed.evaluation.follow_up import Change, Lesion, lesions_of, match_lesions, recist, rows_of
+from unimed.evaluation.follow_up import Change, Lesion
 from unimed.evaluation.tables import markdown_table
 from unimed.files import write_atomic, write_text
-from unimed.geometry import Geometry, GeometryError, align
-from unimed.io.dicom_result import read_segmentation, tracking_of
-from unimed.io.dicom_source import DicomSegError, source_of_result
-from unimed.io.findings import NOTICE, stable_uid
-from unimed.io.read import read
-from unimed.io.registration import register_rigid
+from unimed.inference.studies import compare_studies
+from unimed.io.findings import NOTICE
 from unimed.io.result import Prediction
 from unimed.io.views import upright
 from unimed.io.windows import to_uint8
@@ -53,24 +49,11 @@ def compare(arguments=None, prog: str | None = None) -> int:
 
 
 def _compare(args) -> int:
-    studies = []
-    for path, labels in zip((args.baseline, args.follow_up), args.labels, strict=True):
-        array, geometry = read(path)
-        if array.ndim != 3:
-            raise ValueError(f"{path}: shape {array.shape} is no volume of grey values")
-        regions, tracking = _regions(labels, array.shape, geometry, args.phrase)
-        studies.append((array, geometry, lesions_of(regions, geometry, tracking=tracking, values=array)))
-    motion, score = np.eye(4), None
-    if not args.no_register:
-        motion, score = register_rigid(*studies[0][:2], *studies[1][:2], seed=args.seed)
-    geometries = (studies[0][1], studies[1][1])
-    changes = match_lesions(studies[0][2], studies[1][2], geometries, motion, max_distance_mm=args.max_distance)
-    changes = _tracked(changes, studies[0][1])
-    response = recist(changes, args.nadir)
-    rows = rows_of(changes)
-    angle = np.degrees(np.arccos(np.clip((np.trace(motion[:3, :3]) - 1) / 2, -1, 1)))
-    registration = {"matrix_ras_mm": np.round(motion, 6).tolist(), "rotation_degrees": round(float(angle), 3),
-                    "mutual_information": score}  # fmt: skip
+    studies, motion, changes, found = compare_studies(
+        (args.baseline, args.follow_up), args.labels, args.phrase, register=not args.no_register,
+        max_distance_mm=args.max_distance, nadir_mm=args.nadir, seed=args.seed,
+    )  # fmt: skip
+    response, rows, registration = found["response"], found["changes"], found["registration"]
     written = [write_text(args.out / "compare.json", json.dumps({
         "changes": rows, "recist": asdict(response), "registration": registration, "notice": NOTICE,
     }, indent=1))]  # fmt: skip
@@ -82,40 +65,6 @@ def _compare(args) -> int:
     say(text)
     print("written: " + ", ".join(path.name for path in written))
     return DONE
-
-
-def _regions(path: Path, shape, geometry: Geometry, phrase: str):
-    """Regions in the grid of an image, from a DICOM SEG or a label map; and their tracking where the file has it."""
-    if path.suffix.lower() == ".dcm":
-        return read_segmentation(path, geometry)[0], tracking_of(path)
-    labels, label_geometry = read(path)
-    try:
-        labels, _ = align(labels, label_geometry, geometry, shape)
-    except GeometryError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return [Region(phrase, labels == label) for label in np.unique(labels) if label], []
-
-
-def _tracked(changes: Sequence[Change], geometry: Geometry) -> list[Change]:
-    """The same changes, in which a lesion of both studies has one identifier and UID."""
-    from dataclasses import replace
-
-    try:
-        series = source_of_result(geometry).series_uid
-    except DicomSegError:
-        series = ""
-    made = []
-    for number, change in enumerate(changes, 1):
-        first = change.baseline or change.follow_up
-        study = "baseline" if change.baseline is not None else "follow_up"
-        place = np.round(first.center_mm, 3).tolist()
-        own = first.tracking[1]
-        tracking = (f"lesion {number}", own or stable_uid("lesion", series, study, first.phrase, place))
-        made.append(replace(change, **{
-            name: None if lesion is None else replace(lesion, tracking=tracking)
-            for name, lesion in (("baseline", change.baseline), ("follow_up", change.follow_up))
-        }))  # fmt: skip
-    return made
 
 
 def _markdown(rows, response, registration) -> str:

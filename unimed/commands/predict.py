@@ -119,36 +119,12 @@ def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: 
 
 
 def _one(model, source, texts: list[str], args, how: dict) -> dict:
-    """Ask about one source and write the answers; the row of a run, and the line of --json."""
-    from unimed.inference.asking import ask, save_volume_prediction
+    from unimed.inference.answering import answer_source
 
-    out, answers, steps = Path(args.out), [], []
-    found = ask(model, source, texts, plane=args.plane, how=how, max_new_tokens=args.max_new_tokens, task=args.task)
-    for number, (question, one) in enumerate(zip(texts, found, strict=False)):
-        name = ResultNames(out)(source.path, str(number))
-        steps = steps or list(one.image.steps if one.image is not None else ())
-        if one.classes is not None:  # the labels of a contrastive model, compared with one another
-            answers.append({"labels": texts, **one.classes.to_dict()})
-            continue
-        if source.is_volume:
-            written = save_volume_prediction(one, source.pixels, out, name, question, args.deidentified)
-        else:
-            written = one.save(out, name, ("json", "png"), image=source.pixels, deidentified=args.deidentified)
-        more = [form for form in args.formats if form not in ("json", "png") + ("nifti",) * source.is_volume]
-        if more:
-            written += one.save(out, name, more, image=source.pixels, deidentified=args.deidentified)
-        answers.append(_answer(question, one) | {"files": [path.name for path in written]})
-    return {"source": source.path.name, "steps": steps, "answers": answers, "notice": "research use only"}
-
-
-def _answer(question: str, prediction) -> dict:
-    regions = []
-    for region, values in zip(prediction.regions, prediction.to_dict()["regions"], strict=True):
-        kept = {key: value for key, value in values.items() if key not in ("mask_rle", "phrase_span")}
-        if region.mask is not None:
-            kept["voxels" if region.mask.ndim == 3 else "pixels"] = int(region.mask.sum())
-        regions.append(kept)
-    return {"question": question, "text": prediction.text, "regions": regions}
+    return answer_source(
+        model, source, texts, args.out, plane=args.plane, how=how, formats=args.formats,
+        deidentified=args.deidentified, max_new_tokens=args.max_new_tokens, task=args.task,
+    )  # fmt: skip
 
 
 def _show(row: dict, args) -> None:

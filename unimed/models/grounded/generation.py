@@ -41,6 +41,7 @@ def generate(
     use_cache: bool = True,
     keep_last: bool = True,
     state_before: bool = False,
+    watch: Callable[[int, Generated], None] | None = None,
 ) -> list[Generated]:
     """Decode every row until its stop.
 
@@ -58,6 +59,7 @@ def generate(
         temperature: 0 takes the most likely token, otherwise tokens are drawn with `generator`.
         use_cache: False computes every step anew; the answer is the same, only slower.
         state_before: keep the state that predicted a special token instead of the state at it.
+        watch: called with the number of a row and the row after each of its tokens; what it raises ends the decoding.
         keep_last: also keep the state of a special token that is the very last one (one more step); the published
             UniBiomed code loses it.
     """
@@ -104,6 +106,8 @@ def generate(
                     row.states.append(hidden[place])
                     row.state_ids.append(token)
             row.finished = token in stop_ids or (stopped is not None and stopped(row.ids))
+            if watch is not None:
+                watch(index, row)
         waiting = any(_awaits_state(rows[index], special) for index in active)
         if all(rows[index].finished for index in active) and not waiting:
             break

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from transformers.modeling_outputs import ModelOutput
 
+from unimed.chat import as_plain_text
 from unimed.data.canonical import box_of_mask
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
@@ -87,6 +89,8 @@ class GroundedPredictor(Predictor):
         generator: torch.Generator | None = None,
         use_cache: bool = True,
         task: str | Sequence[str] | None = None,
+        history: Sequence[Sequence[tuple[str, str]]] | None = None,
+        watch: Callable[[int, Generated], None] | None = None,
     ) -> list[Prediction]:
         """Answers to questions about images, see `Predictor.predict_batch`.
 
@@ -96,6 +100,10 @@ class GroundedPredictor(Predictor):
             temperature: 0 is deterministic.
             task: what is asked, for all or for each, for models whose connector routes by task or whose dialect names
                 it ("vqa", "refer", "caption", ...); None leaves it to the text ("[refer] ...") or `routed_as`.
+            history: per text the turns before it, ("user", words) and ("assistant", words) in turn; control strings in
+                them are read as plain text.
+            watch: called with the number of a text and its unfinished answer after each token, for streaming; what it
+                raises ends the prediction.
 
         Raises:
             PromptError: what cannot be asked; nothing is computed then.
@@ -110,8 +118,10 @@ class GroundedPredictor(Predictor):
                 for text, name, image in zip(texts, tasks, images, strict=True)
             ]
             routes = self.connector is not None and self.connector.needs_task
-            for image, (name, text), given in zip(images, asked, regions, strict=True):
-                assembly.add(image, [("user", text)], given, route=name if routes else None)
+            before = [()] * len(texts) if history is None else history
+            for image, (name, text), given, turns in zip(images, asked, regions, before, strict=True):
+                conversation = [*self._earlier(turns, name, image is not None), ("user", text)]
+                assembly.add(image, conversation, given, route=name if routes else None)
             lengths = [len(example.ids) for example in assembly.examples]
             # Prompts of like length stand together, so that little is padded; drawn answers keep their order.
             order = sorted(range(len(texts)), key=lambda i: lengths[i] if temperature == 0 else i)
@@ -119,6 +129,8 @@ class GroundedPredictor(Predictor):
             for start in range(0, len(texts), batch_size):
                 part = order[start : start + batch_size]
                 options = dict(max_new_tokens=max_new_tokens, temperature=temperature, generator=generator)
+                if watch is not None:
+                    options["watch"] = functools.partial(_watch_part, watch, part)
                 done = self._predict_part(
                     assembly,
                     part,
@@ -133,6 +145,14 @@ class GroundedPredictor(Predictor):
             return predictions
         finally:
             self.train(was_training)
+
+    def _earlier(self, turns: Sequence[tuple[str, str]], task, with_image: bool) -> list[tuple[str, str]]:
+        """Turns before a question in the words of the dialect."""
+        asked = self.processor.dialect.asked
+        return [
+            (role, asked(words, task, with_image)[1] if role == "user" else as_plain_text(words))
+            for role, words in turns
+        ]
 
     def predict_frames(self, frames: Sequence, text: str | Sequence[str], **options):
         """Answer a question about frames of a video or slices; see `unimed.models.grounded.frames.predict_frames`.
@@ -388,6 +408,10 @@ class GroundedPredictor(Predictor):
 
     def _reference(self) -> str:
         return self.config._name_or_path or type(self).__name__
+
+
+def _watch_part(watch, part: Sequence[int], row: int, generated: Generated) -> None:
+    watch(part[row], generated)
 
 
 def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> list[Region]:

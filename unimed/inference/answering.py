@@ -1,0 +1,57 @@
+"""One source asked and its answers written: the row of a run, of a job and of `unimed predict --json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unimed.inference.asking import Source, ask, save_volume_prediction
+from unimed.names import ResultNames
+
+
+def answer_source(
+    model, source: Source, texts: Sequence[str], out: str | Path, *, plane: str | None, how: dict,
+    formats: Sequence[str] = (), deidentified: bool = False, **options,
+) -> dict:  # fmt: skip
+    """Ask about one source and write the answers.
+
+    Args:
+        out: folder of the files NAME-NUMBER.*, with JSON and an overlay of each text, and a label map of volumes.
+        how, options: as of `unimed.inference.asking.ask`.
+        formats: written as well; see docs/results.md and docs/clinic.md.
+
+    Returns:
+        plain values: `source` (name), `steps`, `answers` with question, text, regions and `files`; for a contrastive
+        model one answer over all texts.
+
+    Raises:
+        ValueError: what cannot be asked or written.
+    """
+    out, answers, steps = Path(out), [], []
+    found = ask(model, source, texts, plane=plane, how=how, **options)
+    for number, (question, one) in enumerate(zip(texts, found, strict=False)):
+        name = ResultNames(out)(source.path, str(number))
+        steps = steps or list(one.image.steps if one.image is not None else ())
+        if one.classes is not None:  # the labels of a contrastive model, compared with one another
+            answers.append({"labels": list(texts), **one.classes.to_dict()})
+            continue
+        if source.is_volume:
+            written = save_volume_prediction(one, source.pixels, out, name, question, deidentified)
+        else:
+            written = one.save(out, name, ("json", "png"), image=source.pixels, deidentified=deidentified)
+        more = [form for form in formats if form not in ("json", "png") + ("nifti",) * source.is_volume]
+        if more:
+            written += one.save(out, name, more, image=source.pixels, deidentified=deidentified)
+        answers.append(answer_row(question, one) | {"files": [path.name for path in written]})
+    return {"source": source.path.name, "steps": steps, "answers": answers, "notice": "research use only"}
+
+
+def answer_row(question: str, prediction) -> dict:
+    """Question, text and regions as plain values, with sizes instead of masks."""
+    regions = []
+    for region, values in zip(prediction.regions, prediction.to_dict()["regions"], strict=True):
+        kept = {key: value for key, value in values.items() if key not in ("mask_rle", "phrase_span")}
+        if region.mask is not None:
+            kept["voxels" if region.mask.ndim == 3 else "pixels"] = int(region.mask.sum())
+        regions.append(kept)
+    return {"question": question, "text": prediction.text, "regions": regions}
