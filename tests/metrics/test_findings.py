@@ -50,6 +50,8 @@ def test_labels_keep_touching_instances_apart():
     assert finding_scores(truth, truth)["tp"] == 2 and finding_scores(truth > 0, truth > 0)["tp"] == 1
     with pytest.raises(ValueError, match="one shape"):
         finding_scores(truth, truth[..., :2])
+    with pytest.raises(ValueError, match="threshold first"):
+        finding_scores(truth * 0.5, truth)
 
 
 def test_nothing_is_nan_not_zero():

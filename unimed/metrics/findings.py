@@ -38,11 +38,13 @@ def finding_scores(
             instances, 0 is background.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or probabilities instead of masks.
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} must have one shape")
+    if prediction.dtype.kind not in "biu" or truth.dtype.kind not in "biu":
+        raise ValueError(f"masks or label maps are needed, got {prediction.dtype} and {truth.dtype}; threshold first")
     value = dice(prediction > 0, truth > 0)
     overlap = label_iou(*(mask if mask.dtype.kind in "iu" else components(mask) for mask in (prediction, truth)))
     # Dice d and IoU d / (2 - d) order pairs alike; the last digits of 2 I / (P + T) must not decide at the threshold.

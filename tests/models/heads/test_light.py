@@ -125,5 +125,6 @@ def test_it_learns_words_and_boxes_in_a_few_steps():
 
 
 def test_sizes_that_cannot_be():
-    with pytest.raises(ValueError, match="multiples of 8"):
-        LightMaskConfig(image_size=30)
+    for sizes in (dict(image_size=30), dict(image_size=0), dict(width=20), dict(heads=0), dict(heads=5)):
+        with pytest.raises(ValueError, match="multiples of 8"):
+            LightMaskConfig(**sizes)

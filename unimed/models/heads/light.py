@@ -28,9 +28,9 @@ class LightMaskConfig(PreTrainedConfig):
 
     def __init__(self, image_size: int = 128, width: int = 48, blocks: int = 2, heads: int = 4, token_dim: int = 0,
                  **kwargs):  # fmt: skip
-        if image_size % 8 or width % 8 or width % heads:
+        if min(image_size, width, heads) < 1 or image_size % 8 or width % 8 or width % heads:
             raise ValueError(
-                f"image_size {image_size} and width {width} must be multiples of 8, width also of heads ({heads})"
+                f"image_size {image_size} and width {width} must be multiples of 8 above 0, width also of heads ({heads})"
             )
         self.image_size, self.width, self.blocks = image_size, width, blocks
         self.heads, self.token_dim = heads, token_dim
