@@ -30,7 +30,7 @@ class LightMaskConfig(PreTrainedConfig):
                  **kwargs):  # fmt: skip
         if min(image_size, width, heads) < 1 or image_size % 8 or width % 8 or width % heads:
             raise ValueError(
-                f"image_size {image_size} and width {width} must be multiples of 8 above 0, width also of heads ({heads})"
+                f"image_size {image_size} and width {width} must be multiples of 8 above 0, width of heads ({heads})"
             )
         self.image_size, self.width, self.blocks = image_size, width, blocks
         self.heads, self.token_dim = heads, token_dim
