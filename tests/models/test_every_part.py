@@ -3,34 +3,15 @@
 import pytest
 import torch
 from sam2_models import backbone as backbone_config
-from small_models import tiny_mask_config
-from transformers import SamConfig
+from small_decoders import DECODER_EXAMPLES
 
 from unimed.models.backbones.base import Backbone
 from unimed.models.backbones.vision_language import build_backbone, startable
-from unimed.models.checkpoints.sam2 import sam2_video_config
 from unimed.models.connectors import ConnectorBase, build_connector
 from unimed.models.grounded.configuration import as_config
 from unimed.models.heads.mask import MaskDecoder, build_mask_decoder
 from unimed.registry import BACKBONES, CONNECTORS, DECODERS, RegistryError, registered
 
-
-def small_sam():
-    vision = dict(hidden_size=32, output_channels=32, num_hidden_layers=2, num_attention_heads=2, image_size=64,
-                  patch_size=8, mlp_dim=32, window_size=4, global_attn_indexes=[1], num_pos_feats=16)  # fmt: skip
-    prompt = dict(hidden_size=32, image_size=64, patch_size=8, mask_input_channels=4)
-    decoder = dict(hidden_size=32, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16, layer_norm_eps=1e-5)
-    return SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-
-
-def small_sam2():
-    return sam2_video_config(
-        16, [1, 1, 2, 1], 1, [3], [8, 4, 4, 4], [7, 7], hidden_dim=64, image_size=128, memory_layers=1,
-        memory_feed_forward=64, memory_dim=64, decoder_mlp=64, iou_hidden=32,
-    )  # fmt: skip
-
-
-DECODER_EXAMPLES = {"medsam_lite": tiny_mask_config, "sam": small_sam, "sam2_video": small_sam2}
 CONNECTOR_EXAMPLES = {
     "projector": [
         dict(projector_type="mlp2x_gelu", resample_method="none", num_task_tokens=0),

@@ -140,7 +140,10 @@ class GroundingTask(Task):
     def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
         """`{"loss", "text", "dice", "bce", "presence", "box", ...}` of one batch (see `GroundedCollator`)."""
         routed = self._routing(batch)
-        output = self.model(**{name: batch[name] for name in INPUTS if name in batch}, task=routed, return_logits=False)
+        given = {name: batch[name] for name in INPUTS if name in batch}
+        if self.model.mask_head is not None and self.model.mask_head.learns_boxes and len(batch["masks"]):
+            given["mask_boxes"] = boxes_around(batch["masks"], self.model.mask_head.image_size)
+        output = self.model(**given, task=routed, return_logits=False)
         if self.training:
             self._note(batch, output, routed)
         # A rank without masks or boxes still touches every head, so that the gradients of all ranks have one shape.
@@ -157,6 +160,12 @@ class GroundingTask(Task):
             # Frames of a volume that do not show the thing count: their target is empty.
             present = _per_mask(present, batch)
             losses |= mask_losses(output.masks.logits[present], batch["masks"][present], self.mask_points)
+            if output.box_masks is not None:
+                shown = present & batch["masks"].flatten(1).any(dim=1)
+                for name, value in mask_losses(
+                    output.box_masks.logits[shown], batch["masks"][shown], self.mask_points
+                ).items():
+                    losses[name] = (losses[name] + value) / (1 + int(bool(shown.any())))
             if output.presence_logits is not None:
                 losses["presence"] = F.binary_cross_entropy_with_logits(
                     output.presence_logits.float(), batch["presence"].float()
@@ -303,6 +312,17 @@ class MultiTask(GroundingTask):
             model, connector=connector, reduction=reduction, max_new_tokens=max_new_tokens, batch_size=batch_size,
             scores="benchmarks", compat=compat, **options,
         )  # fmt: skip
+
+
+def boxes_around(masks: torch.Tensor, side: int) -> torch.Tensor:
+    """Boxes [N, 4] (xyxy in pixels of a square of `side`) around masks [N, h, w]; the whole square for empty ones."""
+    boxes = torch.zeros(len(masks), 4, device=masks.device)
+    for start, across in ((0, 1), (1, 2)):
+        seen = (masks > 0.5).any(dim=across)  # columns [N, w], then rows [N, h]
+        length = seen.shape[1]
+        boxes[:, start] = seen.float().argmax(dim=1) * side / length
+        boxes[:, start + 2] = (length - seen.flip(1).float().argmax(dim=1)) * side / length
+    return boxes
 
 
 def _per_mask(of_seg: torch.Tensor, batch: dict) -> torch.Tensor:

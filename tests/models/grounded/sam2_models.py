@@ -40,13 +40,13 @@ def backbone(kind, vocabulary, image_id, pad):
     return InternVLConfig(vision_config=vision, text_config=text, image_token_id=image_id, tie_word_embeddings=False)
 
 
-def tiny_sam2_model(kind="internvl", presence_head=False, seed=0):
+def tiny_sam2_model(kind="internvl", presence_head=False, seed=0, mask_config=None):
     tokenizer = train_tokenizer([*TEXTS, "There are 2 part regions in the picture: region1, region2."])
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     torch.manual_seed(seed)
     config = GroundedConfig(
         backbone_config=backbone(kind, len(tokenizer), image_id, tokenizer.pad_token_id),
-        mask_config=tiny_sam2(),
+        mask_config=mask_config or tiny_sam2(),
         presence_head=presence_head,
         image_token_id=image_id,
         seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
@@ -55,7 +55,8 @@ def tiny_sam2_model(kind="internvl", presence_head=False, seed=0):
     native = dict(native_pixels=(28 * 28, 28 * 28 * 16), image_start="", image_end="")
     tiles = dict(tile_size=56, tokens_per_tile=16 if kind == "llava" else 4, max_tiles=1 if kind == "llava" else 4)
     model.processor = GroundedProcessor(
-        tokenizer, template="question_answer", image_token=IMAGE_PLACEHOLDER, mask_size=128, max_prompt_tokens=2000,
+        tokenizer, template="question_answer", image_token=IMAGE_PLACEHOLDER, max_prompt_tokens=2000,
+        mask_size=model.mask_head.image_size,
         **({"image_start": "", "image_end": ""} | tiles if kind != "qwen2_5_vl" else native),
     )  # fmt: skip
     return model

@@ -16,8 +16,8 @@ class GroundedConfig(PreTrainedConfig):
     Args:
         backbone_config: configuration of a transformers image-text model, or of a causal language model alone; the
             latter takes its image tokens from the encoder of the mask head.
-        mask_config: configuration of the mask head: `model_type` "sam", "sam2_video" or "medsam_lite"; None for a model
-            that writes boxes as text and paints nothing.
+        mask_config: configuration of the mask head, by its `model_type` one of `DECODERS` ("sam", "sam2_video",
+            "medsam_lite", "unimed_light", ...); None for a model that writes boxes as text and paints nothing.
         connector: arguments of `build_connector`; None keeps the projector of the backbone.
         box_head: arguments of `build_box_head` such as `{"kind": "point"}`; None builds none.
         box_decoder: whether a [BOX] state prompts the decoder of the mask head first, whose output tokens the box head

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ class GroundedOutput(ModelOutput):
     logits: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
     masks: MaskOutput | None = None
+    box_masks: MaskOutput | None = None
     boxes: object | None = None
     language_boxes: torch.Tensor | None = None
     presence_logits: torch.Tensor | None = None
@@ -68,9 +69,15 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         self.backbone = build_backbone(config.backbone_config)
         self.mask_head = None
         if config.mask_config is not None:
+            if hasattr(config.mask_config, "token_dim") and not isinstance(self.backbone, LanguageBackbone):
+                config.mask_config.token_dim = self.backbone.hidden_dim
             self.mask_head = build_mask_decoder(config.mask_config)
         dim = self.backbone.hidden_dim
         self.reads_mask_encoder = isinstance(self.backbone, LanguageBackbone)
+        #: Whether the mask decoder looks at the image tokens of the backbone.
+        self.shares_tokens = (
+            self.mask_head is not None and self.mask_head.reads_image_tokens and not self.reads_mask_encoder
+        )
         vision_dim = self.mask_head.embedding_dim if self.reads_mask_encoder else self.backbone.vision_dim
         self.connector = None
         if config.connector is not None:
@@ -243,6 +250,7 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         position_ids: torch.Tensor | None = None,
         task: torch.Tensor | None = None,
         return_logits: bool = True,
+        mask_boxes: torch.Tensor | None = None,
         **kwargs,
     ) -> GroundedOutput:
         """One teacher-forced pass.
@@ -257,6 +265,8 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
                 i, where it shows one, and its tokens stand in order.
             labels: [B, L], -100 where no loss is taken.
             task: ids of the tasks [N] of samples (of images or tiles without `layout`), for connectors that route.
+            mask_boxes: [M, 4] xyxy in pixels of the mask head's square, one per wanted mask, for decoders that learn
+                to take boxes (`box_masks`).
             return_logits: False leaves out the [B, L, V] logits; the loss reads only labelled places.
         """
         if mask_features is None and mask_pixel_values is not None:
@@ -292,8 +302,31 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             count = len(labels) if layout is None else len(layout.per_sample)
             learnt = torch.bincount(owner, minlength=count).clamp(min=1)
             output.sample_losses = tokens.new_zeros(count).index_add(0, owner, tokens) / learnt
-        self._point(output, input_ids, labels, mask_features, layout)
+        if self.shares_tokens and mask_features is not None and (connected is not None or image_tokens is not None):
+            flat = (image_tokens if connected is None else connected.tokens).flatten(0, -2)
+            known = self.tokens_by_image(flat, layout, image_grid_thw, input_ids)
+            tokens = tuple(known.get(image) for image in range(len(mask_features)))
+            mask_features = replace(mask_features, tokens=tokens)
+        self._point(output, input_ids, labels, mask_features, layout, mask_boxes)
         return output
+
+    def tokens_by_image(self, flat: torch.Tensor, layout, image_grid_thw, input_ids) -> dict[int, torch.Tensor]:
+        """Image -> its tokens, of the tokens [N, D] of all encoded images one after the other.
+
+        Without a layout row i shows image i. The first encoding of an image that is encoded twice is taken.
+        """
+        if layout is None or not len(layout.encoded):
+            places = input_ids == self.config.image_token_id
+            images = torch.nonzero(places.any(dim=1))[:, 0].tolist()
+            counts = places.sum(dim=1)[images].tolist()
+        else:
+            images = layout.encoded.tolist()
+            sizes = layout.tiles if image_grid_thw is None else image_grid_thw.prod(dim=1)
+            counts = (sizes * len(flat) // sizes.sum()).tolist()
+        known: dict[int, torch.Tensor] = {}
+        for image, part in zip(images, flat.split(counts), strict=True):
+            known.setdefault(image, part)
+        return known
 
     def embed(
         self, input_ids, attention_mask, pixel_values=None, image_grid_thw=None, image_tokens=None,
@@ -327,7 +360,9 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             position_ids = self.backbone.position_ids(input_ids, attention_mask, grids, per_row)
         return self.merge(input_ids, image_tokens), position_ids, connected
 
-    def _point(self, output: GroundedOutput, input_ids, labels, features: MaskFeatures | None, layout) -> None:
+    def _point(
+        self, output: GroundedOutput, input_ids, labels, features: MaskFeatures | None, layout, mask_boxes=None
+    ) -> None:
         """Masks, presence and boxes of the [SEG] and [BOX] of a batch."""
         if layout is None:
             image_of_token = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
@@ -338,9 +373,12 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             states = self.prompting_states(output.hidden, seg)
             prompts = self.seg_projection(states)
             if layout is not None and layout.seg_of_mask is not None:
-                output.masks = self.mask_head.decode(features, layout.image_of_mask, prompts[layout.seg_of_mask])
+                index, prompts = layout.image_of_mask, prompts[layout.seg_of_mask]
             else:
-                output.masks = self.mask_head.decode(features, image_of_token[seg], prompts)
+                index = image_of_token[seg]
+            output.masks = self.mask_head.decode(features, index, prompts)
+            if self.mask_head.learns_boxes and mask_boxes is not None:
+                output.box_masks = self.mask_head.decode_boxes(features, index, mask_boxes)
             if self.presence_head is not None:
                 output.presence_logits = self.presence_head(states)[:, 0]
         if self.box_head is not None and self.config.box_token_id is not None:

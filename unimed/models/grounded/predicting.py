@@ -260,6 +260,9 @@ class GroundedPredictor(Predictor):
         features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"))
         if image_tokens is None:
             image_tokens = self._image_tokens(inputs, features, self._task_ids(task))
+        if self.shares_tokens and image_tokens is not None and features.pixels is not None:
+            flat, grids = image_tokens.flatten(0, -2), inputs.get("image_grid_thw")
+            features.tokens = self.tokens_by_image(flat, inputs.get("layout"), grids, inputs["input_ids"])
         embeds, positions, _ = self.embed(
             inputs["input_ids"], inputs["attention_mask"], image_grid_thw=inputs.get("image_grid_thw"),
             image_tokens=image_tokens, layout=inputs.get("layout"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -19,12 +19,14 @@ class MaskFeatures:
     """Features of B images, computed once and used by every phrase.
 
     `embedding` is [B, C, h, w]; `high_resolution` holds finer maps of the same images, coarse to fine order as the
-    head likes it; `pixels` is [B, 3, S, S] where a head looks at the image again.
+    head likes it; `pixels` is [B, 3, S, S] where a head looks at the image again; `tokens` are the backbone's
+    image tokens [N, D] of each image, None where the language model does not read it.
     """
 
     embedding: torch.Tensor
     high_resolution: tuple[torch.Tensor, ...] = ()
     pixels: torch.Tensor | None = None
+    tokens: tuple[torch.Tensor | None, ...] | None = None
 
     def __len__(self) -> int:
         return self.embedding.shape[0]
@@ -36,6 +38,7 @@ class MaskFeatures:
             self.embedding[image : image + 1],
             tuple(level[image : image + 1] for level in self.high_resolution),
             pixels,
+            None if self.tokens is None else self.tokens[image : image + 1],
         )
 
 
@@ -65,6 +68,10 @@ class MaskDecoder(nn.Module):
     config: PreTrainedConfig
     #: Features that `unimed.models.heads.mask.FeatureCache` keeps while the encoder is frozen; None keeps none.
     cache: FeatureCache | None = None
+    #: Whether `decode` also reads `MaskFeatures.tokens`; `config.token_dim` is then their width.
+    reads_image_tokens = False
+    #: Whether training also asks for masks of the boxes around the targets (`decode_boxes` is learnt, not published).
+    learns_boxes = False
 
     @property
     def image_size(self) -> int:
@@ -182,6 +189,8 @@ class ImageFeatures:
     def __init__(self, mask_head, pixels: torch.Tensor | None):
         self.mask_head, self.pixels = mask_head, pixels
         self._known: dict[int, MaskFeatures] = {}
+        #: Image tokens of the backbone by image, where the decoder reads them.
+        self.tokens: dict[int, torch.Tensor] = {}
 
     def encode(self, images: Iterable[int]) -> None:
         """Encode those of `images` that are not known yet."""
@@ -192,7 +201,8 @@ class ImageFeatures:
             self._known |= {image: encoded.select(place) for place, image in enumerate(chunk)}
 
     def get(self, image: int) -> MaskFeatures | None:
-        return self._known.get(image)
+        known = self._known.get(image)
+        return known if known is None or not self.tokens else replace(known, tokens=(self.tokens.get(image),))
 
     def __getitem__(self, images: list[int]) -> MaskFeatures:
         """Embeddings of several images at once."""

@@ -89,7 +89,7 @@ def build_small(
     mask_config = as_config(mask_config) or MedSamLiteConfig(image_size=image_size)
     torch.manual_seed(seed)
     model = GroundedMLLM(_config(language, tokenizer, mask_config, connector, box_head, vision_grid))
-    model.processor = _processor(tokenizer, mask_config, vision_grid, "question_answer", dialect)
+    model.processor = _processor(tokenizer, model.mask_head.image_size, vision_grid, "question_answer", dialect)
     return model
 
 
@@ -169,7 +169,7 @@ def build_on_language_model(
     torch.manual_seed(seed)
     model = GroundedMLLM(_config(language_model.config, tokenizer, mask_config, connector, box_head, vision_grid))
     fill(model.backbone.lm, language_model.state_dict(), "the language model")
-    model.processor = _processor(tokenizer, mask_config, vision_grid, template)
+    model.processor = _processor(tokenizer, model.mask_head.image_size, vision_grid, template)
     return model
 
 
@@ -188,7 +188,7 @@ def _config(language, tokenizer, mask_config, connector, box_head, vision_grid: 
     )
 
 
-def _processor(tokenizer, mask_config, vision_grid: int, template: str, dialect=None) -> GroundedProcessor:
+def _processor(tokenizer, mask_size: int, vision_grid: int, template: str, dialect=None) -> GroundedProcessor:
     return GroundedProcessor(
         tokenizer,
         template=template,
@@ -199,7 +199,7 @@ def _processor(tokenizer, mask_config, vision_grid: int, template: str, dialect=
         # The image tokens come from the encoder of the mask head: no tiles, values in [0, 1].
         tile_size=0,
         max_tiles=1,
-        mask_size=mask_config.image_size,
+        mask_size=mask_size,
         mask_mean=(0.0, 0.0, 0.0),
         mask_std=(1.0, 1.0, 1.0),
         max_prompt_tokens=1500,
