@@ -281,6 +281,7 @@ MISTAKES = {
     "half of two parts": ("new-model {root}/made --backbone {grounded}", "belong together"),
     "parts are gone": ("new-model {root}/made --backbone {nowhere} --sam2 {nowhere}", "nowhere"),
     "place is taken": ("new-model {empty} --backbone {grounded} --sam2 {text_pt}", "already there"),
+    "a small model over something else": ("new-model {grounded} --data {empty}", "already there"),
     "unknown data": ("prepare mimic", "mimic"),
     "no data": ("prepare", "KIND"),
     "repack nothing": ("prepare repack {nowhere} {root}/packed", "nowhere"),

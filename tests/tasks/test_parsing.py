@@ -106,7 +106,8 @@ def test_the_loss_falls_and_masks_and_existence_are_learnt():
         optimizer.step()
         losses.append({name: float(value.detach()) for name, value in parts.items()})
     assert losses[-1]["loss"] < 0.5 * losses[0]["loss"]
-    assert losses[-1]["existence"] < 0.7 * losses[0]["existence"]
+    # Of single steps it jumps: whichever points were drawn, and however sums were rounded, the mean of ten falls.
+    assert np.mean([step["existence"] for step in losses[-10:]]) < 0.7 * losses[0]["existence"]
     assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
     task.eval()
     scores = task.score(samples, task.predict_samples(samples))

@@ -53,7 +53,7 @@ def _new_model(args) -> int:
     options["box_head"] = None if args.box_head == "none" else args.box_head
     if not args.language_model:
         options |= dict(hidden_dim=args.hidden_dim, layers=args.layers)
-    with atomic_folder(args.out, replace=True) as folder:
+    with atomic_folder(args.out) as folder:
         done = make_small(
             folder, args.data, weights=args.mask_head, cache=args.cache, language_model=args.language_model, **options
         )
