@@ -264,6 +264,11 @@ class GroundingTask(Task):
         predictions |= dict(zip(flat, answers, strict=True))
         return [predictions[index] for index in range(len(samples))]
 
+    @property
+    def scores_against_training_data(self) -> bool:
+        """Own scores stand beside baselines; published protocols know none."""
+        return self.scores == "grounding"
+
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
         """Metrics, tables and per-case rows; baselines beside them where the training samples are given."""
         if self.scores == "benchmarks":

@@ -46,6 +46,7 @@ class ReportGrounding(GroundingTask):
     headline_metrics = ("miou_mean_over_phrases", "acc@0.5", "phrase_f1", "false_box_rate")
     card_tags = ("medical", "phrase-grounding", "image-text-to-text")
     card_example = 'model.predict("chest.png", "Small left pleural effusion.").regions[0].box_xyxy_px'
+    scores_against_training_data = True
 
     def __init__(
         self,
