@@ -128,7 +128,7 @@ class _Reply:
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError | GeneratorExit):
                     raise
-                yield f"data: {json.dumps(_problem_of(error).to_dict())}\n\n"
+                yield f"data: {json.dumps(problem_of(error).to_dict())}\n\n"
                 yield "data: [DONE]\n\n"
                 return
             if message["content"].startswith(sent) and len(message["content"]) > len(sent):
@@ -187,10 +187,10 @@ async def _finished(ticket, request) -> Answer:
     try:
         return await finish(ticket, request)
     except Exception as error:
-        raise _problem_of(error) from error
+        raise problem_of(error) from error
 
 
-def _problem_of(error: BaseException) -> Problem:
+def problem_of(error: BaseException) -> Problem:
     """What a caller is told of an error of a model: what is wrong with the question, and nothing of the server."""
     if isinstance(error, Problem):
         return error

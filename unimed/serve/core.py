@@ -147,6 +147,15 @@ class Core:
         self.lanes[model].add(ticket)
         return ticket
 
+    def add_model(self, name: str, loader: Callable[[], Any]) -> None:
+        """Add a model of one owner (see `ModelPool.add`): whoever knows its name may ask it, and no list shows it."""
+        self.pool.add(name, loader)
+        self.answers.forget(lambda key: key[1] == name)
+        if name not in self.lanes:
+            self.lanes = {**self.lanes, name: Lane(name, self.pool, self.settings, self.metrics, self.answers)}
+            if self.jobs is not None:
+                self.jobs.work_for(name)
+
     def call(self, model: str, work: Callable[[Any], Any], on_progress=None) -> Ticket:
         """Let `work(model)` run on the worker of a model when no question waits; for jobs and training."""
         ticket = Ticket(None, work, None, on_progress)

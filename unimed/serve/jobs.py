@@ -119,7 +119,7 @@ class Jobs:
         self.kinds: dict[str, Callable[[Jobs, Job], None]] = {"predict": predict_job}
         self._jobs: dict[str, Job] = {}
         self._lock, self._ready = threading.Lock(), threading.Condition()
-        self._closed, self._threads = False, []
+        self._closed, self._started, self._threads = False, False, []
         self._held = contextlib.ExitStack()
         for place in sorted(self.folder.iterdir()):
             if (job := _found(place)) is not None:
@@ -132,8 +132,14 @@ class Jobs:
                 job.state = "queued"
                 job.event("resumed")
                 job.save()
-        for name in self.core.pool.names:
-            thread = threading.Thread(target=self._run, args=(name,), name=f"jobs-{name}", daemon=True)
+        self._started = True
+        for name in self.core.lanes:
+            self.work_for(name)
+
+    def work_for(self, model: str) -> None:
+        """Work on the jobs of one model, once the server has started."""
+        if self._started and not self._closed:
+            thread = threading.Thread(target=self._run, args=(model,), name=f"jobs-{model}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
