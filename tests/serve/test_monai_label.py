@@ -17,9 +17,10 @@ nrrd = pytest.importorskip("nrrd")
 slicerio = pytest.importorskip("slicerio")
 
 from serve.monai_client import PlainClient, wheel_module  # noqa: E402
-from serve.serving import TOKENS, application, bearer, png, served  # noqa: E402
+from serve.serving import TOKENS, application, bearer, png, served, speaking  # noqa: E402
 
 import unimed  # noqa: E402
+from unimed.inference.asking import ask, open_source  # noqa: E402
 from unimed.serve.monai_label.answers import viewer_order  # noqa: E402
 from unimed.serve.monai_label.door import monai_label_door  # noqa: E402
 
@@ -55,7 +56,8 @@ def live(tmp_path_factory, saved):
     (root / "shared.png").write_bytes(png(9))
     (root / "study").mkdir()
     saved_volume(root / "study" / "ct.nii.gz")
-    app = application(folder, unimed.load(str(saved), device="cpu"), doors=[monai_label_door], root=root)
+    model = speaking(unimed.load(str(saved), device="cpu"), "the <p> nuclei </p> [SEG] and <p> a lesion </p> [SEG].")
+    app = application(folder, model, doors=[monai_label_door], root=root, max_new_tokens=40)
     with served(app) as server:
         server.folder = folder
         yield server
@@ -94,19 +96,27 @@ def test_free_text_becomes_a_label_map_in_the_grid_of_an_oblique_volume(client, 
     model = live.core.pool.get("tiny")
     path = live.folder / "root" / "study" / "ct.nii.gz"
     file, said = client.infer("tiny", "ct", {"prompt": "nuclei", "result_extension": ".nrrd", "overlaps": overlaps})
-    alone = model.predict(str(path), "Segment the nuclei.", max_new_tokens=8)
-    drawn = [r for r in alone.regions if r.mask is not None and (r.presence is None or r.presence >= 0.5)]
+    how = {"site": "", "modality": "", "window": None}
+    (alone,) = ask(model, open_source(path), ["Segment the nuclei."], how=how, max_new_tokens=40)
+    masks = [region.mask & (region.presence is None or region.presence >= 0.5) for region in alone.regions]
     affine = np.diag([-1, -1, 1, 1]) @ nibabel.load(path).affine
     assert said["label_names"]["target 1"] == 1 and said["latencies"]["total"] >= 0
-    array, header = nrrd.read(file)
-    if overlaps and alone.regions:
+    numbers = [said["label_names"]["target 1"], said["label_names"]["target 2"]]
+    assert said["phrases"] == {str(n): p for n, p in zip(numbers, ["nuclei", "a lesion"], strict=True)}
+    assert masks[0].any() and masks[1].any() and said["text"].startswith("the nuclei and a lesion")
+    if overlaps:
         assert file.endswith(".seg.nrrd")
-        segments = slicerio.read_segmentation(file)["segments"]
-        assert [s["name"] for s in segments] == list(said["phrases"].values())
+        held = slicerio.read_segmentation(file)
+        found = [slicerio.extract_segments(held, [([s["name"], 1])])["voxels"] > 0 for s in held["segments"]]
+        assert [s["name"] for s in held["segments"]] == ["nuclei", "a lesion"]
+        assert np.allclose(held["ijkToLPS"][:3, :3], affine[:3, :3], atol=1e-5)
+        assert all((one == mask).all() for one, mask in zip(found, masks, strict=True))
     else:
-        assert array.shape == (20, 24, 5) and header["space"] == "left-posterior-superior"
+        array, header = nrrd.read(file)
+        assert header["space"] == "left-posterior-superior"
         assert np.allclose(header["space directions"].T, affine[:3, :3], atol=1e-5)
-        assert (array > 0).sum() == (sum(r.mask.astype(int) for r in drawn) > 0).sum() if drawn else array.max() == 0
+        assert ((array == numbers[1]) == masks[1]).all()  # the later one lies on top
+        assert ((array == numbers[0]) == (masks[0] & ~masks[1])).all()
 
 
 def test_nothing_found_is_a_file_of_zeros_because_the_client_needs_one(client):

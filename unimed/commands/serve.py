@@ -1,4 +1,4 @@
-"""`unimed serve`: chat with regions, jobs and uploads over HTTP. Needs the extra `serve`."""
+"""`unimed serve`: chat with regions, jobs, MONAI Label, DICOMweb over HTTP. Needs the extra `serve`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _DESCRIPTION = """Serve models on this machine: OpenAI-style chat with regions, 
 
     unimed serve MODEL                                  chat at http://127.0.0.1:8000/v1
     unimed serve MODEL --root images/ --tokens users.txt --host 0.0.0.0
+    unimed serve MODEL --root dicom/ --labels liver spleen   for 3D Slicer and OHIF (MONAI Label, DICOMweb)
     unimed serve CONTRASTIVE_MODEL --page               labels tried in a browser, and nothing else
 
 docs/serving.md shows how to ask. Ctrl-C answers what is at work and stops; unfinished jobs go on next time."""
@@ -35,6 +36,8 @@ def serve(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--max-queue", type=int, default=32, help="questions that may wait (default: 32)")
     parser.add_argument("--max-batch", type=int, default=8, help="questions answered together (default: 8)")
     parser.add_argument("--idle-model", type=float, default=0, help="seconds after which a model is unloaded; 0 never")
+    parser.add_argument("--labels", nargs="+", default=[], metavar="NAME", help="labels that Slicer and OHIF list")
+    parser.add_argument("--ohif", type=Path, metavar="FOLDER", help="built OHIF viewer, served at /ohif/")
     parser.add_argument("--page", action="store_true", help="only the page on which labels are tried (gradio)")
     parser.flag("max-new-tokens", default=512)
     return guarded(_serve, parser.parse_args(arguments))
@@ -67,6 +70,7 @@ def _page(loaders, args) -> int:
 def _server(loaders, args) -> int:
     from unimed.files import FolderLock, cache_folder
     from unimed.serve.app import create_app
+    from unimed.serve.doors import clinic_doors
     from unimed.serve.pool import ModelPool
     from unimed.serve.settings import LOOPBACK, Settings, read_tokens
     from unimed.serve.traffic import log_to
@@ -93,8 +97,9 @@ def _server(loaders, args) -> int:
         max_queue=args.max_queue, max_batch=args.max_batch, idle_model_s=args.idle_model,
         max_new_tokens=args.max_new_tokens,
     )  # fmt: skip
+    doors = clinic_doors(args.labels, args.ohif)
     with FolderLock(state, "serving"):
-        app = create_app(ModelPool(loaders), settings)
+        app = create_app(ModelPool(loaders), settings, doors)
         pool = app.state.core.pool
         pool.get(pool.default)  # what cannot be loaded is said before anybody asks
         log_to(sys.stderr)

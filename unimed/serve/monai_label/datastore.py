@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unimed.files import json_text, read_json, resolve_inside, write_atomic, write_text
-from unimed.inference.asking import find_sources
+from unimed.inference.asking import Source, find_sources
 from unimed.names import distinct_names, without_suffix
+from unimed.serve.core import Core
 from unimed.serve.problems import Problem, missing
 from unimed.serve.store import Stored
 
@@ -33,12 +34,12 @@ class Datastore:
 
     Args:
         folder: of the owner; made where it is not there.
-        series: UID of a DICOM series -> the folder or file that holds it, or None; OHIF names images so.
+        series: owner and UID of a DICOM series -> the folder or file that holds it, or None; OHIF names images so.
     """
 
     def __init__(
         self, folder: Path, owner: str, root: Path | None, most_bytes: int,
-        series: Callable[[str], Path | None] = lambda uid: None,
+        series: Callable[[str, str], Path | None] = lambda owner, uid: None,
     ):  # fmt: skip
         self.folder, self.owner, self.root, self.most, self.series = folder, owner, root, most_bytes, series
         for part in ("images", "labels"):
@@ -75,18 +76,27 @@ class Datastore:
         """Raises Problem 404 for a name that no image has."""
         with contextlib.suppress(KeyError):
             return self.images()[without_suffix(name)]
-        found = self.series(name)
+        found = self.series(self.owner, name)
         if found is None:
             raise missing("image", name)
         return found
 
+    def choices(self, name: str) -> dict[str, str]:
+        """What `Core.open` is told of an image: which series of its folder is meant."""
+        named = without_suffix(name) in self.images()
+        return {} if named or self.path(name).is_file() else {"series": name}
+
     def stored(self, name: str) -> Stored:
         """An image as the doors open it."""
         path = self.path(name)
-        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         stats = tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
-        digest = hashlib.sha256(repr((str(path), stats)).encode()).hexdigest()
-        return Stored("", self.owner, path, digest, sum(size for _, size, _ in stats), time.time())
+        digest = hashlib.sha256(repr((name, str(path), stats)).encode()).hexdigest()
+        return Stored(digest, self.owner, path, digest, sum(size for _, size, _ in stats), time.time())
+
+    def opened(self, core: Core, name: str, model: str | None = None, **how) -> Source:
+        """What an image holds; see `Core.open`."""
+        return core.open(self.stored(name), model, **self.choices(name), **how)
 
     def put_image(self, name: str, file_name: str, content: bytes) -> str:
         """Keep an upload under a name (by default that of the file); returns the name.
@@ -236,7 +246,7 @@ class Datastore:
 class Datastores:
     """The datastores of all owners; adapters that were trained from their labels lie beside them."""
 
-    def __init__(self, folder: Path, root: Path | None, most_bytes: int, series=lambda uid: None):
+    def __init__(self, folder: Path, root: Path | None, most_bytes: int, series=lambda owner, uid: None):
         self.folder, self.root, self.most, self.series = folder, root, most_bytes, series
         self._lock = threading.Lock()
         self._known: dict[str, Datastore] = {}

@@ -97,7 +97,7 @@ def datastore_routes(core: Core, stores: Datastores, tasks: Tasks) -> APIRouter:
         suffix = name[len(without_suffix(name)) :].lower() or Path(name).suffix.lower()
         suffix = ".seg.nrrd" if name.lower().endswith(".seg.nrrd") else suffix
         if suffix == ".bin":  # OHIF sends the bare voxels
-            source = await in_thread(core.open, store.stored(image))
+            source = await in_thread(store.opened, core, image)
             content, suffix = await in_thread(from_viewer, content, source), ".nrrd"
         info = parameters_of(params)
         known = {"label_info": info["label_info"]} if isinstance(info.get("label_info"), list) else {}
@@ -167,7 +167,7 @@ def choose(store: Datastore, strategy: str) -> tuple[str | None, float]:
 
 
 def _converted(core: Core, store: Datastore, name: str) -> tuple[str, bytes]:
-    return image_file(core.open(store.stored(name)))
+    return image_file(store.opened(core, name))
 
 
 def _checksum(core: Core, store: Datastore, name: str) -> tuple[str, str]:

@@ -29,13 +29,13 @@ from unimed.version import __version__
 
 
 def monai_label_door(
-    core: Core, labels: tuple[str, ...] = (), series: Callable[[str], Path | None] = lambda uid: None
+    core: Core, labels: tuple[str, ...] = (), series: Callable[[str, str], Path | None] = lambda owner, uid: None
 ) -> APIRouter:
     """MONAI Label's REST interface at the root of the server.
 
     Args:
         labels: names that every client knows beforehand; those of submitted labels come behind them.
-        series: UID of a DICOM series -> its folder, where the server has one (see `unimed.serve.dicom_web`).
+        series: owner and UID of a DICOM series -> its folder, where the server has one (`dicom_web.index.Index`).
     """
     stores = Datastores(core.settings.state / "monai_label", core.settings.root, core.settings.max_owner_bytes, series)
     tasks = Tasks(core, stores, labels)
@@ -74,7 +74,8 @@ def monai_label_door(
                 await in_thread(core.images.delete, who, stored.id)
         else:
             stored = await in_thread(_stored, core, stores, who, image, session_id)
-            source = await in_thread(core.open, stored, lane, **how_of(asked))
+            chosen = {} if session_id else await in_thread(stores.of(who).choices, image)
+            source = await in_thread(core.open, stored, lane, **how_of(asked), **chosen)
         opened = time.monotonic()
         known = tasks.names(stores.of(who))
         targets, note = targets_of(asked, known)

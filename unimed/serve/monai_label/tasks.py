@@ -138,7 +138,7 @@ class Tasks:
             job.event("case", case=name)
 
     def _drawn(self, model, store: Datastore, name: str, asked: dict, names: list[str]) -> tuple[bytes, float | None]:
-        source = self.core.open(store.stored(name), asked["model"], site=asked["site"])
+        source = store.opened(self.core, name, asked["model"], site=asked["site"])
         how = {"site": asked["site"], "modality": "", "window": None}
         options = {"max_new_tokens": self.core.settings.max_new_tokens, "task": None}
         found = [one for one in ask(model, source, worded(model, asked["targets"]), how=how, **options)]
@@ -181,7 +181,7 @@ class Tasks:
         """
         count = 0
         for name, path in sorted(store.labels(FINAL).items()):
-            source = self.core.open(store.stored(name))
+            source = store.opened(self.core, name)
             array = _renumbered(read_label(path), store.info(name, FINAL).get("label_info") or [], names)
             _pair(folder, f"case{count}", source, array)
             count += 1
