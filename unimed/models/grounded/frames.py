@@ -70,7 +70,7 @@ def _ask(model, frames: list, texts: list[str], route: str | None, max_new_token
         inputs = assembly.batch(part, mask_images=model.reads_mask_encoder)
         if tokens is None:
             inputs = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in inputs.items()}
-            features = ImageFeatures(model.mask_head, inputs.get("mask_pixel_values"))
+            features = ImageFeatures(model.mask_head, inputs.get("mask_pixel_values"), model.embedding_cache)
             tokens = model._image_tokens(inputs, features, model._task_ids([route] * len(part)))
         rows += model._decode(inputs, tokens, max_new_tokens=max_new_tokens)[0]
     return rows

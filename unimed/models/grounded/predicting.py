@@ -16,7 +16,7 @@ from unimed.data.canonical import box_of_mask
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
-from unimed.models.heads.mask import ImageFeatures, MaskFeatures, resize_mask_logits
+from unimed.models.heads.mask import ImageFeatures, MaskFeatures, content_key, resize_mask_logits
 from unimed.models.predictor import Predictor, refuse_regions
 from unimed.structures import Region, task_of
 from unimed.tokens import SEG_TOKEN
@@ -35,6 +35,9 @@ class GroundedPredictor(Predictor):
 
     _processor: GroundedProcessor | None = None
     shim_processor = GroundedProcessor
+    #: What keeps embeddings of images between questions, by content: `get(key)` gives a value or None, and
+    #: `put(key, value, bytes)` keeps it. Only while the weights do not change; None keeps none.
+    embedding_cache = None
     #: `unimed.metrics.calibration.Calibration` for the boxes of [BOX], or None for the model's own numbers.
     calibration = None
 
@@ -257,7 +260,7 @@ class GroundedPredictor(Predictor):
             task: of the batch, for connectors that route; `routing_task` by default.
         """
         inputs = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in inputs.items()}
-        features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"))
+        features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"), self.embedding_cache)
         if image_tokens is None:
             image_tokens = self._image_tokens(inputs, features, self._task_ids(task))
         if self.shares_tokens and image_tokens is not None and features.pixels is not None:
@@ -291,8 +294,9 @@ class GroundedPredictor(Predictor):
             if pixels is None and seen is None:
                 return None
             return self.image_tokens(pixels, seen, image_grid_thw=grids)[0].flatten(0, -2)
+        cache = None if self.reads_mask_encoder else self.embedding_cache
         # A CPU gains nothing from several images at once and loses its cache; a GPU does gain.
-        size = 1 if self.device.type == "cpu" else 8
+        size = 1 if self.device.type == "cpu" or cache is not None else 8
         numbers = list(range(len(layout.encoded)))
         counts = layout.tiles.tolist() if grids is None else grids.prod(dim=1).tolist()
         parts = [None] * len(counts) if pixels is None else pixels.split(counts)
@@ -303,7 +307,13 @@ class GroundedPredictor(Predictor):
             read = None if pixels is None else torch.cat([parts[i] for i in chunk])
             grid = None if grids is None else grids[chunk]
             way = None if routed is None else torch.cat([routed[i] for i in chunk])
-            tokens.append(self.image_tokens(read, seen, way, grid)[0].flatten(0, -2))
+            key = None if cache is None else ("tokens", content_key(read), str(grid), str(way), str(self.routing_task))
+            kept = None if key is None else cache.get(key)
+            if kept is None:
+                kept = self.image_tokens(read, seen, way, grid)[0].flatten(0, -2)
+                if key is not None:
+                    cache.put(key, kept, kept.nbytes)
+            tokens.append(kept)
         return torch.cat(tokens)
 
     def _answer(self, embeds, attention_mask, position_ids, **options) -> list[Generated]:
