@@ -38,6 +38,7 @@ def serve(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--idle-model", type=float, default=0, help="seconds after which a model is unloaded; 0 never")
     parser.add_argument("--labels", nargs="+", default=[], metavar="NAME", help="labels that Slicer and OHIF list")
     parser.add_argument("--ohif", type=Path, metavar="FOLDER", help="built OHIF viewer, served at /ohif/")
+    parser.add_argument("--label-studio", default="", metavar="URL", help="Label Studio, whose images may be fetched")
     parser.add_argument("--page", action="store_true", help="also pages in a browser, at /pages/ (gradio)")
     parser.flag("max-new-tokens", default=512)
     return guarded(_serve, parser.parse_args(arguments))
@@ -75,6 +76,8 @@ def _server(loaders, args) -> int:
         )
     if args.root is not None and not args.root.is_dir():
         raise FileNotFoundError(f"{args.root}: no such folder")
+    if args.label_studio and not args.label_studio.startswith(("http://", "https://")):
+        raise ValueError(f"--label-studio {args.label_studio}: give an http or https address")
     for name in ("max_queue", "max_batch", "max_new_tokens"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
@@ -90,7 +93,7 @@ def _server(loaders, args) -> int:
         max_queue=args.max_queue, max_batch=args.max_batch, idle_model_s=args.idle_model,
         max_new_tokens=args.max_new_tokens,
     )  # fmt: skip
-    doors = clinic_doors(args.labels, args.ohif)
+    doors = clinic_doors(args.labels, args.ohif, args.label_studio)
     if args.page:
         from unimed.serve.pages import pages_door
 

@@ -1,4 +1,4 @@
-"""The doors of `unimed serve`, beyond the usual ones: MONAI Label, DICOMweb, a viewer beside them."""
+"""The doors of `unimed serve`, beyond the usual ones: MONAI Label, DICOMweb, Label Studio, a viewer beside them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 from unimed.serve.core import Core
 
 
-def clinic_doors(labels: Sequence[str] = (), ohif: Path | None = None) -> list:
-    """MONAI Label and DICOMweb over one index, and the built OHIF of a folder at `/ohif/`.
+def clinic_doors(labels: Sequence[str] = (), ohif: Path | None = None, label_studio: str = "") -> list:
+    """MONAI Label and DICOMweb over one index, Label Studio, and the built OHIF of a folder at `/ohif/`.
 
     Args:
         labels: names that Slicer and OHIF know beforehand.
+        label_studio: address of Label Studio, which images of its tasks are fetched from.
         ohif: the folder `monailabel/endpoints/static/ohif` of the monailabel wheel, or another build for `/ohif/`.
     """
     from unimed.serve.dicom_web.door import dicom_web_door
     from unimed.serve.dicom_web.index import Index
+    from unimed.serve.label_studio import label_studio_door
     from unimed.serve.monai_label.door import monai_label_door
 
     def both(core: Core):
@@ -28,7 +30,8 @@ def clinic_doors(labels: Sequence[str] = (), ohif: Path | None = None) -> list:
         router.include_router(monai_label_door(core, tuple(labels), index.place_of_series))
         return router
 
-    return [both] if ohif is None else [both, lambda core: ("/ohif", _viewer(ohif))]
+    found = [both, lambda core: label_studio_door(core, label_studio)]
+    return found if ohif is None else [*found, lambda core: ("/ohif", _viewer(ohif))]
 
 
 def _viewer(folder: Path):
