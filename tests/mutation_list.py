@@ -94,8 +94,8 @@ MUTATIONS = [
          '"extra": extra, "language": 0.0}')),
     # -- box and mask heads ---------------------------------------------------------------------------------------
     *of("models/heads/box_coordinates.py", "losses/test_box.py models/heads/test_box.py",
-        ("boxes: size not halved", "return torch.cat([centre - size / 2, centre + size / 2], dim=-1)",
-         "return torch.cat([centre - size, centre + size], dim=-1)"),
+        ("boxes: size not halved", "return torch.cat([center - size / 2, center + size / 2], dim=-1)",
+         "return torch.cat([center - size, center + size], dim=-1)"),
         ("boxes: hull term of GIoU dropped", "return intersection / union - (hull - union) / hull",
          "return intersection / union")),
     *of("models/heads/mask.py", IMAGE.replace("every_stage_of_the_image_path_is", "states_logits_and_masks_of_every_scenario_are") + f" {SAM2}",
@@ -281,7 +281,7 @@ MUTATIONS = [
         ("class norm without the mean", "return F.normalize((features - mean) / std, dim=-1)",
          "return F.normalize(features / std, dim=-1)"),
         ("class norm without the deviation", "weights.std(0, keepdim=True).clamp_min(1e-12)", "torch.ones_like(weights[:1])"),
-        ("class norm left out", "            return names, class_normalise(weights, *_statistics(weights))\n", "            pass\n")),
+        ("class norm left out", "            return names, class_normalize(weights, *_statistics(weights))\n", "            pass\n")),
     # -- grounded models ------------------------------------------------------------------------------------------
     *of("models/grounded/tiling.py", f"models/grounded/test_tiling.py {IMAGE}",
         ("thumbnail first", "tiles.append(image.resize(", "tiles.insert(0, image.resize("),

@@ -65,7 +65,7 @@ def find_sources(places: Sequence[str | Path]) -> list[Path]:
             continue
         images = [p for p in sorted(place.rglob("*")) if p.is_file() and p.name.lower().endswith(IMAGE_SUFFIXES)]
         try:
-            volumes = find_volumes(place, pictures=True)
+            volumes = find_volumes(place, single_images=True)
         except FileNotFoundError:
             volumes = []
         if not images and not volumes:

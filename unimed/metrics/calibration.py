@@ -85,8 +85,8 @@ class Cases:
         size = _column(kept, "image_size_hw", 2)
         places = None
         if size is not None:
-            centre, side = (predicted[:, :2] + predicted[:, 2:]) / 2, predicted[:, 2:] - predicted[:, :2]
-            places = np.clip(np.concatenate([centre, side], axis=1) / size[:, [1, 0, 1, 0]], 0, 1)
+            center, side = (predicted[:, :2] + predicted[:, 2:]) / 2, predicted[:, 2:] - predicted[:, :2]
+            places = np.clip(np.concatenate([center, side], axis=1) / size[:, [1, 0, 1, 0]], 0, 1)
         classes = [str(row.get("target", "")) for _, row in kept]
         groups = [str(row.get("group") or row.get("case") or row.get("case_id") or number) for number, row in kept]
         return cls(predicted, truth, sigma, confidence, classes, groups, places, len(rows) - len(kept))
@@ -335,7 +335,7 @@ def _reliability(confidence, cases, resamples, seed):
     }
     if cases.places is not None:
         measures["d_ece"] = lambda i: d_ece(confidence[i], hit[i], cases.places[i])
-    options = {"groups": cases.groups, "resamples": resamples, "seed": seed, "centre": True}
+    options = {"groups": cases.groups, "resamples": resamples, "seed": seed, "center": True}
     return {name: bootstrap(measure, len(hit), **options) for name, measure in measures.items()}
 
 

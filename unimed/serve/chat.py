@@ -91,11 +91,11 @@ class _Reply:
         """Refusals come as such, before the stream begins."""
         loop, parts = asyncio.get_running_loop(), asyncio.Queue()
 
-        def said(text: str) -> None:
+        def watch(text: str) -> None:
             with contextlib.suppress(RuntimeError):  # the server's loop has gone
                 loop.call_soon_threadsafe(parts.put_nowait, text)
 
-        ticket = self.core.submit(self.name, question, None if self.strict.asked else said)
+        ticket = self.core.submit(self.name, question, None if self.strict.asked else watch)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._parts(ticket, parts), media_type="text/event-stream", headers=headers)
 

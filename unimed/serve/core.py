@@ -114,8 +114,10 @@ class Core:
             try:
                 found = open_path(stored.path, choices=choices, page=how.pop("page", None), **how, **more)
             except (ValueError, OSError) as error:
-                said = plain_problem(error, stored)
-                raise Problem(413 if "limit" in said else 400, said, param="image", code="unreadable_image") from error
+                message = plain_problem(error, stored)
+                raise Problem(
+                    413 if "limit" in message else 400, message, param="image", code="unreadable_image"
+                ) from error
         array = found.content.array if found.is_volume else found.content.rgb
         self.sources.put(key, found, array.nbytes)
         return found
@@ -195,10 +197,12 @@ async def in_thread(function, *args, **options):
 
 def plain_problem(error: BaseException, stored: Stored | None = None) -> str:
     """The text of an error without the folders of the server."""
-    said = str(error) or type(error).__name__
+    message = str(error) or type(error).__name__
     if stored is not None:
         for place in (stored.path, *stored.path.parents):
             if place.name in ("data", stored.id) or place == stored.path:
                 with contextlib.suppress(ValueError):
-                    said = said.replace(f"{place}/", "").replace(str(place), place.name if place.is_file() else "image")
-    return " ".join(said.split())[:500]
+                    message = message.replace(f"{place}/", "").replace(
+                        str(place), place.name if place.is_file() else "image"
+                    )
+    return " ".join(message.split())[:500]

@@ -243,9 +243,9 @@ async def in_thread_with_progress(ctx, work: Callable[[], dict], root: Path) -> 
     except Problem as problem:
         raise ValueError(problem.message) from None
     except (ValueError, OSError, ImportError) as error:
-        said = plain_line(str(error))
+        message = plain_line(str(error))
         for place in {str(root), str(root.resolve())}:
-            said = said.replace(f"{place}/", "").replace(place, ".")
-        raise ValueError(said[:500] or type(error).__name__) from None
+            message = message.replace(f"{place}/", "").replace(place, ".")
+        raise ValueError(message[:500] or type(error).__name__) from None
     finally:
         gone.set()

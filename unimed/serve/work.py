@@ -352,7 +352,7 @@ def _gone(ticket: Ticket) -> bool:
 
 def _let_go(ticket: Ticket) -> None:
     late = time.monotonic() > min(ticket.deadline, ticket.start_by)
-    said = "it took too long" if time.monotonic() > ticket.deadline else "it waited too long for the model"
+    reason = "it took too long" if time.monotonic() > ticket.deadline else "it waited too long for the model"
     ticket.settle(
-        error=Problem(504 if late else 499, said if late else "cancelled", kind="server_error", code="timeout")
+        error=Problem(504 if late else 499, reason if late else "cancelled", kind="server_error", code="timeout")
     )

@@ -102,11 +102,13 @@ class ParseTask(Task):
         """
         options = dict(batch_size=self.batch_size, presence_threshold=self.threshold, seed=self.seed)
         answers: list = [None] * len(samples)
-        pictures = [number for number, sample in enumerate(samples) if not is_volume(sample.images[0])]
+        image_numbers = [number for number, sample in enumerate(samples) if not is_volume(sample.images[0])]
         texts = ["[SEP]".join(region.phrase for region in sample.regions) for sample in samples]
-        images = [samples[number].images[0] for number in pictures]
-        made = self.model.predict_batch(images, [texts[number] for number in pictures], as_channels=True, **options)
-        for number, one in zip(pictures, made, strict=True):
+        images = [samples[number].images[0] for number in image_numbers]
+        made = self.model.predict_batch(
+            images, [texts[number] for number in image_numbers], as_channels=True, **options
+        )
+        for number, one in zip(image_numbers, made, strict=True):
             answers[number] = one
         for number, sample in enumerate(samples):
             if answers[number] is None:

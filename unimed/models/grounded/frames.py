@@ -170,7 +170,7 @@ def _follow(model, frames: _Frames, states, chosen, memory: bool, clear_absent: 
     size = frames.size
     stacks = [np.zeros((len(frames), *size), dtype=bool) for _ in presence]
     there = [index for index, value in enumerate(presence) if value is None or value >= threshold]
-    sums, painted = np.zeros(len(states)), np.zeros(len(states))
+    sums, predicted = np.zeros(len(states)), np.zeros(len(states))
     if there:
         prompts = model.seg_projection(states[there])
         run = propagate(model, frames, prompts, chosen) if memory else prompt_each(model, frames, prompts)
@@ -182,8 +182,8 @@ def _follow(model, frames: _Frames, states, chosen, memory: bool, clear_absent: 
                 if not (clear_absent and score < 0):
                     stacks[index][frame] = mask
                     sums[index] += iou * mask.any()
-                    painted[index] += mask.any()
-    confidence = [float(np.clip(s / p, 0, 1)) if p else None for s, p in zip(sums, painted, strict=True)]
+                    predicted[index] += mask.any()
+    confidence = [float(np.clip(s / p, 0, 1)) if p else None for s, p in zip(sums, predicted, strict=True)]
     return [_Tracked(*values) for values in zip(stacks, presence, confidence, strict=True)]
 
 

@@ -300,8 +300,8 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             if layout is not None and layout.sample_of_token is not None:
                 owner = layout.sample_of_token[:, 1:][wanted]
             count = len(labels) if layout is None else len(layout.per_sample)
-            learnt = torch.bincount(owner, minlength=count).clamp(min=1)
-            output.sample_losses = tokens.new_zeros(count).index_add(0, owner, tokens) / learnt
+            label_counts = torch.bincount(owner, minlength=count).clamp(min=1)
+            output.sample_losses = tokens.new_zeros(count).index_add(0, owner, tokens) / label_counts
         if self.shares_tokens and mask_features is not None and (connected is not None or image_tokens is not None):
             flat = (image_tokens if connected is None else connected.tokens).flatten(0, -2)
             known = self.tokens_by_image(flat, layout, image_grid_thw, input_ids)

@@ -383,9 +383,9 @@ class GroundedPredictor(Predictor):
                     None if source is None else source.source,
                 )  # fmt: skip
             )
-        share = (time.perf_counter() - answered) / len(rows)
+        fraction = (time.perf_counter() - answered) / len(rows)
         for prediction in predictions:
-            prediction.timing_s["regions"] = share
+            prediction.timing_s["regions"] = fraction
         return predictions
 
     def _boxes_of(self, generated: Generated, features: MaskFeatures | None, size) -> list[tuple]:
@@ -415,8 +415,8 @@ class GroundedPredictor(Predictor):
             stds = [tuple(std) for std in (predicted.std.float().cpu() * unit).tolist()]
             overlap = torch.exp(-4 / 2**0.5 * predicted.uncertainty().float()).tolist()
         return [
-            (tuple(box), std, said * share)
-            for box, std, share, (_, said) in zip(boxes, stds, overlap, found, strict=True)
+            (tuple(box), std, probability * fraction)
+            for box, std, fraction, (_, probability) in zip(boxes, stds, overlap, found, strict=True)
         ]
 
     def _reference(self) -> str:
@@ -449,10 +449,10 @@ def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> lis
             )  # fmt: skip
             seg += 1
         elif box < len(boxes):
-            (x1, y1, x2, y2), std, said = boxes[box]
+            (x1, y1, x2, y2), std, probability = boxes[box]
             if x2 > x1 and y2 > y1:
                 regions.append(
-                    Region(phrase, box_xyxy_px=(x1, y1, x2, y2), confidence=_unit(said), box_std_px=std,
+                    Region(phrase, box_xyxy_px=(x1, y1, x2, y2), confidence=_unit(probability), box_std_px=std,
                            phrase_span=span)
                 )  # fmt: skip
             box += 1
