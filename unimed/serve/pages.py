@@ -21,7 +21,7 @@ except ImportError as error:
     raise ImportError("the pages need gradio: pip install 'unimed[serve]'") from error
 
 from unimed.chat import as_plain_text
-from unimed.io.overlay import COLOURS
+from unimed.io.overlay import COLORS
 from unimed.io.windows import CT_WINDOWS_HU
 from unimed.markup import for_html, for_markdown, plain_line, plain_text
 from unimed.serve.core import Core, plain_problem
@@ -375,7 +375,7 @@ def _label(number: int, region) -> str:
 
 def _colors(prediction, first: int) -> dict[str, str]:
     """Okabe-Ito colors, the same for the words and the place of a region."""
-    return {_label(number, region): "#{:02x}{:02x}{:02x}".format(*COLOURS[(number - 1) % len(COLOURS)])
+    return {_label(number, region): "#{:02x}{:02x}{:02x}".format(*COLORS[(number - 1) % len(COLORS)])
             for number, region in enumerate(prediction.regions, first)}  # fmt: skip
 
 
