@@ -16,7 +16,7 @@ _DESCRIPTION = """Ask a contestant every case of a benchmark, freeze what it say
     unimed benchmark vqa_rad exports/mine                    # a model of ours
     unimed benchmark ms_cxr transformers:Qwen3-VL-4B         # any image-text model of transformers
     unimed benchmark ms_cxr openai:NAME --url http://HOST/v1 # an endpoint; its key is in OPENAI_API_KEY
-    unimed benchmark msd/liver labels:nnunet_output          # label maps of nnU-Net or TotalSegmentator
+    unimed benchmark msd_liver labels:nnunet_output          # label maps of nnU-Net or TotalSegmentator
     unimed benchmark vqa_rad predictions:answers.jsonl       # answers in a file
     unimed benchmark vqa_rad prior:                          # no: everything: prior: look at no image
     unimed benchmark --from RUN/manifest.json                # repeat a run and compare
@@ -88,6 +88,7 @@ def _benchmark(args) -> int:
 
 def _listed(one: Benchmark) -> dict:
     return {
-        "benchmark": one.name, "task": one.task, "headline": one.metrics[0], "folder": str(data_folder(one)),
-        "license": one.license, "get": one.homepage, "known leaks": one.leaks or one.note,
+        "benchmark": one.name, "task": one.task, "headline": one.headline or one.metrics[0],
+        "folder": str(data_folder(one)), "license": one.license, "get": one.homepage,
+        "known leaks": one.leaks or one.note,
     }  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unimed.io.result import Prediction
-from unimed.registry import BENCHMARKS, METRICS, look_up, registered
+from unimed.registry import BENCHMARKS, METRICS, RegistryError, did_you_mean, look_up, registered
 from unimed.structures import Sample
 
 
@@ -51,7 +51,8 @@ class Benchmark:
         layout: what lies in the folder, as it is downloaded.
         license: of the data. homepage: where they are to be had, and how.
         leaks: what is known to be shared by training and test data.
-        row_kind: kind of the rows that `metrics[0]`, its headline, is read from.
+        samples_scorer: compares those samples; `unimed.evaluate` by default.
+        headline: column that runs are ranked by, `metrics[0]` by default. row_kind: kind of the rows it is read from.
     """
 
     name: str
@@ -66,6 +67,8 @@ class Benchmark:
     published: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     samples: str = ""
+    samples_scorer: str = ""
+    headline: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] | None = None
@@ -74,7 +77,7 @@ class Benchmark:
     license: str = ""
     homepage: str = ""
     leaks: str = ""
-    row_kind: str = ""
+    row_kind: str = "mask"
 
     def __call__(self, *args, **options):
         return self.score(*args, **options)
@@ -116,7 +119,7 @@ class Benchmark:
 
     def rows(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> tuple[list[dict], dict, dict]:
         """(rows of the schema, {name: number}, {title: table}) of samples and predictions, in their order."""
-        scorer = "unimed.evaluation.benchmarks.declaring:score_any" if self.samples else self.scorer
+        scorer = (self.samples_scorer or f"{__name__}:score_any") if self.samples else self.scorer
         found = resolve(scorer)(samples, predictions, **({} if self.samples else self.options))
         if isinstance(found, Mapping):
             return list(found.get("cases") or ()), dict(found.get("summary") or {}), dict(found.get("tables") or {})
@@ -142,12 +145,19 @@ def declare(**fields) -> Benchmark:
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of a name.
+    """The benchmark of a name, or of the part behind the slash where only one ends so ("vqa_rad").
 
     Raises:
         RegistryError: an unknown name, with the valid ones and the closest.
     """
-    return look_up(name, BENCHMARKS)
+    known = registered(BENCHMARKS)
+    alike = [one for one in known if one.rpartition("/")[2] == name]
+    name = alike[0] if len(alike) == 1 else name
+    if name not in known:
+        raise RegistryError(
+            f"unknown benchmark {name!r}{did_you_mean(name, known)} `unimed benchmark --list` shows all {len(known)}"
+        )
+    return known[name]
 
 
 def benchmarks(prefix: str = "") -> dict[str, Benchmark]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimed.evaluation.contestants.base import Contestant, asked
+from unimed.evaluation.contestants.text_boxes import prediction_of
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
 from unimed.metrics.boxes import iou_matrix
@@ -54,16 +55,14 @@ class FrameReport:
         verdict: "right"; "wrong": another frame fits clearly better; "not shown": no frame fits, since the contestant
             does not find the rectangle, so nothing is known; "no boxes": it wrote none.
         iou: mean IoU of the boxes as they are read. best, best_iou: the frame that fits best.
+        dialects: registered dialects that read the answers as well as that.
     """
 
     verdict: str
     iou: float
     best: str = ""
     best_iou: float = 0.0
-
-    def table(self) -> list[dict]:
-        """One line, for tables and pages."""
-        return [{"verdict": self.verdict, "iou as read": self.iou, "best frame": self.best, "iou in it": self.best_iou}]
+    dialects: tuple[str, ...] = ()
 
 
 def drawn_samples() -> list[Sample]:
@@ -116,8 +115,21 @@ def judge(samples: Sequence[Sample], answers: Sequence[Prediction], dialect=None
     if not written:
         return FrameReport("no boxes", iou)
     if best_iou >= FOUND and (best_ious > read + CLEARLY).all():
-        return FrameReport("wrong", iou, best, best_iou)
+        fitting = _fitting(samples, answers, truths, best_iou - CLEARLY)
+        return FrameReport("wrong", iou, best, best_iou, fitting)
     return FrameReport("right" if iou >= FOUND else "not shown", iou, best, best_iou)
+
+
+def _fitting(samples, answers, truths, least: float) -> tuple[str, ...]:
+    """Dialects by which the answers would be read with a mean IoU of at least `least`."""
+    found = []
+    for name in registered(DIALECTS):
+        dialect = build_dialect(name)
+        boxes = [_first_box(prediction_of(answer.markup or answer.text, dialect, sample))
+                 for answer, sample in zip(answers, samples, strict=True)]  # fmt: skip
+        if np.mean([_iou(box, truth) for box, truth in zip(boxes, truths, strict=True)]) >= least:
+            found.append(name)
+    return tuple(found)
 
 
 def refuse_wrong_frame(report: FrameReport, name: str) -> None:
@@ -129,8 +141,13 @@ def refuse_wrong_frame(report: FrameReport, name: str) -> None:
     if report.verdict == "wrong":
         raise FrameError(
             f"{name}: boxes are read in a wrong frame: on drawn images of a bright rectangle they fit with IoU "
-            f"{report.iou:.2f} as they are read, and {report.best_iou:.2f} as {report.best}; choose the dialect that "
-            "writes so with --dialect (no score was computed)"
+            f"{report.iou:.2f} as they are read, and {report.best_iou:.2f} as {report.best}; "
+            + (
+                f"give --dialect {report.dialects[0]}"
+                if report.dialects
+                else "no registered dialect reads that: add one"
+            )
+            + " (no score was computed)"
         )
 
 
@@ -151,7 +168,7 @@ def _written(answers: Sequence[Prediction], dialect):
     for name in registered(DIALECTS):
         other = build_dialect(name).boxes
         if other is not None:
-            formats.setdefault(id(other), (f", written as dialect {name} does", other))
+            formats.setdefault(id(other), (f", spelled as by {name}", other))
     found = False
     for name, form in formats.values():
         groups = [form.groups(answer.markup or answer.text) for answer in answers]

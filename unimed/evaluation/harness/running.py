@@ -16,7 +16,7 @@ import numpy as np
 
 from unimed.evaluation.benchmarks.declaring import Benchmark
 from unimed.evaluation.cases import project
-from unimed.evaluation.comparing import worst_cases
+from unimed.evaluation.comparing import direction, worst_cases
 from unimed.evaluation.contestants.base import Contestant, asked
 from unimed.evaluation.evaluating import Rows
 from unimed.evaluation.gallery import failure_gallery
@@ -28,14 +28,11 @@ from unimed.files import append_json_line, read_json_lines, write_json_lines, wr
 from unimed.identity import identity_of
 from unimed.io.result import Prediction
 from unimed.markup import plain_line
-from unimed.metrics.statistics import Interval
+from unimed.metrics.statistics import Interval, bootstrap_mean
 from unimed.progress import Progress
-from unimed.registry import METRICS, look_up
 from unimed.structures import Sample
 
 PREDICTIONS, PART, FAILED = "predictions.jsonl", "predictions.part.jsonl", "failed.jsonl"
-#: Kind of a metric -> kind of the rows that hold it.
-ROW_KINDS = {"mask": "mask", "boxes": "box", "text": "answer"}
 
 
 class RunError(ValueError):
@@ -189,14 +186,20 @@ def score(one: Benchmark, samples: Samples, predictions: Sequence[Prediction], s
     return Scores(rows, means, summary, tables, headline_of(one, rows, resamples))
 
 
-def headline_of(one: Benchmark, rows: Rows, resamples: int) -> dict:
-    """{"metric", "kind", "mean", "better"}: the first metric of the benchmark over its rows; NaN without any."""
-    metric = look_up(one.metrics[0], METRICS)
-    kind = one.row_kind or ROW_KINDS.get(metric.kind, "")
-    found = [line for line in Rows(r for r in rows if r["kind"] == kind).means("kind", resamples=resamples)
-             if line["metric"] == metric.name]  # fmt: skip
-    mean = found[0]["mean"] if found else Interval(float("nan"), float("nan"), float("nan"))
-    return {"metric": metric.name, "kind": kind, "mean": mean, "better": metric.better}
+def headline_of(one: Benchmark, rows: Sequence[Mapping], resamples: int) -> dict:
+    """{"metric", "kind", "mean", "better"}: the headline of the benchmark over its rows; NaN without any."""
+    metric, kind = one.headline or one.metrics[0], one.row_kind
+    mine = Rows(row for row in rows if row["kind"] == kind)
+    if kind == "presence":
+        mean = next(
+            (line["mean"] for line in mine.means("kind", resamples=resamples) if line["metric"] == metric), None
+        )
+    else:
+        known = [row for row in mine if row.get(metric) is not None]
+        values, groups = [float(row[metric]) for row in known], [row["group"] for row in known]
+        mean = bootstrap_mean(values, groups=groups, resamples=resamples) if known else None
+    mean = mean or Interval(float("nan"), float("nan"), float("nan"))
+    return {"metric": metric, "kind": kind, "mean": mean, "better": direction(metric)}
 
 
 def write_run(
