@@ -24,12 +24,14 @@ _REGION = {"phrase": "phrase", "box_xyxy": "box_xyxy_px", "presence": "presence"
 class Endpoint(TextContestant):
     """`openai:MODEL` at `--url`; the key is taken from an environment variable and written nowhere.
 
-    Where a message brings `regions`, as that of `unimed serve` does, they count; else boxes are read from its text by
-    the dialect. Answers are asked for at temperature 0.
+    Where a message brings `regions`, as that of `unimed serve` does, they count (`--dialect grounded` asks a model of
+    ours in its own words); else boxes are read from its text by the dialect. Answers are asked for at temperature 0.
 
     Raises:
         ImportError: the client is not installed. ContestantError: no model, no address.
     """
+
+    brings_regions = True
 
     def __init__(self, reference="", settings=None):
         super().__init__(reference, settings)

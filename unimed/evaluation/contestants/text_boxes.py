@@ -22,11 +22,13 @@ class TextContestant(Contestant):
     frame_checked = True
     #: Dialect where the settings name none.
     usual_dialect = "qwen3_vl"
+    #: Whether answers may bring regions of their own, so that the dialect need not read any.
+    brings_regions = False
 
     def __init__(self, reference="", settings=None):
         super().__init__(reference, settings)
         self.dialect = build_dialect(self.settings.dialect or self.usual_dialect)
-        if self.dialect.boxes is None:
+        if self.dialect.boxes is None and not self.brings_regions:
             raise ContestantError(
                 f"dialect {self.dialect.name!r} writes no boxes in text; choose one that does with --dialect"
             )

@@ -12,7 +12,10 @@ from unimed.structures import Sample
 
 #: "B", "(B)", "B.", "B: liver", "Answer: B", "The answer is (B).", "option B", "**B**"
 _LETTER = re.compile(
-    r"(?:^|\banswer(?:\s+is)?\b|\boption\b|\bchoice\b)[\s:*(\[\"']*([A-J])(?=$|[\s.,:;)\]*\"'])", re.MULTILINE
+    # Behind a word that announces it, or alone at the start of a line: "A lung is seen" announces nothing.
+    r"(?:\b(?i:answer(?:\s+is)?|option|choice)\b[\s:*(\[\"']*([A-J])(?=$|[\s.,:;)\]*\"'])"
+    r"|^[\s*(\[\"']*([A-J])(?=\s*$|[.,:;)\]*\"']))",
+    re.MULTILINE,
 )
 
 
@@ -26,7 +29,7 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     said, names = normal_form(text), [normal_form(choice) for choice in choices]
     if said and names.count(said) == 1:
         return names.index(said)
-    letters = [ord(letter) - ord("A") for letter in _LETTER.findall(text.strip())]
+    letters = [ord(one or other) - ord("A") for one, other in _LETTER.findall(text.strip())]
     if letters and letters[-1] < len(choices):
         return letters[-1]
     words = f" {said} "
