@@ -7,6 +7,7 @@ from pathlib import Path
 from unimed.commands.common import DONE, PARTLY, Parser, count, guarded
 from unimed.evaluation.benchmarks.declaring import Benchmark, benchmarks, data_folder
 from unimed.evaluation.contestants.base import Settings
+from unimed.evaluation.harness.cards import model_index
 from unimed.evaluation.harness.plan import Plan, execute, repeat, rescore, usual_folder
 from unimed.evaluation.tables import markdown_table, this_command
 
@@ -44,6 +45,12 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--dialect", default="", help="registered dialect that boxes in a text are read by")
     parser.add_argument("--url", default="", help="of an endpoint, http://HOST/v1")
     parser.add_argument("--key-variable", default="OPENAI_API_KEY", help="environment variable with its key")
+    parser.add_argument("--judge", default="", help="model that judges the statements of reports (RadFact)")
+    parser.add_argument("--judge-url", default="", help="of the judge, http://HOST/v1; its key is in JUDGE_API_KEY")
+    parser.add_argument("--model-card", nargs="+", metavar="RUN", help="print runs as model-index of a model card")
+    parser.add_argument(
+        "--card-name", default="", help="name of the model on the card (default: that of the first run)"
+    )
     parser.add_argument("--resamples", type=count, default=500, help="bootstrap samples (default: 500)")
     parser.add_argument("--worst", type=int, default=12, help="images of the worst cases on the page (default: 12)")
     parser.add_argument("--no-leak-check", action="store_true", help="do not compare with the training part")
@@ -52,7 +59,11 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
     for name in ("out", "device", "dtype", "batch-size", "max-new-tokens", "seed", "restart"):
         parser.flag(name)
     args = parser.parse_args(arguments)
-    if args.list is None and not (args.manifest or args.rescore) and not (args.name and args.contestant):
+    if (
+        args.list is None
+        and not (args.manifest or args.rescore or args.model_card)
+        and not (args.name and args.contestant)
+    ):
         parser.error("name a benchmark and a model; --list shows the benchmarks")
     return guarded(_benchmark, args)
 
@@ -60,6 +71,9 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
 def _benchmark(args) -> int:
     if args.list is not None:
         print(markdown_table([_listed(one) for one in benchmarks(args.list).values()]))
+        return DONE
+    if args.model_card:
+        print(model_index(args.model_card, args.card_name or Path(args.model_card[0]).resolve().name), end="")
         return DONE
     if args.rescore:
         manifest, text = rescore(args.rescore)
@@ -75,8 +89,9 @@ def _benchmark(args) -> int:
         dialect=args.dialect, url=args.url, key_variable=args.key_variable,
     )  # fmt: skip
     plan = Plan(
-        args.name, args.contestant, settings, data=args.data, against=args.against, limit=args.limit, seed=args.seed,
-        resamples=args.resamples, worst=args.worst, leak_check=not args.no_leak_check,
+        args.name, args.contestant, settings, data=args.data, against=args.against, judge=args.judge,
+        judge_url=args.judge_url, limit=args.limit, seed=args.seed, resamples=args.resamples,
+        worst=args.worst, leak_check=not args.no_leak_check,
         baselines=not args.no_baselines, frame_test=not args.no_frame_test,
     )  # fmt: skip
     out = Path(args.out) if args.out else usual_folder(plan)

@@ -11,6 +11,7 @@ from unimed.evaluation.benchmarks.declaring import Benchmark, benchmark, data_fo
 from unimed.evaluation.contestants.base import Settings, contestant
 from unimed.evaluation.harness.checks import baselines, frame_of, leaks_of
 from unimed.evaluation.harness.frozen import Frozen, read_lines
+from unimed.evaluation.harness.judging import judged
 from unimed.evaluation.harness.manifest import NAME, ManifestError, code, declaration, differences, read_manifest
 from unimed.evaluation.harness.running import (
     PREDICTIONS,
@@ -35,6 +36,8 @@ class Plan:
         data: folder of the data; "" for the usual one (`data_folder`).
         against: folder of records that the model was trained on, for the leak check.
         limit: only the first so many cases.
+        judge, judge_url: model behind OpenAI's interface that judges statements of reports (RadFact); "" for none. Its
+            key is in the environment variable JUDGE_API_KEY.
         resamples: bootstrap samples of intervals. worst: images of worst cases on the page.
         leak_check, baselines, frame_test: whether they are done.
     """
@@ -44,6 +47,8 @@ class Plan:
     settings: Settings = field(default_factory=Settings)
     data: str = ""
     against: str = ""
+    judge: str = ""
+    judge_url: str = ""
     limit: int | None = None
     seed: int = 0
     resamples: int = 500
@@ -161,6 +166,8 @@ def _finish(
         further["Leaks"], compared = leaks_of(samples, train, plan.against)
         manifest["leaks"] = {"compared with": compared, "known": one.leaks, "found": further["Leaks"]}
         further["Leaks"] = further["Leaks"] or [{"leaks": compared}]
+    if plan.judge:
+        further["Statements of reports"] = judged(plan, out, samples, lines, salted)
     if about.get("frame"):
         further["Frame of boxes, by drawn images"] = [about["frame"]]
     return write_run(out, one, samples, found, scores, manifest, further, worst=plan.worst, command=command)
