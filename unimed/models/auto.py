@@ -40,7 +40,7 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
     """
     import torch
 
-    chosen = _device(device)
+    chosen = device_of(device)
     if dtype not in DTYPES:
         raise LoadError(f"dtype {dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
     options = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
@@ -98,7 +98,7 @@ def _open(source: Path, options: dict):
     return foreign.model(AutoModel, source, **options)
 
 
-def _device(device: str):
+def device_of(device: str):
     import torch
 
     if device == "auto":
