@@ -13,6 +13,7 @@ from unimed.data.canonical import is_volume
 from unimed.data.collate.grounded import volume_to_uint8
 from unimed.evaluation.benchmarks import benchmark
 from unimed.evaluation.evaluating import Rows
+from unimed.evaluation.honesty import honesty_samples, score_honesty
 from unimed.evaluation.scorers.grounding import score_grounding
 from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.io.result import Prediction
@@ -69,6 +70,8 @@ class GroundingTask(Task):
             each benchmark, as Uni-Med does (`score_benchmarks`); any other word names a registered benchmark whose
             scorer takes samples and predictions.
         compat: "reference" prompts and scores as published Uni-Med does.
+        honesty_samples: in a test (`scores="grounding"`), of how many samples further questions are made: other
+            wordings, nonsense, mirrored images (`unimed.evaluation.honesty`). 0 asks none.
 
     `routing` collects which task used which expert since it was last reset, `task_losses` the loss of each task.
     """
@@ -94,6 +97,7 @@ class GroundingTask(Task):
         connector: dict | None = None,
         scores: str = "grounding",
         compat: str | None = None,
+        honesty_samples: int = 24,
     ):
         # Builders of small models and of Uni-Med put the connector in themselves.
         given = {} if connector is None else {"connector": connector}
@@ -103,7 +107,7 @@ class GroundingTask(Task):
         super().__init__(built, learning_rates)
         if compat is not None:
             self.processor.compat = compat
-        self.scores, self.compat = scores, compat
+        self.scores, self.compat, self.honesty_samples = scores, compat, honesty_samples
         if scores not in ("grounding", "benchmarks"):
             benchmark(scores)
         if scores == "benchmarks":
@@ -277,14 +281,28 @@ class GroundingTask(Task):
             scores = benchmark(self.scores).score(samples, predictions)
             return scores.scores() if isinstance(scores, Rows) else scores
         blind = self.predict_samples(_answerable(samples), blank=True) if train else None
-        return score_grounding(samples, predictions, train, blind)
+        scores = score_grounding(samples, predictions, train, blind)
+        asked = honesty_samples(samples, self.honesty_samples)
+        if not len(asked):
+            return scores
+        there = [row for row in scores["cases"] if row["kind"] == "presence"]
+        honest = score_honesty(samples, predictions, asked, self.predict_samples(asked.samples), there)
+        return {
+            "summary": scores["summary"] | honest["summary"],
+            "tables": scores["tables"] | honest["tables"],
+            "cases": [*scores["cases"], *honest["cases"]],
+        }
 
     def validate(self, samples: Sequence[Sample], predictions: Sequence[Prediction] | None = None) -> dict[str, float]:
-        """The summary of `score`; benchmarks without the intervals, which a validation does not show."""
-        if self.scores != "benchmarks":
-            return super().validate(samples, predictions)
+        """The summary of `score`, without what only a test asks; benchmarks without intervals, which nobody sees."""
         predictions = self.predict_samples(samples) if predictions is None else predictions
-        return score_benchmarks(samples, predictions, self.compat, resamples=0)["summary"]
+        if self.scores == "benchmarks":
+            return score_benchmarks(samples, predictions, self.compat, resamples=0)["summary"]
+        further, self.honesty_samples = self.honesty_samples, 0
+        try:
+            return super().validate(samples, predictions)
+        finally:
+            self.honesty_samples = further
 
     def export(self, folder) -> None:
         """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
