@@ -323,6 +323,9 @@ MISTAKES = {
     "no age": ("cache --prune --older-than soon", "'soon' is no age"),
     "runs are gone": ("compare-runs {nowhere} {empty} --metric dice", "nowhere"),
     "no metric": ("compare-runs {empty}", "--metric"),
+    "grid over nothing": ("grid {config_py} --out {root}/grid", "--over"),
+    "grid over an unknown axis": ("grid {config_py} --over conector=a,b --out {root}/grid", "did you mean 'connector'"),
+    "grid of one value": ("grid {config_py} --over connector= --out {root}/grid", "AXIS=VALUE,VALUE"),
     "a question to the doctor": ("doctor why", "unrecognized arguments: why"),
     "unknown verb": ("predikt {grounded}", "did you mean 'predict'"),
 }  # fmt: skip
