@@ -331,6 +331,9 @@ MISTAKES = {
     "no data of a benchmark": ("benchmark unimed/any no: --data {nowhere}", "no such folder for unimed/any"),
     "no contestant": ("benchmark unimed/any", "name a benchmark and a model"),
     "nothing to repeat": ("benchmark --from {empty}", "no such manifest"),
+    "grid over nothing": ("grid {config_py} --out {root}/grid", "--over"),
+    "grid over an unknown axis": ("grid {config_py} --over conector=a,b --out {root}/grid", "did you mean 'connector'"),
+    "grid of one value": ("grid {config_py} --over connector= --out {root}/grid", "AXIS=VALUE,VALUE"),
     "a question to the doctor": ("doctor why", "unrecognized arguments: why"),
     "unknown verb": ("predikt {grounded}", "did you mean 'predict'"),
 }  # fmt: skip

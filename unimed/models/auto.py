@@ -59,7 +59,7 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
         from unimed.metrics.calibration import Calibration
 
         if not hasattr(model, "calibration"):
-            raise LoadError(f"{path}: a {type(model).__name__} gives no boxes to calibrate")
+            raise LoadError(f"{path}: a {type(model).__name__} gives nothing to calibrate")
         model.calibration = Calibration.load(calibration)
     return model.to(chosen).eval()
 

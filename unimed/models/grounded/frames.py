@@ -93,7 +93,7 @@ def predict_frames(
     compat: str | None = None,
     clear_absent: bool = False,
     max_new_tokens: int = 512,
-    presence_threshold: float = 0.5,
+    presence_threshold: float | None = None,
     site: str = "",
     task: str | None = None,
 ) -> Prediction | list[Prediction]:
@@ -120,6 +120,7 @@ def predict_frames(
         options = dict(keys=keys, follow=follow, compat=compat, clear_absent=clear_absent, site=site, task=task)
         options |= dict(max_new_tokens=max_new_tokens, presence_threshold=presence_threshold)
         return predict_frames(model, frames, [text], **options)[0]
+    presence_threshold = model.shown_from if presence_threshold is None else presence_threshold
     model.eval()
     lazy = _Frames(frames, site)
     memory = _follows_by_memory(model, follow)

@@ -30,7 +30,8 @@ class GroundedOutput(ModelOutput):
     `loss` is the language loss where labels were given; `hidden` [B, L, D] the states after the final norm; `masks`
     belong to the [SEG] tokens of the batch in reading order and `boxes` (and `language_boxes` [N, 4], raw) to its [BOX]
     tokens; `presence_logits` to the [SEG] tokens; `auxiliary_loss` comes from the connector. `sample_losses` [N] is the
-    mean over the learnt tokens of each sample, `routing` [T, M, E] the weights of the experts for the image tokens.
+    mean over the learnt tokens of each sample, `routing` [T, M, E] the weights of the experts for the image tokens,
+    `image_tokens` [T, N, D] those of all encoded images.
     """
 
     loss: torch.Tensor | None = None
@@ -44,6 +45,7 @@ class GroundedOutput(ModelOutput):
     auxiliary_loss: torch.Tensor | None = None
     sample_losses: torch.Tensor | None = None
     routing: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
 
 
 class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
@@ -289,6 +291,7 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         output = GroundedOutput(hidden=hidden)
         if connected is not None:
             output.auxiliary_loss, output.routing = connected.auxiliary_loss, connected.routing
+            output.image_tokens = connected.tokens
         if return_logits:
             output.logits = self.lm_head(hidden)
         if labels is not None:

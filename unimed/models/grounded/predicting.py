@@ -38,7 +38,7 @@ class GroundedPredictor(Predictor):
     #: What keeps embeddings of images between questions, by content: `get(key)` gives a value or None, and
     #: `put(key, value, bytes)` keeps it. Only while the weights do not change; None keeps none.
     embedding_cache = None
-    #: `unimed.metrics.calibration.Calibration` for the boxes of [BOX], or None for the model's own numbers.
+    #: `unimed.metrics.calibration.Calibration` of boxes, masks and presence, or None for the model's own numbers.
     calibration = None
 
     @property
@@ -87,7 +87,7 @@ class GroundedPredictor(Predictor):
         *,
         batch_size: int = 8,
         max_new_tokens: int = 512,
-        presence_threshold: float = 0.5,
+        presence_threshold: float | None = None,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
         use_cache: bool = True,
@@ -99,7 +99,8 @@ class GroundedPredictor(Predictor):
 
         Args:
             images: an `Image` per text, a list of them, or None.
-            presence_threshold: a region less probable than this keeps its presence and gets an empty mask.
+            presence_threshold: a region less probable than this keeps its presence and gets an empty mask; by default
+                the one of the calibration, else 0.5.
             temperature: 0 is deterministic.
             task: what is asked, for all or for each, for models whose connector routes by task or whose dialect names
                 it ("vqa", "refer", "caption", ...); None leaves it to the text ("[refer] ...") or `routed_as`.
@@ -114,6 +115,7 @@ class GroundedPredictor(Predictor):
         was_training = self.training
         self.eval()
         try:
+            threshold = self.shown_from if presence_threshold is None else presence_threshold
             assembly = self.processor.assembly()
             tasks = [task] * len(texts) if task is None or isinstance(task, str) else list(task)
             asked = [
@@ -138,7 +140,7 @@ class GroundedPredictor(Predictor):
                     assembly,
                     part,
                     [texts[i] for i in part],
-                    presence_threshold,
+                    threshold,
                     use_cache=use_cache,
                     task=[asked[i][0] for i in part],
                     **options,
@@ -148,6 +150,12 @@ class GroundedPredictor(Predictor):
             return predictions
         finally:
             self.train(was_training)
+
+    @property
+    def shown_from(self) -> float:
+        """The presence from which on masks are shown: that of the calibration, else 0.5."""
+        presence = getattr(self.calibration, "presence", None)
+        return 0.5 if presence is None else presence.threshold
 
     def _earlier(self, turns: Sequence[tuple[str, str]], task, with_image: bool) -> list[tuple[str, str]]:
         """Turns before a question in the words of the dialect."""
@@ -368,8 +376,8 @@ class GroundedPredictor(Predictor):
                 boxes = self._boxes_of(row, mine, size)
                 regions = _regions(answer, text, size, logits, iou, presence, boxes, threshold)
                 if self.calibration is not None:
-                    # Learnt from boxes that a [BOX] gave; a box around a mask has another law.
-                    regions = [self.calibration.apply(r, image_size_hw=size) if r.mask is None else r for r in regions]
+                    # A box around a mask has another law than one that a [BOX] gave; `apply` knows.
+                    regions = [self.calibration.apply(region, image_size_hw=size) for region in regions]
             timing = {"answer": (answered - begin) / len(rows)}
             geometry = None if source is None else source.geometry
             predictions.append(
@@ -443,9 +451,12 @@ def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> lis
             mask = (logits[seg] > 0).cpu().numpy()
             if there is not None and there < threshold:
                 mask = np.zeros_like(mask)
+            remark = ""
+            if there is not None and (there >= 0.5) != (there >= threshold):
+                remark = f"presence {there:.2f}; masks are shown from {threshold:.3g} on"
             regions.append(
                 Region(phrase, mask=mask, presence=there, confidence=_unit(float(iou[seg])), phrase_span=span,
-                       box_xyxy_px=box_of_mask(mask))
+                       box_xyxy_px=box_of_mask(mask), remark=remark)
             )  # fmt: skip
             seg += 1
         elif box < len(boxes):
