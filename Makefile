@@ -9,7 +9,9 @@ RUN = work_dirs/unified_small
 # The stamp is rebuilt when the requirements change, so that a stale environment is never tested.
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -e ".[dev]"
+	# The line of a long download is for terminals alone; in a file there would be silence for minutes.
+	@(seconds=0; while sleep 10; do seconds=$$((seconds + 10)); echo "installing packages; $$seconds s"; done) & \
+	ticker=$$!; trap "kill $$ticker" EXIT; $(VENV)/bin/python -m pip install --quiet -e ".[dev]"
 	touch $@
 
 install: $(VENV)/.installed
