@@ -4,7 +4,7 @@ BIN = $(abspath $(VENV))/bin
 SMALL = configs/quickstart/unified_small.py
 RUN = work_dirs/unified_small
 
-.PHONY: install quickstart lint test clean
+.PHONY: install quickstart lint gpu-check test clean
 
 # The stamp is rebuilt when the requirements change, so that a stale environment is never tested.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -31,6 +31,10 @@ quickstart: install
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# On a machine with CUDA: everything computes there, compared with the CPU, and how fast; under ten minutes.
+gpu-check: install
+	$(VENV)/bin/python tests/gpu_check.py --out work_dirs/gpu_check
 
 test: lint
 	# One thread each: two workers with two threads on two cores wait for one another.

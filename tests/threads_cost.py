@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from unimed import threads
 
-STEPS = 6
+STEPS = 2
 
 
 def main() -> None:
