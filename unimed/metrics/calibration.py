@@ -371,7 +371,7 @@ class Calibration:
             line = {"masks": len(covering), "patients": len(set(owners)), "margin_px": self.masks.margin_px}
             report["masks"] = [line | {"covered": held}]
         if self.mask_confidence is not None and stated:
-            said = np.array([row["confidence"] for row in stated])
+            stated_values = np.array([row["confidence"] for row in stated])
             hit, owners = (
                 np.array([_mask_outcome(row, "hit_at_50") for row in stated]),
                 [row["group"] for row in stated],
@@ -379,12 +379,15 @@ class Calibration:
             report["mask_reliability"] = [
                 {"confidence": name} | {
                     measure: bootstrap(
-                        lambda i, one=one, values=values: one(values[i], hit[i]), len(hit), groups=owners, centre=True,
+                        lambda i, one=one, values=values: one(values[i], hit[i]), len(hit), groups=owners, center=True,
                         **options,
                     )
                     for measure, one in (("ece", ece), ("brier", brier))
                 }
-                for name, values in (("as the model said", said), ("calibrated", self.mask_confidence(said)))
+                for name, values in (
+                    ("as the model said", stated_values),
+                    ("calibrated", self.mask_confidence(stated_values)),
+                )
             ]  # fmt: skip
         return report
 

@@ -37,7 +37,9 @@ REDUCTIONS = ("tokens", "samples")
 COUNTED = {"text": "tokens", "dice": "masks", "bce": "masks", "presence": "regions", "box": "boxes"}
 
 #: What of a batch the model reads; the rest are targets and names.
-INPUTS = ("input_ids attention_mask labels pixel_values image_grid_thw mask_pixel_values layout position_ids").split()
+INPUTS = (
+    "input_ids attention_mask labels pixel_values image_grid_thw mask_pixel_values layout position_ids native"
+).split()
 
 #: Types of `model` dicts that do not name theirs (see `unimed.models.building.described`).
 UNTYPED = (

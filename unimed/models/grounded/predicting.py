@@ -216,6 +216,7 @@ class GroundedPredictor(Predictor):
         image_grid_thw: torch.Tensor | None = None,
         mask_pixel_values: torch.Tensor | None = None,
         layout=None,
+        native=None,
         *,
         max_new_tokens: int = 512,
         do_sample: bool = False,
@@ -247,7 +248,7 @@ class GroundedPredictor(Predictor):
         if not bool(attention_mask[:, -1].all()):
             raise ValueError("rows are padded on the right; questions are padded on the left, as the processor does it")
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
-        inputs |= dict(image_grid_thw=image_grid_thw, mask_pixel_values=mask_pixel_values, layout=layout)
+        inputs |= dict(image_grid_thw=image_grid_thw, mask_pixel_values=mask_pixel_values, layout=layout, native=native)
         rows, _ = self._decode(
             inputs, max_new_tokens=max_new_tokens, temperature=temperature if do_sample else 0.0, generator=generator,
             use_cache=use_cache,
@@ -269,6 +270,8 @@ class GroundedPredictor(Predictor):
         """
         inputs = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in inputs.items()}
         features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"), self.embedding_cache)
+        if self.backbone.native:
+            return self._decode_native(inputs, features, **options), features
         if image_tokens is None:
             image_tokens = self._image_tokens(inputs, features, self._task_ids(task))
         if self.shares_tokens and image_tokens is not None and features.pixels is not None:
@@ -278,7 +281,8 @@ class GroundedPredictor(Predictor):
             inputs["input_ids"], inputs["attention_mask"], image_grid_thw=inputs.get("image_grid_thw"),
             image_tokens=image_tokens, layout=inputs.get("layout"),
         )  # fmt: skip
-        return self._answer(embeds, inputs["attention_mask"], positions, **options), features
+        mask = inputs["attention_mask"]
+        return generate(self, embeds, mask, position_ids=positions, **self._answer_options(), **options), features
 
     def _task_ids(self, task) -> torch.Tensor | None:
         """Ids [N] of the tasks of samples for a connector that routes; None leaves it to `routing_task`."""
@@ -294,6 +298,8 @@ class GroundedPredictor(Predictor):
 
     def _image_tokens(self, inputs, features: ImageFeatures, task=None) -> torch.Tensor | None:
         """Image tokens [N, D] of all images of a batch, one after the other; None where it has none."""
+        if self.backbone.native:
+            return None  # they pass inside of the backbone
         layout, pixels, grids = inputs.get("layout"), inputs.get("pixel_values"), inputs.get("image_grid_thw")
         if layout is None or not len(layout.encoded):
             seen = None
@@ -324,14 +330,14 @@ class GroundedPredictor(Predictor):
             tokens.append(kept)
         return torch.cat(tokens)
 
-    def _answer(self, embeds, attention_mask, position_ids, **options) -> list[Generated]:
+    def _answer_options(self) -> dict:
+        """What is kept of an answer, and what ends it."""
         special = [self.config.seg_token_id]
         if self.box_head is not None and self.config.box_token_id is not None:
             special.append(self.config.box_token_id)
-        return generate(
-            self, embeds, attention_mask, position_ids=position_ids, keep_states_of=special,
-            stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
-            state_before=self.config.prompt_state == "before", **options,
+        return dict(
+            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
+            state_before=self.config.prompt_state == "before",
         )  # fmt: skip
 
     def seg_states(self, generated: Generated) -> torch.Tensor | None:
