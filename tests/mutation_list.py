@@ -303,8 +303,8 @@ MUTATIONS = [
     *of("models/grounded/generation.py", f"{UNIBIOMED}::test_states_logits_and_masks_of_every_scenario_are_the_reference",
         ("positions count from one", "position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)",
          "position_ids = attention_mask.long().cumsum(dim=1) * 2"),
-        ("state before a special token", "            if _awaits_state(rows[index], special):\n                rows[index].states.append(state)",
-         "            if _awaits_state(rows[index], special):\n                rows[index].states.append(state * 0)")),
+        ("state before a special token", "            if awaits_state(rows[index], special):\n                rows[index].states.append(state)",
+         "            if awaits_state(rows[index], special):\n                rows[index].states.append(state * 0)")),
     # -- metrics --------------------------------------------------------------------------------------------------
     *of("metrics/boxes.py", "metrics/test_boxes.py",
         ("union without the second box", "return intersection, sizes[0] + sizes[1] - intersection",
