@@ -306,6 +306,10 @@ MISTAKES = {
     "export over something": ("export {config_py} {nowhere} {empty}", "empty"),
     # -- the rest
     "nothing to serve": ("serve --model {nowhere}", "nowhere: no such file"),
+    "viewer that is none": ("serve {grounded} --ohif {empty} --state {root}/state", "no index.html"),
+    "Label Studio without address": ("serve {grounded} --label-studio localhost", "http or https"),
+    "DICOMweb without study": ("predict {grounded} what --dicomweb http://localhost:9", "--study UID belong together"),
+    "DICOMweb that is a folder": ("predict {grounded} what --dicomweb {root} --study 1.2", "http or https address"),
     "served to everybody": ("serve {grounded} --host 0.0.0.0", "give --tokens FILE"),
     "nothing for agents": ("mcp {nowhere} --root {empty}", "nowhere: no such file"),
     "agents out of the root": ("mcp {grounded} --root {empty} --out ../x", "leads out of"),
@@ -327,6 +331,9 @@ MISTAKES = {
     "no data of a benchmark": ("benchmark unimed/any no: --data {nowhere}", "no such folder for unimed/any"),
     "no contestant": ("benchmark unimed/any", "name a benchmark and a model"),
     "nothing to repeat": ("benchmark --from {empty}", "no such manifest"),
+    "grid over nothing": ("grid {config_py} --out {root}/grid", "--over"),
+    "grid over an unknown axis": ("grid {config_py} --over conector=a,b --out {root}/grid", "did you mean 'connector'"),
+    "grid of one value": ("grid {config_py} --over connector= --out {root}/grid", "AXIS=VALUE,VALUE"),
     "a question to the doctor": ("doctor why", "unrecognized arguments: why"),
     "unknown verb": ("predikt {grounded}", "did you mean 'predict'"),
 }  # fmt: skip

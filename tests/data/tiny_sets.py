@@ -122,6 +122,7 @@ def build_all(root):
         "ShardDataset": dict(shards=str(root / "tar" / "train-*.tar")),
         "ArrowDataset": dict(path=str(arrow)),
         "AugmentedDataset": dict(dataset=dict(type="BiomedDataset", root=str(root / "coco"))),
+        "HardPromptDataset": dict(dataset=dict(type="RecordDataset", path=own), mirrored=0.5, nonsense=0.3),
     }  # fmt: skip
     sets = {name: dict(type=name.split(" ")[0], **options) for name, options in sets.items()}
     sets |= published

@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     ),
     "benchmark": ("benchmark", "benchmark", "any model on any declared benchmark, frozen, scored and repeatable"),
     "compare-runs": ("compare_runs", "compare_runs", "which of several models is better, with tests and a page"),
+    "grid": ("grid", "grid", "train, test and compare every combination of some choices"),
     "serve": ("serve", "serve", "chat with regions, uploads and jobs over HTTP"),
     "mcp": ("mcp", "mcp", "tools for agents: describe, segment, measure, compare, report"),
     "demo-seg2d": ("unibiomed", "segment_2d", "segment a 2D test set, or one image"),

@@ -93,7 +93,7 @@ def label_scores(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, fl
     if len(predicted) != len(truth):
         raise ValueError(f"{len(predicted)} reports cannot be compared with {len(truth)}")
     names = (*OBSERVATIONS, NO_FINDING)
-    said, true = (
+    predicted, true = (
         np.array(
             [[report_labels(text)[name] in (PRESENT, UNCERTAIN) for name in names] for text in texts], dtype=bool
         ).reshape(len(texts), len(names))
@@ -101,7 +101,7 @@ def label_scores(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, fl
     )
     scores = {}
     for title, chosen in (("14", range(len(names))), ("5", [names.index(name) for name in FIVE])):
-        one, other = said[:, list(chosen)], true[:, list(chosen)]
+        one, other = predicted[:, list(chosen)], true[:, list(chosen)]
         hits, total = (one & other).sum(0), one.sum(0) + other.sum(0)
         each = np.divide(2 * hits, total, out=np.full(len(total), np.nan), where=total > 0)
         scores[f"rule_label_f1_macro_{title}"] = float(np.nanmean(each)) if total.any() else float("nan")

@@ -50,20 +50,20 @@ class ImageTextModel:
         import torch
         from PIL import Image
 
-        pictures = [Image.fromarray(image).convert("RGB") for image in images]
+        pil_images = [Image.fromarray(image).convert("RGB") for image in images]
         text = question
         if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
+            content = [{"type": "image"} for _ in pil_images] + [{"type": "text", "text": question}]
             messages = [{"role": "user", "content": content}]
             text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        inputs = self.processor(text=[text], images=pictures or None, return_tensors="pt").to(self.model.device)
+        inputs = self.processor(text=[text], images=pil_images or None, return_tensors="pt").to(self.model.device)
         inputs = inputs.to(self.model.dtype) if hasattr(inputs, "to") else inputs
         with torch.no_grad():
             written = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = written[:, inputs["input_ids"].shape[1] :]
         # Marks of boxes are special tokens of some models; the padding and the end are not part of an answer.
-        said = self.processor.batch_decode(new, skip_special_tokens=False)[0]
+        answer = self.processor.batch_decode(new, skip_special_tokens=False)[0]
         tokenizer = self.processor.tokenizer
         for mark in (tokenizer.eos_token, tokenizer.pad_token):
-            said = said.split(mark)[0] if mark else said
-        return said.strip()
+            answer = answer.split(mark)[0] if mark else answer
+        return answer.strip()

@@ -36,13 +36,19 @@ class Core:
         settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings.state.chmod(0o700)
         self.images = ImageStore(settings.state / "images", settings.max_owner_bytes)
-        self.sources, self.answers = Cache(settings.cache_bytes), Cache(settings.cache_bytes)
-        self.lanes = {name: Lane(name, pool, settings, self.metrics, self.answers) for name in pool.names}
+        self.sources, self.answers, self.embeddings = (
+            Cache(settings.cache_bytes, lambda result, name=name: self.metrics.cache.labels(name, result).inc())
+            for name in ("images", "answers", "embeddings")
+        )
+        self.lanes = {name: self._lane(name) for name in pool.names}
         self.began, self.closing = time.time(), False
         self.jobs: Any = None
         self._opening = threading.BoundedSemaphore(4)
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
+
+    def _lane(self, name: str) -> Lane:
+        return Lane(name, self.pool, self.settings, self.metrics, self.answers, self.embeddings)
 
     # -- life ---------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -100,7 +106,6 @@ class Core:
         chosen = json.dumps(how, sort_keys=True, default=str)
         key = (stored.owner, stored.digest, chosen, repr(windows))
         found = self.sources.get(key)
-        self.metrics.cache.labels("images", "miss" if found is None else "hit").inc()
         if found is not None:
             return found
         choices = {name: how.pop(name) for name in ("series", "phase", "irregular") if name in how}
@@ -109,8 +114,10 @@ class Core:
             try:
                 found = open_path(stored.path, choices=choices, page=how.pop("page", None), **how, **more)
             except (ValueError, OSError) as error:
-                said = plain_problem(error, stored)
-                raise Problem(413 if "limit" in said else 400, said, param="image", code="unreadable_image") from error
+                message = plain_problem(error, stored)
+                raise Problem(
+                    413 if "limit" in message else 400, message, param="image", code="unreadable_image"
+                ) from error
         array = found.content.array if found.is_volume else found.content.rgb
         self.sources.put(key, found, array.nbytes)
         return found
@@ -119,6 +126,7 @@ class Core:
         """Drop what was cached of an upload."""
         self.sources.forget(lambda key: key[:2] == (stored.owner, stored.digest))
         self.answers.forget(lambda key: key[0] == stored.owner and stored.digest in key[2])
+        self.embeddings.forget(lambda key: True)  # they do not say which upload they are of
 
     # -- questions ----------------------------------------------------------------------------------------------
     def submit(
@@ -140,12 +148,21 @@ class Core:
         )  # fmt: skip
         key = question.key(model)
         found = None if key is None else self.answers.get(key)
-        self.metrics.cache.labels("answers", "miss" if found is None else "hit").inc()
         if found is not None:
             ticket.settle(Answer(found.prediction, found.tokens, found.finished, cached=True))
             return ticket
         self.lanes[model].add(ticket)
         return ticket
+
+    def add_model(self, name: str, loader: Callable[[], Any]) -> None:
+        """Add a model of one owner (see `ModelPool.add`): whoever knows its name may ask it, and no list shows it."""
+        self.pool.add(name, loader)
+        self.answers.forget(lambda key: key[1] == name)
+        self.embeddings.forget(lambda key: key[0] == name)
+        if name not in self.lanes:
+            self.lanes = {**self.lanes, name: self._lane(name)}
+            if self.jobs is not None:
+                self.jobs.work_for(name)
 
     def call(self, model: str, work: Callable[[Any], Any], on_progress=None) -> Ticket:
         """Let `work(model)` run on the worker of a model when no question waits; for jobs and training."""
@@ -180,10 +197,12 @@ async def in_thread(function, *args, **options):
 
 def plain_problem(error: BaseException, stored: Stored | None = None) -> str:
     """The text of an error without the folders of the server."""
-    said = str(error) or type(error).__name__
+    message = str(error) or type(error).__name__
     if stored is not None:
         for place in (stored.path, *stored.path.parents):
             if place.name in ("data", stored.id) or place == stored.path:
                 with contextlib.suppress(ValueError):
-                    said = said.replace(f"{place}/", "").replace(str(place), place.name if place.is_file() else "image")
-    return " ".join(said.split())[:500]
+                    message = message.replace(f"{place}/", "").replace(
+                        str(place), place.name if place.is_file() else "image"
+                    )
+    return " ".join(message.split())[:500]

@@ -121,7 +121,7 @@ class BiomedParseDataset:
         question = f"Please segment {', '.join(region.phrase for region in regions)}."
         return Sample(
             images=(image,),
-            geometry=Geometry.pixels(source_format="picture"),
+            geometry=Geometry.pixels(source_format="image"),
             sample_id=f"{self.root.name}/{self.split}/{item['file']}",
             modality=item["group"][0],
             conversation=(("user", question), ("assistant", answer)) if regions else (),
@@ -141,10 +141,10 @@ class BiomedParseDataset:
             for target, file in item["masks"].items():
                 path = self._place(f"{self.split}_mask/{file}")
                 try:
-                    mask, said = load_mask(path, image=image, resize=self.resize_masks)
+                    mask, remarks = load_mask(path, image=image, resize=self.resize_masks)
                 except MaskError as error:
                     raise TreeError(str(error)) from error
-                self.remarks.extend(f"{path}: {one}" for one in said if one != RESIZED)
+                self.remarks.extend(f"{path}: {one}" for one in remarks if one != RESIZED)
                 if mask.any():
                     masks[target] = mask
             return masks, None

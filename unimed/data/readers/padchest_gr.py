@@ -93,10 +93,10 @@ class PadChestGrDataset:
             for x1, y1, x2, y2 in record["boxes"]
         ]  # fmt: skip
         intent = Intent("box", phrase, drawn=self.split == "train")
-        said = " ".join([BOX_TOKEN] * len(regions)) or "It has no place in the image."
+        answer = " ".join([BOX_TOKEN] * len(regions)) or "It has no place in the image."
         return Sample(
             images=(image.pixels,), geometry=image.geometry, sample_id=record["id"], modality="X-ray",
-            conversation=(("user", canonical.question(intent)), ("assistant", said)), intent=intent,
+            conversation=(("user", canonical.question(intent)), ("assistant", answer)), intent=intent,
             regions=tuple(regions) or (Region(phrase, presence=0.0),),
             labels={"task": "box", "boxes": record["kind"]}, patient_id=record["patient"], source="padchest_gr",
             label_origin="radiologists",

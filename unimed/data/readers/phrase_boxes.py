@@ -42,10 +42,10 @@ class PhraseGroundingDataset:
             mine = [region for region in sample.regions if region.phrase == phrase]
         regions = tuple(replace(region, phrase=phrase, phrase_span=None) for region in mine)
         intent = Intent("box", phrase, drawn=self.split == "train")
-        said = (
+        answer = (
             " ".join([BOX_TOKEN] * sum(r.box_xyxy_px is not None for r in regions)) or "It has no place in the image."
         )
-        turns = (("user", canonical.question(intent)), ("assistant", said))
+        turns = (("user", canonical.question(intent)), ("assistant", answer))
         return replace(
             sample, sample_id=f"{sample.sample_id}-{index}", conversation=turns, regions=regions, intent=intent,
             labels={**sample.labels, "task": "box"},

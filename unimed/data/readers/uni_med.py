@@ -366,8 +366,8 @@ class MimicReportDataset(UniMedDataset):
 
     def __getitem__(self, index: int) -> Sample:
         image, report, patient = self.records[index]
-        intent, said = self.ask("chest_report"), clean(report, self.words)
-        return self.sample(index, "caption", intent, said, [image], patient=patient)
+        intent, answer = self.ask("chest_report"), clean(report, self.words)
+        return self.sample(index, "caption", intent, answer, [image], patient=patient)
 
 
 @DATASETS.register_module()

@@ -1,9 +1,9 @@
 """Zero-shot sets of UniMed-CLIP: one benchmark per set of the catalogue, its prompts made of class names."""
 
-from unimed.data.readers.zero_shot_sets import catalogue
+from unimed.data.readers.zero_shot_sets import catalog
 from unimed.evaluation.benchmarks.declaring import declare
 
-for _name, _set in catalogue().items():
+for _name, _set in catalog().items():
     declare(
         name=f"zero_shot/{_name}",
         task="classes",

@@ -104,5 +104,5 @@ class TrainingPrior(_Blind):
                 regions.append(Region(region.phrase, mask=mask, box_xyxy_px=box, presence=1.0))
             else:
                 regions.append(Region(region.phrase, presence=0.0))
-        said = self.answers.answer(question_of(sample)) if self.answers is not None else ""
-        return Prediction(said, tuple(regions))
+        predicted = self.answers.answer(question_of(sample)) if self.answers is not None else ""
+        return Prediction(predicted, tuple(regions))

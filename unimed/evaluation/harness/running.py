@@ -226,9 +226,9 @@ def write_run(
     write_text(folder / "scores.md", text)
     write_report(folder / "scores.json", {"numbers": manifest["numbers"], "headline": manifest["headline"]})
     title = f"{manifest['contestant']['name']} on {one.name}"
-    pictures = gallery(samples, answered, scores, worst) if worst else []
+    worst_cases = gallery(samples, answered, scores, worst) if worst else []
     page = run_page(
-        title, scores.means, manifest=manifest, worst=pictures, further={**scores.tables, **further}, command=command
+        title, scores.means, manifest=manifest, worst=worst_cases, further={**scores.tables, **further}, command=command
     )
     write_page(folder / "run.html", page)
     write_report(folder / NAME, manifest)  # the last: a folder with a manifest is whole

@@ -15,8 +15,8 @@ from unimed.structures import Sample
 def score_chest_reports(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict:
     """Rows per report, corpus metrics of their words, and F1 of the findings they state (by rules, not CheXbert)."""
     truth = [answer_of(samples[index]) for index in range(len(samples))]
-    said = [without_markers(prediction.text) for prediction in predictions]
+    predicted = [without_markers(prediction.text) for prediction in predictions]
     return {
-        "summary": {**captions(said, truth), **label_scores(said, truth)},
+        "summary": {**captions(predicted, truth), **label_scores(predicted, truth)},
         "cases": evaluate(predictions, samples),
     }

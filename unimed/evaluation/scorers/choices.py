@@ -26,13 +26,13 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     (the last such letter, since reasoning comes first); at last, the one choice whose words stand in the answer, longer
     choices before those they hold.
     """
-    said, names = normal_form(text), [normal_form(choice) for choice in choices]
-    if said and names.count(said) == 1:
-        return names.index(said)
+    predicted, names = normal_form(text), [normal_form(choice) for choice in choices]
+    if predicted and names.count(predicted) == 1:
+        return names.index(predicted)
     letters = [ord(one or other) - ord("A") for one, other in _LETTER.findall(text.strip())]
     if letters and letters[-1] < len(choices):
         return letters[-1]
-    words = f" {said} "
+    words = f" {predicted} "
     found = [number for number, name in enumerate(names) if name and f" {name} " in words]
     found = [n for n in found if not any(n != m and names[n] != names[m] and f" {names[n]} " in f" {names[m]} "
                                          for m in found)]  # fmt: skip

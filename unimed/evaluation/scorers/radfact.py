@@ -64,11 +64,11 @@ def _pixels(region: Region, grid: Sequence[int]) -> np.ndarray | None:
     return mask if mask.any() else None
 
 
-def one_way(said: Sequence[tuple], other: Sequence[tuple], judge: Judge) -> dict[str, float]:
+def one_way(predicted: Sequence[tuple], other: Sequence[tuple], judge: Judge) -> dict[str, float]:
     """logical, grounding and spatial of the statements in `said`, judged by those of `other`; NaN without any."""
     report = [statement for statement, _ in other]
     true, there, placed, both = [], [], 0, 0
-    for statement, place in said:
+    for statement, place in predicted:
         found = judge.judge(statement, report)
         true.append(found.entailed)
         placed += place is not None
@@ -91,11 +91,16 @@ def radfact_rows(samples: Sequence[Sample], predictions: Sequence[Prediction], j
     for sample, prediction in zip(samples, predictions, strict=True):
         grid = grid_of(sample)
         true = statements(answer_of(sample), sample.regions, grid)
-        said = statements(prediction.text, prediction.regions, grid)
+        predicted = statements(prediction.text, prediction.regions, grid)
         values = {}
-        for side, found in (("precision", one_way(said, true, judge)), ("recall", one_way(true, said, judge))):
+        for side, found in (
+            ("precision", one_way(predicted, true, judge)),
+            ("recall", one_way(true, predicted, judge)),
+        ):
             values |= {f"radfact_{kind}_{side}": value for kind, value in found.items()}
-        rows.append(sample_row(sample, "text", **values, statements_predicted=len(said), statements_true=len(true)))
+        rows.append(
+            sample_row(sample, "text", **values, statements_predicted=len(predicted), statements_true=len(true))
+        )
     return rows
 
 
