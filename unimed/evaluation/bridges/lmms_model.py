@@ -38,7 +38,7 @@ class Unimed(lmms):
         self.batch_size_per_gpu = int(batch_size) if str(batch_size).isdigit() else 1
 
     def generate_until(self, requests) -> list[str]:
-        said = []
+        answers = []
         for number, request in enumerate(requests):
             question, _, doc_to_visual, doc_id, task, split = request.args
             document = self.task_dict[task][split][doc_id]
@@ -46,8 +46,8 @@ class Unimed(lmms):
             turns = (("user", question), ("assistant", ""))
             sample = Sample(images, Geometry.pixels(), f"{task}-{number}", conversation=turns, labels={"task": "vqa"})
             answer = self.one.answer_case(sample)
-            said.append(answer.markup or answer.text)
-        return said
+            answers.append(answer.markup or answer.text)
+        return answers
 
     def loglikelihood(self, requests):
         raise NotImplementedError("contestants write answers; choose a task that generates")
