@@ -6,6 +6,8 @@ from pathlib import Path
 
 from unimed.commands.common import DONE, PARTLY, Parser, count, guarded
 from unimed.evaluation.benchmarks.declaring import Benchmark, benchmarks, data_folder
+from unimed.evaluation.benchmarks.declaring import benchmark as declared
+from unimed.evaluation.bridges.lmms_tasks import write_task
 from unimed.evaluation.contestants.base import Settings
 from unimed.evaluation.harness.cards import model_index
 from unimed.evaluation.harness.plan import Plan, execute, repeat, rescore, usual_folder
@@ -51,6 +53,7 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--card-name", default="", help="name of the model on the card (default: that of the first run)"
     )
+    parser.add_argument("--lmms-tasks", metavar="FOLDER", help="write the benchmark as a task of lmms-eval")
     parser.add_argument("--resamples", type=count, default=500, help="bootstrap samples (default: 500)")
     parser.add_argument("--worst", type=int, default=12, help="images of the worst cases on the page (default: 12)")
     parser.add_argument("--no-leak-check", action="store_true", help="do not compare with the training part")
@@ -59,11 +62,10 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
     for name in ("out", "device", "dtype", "batch-size", "max-new-tokens", "seed", "restart"):
         parser.flag(name)
     args = parser.parse_args(arguments)
-    if (
-        args.list is None
-        and not (args.manifest or args.rescore or args.model_card)
-        and not (args.name and args.contestant)
-    ):
+    if args.lmms_tasks and not args.name:
+        parser.error("name the benchmark that becomes a task")
+    other = args.list is not None or args.manifest or args.rescore or args.model_card or args.lmms_tasks
+    if not other and not (args.name and args.contestant):
         parser.error("name a benchmark and a model; --list shows the benchmarks")
     return guarded(_benchmark, args)
 
@@ -71,6 +73,10 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
 def _benchmark(args) -> int:
     if args.list is not None:
         print(markdown_table([_listed(one) for one in benchmarks(args.list).values()]))
+        return DONE
+    if args.lmms_tasks:
+        one = declared(args.name)
+        print(write_task(one, args.data or data_folder(one), args.lmms_tasks, args.limit))
         return DONE
     if args.model_card:
         print(model_index(args.model_card, args.card_name or Path(args.model_card[0]).resolve().name), end="")

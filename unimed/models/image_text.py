@@ -22,11 +22,11 @@ class ImageTextModel:
 
     def __init__(self, folder, device: str = "auto", dtype: str = "auto"):
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
         chosen = device_of(device)
         self.model_type = str(foreign.read_json(foreign.folder_of(folder) / "config.json").get("model_type", ""))
-        self.processor = foreign.processor(AutoProcessor.from_pretrained, folder)
+        self.processor = foreign.auto_processor(folder)
         kind = "auto" if dtype == "auto" else getattr(torch, dtype)
         self.model = foreign.model(AutoModelForImageTextToText, folder, dtype=kind).to(chosen).eval()
         self.dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")

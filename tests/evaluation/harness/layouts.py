@@ -14,7 +14,7 @@ from evaluation.harness import drawn
 from PIL import Image
 
 from unimed.data.readers.volume_sets import held_out
-from unimed.data.readers.zero_shot_sets import catalogue
+from unimed.data.readers.zero_shot_sets import catalog
 
 PATH = "files/p10/p1000000{n}/s5041426{n}/a{n}.jpg"
 
@@ -351,7 +351,7 @@ def medtrinity(root):
 
 
 def zero_shot_set(name):
-    return lambda root: zero_shot.make_set(catalogue()[name], root)
+    return lambda root: zero_shot.make_set(catalog()[name], root)
 
 
 #: Benchmark (or what its name begins with) -> function that writes it into a folder.
@@ -368,7 +368,7 @@ MAKERS = {
     "uni_med/medmnist_2d_organs": medmnist("organsmnist"), "unibiomed/seg2d": coco, "unibiomed/disease": coco,
     "unibiomed/region": coco, "unibiomed/seg3d": seg3d, "unibiomed/grg": radgenome, "unibiomed/gvqa": radgenome,
     "unibiomed/medtrinity": medtrinity,
-    **{f"zero_shot/{name}": zero_shot_set(name) for name in catalogue()},
+    **{f"zero_shot/{name}": zero_shot_set(name) for name in catalog()},
 }  # fmt: skip
 
 

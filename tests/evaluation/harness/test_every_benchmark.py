@@ -8,6 +8,7 @@ from evaluation.harness import drawn, layouts
 from unimed.data.contracts import contract_problems
 from unimed.evaluation.benchmarks.declaring import benchmarks
 from unimed.evaluation.contestants.base import asked
+from unimed.evaluation.harness.frozen import Frozen, read_lines
 from unimed.evaluation.harness.plan import Plan, execute
 
 ALL = benchmarks()
@@ -63,6 +64,11 @@ def test_it_runs_on_drawn_cases(name, folders, tmp_path):
         manifest, text = execute(plan, tmp_path / word[:2])
         assert manifest["failed"] == 0 and "Research use only" in text
         numbers[word[:2]] = manifest["headline"]["mean"]["value"]
+        # A run gives the numbers of the scorer, which recordings of published scripts hold still.
+        lines = read_lines(tmp_path / word[:2] / "predictions.jsonl").values()
+        summary = one.rows(samples, Frozen(lines))[1]
+        assert all(manifest["numbers"][key] == pytest.approx(value, nan_ok=True) for key, value in summary.items()
+                   if isinstance(value, float) and value == value)  # fmt: skip
     if manifest["headline"]["metric"] == "false_mask_rate":
         assert numbers["pr"] == numbers["no"] == 0, "nothing is pointed at where nothing is"
     else:

@@ -106,6 +106,8 @@ def test_trivial_contestants_rank_as_they_should(data, right, tmp_path, capsys):
     words = {name: one["answer/vqa/exact_match"] for name, one in numbers.items()}
     assert words["right"] == 1 > words["prior"] > max(words["everything"], words["no"])
     folders = [f"{name}={tmp_path / name}" for name in runs]
+    assert main(["compare-runs", *folders, "--resamples", "5"]) == 0  # by the headline of their benchmark
+    assert "dice of 6 cases of 6 patients" in capsys.readouterr().out
     assert main(["compare-runs", *folders, "--metric", "dice", "--kind", "mask", "--resamples", "50",
                  "--out", str(tmp_path / "board")]) == 0  # fmt: skip
     ranked = re.findall(r"^\| (right|prior|everything|no) +\| (\d)", capsys.readouterr().out, flags=re.MULTILINE)

@@ -14,7 +14,7 @@ from unimed.structures import Intent, Sample
 
 @DATASETS.register_module()
 class ZeroShotDataset:
-    """A set of the catalogue by its id; the classes are the choices, and every image is asked the same question.
+    """A set of the catalog by its id; the classes are the choices, and every image is asked the same question.
 
     Args:
         root: the folder of this set. name: its id.
