@@ -18,7 +18,7 @@ from unimed.models.connectors.modeling import ConnectorOutput
 from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.predicting import GroundedPredictor
-from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection, build_mask_decoder
+from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection, build_mask_decoder, concatenate
 from unimed.models.lora import add_lora
 from unimed.models.weights import WholeWeights
 
@@ -28,7 +28,8 @@ class GroundedOutput(ModelOutput):
     """What one teacher-forced pass gives.
 
     `loss` is the language loss where labels were given; `hidden` [B, L, D] the states after the final norm; `masks`
-    belong to the [SEG] tokens of the batch in reading order and `boxes` (and `language_boxes` [N, 4], raw) to its [BOX]
+    belong to the [SEG] tokens of the batch in reading order (`box_masks` are those of given boxes alone, `guided_masks`
+    of words and boxes) and `boxes` (and `language_boxes` [N, 4], raw) to its [BOX]
     tokens; `presence_logits` to the [SEG] tokens; `auxiliary_loss` comes from the connector. `sample_losses` [N] is the
     mean over the learnt tokens of each sample, `routing` [T, M, E] the weights of the experts for the image tokens,
     `image_tokens` [T, N, D] those of all encoded images.
@@ -39,6 +40,7 @@ class GroundedOutput(ModelOutput):
     hidden: torch.Tensor | None = None
     masks: MaskOutput | None = None
     box_masks: MaskOutput | None = None
+    guided_masks: MaskOutput | None = None
     boxes: object | None = None
     language_boxes: torch.Tensor | None = None
     presence_logits: torch.Tensor | None = None
@@ -375,13 +377,19 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         if features is not None and bool(seg.any()):
             states = self.prompting_states(output.hidden, seg)
             prompts = self.seg_projection(states)
-            if layout is not None and layout.seg_of_mask is not None:
+            several = layout is not None and layout.seg_of_mask is not None
+            if several and self.mask_head.reads_volumes:
+                output.masks = self._stacked_masks(features, layout, prompts)
+            if several:
                 index, prompts = layout.image_of_mask, prompts[layout.seg_of_mask]
             else:
                 index = image_of_token[seg]
-            output.masks = self.mask_head.decode(features, index, prompts)
+            if output.masks is None:
+                output.masks = self.mask_head.decode(features, index, prompts)
             if self.mask_head.learns_boxes and mask_boxes is not None:
                 output.box_masks = self.mask_head.decode_boxes(features, index, mask_boxes)
+                if self.mask_head.guided_by_boxes:
+                    output.guided_masks = self.mask_head.decode(features, index, prompts, mask_boxes)
             if self.presence_head is not None:
                 output.presence_logits = self.presence_head(states)[:, 0]
         if self.box_head is not None and self.config.box_token_id is not None:
@@ -394,6 +402,14 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
                 output.boxes = self.boxes_of(states, features, image_of_token[box])
                 if self.config.language_box_head:
                     output.language_boxes = self.language_box_head.raw(self.seg_projection(states))
+
+    def _stacked_masks(self, features: MaskFeatures, layout, prompts: torch.Tensor) -> MaskOutput:
+        """Masks of every [SEG] in all frames it speaks of, the frames of each seen together."""
+        outputs = []
+        for seg, prompt in enumerate(prompts):
+            frames = layout.image_of_mask[layout.seg_of_mask == seg]
+            outputs.append(self.mask_head.decode_stack(features.pixels[frames], prompt[None]))
+        return concatenate(outputs)
 
     def prompting_states(self, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """States [N, D] that stand for the tokens at `places` [B, L] of `hidden` [B, L, D]."""
