@@ -185,6 +185,12 @@ class GroundedPredictor(Predictor):
 
         return segment_boxes(self, image, boxes_xyxy_px, phrases, site)
 
+    def look_again(self, image, text: str, **options) -> Prediction:
+        """Look a second time at crops around the answer's regions; see `unimed.models.grounded.second_look`."""
+        from unimed.models.grounded.second_look import look_again
+
+        return look_again(self, image, text, **options)
+
     @torch.no_grad()
     def predict_forward(
         self, image=None, text: str = "", past_text: str = "", mask_prompts=None, video=None, tokenizer=None,
