@@ -48,7 +48,7 @@ LOCATIONS = {
     "model": ("unimed.models.building",),
     "writer": ("unimed.io.writers",),
     "head": ("unimed.models.heads",),
-    "decoder": ("unimed.models.heads",),
+    "decoder": ("unimed.models.heads", "unimed.models.boltzformer.prompted"),
     "connector": ("unimed.models.connectors",),
     "backbone": ("unimed.models.backbones",),
 }

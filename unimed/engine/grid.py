@@ -186,7 +186,8 @@ def _train_and_test(config: str, run: GridRun) -> dict:
 
 
 def _round_trip(config: str, run: GridRun) -> tuple[bool, dict]:
-    """Whether the exported model, opened again, predicts what the trained one does; and numbers of parameters."""
+    """Whether the exported model, opened again, has the losses and predicts what the trained one does; and numbers of
+    parameters."""
     import tempfile
 
     import numpy as np
@@ -196,7 +197,7 @@ def _round_trip(config: str, run: GridRun) -> tuple[bool, dict]:
     from unimed.engine import checkpoint as checkpoints
     from unimed.engine.strategy import Strategy
     from unimed.engine.testing import read_all
-    from unimed.engine.training import build_task
+    from unimed.engine.training import build_collator, build_task
 
     settings = load_config(config, run.options)
     task = build_task(settings)
@@ -207,13 +208,16 @@ def _round_trip(config: str, run: GridRun) -> tuple[bool, dict]:
     strategy = Strategy("single", task, torch.device("cpu"), "fp32")
     strategy.load_trained(checkpoints.load_weights(run.folder), run.folder)
     task.eval()
-    (sample, *_) = read_all(settings["test_data"], "test_data")
+    samples = read_all(settings["test_data"], "test_data")[:4]
+    batch, sample = build_collator(settings["collate"], task)(samples), samples[0]
     with tempfile.TemporaryDirectory(dir=run.folder) as folder, torch.no_grad():
         task.export(Path(folder) / "model")
-        before = task.predict_samples([sample])[0]
+        before, first_losses = task.predict_samples([sample])[0], task(batch)
         task.model = unimed.load(Path(folder) / "model", device="cpu")
-        after = task.predict_samples([sample])[0]
-    equal = before.text == after.text and len(before.regions) == len(after.regions)
+        after, losses = task.predict_samples([sample])[0], task(batch)
+    # An untrained model may point at nothing; the losses have passed every head.
+    equal = all(torch.allclose(first_losses[name], losses[name], rtol=1e-4, atol=1e-6) for name in losses)
+    equal &= before.text == after.text and len(before.regions) == len(after.regions)
     for first, second in zip(before.regions, after.regions, strict=False):
         equal &= first.box_xyxy_px == second.box_xyxy_px and first.presence == second.presence
         equal &= (first.mask is None) == (second.mask is None) and (

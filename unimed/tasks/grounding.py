@@ -170,13 +170,13 @@ class GroundingTask(Task):
             present = (batch["presence"] > 0.5) | (self.model.presence_head is None)
             # Frames of a volume that do not show the thing count: their target is empty.
             present = _per_mask(present, batch)
-            losses |= mask_losses(output.masks.logits[present], batch["masks"][present], self.mask_points)
-            if output.box_masks is not None:
-                shown = present & batch["masks"].flatten(1).any(dim=1)
-                for name, value in mask_losses(
-                    output.box_masks.logits[shown], batch["masks"][shown], self.mask_points
-                ).items():
-                    losses[name] = (losses[name] + value) / (1 + int(bool(shown.any())))
+            losses |= self._mask_losses(output.masks, batch["masks"], present)
+            for given in (output.box_masks, output.guided_masks):
+                if given is not None:
+                    shown = present & batch["masks"].flatten(1).any(dim=1)
+                    further = mask_losses(given.logits[shown], batch["masks"][shown], self.mask_points)
+                    for name, value in further.items():
+                        losses[name] = (losses[name] + value) / (1 + int(bool(shown.any())))
             if output.presence_logits is not None:
                 losses["presence"] = F.binary_cross_entropy_with_logits(
                     output.presence_logits.float(), batch["presence"].float()
@@ -195,6 +195,16 @@ class GroundingTask(Task):
                     losses[name] = losses[name] * (here[count] / shared[count])
         losses["loss"] = sum(self.loss_weights[name] * value for name, value in losses.items())
         return losses
+
+    def _mask_losses(self, masks, targets: torch.Tensor, present: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Losses of masks; coarser ones count half as much from scale to scale (deep supervision as of nnU-Net)."""
+        levels = [masks.logits] if masks.deep_logits is None else [masks.logits, *masks.deep_logits.unbind(dim=1)]
+        weights = [0.5**level for level in range(len(levels))]
+        found = [mask_losses(level[present], targets[present], self.mask_points) for level in levels]
+        return {
+            name: sum(weight * one[name] for weight, one in zip(weights, found, strict=True)) / sum(weights)
+            for name in found[0]
+        }
 
     def _pair_loss(self, batch: dict, output) -> torch.Tensor:
         """Loss of the captions of a batch against the images they belong to.

@@ -12,10 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from unimed.data.canonical import box_of_mask
 from unimed.data.readers.augment import other_side
+from unimed.geometry import Geometry
 from unimed.registry import DATASETS
 from unimed.structures import Region, Sample, Task
 
+#: Side of a crop over the longer side of what it is made around, while training.
+CROP_ZOOM = (1.5, 3.0)
 #: Wordings of a question for one mask; `{}` is the phrase.
 WORDINGS = (
     "Segment the {}.",
@@ -115,6 +119,30 @@ def asked_otherwise(sample: Sample, wording: str) -> Sample:
     return replace(sample, conversation=(("user", question), *answer), intent=None)
 
 
+def cropped(sample: Sample, zoom: float, draw=random) -> Sample:
+    """A square around the one thing that is asked for, as a second look shows it.
+
+    Args:
+        zoom: side of the square over the longer side of the thing's box; its place is drawn, the thing stays inside.
+
+    Raises:
+        ValueError: the sample does not ask for one thing that is there with a mask.
+    """
+    target = single_target(sample)
+    box = None if target is None or target.mask is None else box_of_mask(target.mask)
+    if box is None:
+        raise ValueError(f"sample {sample.sample_id}: there is no mask to crop around")
+    side, window = zoom * max(box[2] - box[0], box[3] - box[1]), []
+    for low, high, limit in ((box[0], box[2], target.mask.shape[1]), (box[1], box[3], target.mask.shape[0])):
+        length = max(int(high - low), min(int(round(side)), limit))
+        start = draw.uniform(max(0, high - length), min(low, limit - length))
+        window.append(slice(int(round(start)), int(round(start)) + length))
+    columns, rows = window
+    region = replace(target, mask=np.ascontiguousarray(target.mask[rows, columns]), box_xyxy_px=None, phrase_span=None)
+    image = np.ascontiguousarray(sample.images[0][rows, columns])
+    return replace(sample, images=(image,), regions=(region,), geometry=Geometry.pixels())
+
+
 def asked_for_nonsense(sample: Sample, phrase: str, wording: str) -> Sample:
     """The image of a sample with a question for what cannot be there; the answer denies it and points at nothing."""
     return replace(
@@ -149,6 +177,7 @@ class HardPromptDataset:
         mirrored: fraction of samples mirrored, words included.
         reworded: fraction of questions for one thing asked in another of `wordings`.
         nonsense: fraction of questions for one thing replaced by one for what cannot be there.
+        cropped: fraction of questions for one thing that is there asked about a crop around it, for second looks.
         wordings, phrases: sentences with `{}`, and names of what cannot be there.
 
     Raises:
@@ -161,16 +190,19 @@ class HardPromptDataset:
         mirrored: float = 0.25,
         reworded: float = 0.25,
         nonsense: float = 0.1,
+        cropped: float = 0.0,
         wordings: Sequence[str] = WORDINGS,
         phrases: Sequence[str] = NONSENSE,
     ):
-        for name, value in (("mirrored", mirrored), ("reworded", reworded), ("nonsense", nonsense)):
+        for name, value in (
+            ("mirrored", mirrored), ("reworded", reworded), ("nonsense", nonsense), ("cropped", cropped),
+        ):  # fmt: skip
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a fraction from 0 to 1, got {value}")
         if bad := [wording for wording in wordings if "{}" not in wording]:
             raise ValueError(f"wording {bad[0]!r} has no {{}} for the phrase")
         self.dataset = DATASETS.build(dataset)
-        self.mirrored, self.reworded, self.nonsense = mirrored, reworded, nonsense
+        self.mirrored, self.reworded, self.nonsense, self.cropped = mirrored, reworded, nonsense, cropped
         self.wordings, self.phrases = tuple(wordings), tuple(phrases)
         if hasattr(self.dataset, "length_of"):
             self.length_of = self.dataset.length_of
@@ -185,7 +217,8 @@ class HardPromptDataset:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[index]
-        mirror, reword, replace_by = (random.random() < p for p in (self.mirrored, self.reworded, self.nonsense))
+        chances = (self.mirrored, self.reworded, self.nonsense, self.cropped)
+        mirror, reword, replace_by, crop = (random.random() < chance for chance in chances)
         if not shows_one_image(sample):
             return sample
         if single_target(sample) is not None:
@@ -194,4 +227,7 @@ class HardPromptDataset:
                 sample = asked_for_nonsense(sample, random.choice(self.phrases), wording)
             elif reword and sample.conversation:
                 sample = asked_otherwise(sample, wording)
+            shown = single_target(sample).mask
+            if crop and shown is not None and shown.any():
+                sample = cropped(sample, random.uniform(*CROP_ZOOM))
         return mirrored(sample) if mirror else sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -187,6 +188,12 @@ class GroundedPredictor(Predictor):
 
         return segment_boxes(self, image, boxes_xyxy_px, phrases, site)
 
+    def look_again(self, image, text: str, **options) -> Prediction:
+        """Look a second time at crops around the answer's regions; see `unimed.models.grounded.second_look`."""
+        from unimed.models.grounded.second_look import look_again
+
+        return look_again(self, image, text, **options)
+
     @torch.no_grad()
     def predict_forward(
         self, image=None, text: str = "", past_text: str = "", mask_prompts=None, video=None, tokenizer=None,
@@ -346,16 +353,25 @@ class GroundedPredictor(Predictor):
         states = [state for state, token in pairs if token == self.config.seg_token_id]
         return torch.stack(states) if states else None
 
-    def _masks_of(self, generated: Generated, features: MaskFeatures | None, size):
+    def _masks_of(self, generated: Generated, features: MaskFeatures | None, size, guides: dict | None = None):
         """Logits [S, H, W] in image pixels, predicted IoU [S] and presence [S] (None without a presence head).
 
-        `features` are those of the one image the answer speaks of.
+        Args:
+            features: those of the one image the answer speaks of.
+            guides: {number of a [SEG]: box xyxy in pixels} where a [BOX] says where it lies.
         """
         states = self.seg_states(generated)
         if states is None or features is None:
             return torch.zeros(0, *size), torch.zeros(0), None
         index = torch.zeros(len(states), dtype=torch.long, device=states.device)
-        output = self.mask_head.decode(features, index, self.seg_projection(states))
+        prompts = self.seg_projection(states)
+        output = self.mask_head.decode(features, index, prompts)
+        if guides and self.mask_head.guided_by_boxes:
+            rows = torch.tensor(sorted(guides), device=states.device)
+            unit = torch.from_numpy(self.processor.frame(size).box_unit_px)
+            boxes = torch.tensor([guides[row] for row in sorted(guides)]) / unit * self.mask_head.image_size
+            guided = self.mask_head.decode(features, index[rows], prompts[rows], boxes.to(prompts))
+            output.logits[rows], output.iou[rows] = guided.logits, guided.iou
         presence = None if self.presence_head is None else torch.sigmoid(self.presence_head(states)[:, 0].float())
         content = self.processor.frame(size).content_hw
         return resize_mask_logits(output.logits, size, self.mask_head.image_size, content), output.iou, presence
@@ -378,8 +394,8 @@ class GroundedPredictor(Predictor):
             regions = []
             if source is not None:
                 size = source.rgb.shape[:2]
-                logits, iou, presence = self._masks_of(row, mine, size)
                 boxes = self._boxes_of(row, mine, size)
+                logits, iou, presence = self._masks_of(row, mine, size, _guides(answer, boxes))
                 regions = _regions(answer, text, size, logits, iou, presence, boxes, threshold)
                 if self.calibration is not None:
                     # A box around a mask has another law than one that a [BOX] gave; `apply` knows.
@@ -439,6 +455,25 @@ class GroundedPredictor(Predictor):
 
 def _watch_part(watch, part: Sequence[int], row: int, generated: Generated) -> None:
     watch(part[row], generated)
+
+
+def _guides(answer, boxes) -> dict[int, tuple]:
+    """{number of a [SEG]: box} of an answer that points at one phrase by a [SEG] and one [BOX] beside it."""
+    found, seg, box = {}, 0, 0
+    numbered = []
+    for target in answer.targets:
+        if target.box_fraction is None:
+            is_seg = target.token == SEG_TOKEN
+            numbered.append((target, is_seg, seg if is_seg else box))
+            seg, box = seg + is_seg, box + (not is_seg)
+    for (one, one_seg, one_number), (other, other_seg, other_number) in itertools.pairwise(numbered):
+        if one_seg != other_seg and one.span == other.span and one.phrase == other.phrase:
+            mask, place = (one_number, other_number) if one_seg else (other_number, one_number)
+            if place < len(boxes):
+                x1, y1, x2, y2 = boxes[place][0]
+                if x2 > x1 and y2 > y1:
+                    found.setdefault(mask, (x1, y1, x2, y2))
+    return found
 
 
 def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> list[Region]:
