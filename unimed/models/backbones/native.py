@@ -60,7 +60,9 @@ class NativeBackbone(Backbone):
     @property
     def language_model(self) -> nn.Module:
         """The decoder of the text part."""
-        return self.vlm.get_decoder()
+        decoder = self.vlm.get_decoder()
+        # Llama 4 names its language model with the head.
+        return decoder.model if hasattr(decoder, "lm_head") else decoder
 
     @property
     def lm_head(self) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import GenerationMixin, LogitsProcessor, StoppingCriteria
 
 from unimed.models.grounded.generation import Generated, awaits_state
 from unimed.models.grounded.layout import ImageLayout
@@ -106,7 +106,8 @@ def generate_native(
         listener = _Listener(rows, heard, set(keep_states_of), set(stop_ids), stopped, state_before, watch)
         listener.limit, listener.temperature, listener.generator = max_new_tokens, temperature, generator
         # One token more than wanted is drawn: its step gives the state at the last one.
-        backbone.vlm.generate(
+        GenerationMixin.generate(  # and not one that a family (Janus) has put before it, for images it draws
+            backbone.vlm,
             input_ids=input_ids, attention_mask=attention_mask, **backbone.given(inputs), do_sample=False,
             num_beams=1, max_new_tokens=max_new_tokens + 1, use_cache=use_cache, pad_token_id=pad_id,
             eos_token_id=list(stop_ids) or None, logits_processor=[listener], stopping_criteria=[_Stop(listener)],

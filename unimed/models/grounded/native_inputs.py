@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 
-#: Inputs with one number per token; all others belong to the images.
-PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+#: End of the names of inputs with one number per token; all others belong to the images.
+PER_TOKEN = "token_type_ids"
 _TEXT = ("input_ids", "attention_mask", "labels")
 
 
@@ -46,13 +47,16 @@ class NativeInputs:
         names = list(dict.fromkeys(name for row in rows for name in row))
         batch = {}
         for name in names:
-            if name in PER_TOKEN:
+            if name.endswith(PER_TOKEN):
                 batch[name] = torch.stack([
                     self._types(row.get(name), name, length, width, left)
                     for row, length in zip(rows, lengths, strict=True)
                 ])  # fmt: skip
             else:
-                batch[name] = joined([row[name] for row in rows if name in row], self.family.fill.get(name, 0))
+                parts = [row[name] for row in rows if name in row]
+                if name in self.family.numbers:
+                    parts = counted(parts, [row[self.family.numbers[name]] for row in rows if name in row])
+                batch[name] = joined(parts, self.family.fill.get(name, 0), self.family.along.get(name, 0))
         return batch
 
     def _types(self, given, name, length, width, left) -> torch.Tensor:
@@ -73,19 +77,26 @@ class Reader:
         text = self.opening + text
         if not self.images:
             return self.native.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        # The channel order is said because a 3 x W picture looks like one with channels first.
+        # Pictures, not arrays: 3 x W pixels look like an array with channels first.
+        images = [Image.fromarray(image) for image in self.images]
         read = self.native.processor(
-            images=[self.images], text=[text], return_tensors="pt", add_special_tokens=False,
-            input_data_format="channels_last",
+            images=[images] if self.native.family.nested else images, text=[text], return_tensors="pt",
+            add_special_tokens=False,
         )  # fmt: skip
         self.inputs = {name: value for name, value in read.items() if torch.is_tensor(value) and name not in _TEXT}
         return read["input_ids"][0].tolist()
 
 
-def joined(parts: Sequence[torch.Tensor], fill: float = 0) -> torch.Tensor:
-    """Tensors [N_i, ...] one after the other; the other sides are filled up to the longest, as processors do it."""
-    if parts[0].ndim > 1:
-        sides = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].ndim)]
+def counted(parts: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Indices into the first two sides of `places`, counted on from row to row; what is below 0 stays."""
+    starts = np.cumsum([0, *(one.shape[0] * one.shape[1] for one in places)]).tolist()
+    return [torch.where(part >= 0, part + start, part) for part, start in zip(parts, starts, strict=False)]
+
+
+def joined(parts: Sequence[torch.Tensor], fill: float = 0, axis: int = 0) -> torch.Tensor:
+    """Tensors one after the other along an axis; other sides are filled up to the longest, as processors do it."""
+    if axis == 0 and parts[0].ndim > 1:
+        sides = [max(part.shape[side] for part in parts) for side in range(1, parts[0].ndim)]
         parts = [
             torch.nn.functional.pad(
                 part, [n for side, now in zip(sides[::-1], part.shape[:0:-1], strict=True) for n in (0, side - now)],
@@ -93,4 +104,4 @@ def joined(parts: Sequence[torch.Tensor], fill: float = 0) -> torch.Tensor:
             )
             for part in parts
         ]  # fmt: skip
-    return torch.cat(list(parts))
+    return torch.cat(list(parts), dim=axis)

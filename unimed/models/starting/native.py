@@ -52,6 +52,8 @@ def prepare(vlm, processor, mask_config, template: str | None = None) -> tuple[G
         tokenizer.pad_token = tokenizer.eos_token
     if len(tokenizer) > vlm.get_input_embeddings().weight.shape[0]:
         vlm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    if hasattr(vlm.config, "vocab_size") and "vocab_size" in vlm.config.to_dict():
+        vlm.config.vocab_size = vlm.config.get_text_config().vocab_size  # Ovis 2 sizes its head by this one
     # The head is untied: the grounding tokens are read and said in different ways.
     vlm.config.tie_word_embeddings = vlm.config.get_text_config().tie_word_embeddings = False
     options = chat_options(processor, family)
