@@ -327,6 +327,13 @@ MISTAKES = {
     "no age": ("cache --prune --older-than soon", "'soon' is no age"),
     "runs are gone": ("compare-runs {nowhere} {empty} --metric dice", "nowhere"),
     "no metric": ("compare-runs {empty}", "--metric"),
+    "unknown benchmark": ("benchmark vqa_red {grounded}", "unknown benchmark 'vqa_red'"),
+    "no data of a benchmark": ("benchmark unimed/any no: --data {nowhere}", "no such folder for unimed/any"),
+    "no contestant": ("benchmark unimed/any", "name a benchmark and a model"),
+    "nothing to repeat": ("benchmark --from {empty}", "no such manifest"),
+    "grid over nothing": ("grid {config_py} --out {root}/grid", "--over"),
+    "grid over an unknown axis": ("grid {config_py} --over conector=a,b --out {root}/grid", "did you mean 'connector'"),
+    "grid of one value": ("grid {config_py} --over connector= --out {root}/grid", "AXIS=VALUE,VALUE"),
     "a question to the doctor": ("doctor why", "unrecognized arguments: why"),
     "unknown verb": ("predikt {grounded}", "did you mean 'predict'"),
 }  # fmt: skip

@@ -80,7 +80,7 @@ def say(model, text):
             self.weight, self.step = head.weight, 0
 
         def forward(self, hidden):
-            logits = torch.zeros(*hidden.shape[:-1], self.weight.shape[0])
+            logits = torch.zeros(*hidden.shape[:-1], self.weight.shape[0], device=hidden.device)
             logits[..., ids[self.step % len(ids)]] = 1
             self.step += 1
             return logits

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 
-from unimed import progress
+from unimed import progress, threads
 from unimed.markup import plain_line, plain_text
 
 #: Everything was done, nothing was, some cases were and some failed.
@@ -95,7 +95,7 @@ def guarded(work: Callable[[argparse.Namespace], int], args: argparse.Namespace)
 
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
-        with quiet(), progress.shown():
+        with quiet(), progress.shown(), threads.chosen():
             return work(args)
     except KeyboardInterrupt as stop:
         print(f"interrupted; {plain_line(str(stop)) or 'what was finished is kept'}", file=sys.stderr)

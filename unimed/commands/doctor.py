@@ -20,7 +20,7 @@ _LEAST_FREE_BYTES = 10e9
 #: Variables that change what this package does; values of secret ones are never printed.
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "UNIMED_CACHE", "UNIMED_DEBUG",
-    "UNIMED_PLUGINS",
+    "UNIMED_PLUGINS", "UNIMED_THREADS",
 )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def fetch(url: str, study: str, series: str | None, folder: str | Path) -> list[
     except (ReadError, ImportError):
         raise
     except Exception as error:  # requests and the client raise many kinds
-        raise ReadError(f"{url}: {_said(error)}") from error
+        raise ReadError(f"{url}: {_message(error)}") from error
     return made
 
 
@@ -102,7 +102,7 @@ def store(url: str, paths: Iterable[str | Path]) -> int:
     try:
         answer = connect(url).store_instances(datasets)
     except Exception as error:
-        raise ReadError(f"{url}: {_said(error)}") from error
+        raise ReadError(f"{url}: {_message(error)}") from error
     refused = answer.get("FailedSOPSequence") or ()
     if len(refused):
         reason = int(refused[0].get("FailureReason", 0))
@@ -120,5 +120,5 @@ def _first(row: dict, tag: str) -> str:
     return str((row.get(tag, {}).get("Value") or [""])[0])
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -40,7 +40,7 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
     """
     import torch
 
-    chosen = _device(device)
+    chosen = device_of(device)
     if dtype not in DTYPES:
         raise LoadError(f"dtype {dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
     options = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
@@ -59,7 +59,7 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
         from unimed.metrics.calibration import Calibration
 
         if not hasattr(model, "calibration"):
-            raise LoadError(f"{path}: a {type(model).__name__} gives no boxes to calibrate")
+            raise LoadError(f"{path}: a {type(model).__name__} gives nothing to calibrate")
         model.calibration = Calibration.load(calibration)
     return model.to(chosen).eval()
 
@@ -98,7 +98,7 @@ def _open(source: Path, options: dict):
     return foreign.model(AutoModel, source, **options)
 
 
-def _device(device: str):
+def device_of(device: str):
     import torch
 
     if device == "auto":

@@ -60,7 +60,9 @@ def add_lora(language_model: nn.Module, options: dict) -> None:
     quantize = options.pop("quantize", None)
     _check_options(options, quantize)
     if options["target_modules"] == "all-linear":
-        names = {name.split(".")[-1] for name, m in language_model.named_modules() if isinstance(m, nn.Linear)}
+        # A router that is a linear layer with more in its forward pass gives no plain tensor that could be added to.
+        plain = [n for n, m in language_model.named_modules() if getattr(type(m), "forward", 0) is nn.Linear.forward]
+        names = {name.split(".")[-1] for name in plain}
         options["target_modules"] = sorted(names - set(options.get("modules_to_save") or ()))
     for name in ("target_modules", "modules_to_save"):
         _check_modules(language_model, name, options.get(name))

@@ -174,12 +174,12 @@ class _Pages:
         size = " x ".join(map(str, source.content.array.shape if source.is_volume else source.content.rgb.shape[1::-1]))
         pixels = None if source.is_volume else source.content.rgb
         editor = None if pixels is None else {"background": pixels, "layers": [], "composite": pixels}
-        said = f"{for_markdown(visit.name)}: {kind} of {size}"
+        answer = f"{for_markdown(visit.name)}: {kind} of {size}"
         viewer = _viewer(self._report(source)) if source.is_volume else ""
         flat = not source.is_volume  # a volume is looked at in its own viewer
         image = gradio.Image(pixels, visible=flat)
         shown = gradio.AnnotatedImage(None, visible=flat)
-        return visit, None, said, image, editor, "", "Ready.", [], shown, viewer, [], None
+        return visit, None, answer, image, editor, "", "Ready.", [], shown, viewer, [], None
 
     def pick(self, how: str, region: str, event: gradio.SelectData):
         """A click: a point, or the next corner of a box."""
@@ -203,7 +203,7 @@ class _Pages:
             question = self._question(who, visit, model, site, source, words, wanted)
             parts: queue.Queue = queue.Queue()
             ticket = self.core.submit(
-                model, question, lambda said: parts.put(("text", said)),
+                model, question, lambda answer: parts.put(("text", answer)),
                 lambda what, done, total: parts.put(("step", f"{what} {done}" + (f" of {total}" if total else ""))),
             )  # fmt: skip
         self.tickets[key] = ticket
@@ -213,9 +213,9 @@ class _Pages:
             while (part := parts.get())[0] != "end":
                 while parts.qsize() and parts.queue[0][0] != "end":  # only the newest is worth a message
                     part = parts.get()
-                kind, said = part
-                spans = [(plain_text(said), None)] if kind == "text" else skip
-                yield visit, "Answering ..." if kind == "text" else for_markdown(said), spans, skip, skip, skip
+                kind, answer = part
+                spans = [(plain_text(answer), None)] if kind == "text" else skip
+                yield visit, "Answering ..." if kind == "text" else for_markdown(answer), spans, skip, skip, skip
             with _told():
                 try:
                     answer = ticket.future.result()
@@ -264,7 +264,7 @@ class _Pages:
         content = self.core.images.get(who, visit.image).digest if visit.image else ""
         options = (("max_new_tokens", self.core.settings.max_new_tokens),)
         how = (("site", site or ""), ("modality", ""), ("window", None))
-        history = tuple((role, as_plain_text(plain_text(said)) or " ") for role, said in visit.history)
+        history = tuple((role, as_plain_text(plain_text(answer)) or " ") for role, answer in visit.history)
         text = as_plain_text(plain_text(words))
         labels = tuple(line.strip() for line in text.split("\n") if line.strip())
         regions = tuple(region_of(one, "the region") for one in wanted)
@@ -320,8 +320,8 @@ def _told() -> Iterator[None]:
     try:
         yield
     except Problem as problem:
-        said = problem.message + ("; upload the image again" if problem.status == 404 else "")
-        raise gradio.Error(for_html(said), print_exception=False) from None
+        answer = problem.message + ("; upload the image again" if problem.status == 404 else "")
+        raise gradio.Error(for_html(answer), print_exception=False) from None
     except (ValueError, OSError) as error:
         raise gradio.Error(for_html(plain_problem(error)), print_exception=False) from None
 

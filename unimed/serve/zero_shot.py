@@ -96,8 +96,8 @@ def labels_tab(
             with uploads.file(kept) as path:
                 shown = ask(name, lambda model: classify(model, path, labels, templates, site or ""))
         except (ValueError, OSError, AttributeError) as error:
-            said = "this model compares no labels" if isinstance(error, AttributeError) else str(error)
-            raise gradio.Error(for_html(said.replace(f"{uploads.folder}/", ""))) from error
+            message = "this model compares no labels" if isinstance(error, AttributeError) else str(error)
+            raise gradio.Error(for_html(message.replace(f"{uploads.folder}/", ""))) from error
         # Labels are what a visitor typed: they are shown as text.
         shown = {plain_line(label): probability for label, probability in shown.items()}
         return shown, None, kept, f"Asked about: {for_markdown(kept[0])}"

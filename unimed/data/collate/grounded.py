@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unimed.data.canonical import POINTERS, answer_of, is_volume, pointed_regions
+from unimed.data.canonical import POINTERS, answer_of, is_volume, pointed_regions, without_markers
 from unimed.io.windows import known_site, to_uint8
 from unimed.registry import COLLATORS
-from unimed.structures import Sample
+from unimed.structures import Sample, Task
 from unimed.tokens import SEG_TOKEN
 
 
@@ -62,6 +62,7 @@ class GroundedCollator:
             **batch,
             "sample_ids": [sample.sample_id for sample in samples],
             "tasks": [sample.task for sample in samples],
+            "captions": [_caption(sample) for sample in samples],
             **self._targets(samples),
         }
 
@@ -144,6 +145,13 @@ class GroundedCollator:
         image = Image.fromarray(mask.astype(np.uint8) * 255).resize((columns, rows), Image.Resampling.BOX)
         target[:rows, :columns] = np.asarray(image, dtype=np.float32) >= 127.5
         return target
+
+
+def _caption(sample: Sample) -> str | None:
+    """The words that belong to the one image of a sample, where it is a pair of image and caption."""
+    if sample.task is not Task.CAPTION or len(sample.images) != 1:
+        return None
+    return without_markers(answer_of(sample)) or None
 
 
 def volume_to_uint8(sample: Sample) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class GroundedPredictor(Predictor):
     #: What keeps embeddings of images between questions, by content: `get(key)` gives a value or None, and
     #: `put(key, value, bytes)` keeps it. Only while the weights do not change; None keeps none.
     embedding_cache = None
-    #: `unimed.metrics.calibration.Calibration` for the boxes of [BOX], or None for the model's own numbers.
+    #: `unimed.metrics.calibration.Calibration` of boxes, masks and presence, or None for the model's own numbers.
     calibration = None
 
     @property
@@ -87,7 +88,7 @@ class GroundedPredictor(Predictor):
         *,
         batch_size: int = 8,
         max_new_tokens: int = 512,
-        presence_threshold: float = 0.5,
+        presence_threshold: float | None = None,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
         use_cache: bool = True,
@@ -99,7 +100,8 @@ class GroundedPredictor(Predictor):
 
         Args:
             images: an `Image` per text, a list of them, or None.
-            presence_threshold: a region less probable than this keeps its presence and gets an empty mask.
+            presence_threshold: a region less probable than this keeps its presence and gets an empty mask; by default
+                the one of the calibration, else 0.5.
             temperature: 0 is deterministic.
             task: what is asked, for all or for each, for models whose connector routes by task or whose dialect names
                 it ("vqa", "refer", "caption", ...); None leaves it to the text ("[refer] ...") or `routed_as`.
@@ -114,6 +116,7 @@ class GroundedPredictor(Predictor):
         was_training = self.training
         self.eval()
         try:
+            threshold = self.shown_from if presence_threshold is None else presence_threshold
             assembly = self.processor.assembly()
             tasks = [task] * len(texts) if task is None or isinstance(task, str) else list(task)
             asked = [
@@ -138,7 +141,7 @@ class GroundedPredictor(Predictor):
                     assembly,
                     part,
                     [texts[i] for i in part],
-                    presence_threshold,
+                    threshold,
                     use_cache=use_cache,
                     task=[asked[i][0] for i in part],
                     **options,
@@ -148,6 +151,12 @@ class GroundedPredictor(Predictor):
             return predictions
         finally:
             self.train(was_training)
+
+    @property
+    def shown_from(self) -> float:
+        """The presence from which on masks are shown: that of the calibration, else 0.5."""
+        presence = getattr(self.calibration, "presence", None)
+        return 0.5 if presence is None else presence.threshold
 
     def _earlier(self, turns: Sequence[tuple[str, str]], task, with_image: bool) -> list[tuple[str, str]]:
         """Turns before a question in the words of the dialect."""
@@ -179,6 +188,12 @@ class GroundedPredictor(Predictor):
 
         return segment_boxes(self, image, boxes_xyxy_px, phrases, site)
 
+    def look_again(self, image, text: str, **options) -> Prediction:
+        """Look a second time at crops around the answer's regions; see `unimed.models.grounded.second_look`."""
+        from unimed.models.grounded.second_look import look_again
+
+        return look_again(self, image, text, **options)
+
     @torch.no_grad()
     def predict_forward(
         self, image=None, text: str = "", past_text: str = "", mask_prompts=None, video=None, tokenizer=None,
@@ -208,6 +223,7 @@ class GroundedPredictor(Predictor):
         image_grid_thw: torch.Tensor | None = None,
         mask_pixel_values: torch.Tensor | None = None,
         layout=None,
+        native=None,
         *,
         max_new_tokens: int = 512,
         do_sample: bool = False,
@@ -239,7 +255,7 @@ class GroundedPredictor(Predictor):
         if not bool(attention_mask[:, -1].all()):
             raise ValueError("rows are padded on the right; questions are padded on the left, as the processor does it")
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
-        inputs |= dict(image_grid_thw=image_grid_thw, mask_pixel_values=mask_pixel_values, layout=layout)
+        inputs |= dict(image_grid_thw=image_grid_thw, mask_pixel_values=mask_pixel_values, layout=layout, native=native)
         rows, _ = self._decode(
             inputs, max_new_tokens=max_new_tokens, temperature=temperature if do_sample else 0.0, generator=generator,
             use_cache=use_cache,
@@ -261,6 +277,8 @@ class GroundedPredictor(Predictor):
         """
         inputs = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in inputs.items()}
         features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"), self.embedding_cache)
+        if self.backbone.native:
+            return self._decode_native(inputs, features, **options), features
         if image_tokens is None:
             image_tokens = self._image_tokens(inputs, features, self._task_ids(task))
         if self.shares_tokens and image_tokens is not None and features.pixels is not None:
@@ -270,7 +288,8 @@ class GroundedPredictor(Predictor):
             inputs["input_ids"], inputs["attention_mask"], image_grid_thw=inputs.get("image_grid_thw"),
             image_tokens=image_tokens, layout=inputs.get("layout"),
         )  # fmt: skip
-        return self._answer(embeds, inputs["attention_mask"], positions, **options), features
+        mask = inputs["attention_mask"]
+        return generate(self, embeds, mask, position_ids=positions, **self._answer_options(), **options), features
 
     def _task_ids(self, task) -> torch.Tensor | None:
         """Ids [N] of the tasks of samples for a connector that routes; None leaves it to `routing_task`."""
@@ -286,6 +305,8 @@ class GroundedPredictor(Predictor):
 
     def _image_tokens(self, inputs, features: ImageFeatures, task=None) -> torch.Tensor | None:
         """Image tokens [N, D] of all images of a batch, one after the other; None where it has none."""
+        if self.backbone.native:
+            return None  # they pass inside of the backbone
         layout, pixels, grids = inputs.get("layout"), inputs.get("pixel_values"), inputs.get("image_grid_thw")
         if layout is None or not len(layout.encoded):
             seen = None
@@ -316,14 +337,14 @@ class GroundedPredictor(Predictor):
             tokens.append(kept)
         return torch.cat(tokens)
 
-    def _answer(self, embeds, attention_mask, position_ids, **options) -> list[Generated]:
+    def _answer_options(self) -> dict:
+        """What is kept of an answer, and what ends it."""
         special = [self.config.seg_token_id]
         if self.box_head is not None and self.config.box_token_id is not None:
             special.append(self.config.box_token_id)
-        return generate(
-            self, embeds, attention_mask, position_ids=position_ids, keep_states_of=special,
-            stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
-            state_before=self.config.prompt_state == "before", **options,
+        return dict(
+            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
+            state_before=self.config.prompt_state == "before",
         )  # fmt: skip
 
     def seg_states(self, generated: Generated) -> torch.Tensor | None:
@@ -332,16 +353,25 @@ class GroundedPredictor(Predictor):
         states = [state for state, token in pairs if token == self.config.seg_token_id]
         return torch.stack(states) if states else None
 
-    def _masks_of(self, generated: Generated, features: MaskFeatures | None, size):
+    def _masks_of(self, generated: Generated, features: MaskFeatures | None, size, guides: dict | None = None):
         """Logits [S, H, W] in image pixels, predicted IoU [S] and presence [S] (None without a presence head).
 
-        `features` are those of the one image the answer speaks of.
+        Args:
+            features: those of the one image the answer speaks of.
+            guides: {number of a [SEG]: box xyxy in pixels} where a [BOX] says where it lies.
         """
         states = self.seg_states(generated)
         if states is None or features is None:
             return torch.zeros(0, *size), torch.zeros(0), None
         index = torch.zeros(len(states), dtype=torch.long, device=states.device)
-        output = self.mask_head.decode(features, index, self.seg_projection(states))
+        prompts = self.seg_projection(states)
+        output = self.mask_head.decode(features, index, prompts)
+        if guides and self.mask_head.guided_by_boxes:
+            rows = torch.tensor(sorted(guides), device=states.device)
+            unit = torch.from_numpy(self.processor.frame(size).box_unit_px)
+            boxes = torch.tensor([guides[row] for row in sorted(guides)]) / unit * self.mask_head.image_size
+            guided = self.mask_head.decode(features, index[rows], prompts[rows], boxes.to(prompts))
+            output.logits[rows], output.iou[rows] = guided.logits, guided.iou
         presence = None if self.presence_head is None else torch.sigmoid(self.presence_head(states)[:, 0].float())
         content = self.processor.frame(size).content_hw
         return resize_mask_logits(output.logits, size, self.mask_head.image_size, content), output.iou, presence
@@ -364,12 +394,12 @@ class GroundedPredictor(Predictor):
             regions = []
             if source is not None:
                 size = source.rgb.shape[:2]
-                logits, iou, presence = self._masks_of(row, mine, size)
                 boxes = self._boxes_of(row, mine, size)
+                logits, iou, presence = self._masks_of(row, mine, size, _guides(answer, boxes))
                 regions = _regions(answer, text, size, logits, iou, presence, boxes, threshold)
                 if self.calibration is not None:
-                    # Learnt from boxes that a [BOX] gave; a box around a mask has another law.
-                    regions = [self.calibration.apply(r, image_size_hw=size) if r.mask is None else r for r in regions]
+                    # A box around a mask has another law than one that a [BOX] gave; `apply` knows.
+                    regions = [self.calibration.apply(region, image_size_hw=size) for region in regions]
             timing = {"answer": (answered - begin) / len(rows)}
             geometry = None if source is None else source.geometry
             predictions.append(
@@ -427,6 +457,25 @@ def _watch_part(watch, part: Sequence[int], row: int, generated: Generated) -> N
     watch(part[row], generated)
 
 
+def _guides(answer, boxes) -> dict[int, tuple]:
+    """{number of a [SEG]: box} of an answer that points at one phrase by a [SEG] and one [BOX] beside it."""
+    found, seg, box = {}, 0, 0
+    numbered = []
+    for target in answer.targets:
+        if target.box_fraction is None:
+            is_seg = target.token == SEG_TOKEN
+            numbered.append((target, is_seg, seg if is_seg else box))
+            seg, box = seg + is_seg, box + (not is_seg)
+    for (one, one_seg, one_number), (other, other_seg, other_number) in itertools.pairwise(numbered):
+        if one_seg != other_seg and one.span == other.span and one.phrase == other.phrase:
+            mask, place = (one_number, other_number) if one_seg else (other_number, one_number)
+            if place < len(boxes):
+                x1, y1, x2, y2 = boxes[place][0]
+                if x2 > x1 and y2 > y1:
+                    found.setdefault(mask, (x1, y1, x2, y2))
+    return found
+
+
 def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> list[Region]:
     regions, seg, box = [], 0, 0
     for target in answer.targets:
@@ -443,9 +492,12 @@ def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> lis
             mask = (logits[seg] > 0).cpu().numpy()
             if there is not None and there < threshold:
                 mask = np.zeros_like(mask)
+            remark = ""
+            if there is not None and (there >= 0.5) != (there >= threshold):
+                remark = f"presence {there:.2f}; masks are shown from {threshold:.3g} on"
             regions.append(
                 Region(phrase, mask=mask, presence=there, confidence=_unit(float(iou[seg])), phrase_span=span,
-                       box_xyxy_px=box_of_mask(mask))
+                       box_xyxy_px=box_of_mask(mask), remark=remark)
             )  # fmt: skip
             seg += 1
         elif box < len(boxes):

@@ -61,7 +61,8 @@ class MaskOutput:
     """Masks of N prompts: `logits` [N, h, w], `iou` [N] in [0, 1], `object_logits` [N] (positive: it is there).
 
     `candidates` [N, K, h, w] and `candidate_iou` [N, K] are what the choice was made from; `pointers` [N, C] the
-    decoder tokens of the chosen masks, where the head has them.
+    decoder tokens of the chosen masks, where the head has them. `deep_logits` [N, K, h, w] are masks of coarser scales,
+    fine to coarse, which are supervised too.
     """
 
     logits: torch.Tensor
@@ -70,6 +71,7 @@ class MaskOutput:
     candidates: torch.Tensor | None = None
     candidate_iou: torch.Tensor | None = None
     pointers: torch.Tensor | None = None
+    deep_logits: torch.Tensor | None = None
 
 
 class MaskDecoder(nn.Module):
@@ -86,6 +88,10 @@ class MaskDecoder(nn.Module):
     reads_image_tokens = False
     #: Whether training also asks for masks of the boxes around the targets (`decode_boxes` is learnt, not published).
     learns_boxes = False
+    #: Whether `decode` also takes `boxes_xyxy` [N, 4], so that a [BOX] of the same phrase says where a [SEG] lies.
+    guided_by_boxes = False
+    #: Whether `decode_stack` reads the slices of a volume together.
+    reads_volumes = False
 
     @property
     def image_size(self) -> int:
@@ -120,6 +126,10 @@ class MaskDecoder(nn.Module):
     def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
         """Masks of N boxes given in pixels of the square the encoder sees."""
         raise NotImplementedError(f"{type(self).__name__} takes no boxes")
+
+    def decode_stack(self, pixels: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
+        """N * D masks of N language vectors in the slices [D, 3, S, S] of a volume (`reads_volumes`)."""
+        raise NotImplementedError(f"{type(self).__name__} reads slices one by one")
 
 
 def mask_decoder(config: type[PreTrainedConfig]):

@@ -114,7 +114,7 @@ def _routes(core: Core, index: Index, prefix: str) -> APIRouter:
         media = f'multipart/related; type="{kind.split(";")[0]}"; boundary={boundary}'
         return StreamingResponse(joined(((kind, content) for content in made), boundary), media_type=media)
 
-    async def picture(
+    async def rendered_image(
         study: str, series: str, sop: str, request: Request, number: str = "1", who: str = Depends(owner)
     ):
         (one,) = await in_thread(index.chosen, who, study, series, sop)
@@ -124,9 +124,9 @@ def _routes(core: Core, index: Index, prefix: str) -> APIRouter:
         made = await _within_limits(core, rendered, one, frame, kind, dict(request.query_params))
         return Response(made, media_type=kind)
 
-    router.get(_SOP + "/rendered", summary="WADO-RS: as a picture")(picture)
-    router.get(_SOP + "/thumbnail", summary="WADO-RS: as a picture")(picture)
-    router.get(_SOP + "/frames/{number}/rendered", summary="WADO-RS: a frame as a picture")(picture)
+    router.get(_SOP + "/rendered", summary="WADO-RS: as a picture")(rendered_image)
+    router.get(_SOP + "/thumbnail", summary="WADO-RS: as a picture")(rendered_image)
+    router.get(_SOP + "/frames/{number}/rendered", summary="WADO-RS: a frame as a picture")(rendered_image)
 
     # -- STOW-RS ------------------------------------------------------------------------------------------------
     async def store(request: Request, study: str = "", who: str = Depends(owner)):

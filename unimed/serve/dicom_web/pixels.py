@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from unimed.io.dicom import decoded, open_dicom
+from unimed.io.dicom import decoded, open_dicom, stored_frames
 from unimed.io.images import load
 from unimed.io.limits import refuse_too_large
 from unimed.serve.dicom_web.index import Instance
@@ -49,9 +49,7 @@ def frames_of(one: Instance, numbers: Sequence[int], accept: str) -> tuple[list[
     media = _MEDIA.get(str(syntax))
     if syntax.is_compressed and media is not None:
         if not accept or "*/*" in accept or media in accept or "transfer-syntax=*" in accept or str(syntax) in accept:
-            from pydicom.encaps import generate_frames
-
-            stored = list(generate_frames(dataset.PixelData, number_of_frames=one.frames))
+            stored = stored_frames(dataset, one.frames)
             return [stored[number - 1] for number in numbers], f"{media}; transfer-syntax={syntax}"
     array = decoded(dataset, one.path.name)
     array = array[None] if one.frames == 1 else array

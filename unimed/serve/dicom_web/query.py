@@ -6,9 +6,7 @@ import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 
-from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
-from pydicom.dataset import Dataset
-
+from unimed.io.dicom_attributes import as_json, keyword_of, vr_of
 from unimed.serve.dicom_web.index import Instance
 from unimed.serve.problems import Problem
 
@@ -72,29 +70,20 @@ def _counted(level: str, first: Instance, studies: Mapping, series: Mapping) -> 
 
 
 def _row(level, first: Instance, fields, counted: Mapping, base: str, everything: bool) -> dict:
-    made = Dataset()
-    if everything:
-        made.update({e.tag: e for e in first.header if e.VR not in ("OB", "OW", "OF", "OD", "UN", "SQ")})
-    for keyword in dict.fromkeys(fields):
-        if keyword in first.header:
-            made.add(first.header[keyword])
-    for keyword, value in counted.items():
-        setattr(made, keyword, value)
     url = f"{base}/studies/{first.study}"
     if level != "studies":
         url += f"/series/{first.series}"
     if level == "instances":
         url += f"/instances/{first.sop}"
-    made.RetrieveURL = url
-    made.InstanceAvailability = "ONLINE"
-    return made.to_json_dict(suppress_invalid_tags=True)
+    values = {**counted, "RetrieveURL": url, "InstanceAvailability": "ONLINE"}
+    return as_json(first.header, fields, values, everything)
 
 
 def _keyword(name: str) -> str:
     """The keyword of an attribute that is named by keyword or by eight hexadecimal digits."""
     name = name.split(".")[0]
-    keyword = keyword_for_tag(int(name, 16)) if re.fullmatch("[0-9A-Fa-f]{8}", name) else name
-    if not keyword or tag_for_keyword(keyword) is None:
+    keyword = keyword_of(name)
+    if keyword is None:
         raise Problem(400, f"no attribute {name[:40]!r}", param=name[:40])
     return keyword
 
@@ -114,7 +103,7 @@ def _matches(one: Instance, counted: Mapping, wanted: Mapping[str, str], level: 
         held = [] if held is None else list(held) if isinstance(held, list | tuple) else [held]
         if hasattr(one.header.get(keyword), "append"):
             held = list(one.header.get(keyword))
-        if not any(_same(str(each), value, dictionary_VR(tag_for_keyword(keyword))) for each in held):
+        if not any(_same(str(each), value, vr_of(keyword)) for each in held):
             return False
     return True
 

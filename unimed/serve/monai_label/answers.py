@@ -26,7 +26,7 @@ TARGETS = tuple(f"target {n}" for n in range(1, 9))
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class Labeled:
     """A label map (I, J, K) uint8 in the grid of the stored image, what its numbers stand for, and the text.
 
     `names` are those that the client knows, `phrases` what was said, by number; `presence` likewise.
@@ -47,7 +47,7 @@ def numbered(known: Sequence[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(names[:255], 1)}
 
 
-def labelled(source: Source, found: Sequence[Prediction], known: Sequence[str]) -> Labelled:
+def labeled(source: Source, found: Sequence[Prediction], known: Sequence[str]) -> Labeled:
     """The predictions for one source as one label map.
 
     Regions of a known name get its number, others the next one of `TARGETS`; equal phrases share one. A region that is
@@ -83,7 +83,7 @@ def labelled(source: Source, found: Sequence[Prediction], known: Sequence[str]) 
     geometry = grid_of(source)
     made = Prediction(text, tuple(regions), geometry, model_reference=found[0].model_reference if found else "")
     array = label_map(made).astype(np.uint8) if regions else np.zeros(shape_of(source), np.uint8)
-    return Labelled(array, geometry, numbers, phrases, presence, made, uncertainty(found))
+    return Labeled(array, geometry, numbers, phrases, presence, made, uncertainty(found))
 
 
 def uncertainty(found: Sequence[Prediction]) -> float | None:
@@ -125,7 +125,7 @@ def _stored(region: Region, source: Source) -> Region:
     return replace(region, mask=mask.T[..., None] if mask.ndim == 2 else mask, box_xyxy_px=None, probability=None)
 
 
-def file_of(made: Labelled, kind: str = ".nrrd", *, raw: bool = False) -> bytes:
+def file_of(made: Labeled, kind: str = ".nrrd", *, raw: bool = False) -> bytes:
     """The bytes of a result: `.nrrd` (one label map) or `.seg.nrrd` (overlaps, names, colors, codes).
 
     Args:

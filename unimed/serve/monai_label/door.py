@@ -16,7 +16,7 @@ from unimed.names import safe_name, without_suffix
 from unimed.serve.access import owner
 from unimed.serve.chat import problem_of
 from unimed.serve.core import Core, finish, in_thread
-from unimed.serve.monai_label.answers import file_of, labelled, multipart, numbered
+from unimed.serve.monai_label.answers import file_of, labeled, multipart, numbered
 from unimed.serve.monai_label.datastore import Datastores
 from unimed.serve.monai_label.datastore_routes import datastore_routes
 from unimed.serve.monai_label.questions import ANY_SITE, how_of, parameters_of, targets_of
@@ -53,7 +53,7 @@ def monai_label_door(
         return {
             "name": "unimed", "description": "text to masks; research use only, not a medical device",
             "version": __version__, "labels": list(numbered(names)), "models": models, "trainers": tasks.trainers(),
-            "strategies": {name: {"description": said} for name, said in STRATEGIES.items()}, "scoring": {},
+            "strategies": {name: {"description": text} for name, text in STRATEGIES.items()}, "scoring": {},
             "train_stats": {}, "datastore": store.status(),
         }  # fmt: skip
 
@@ -80,10 +80,10 @@ def monai_label_door(
         known = tasks.names(stores.of(who))
         targets, note = targets_of(asked, known)
         found = await _answers(core, who, lane, source, stored, targets, asked, request)
-        made = await in_thread(labelled, source, found, known)
+        made = await in_thread(labeled, source, found, known)
         if image and not session_id and file is None and made.uncertainty is not None:
             await in_thread(stores.of(who).note, image, {"uncertainty": made.uncertainty})
-        said = {
+        params = {
             "label_names": dict(made.names), "phrases": {str(n): phrase for n, phrase in made.phrases.items()},
             "presence": {str(n): value for n, value in made.presence.items()}, "text": made.prediction.text or note,
             "uncertainty": made.uncertainty, "notice": "research use only", "centroids": {},
@@ -91,7 +91,7 @@ def monai_label_door(
                           "total": round(time.monotonic() - began, 3)},
         }  # fmt: skip
         if output == "json":
-            return JSONResponse(said)
+            return JSONResponse(params)
         kind = ".seg.nrrd" if asked.get("overlaps") is True and output != "image" else ".nrrd"
         raw = output == "image" or asked.get("result_compress") is False
         content = await in_thread(file_of, made, kind, raw=raw)
@@ -99,7 +99,7 @@ def monai_label_door(
             return Response(content, media_type="application/octet-stream")
         # Slicer reads no answer without a file, so one of zeros says that nothing was found.
         kind = ".nrrd" if not made.prediction.regions else kind
-        body, media = multipart(said, f"{safe_name(without_suffix(stored.path.name))}{kind}", content)
+        body, media = multipart(params, f"{safe_name(without_suffix(stored.path.name))}{kind}", content)
         return Response(body, media_type=media)
 
     _sessions(router, core)

@@ -22,7 +22,7 @@ from unimed.io.write import write_nrrd, write_volume
 from unimed.serve.access import owner
 from unimed.serve.core import Core, in_thread
 from unimed.serve.jobs import ENDED, Job, Jobs
-from unimed.serve.monai_label.answers import file_of, grid_of, labelled, numbered, read_label
+from unimed.serve.monai_label.answers import file_of, grid_of, labeled, numbered, read_label
 from unimed.serve.monai_label.datastore import FINAL, ORIGINAL, Datastore, Datastores, remove
 from unimed.serve.monai_label.questions import how_of, targets_of
 from unimed.serve.pool import streams
@@ -123,7 +123,7 @@ class Tasks:
             if job.stop.is_set():
                 raise Stopped
             try:
-                content, doubt = jobs.on_model(
+                content, uncertainty = jobs.on_model(
                     job, lambda model, name=name: self._drawn(model, store, name, asked, names)
                 )
             except Exception as error:  # noqa: BLE001 - one bad image must not end the others
@@ -132,8 +132,8 @@ class Tasks:
                 continue
             info = [{"name": label, "idx": number} for label, number in numbered(names).items()]
             store.put_label(name, asked["tag"], ".nrrd", content, {"label_info": info, "job": job.id})
-            if doubt is not None:
-                store.note(name, {"uncertainty": doubt})
+            if uncertainty is not None:
+                store.note(name, {"uncertainty": uncertainty})
             job.done += 1
             job.event("case", case=name)
 
@@ -142,7 +142,7 @@ class Tasks:
         how = {"site": asked["site"], "modality": "", "window": None}
         options = {"max_new_tokens": self.core.settings.max_new_tokens, "task": None}
         found = [one for one in ask(model, source, worded(model, asked["targets"]), how=how, **options)]
-        made = labelled(source, found, names)
+        made = labeled(source, found, names)
         return file_of(made), made.uncertainty
 
     # -- training -----------------------------------------------------------------------------------------------
