@@ -54,6 +54,12 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
         "--slice-batch", "--slice_batch_size", type=count, default=4, help="slices at a time (default: 4)"
     )
     parser.add_argument(
+        "--stride", type=count, default=1,
+        help="look at every so many slices first and leave out those between two without a target; misses what is "
+        "thinner (default: 1, all slices)",
+    )  # fmt: skip
+    parser.add_argument("--crop", action="store_true", help="cut the air around the body away: faster, small changes")
+    parser.add_argument(
         "--formats", nargs="+", default=["nifti", "json", "png"], help="nifti, nrrd, npz, json, dicom-seg, png"
     )
     return guarded(_parse_3d, parser.parse_args(arguments))
@@ -137,6 +143,7 @@ def _one_volume(model, args, out: Path, case) -> dict:
         model, array, geometry, asked.first(), view=args.view, modality=modality, site=args.site, window=args.window,
         percentiles=args.percentiles, threshold=args.threshold,
         overlap=args.overlap, instances=args.instances or asked.instances, slice_batch=args.slice_batch, seed=args.seed,
+        stride=args.stride, crop=args.crop,
     )  # fmt: skip
     files = result.save(out, case.name, args.formats, image=array)
     return result.to_dict() | {"modality": modality, "files": [path.name for path in files]}
