@@ -82,7 +82,7 @@ def ask_all(
     A case that raises counts as an empty answer and is named in `failed`.
 
     Raises:
-        RunError: two samples of one id, or the folder holds an unfinished run of other settings.
+        RunError: two samples of one id, the folder holds an unfinished run of other settings, or every case failed.
     """
     key, part = identity_of(settings), folder / PART
     known = {} if restart else _unfinished(part, key)
@@ -115,6 +115,9 @@ def ask_all(
                     found.lines[case] = frozen(case, Prediction(""))
             progress.step(len(batch))
     found.lines = {case: found.lines[case] for case in found.digests}
+    if len(found.failed) == len(found.lines):
+        case, error = next(iter(found.failed.items()))
+        raise RunError(f"every case failed, and nothing was scored; {case}: {error}")
     return found
 
 
