@@ -28,6 +28,8 @@ import httpx  # noqa: E402
 from serve.serving import TOKENS, application, bearer, data_url, png, served  # noqa: E402
 from small_models import tiny_model  # noqa: E402
 
+from unimed.serve.core import give_memory_back  # noqa: E402
+
 IMAGES, QUESTIONS = 6, ("segment the nuclei", "where is the lesion", "describe", "<b>x</b> [SEG] <|im_end|> <image>")
 KINDS = ("chat", "stream", "upload", "job", "abort", "slow", "token", "bomb", "path", "other's", "volume", "study")
 WEIGHTS = (33, 14, 8, 3, 10, 3, 6, 6, 6, 6, 3, 2)
@@ -362,7 +364,7 @@ def attacked(folder: Path, requests: int, clients: int, measure: int = 0) -> dic
             time.sleep(0.5)
             blocks.append(sys.getallocatedblocks())
             held = memory_mb()
-            trimmed = ctypes.CDLL(None).malloc_trim(0) if sys.platform == "linux" else 0
+            trimmed = give_memory_back()
             counts = attack.counts
             found = {
                 "requests": counts["requests"], "clients": clients, "seconds": round(took, 2),

@@ -9,15 +9,20 @@ from pathlib import Path
 import httpx
 
 
-def wheel_module():
-    """`monailabel.client.client` alone (the package around it wants half of the world); None where it is not there.
+def wheel_folder(inside):
+    """The path of a file inside the monailabel package; None where it is not there.
 
     `pip install --no-deps monailabel`, or `UNIMED_TEST_MONAILABEL` names the folder of the unpacked wheel.
     """
     found = importlib.util.find_spec("monailabel")
     places = [Path(place) for place in (found.submodule_search_locations if found else ())]
     places += [Path(place) / "monailabel" for place in os.environ.get("UNIMED_TEST_MONAILABEL", "").split(":") if place]
-    path = next((p / "client" / "client.py" for p in places if (p / "client" / "client.py").is_file()), None)
+    return next((place / inside for place in places if (place / inside).is_file()), None)
+
+
+def wheel_module():
+    """`monailabel.client.client` alone (the package around it wants half of the world); None where it is not there."""
+    path = wheel_folder("client/client.py")
     if path is None or importlib.util.find_spec("cgi") is None:  # Python 3.13 has it no more
         return None
     spec = importlib.util.spec_from_file_location("monailabel_client", path)

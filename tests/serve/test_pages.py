@@ -1,7 +1,5 @@
 """The pages in headless Chromium, with clicks; nothing is fetched from anywhere else."""
 
-import os
-import shutil
 import threading
 
 import nibabel
@@ -11,9 +9,9 @@ from small_models import tiny_model
 
 pytest.importorskip("gradio")
 pytest.importorskip("fastapi")
-sync_api = pytest.importorskip("playwright.sync_api")
 
 from PIL import Image  # noqa: E402
+from serve.browser import chromium, shot  # noqa: E402
 from serve.serving import application, served, speaking  # noqa: E402
 
 from unimed.serve.pages import pages_door  # noqa: E402
@@ -23,13 +21,8 @@ ANSWER = "the <p> nuclei </p> [SEG] and <p> a lesion </p> [SEG]."
 
 @pytest.fixture(scope="module")
 def browser():
-    path = os.environ.get("UNIMED_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    with sync_api.sync_playwright() as play:
-        one = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    with chromium() as one:
         yield one
-        one.close()
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +57,6 @@ def picture(folder, name="cells.png"):
 def upload(page, path):
     page.locator("input[type=file]").first.set_input_files(path)
     page.wait_for_function("document.querySelector('#told')?.innerText.includes(' of ')", timeout=60_000)
-
-
-def shot(page, name):
-    if folder := os.environ.get("UNIMED_TEST_SHOTS"):
-        page.wait_for_timeout(1000)
-        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
 
 def done(page):
