@@ -40,10 +40,7 @@ def test_what_is_missing_is_named(data, tmp_path):
 
 def test_the_reader_of_mlcommons_takes_it(data):
     mlcroissant = pytest.importorskip("mlcroissant")
-    dataset = mlcroissant.Dataset(jsonld=str(write_croissant(data, license="CC BY 4.0", url="https://a.org/mine")))
+    dataset = mlcroissant.Dataset(jsonld=str(write_croissant(data, license="CC BY 4.0")))
     assert not dataset.metadata.ctx.issues.errors
     records = list(dataset.records("train"))
-    assert len(records) == 10 and records[0]["train/question"] in (
-        "Please segment the lesion.",
-        b"Please segment the lesion.",
-    )
+    assert len(records) == 10 and b"segment the lesion" in bytes(records[0]["train/question"])

@@ -7,6 +7,7 @@ stay in the records and are no field of it.
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from unimed.data.readers.records import RecordError, read_records
 from unimed.files import write_report
@@ -66,9 +67,8 @@ def write_croissant(
     parts = {path.stem: read_records(path) for path in sorted((folder / "records").glob("*.jsonl"))}
     if not any(parts.values()):
         raise RecordError(f"{folder}: holds no records/*.jsonl; see docs/data.md")
-    licenses = sorted(
-        {str(r[key]) for rows in parts.values() for r in rows for key in ("license", "licence") if r.get(key)}
-    )
+    records = [record for rows in parts.values() for record in rows]
+    licenses = sorted({str(record[key]) for record in records for key in ("license", "licence") if record.get(key)})
     if not (license or licenses):
         raise RecordError(f"{folder}: no record says its license; give it with --license")
     named = name or folder.resolve().name
@@ -83,7 +83,7 @@ def write_croissant(
     return write_report(folder / NAME, {
         "@context": _CONTEXT, "@type": "sc:Dataset", "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": named, "description": description or f"Questions about biomedical images with places: {named}.",
-        "license": [license] if license else licenses, "url": url or f"https://example.org/{named}",
+        "license": [license] if license else licenses, "url": url or f"urn:unimed:{quote(named)}",
         "distribution": files,
         "recordSet": [_record_set(part, rows) for part, rows in parts.items() if rows],
     })  # fmt: skip
