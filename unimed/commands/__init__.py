@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "compare",
         "two studies of a patient: lesion by lesion, RECIST 1.1",
     ),
+    "benchmark": ("benchmark", "benchmark", "any model on any declared benchmark, frozen, scored and repeatable"),
     "compare-runs": ("compare_runs", "compare_runs", "which of several models is better, with tests and a page"),
     "grid": ("grid", "grid", "train, test and compare every combination of some choices"),
     "serve": ("serve", "serve", "chat with regions, uploads and jobs over HTTP"),

@@ -23,19 +23,19 @@ about.
 Without --test a fraction of the patients is set aside for measuring. The cases must not stem from the training set."""
 
 
-def split_by_patient(rows: Sequence[Mapping], share: float, seed: int = 0) -> tuple[list[Mapping], list[Mapping]]:
+def split_by_patient(rows: Sequence[Mapping], fraction: float, seed: int = 0) -> tuple[list[Mapping], list[Mapping]]:
     """Two disjoint parts of the rows, the second with about `share` of the patients (field group, else case).
 
     Raises:
         ValueError: share outside (0, 1), or fewer than two patients.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"held-out fraction must lie in (0, 1), got {share}")
+    if not 0 < fraction < 1:
+        raise ValueError(f"held-out fraction must lie in (0, 1), got {fraction}")
     owner = [str(row.get("group") or row.get("case") or number) for number, row in enumerate(rows)]
     names = sorted(set(owner))
     if len(names) < 2:
         raise ValueError(f"{len(names)} patient(s) cannot be split into calibration and test; give --test")
-    count = min(len(names) - 1, max(1, round(share * len(names))))
+    count = min(len(names) - 1, max(1, round(fraction * len(names))))
     held = set(np.random.default_rng(seed).permutation(names)[:count])
     return (
         [row for row, name in zip(rows, owner, strict=True) if name not in held],

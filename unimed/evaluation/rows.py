@@ -174,14 +174,14 @@ def presence_rows(sample: Sample, prediction: Prediction) -> list[dict]:
     for region in asked:
         shown = found if len(asked) == 1 else partners[id(region)]
         size = max((_size(one) for one in shown), default=0)
-        said = [float(_size(one) > 0) if one.presence is None else one.presence for one in shown]
+        presences = [float(_size(one) > 0) if one.presence is None else one.presence for one in shown]
         rows.append(
             sample_row(
                 sample,
                 "presence",
                 region.phrase,
                 present=not _is_absent(region),
-                presence=max(said, default=0.0),
+                presence=max(presences, default=0.0),
                 predicted_voxels=size,
             )
         )

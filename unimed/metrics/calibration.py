@@ -86,8 +86,8 @@ class Cases:
         size = _column(kept, "image_size_hw", 2)
         places = None
         if size is not None:
-            centre, side = (predicted[:, :2] + predicted[:, 2:]) / 2, predicted[:, 2:] - predicted[:, :2]
-            places = np.clip(np.concatenate([centre, side], axis=1) / size[:, [1, 0, 1, 0]], 0, 1)
+            center, side = (predicted[:, :2] + predicted[:, 2:]) / 2, predicted[:, 2:] - predicted[:, :2]
+            places = np.clip(np.concatenate([center, side], axis=1) / size[:, [1, 0, 1, 0]], 0, 1)
         classes = [str(row.get("target", "")) for _, row in kept]
         groups = [str(row.get("group") or row.get("case") or row.get("case_id") or number) for number, row in kept]
         return cls(predicted, truth, sigma, confidence, classes, groups, places, len(rows) - len(kept))
@@ -371,7 +371,7 @@ class Calibration:
             line = {"masks": len(covering), "patients": len(set(owners)), "margin_px": self.masks.margin_px}
             report["masks"] = [line | {"covered": held}]
         if self.mask_confidence is not None and stated:
-            said = np.array([row["confidence"] for row in stated])
+            stated_values = np.array([row["confidence"] for row in stated])
             hit, owners = (
                 np.array([_mask_outcome(row, "hit_at_50") for row in stated]),
                 [row["group"] for row in stated],
@@ -379,12 +379,15 @@ class Calibration:
             report["mask_reliability"] = [
                 {"confidence": name} | {
                     measure: bootstrap(
-                        lambda i, one=one, values=values: one(values[i], hit[i]), len(hit), groups=owners, centre=True,
+                        lambda i, one=one, values=values: one(values[i], hit[i]), len(hit), groups=owners, center=True,
                         **options,
                     )
                     for measure, one in (("ece", ece), ("brier", brier))
                 }
-                for name, values in (("as the model said", said), ("calibrated", self.mask_confidence(said)))
+                for name, values in (
+                    ("as the model said", stated_values),
+                    ("calibrated", self.mask_confidence(stated_values)),
+                )
             ]  # fmt: skip
         return report
 
@@ -424,7 +427,7 @@ def _reliability(confidence, cases, resamples, seed):
     }
     if cases.places is not None:
         measures["d_ece"] = lambda i: d_ece(confidence[i], hit[i], cases.places[i])
-    options = {"groups": cases.groups, "resamples": resamples, "seed": seed, "centre": True}
+    options = {"groups": cases.groups, "resamples": resamples, "seed": seed, "center": True}
     return {name: bootstrap(measure, len(hit), **options) for name, measure in measures.items()}
 
 

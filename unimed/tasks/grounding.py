@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
-from unimed.data.canonical import is_volume
-from unimed.data.collate.grounded import volume_to_uint8
 from unimed.evaluation.benchmarks import benchmark
+from unimed.evaluation.contestants.models import answer_grounded, routed_name
 from unimed.evaluation.evaluating import Rows
 from unimed.evaluation.honesty import honesty_samples, score_honesty
 from unimed.evaluation.scorers.grounding import score_grounding
@@ -40,7 +37,9 @@ REDUCTIONS = ("tokens", "samples")
 COUNTED = {"text": "tokens", "dice": "masks", "bce": "masks", "presence": "regions", "box": "boxes"}
 
 #: What of a batch the model reads; the rest are targets and names.
-INPUTS = ("input_ids attention_mask labels pixel_values image_grid_thw mask_pixel_values layout position_ids").split()
+INPUTS = (
+    "input_ids attention_mask labels pixel_values image_grid_thw mask_pixel_values layout position_ids native"
+).split()
 
 #: Types of `model` dicts that do not name theirs (see `unimed.models.building.described`).
 UNTYPED = (
@@ -242,7 +241,9 @@ class GroundingTask(Task):
             return None
         known, shown = connector.tasks, batch["layout"].per_sample.tolist()
         # A sample without an image passes no connector, whatever its task.
-        names = [_known(task, known) if count else known[0] for task, count in zip(batch["tasks"], shown, strict=True)]
+        names = [
+            routed_name(task, known) if count else known[0] for task, count in zip(batch["tasks"], shown, strict=True)
+        ]
         return connector.task_ids(names).to(self.model.device)
 
     def _note(self, batch: dict, output, routed) -> None:
@@ -293,28 +294,9 @@ class GroundingTask(Task):
         Args:
             blank: black images instead of the real ones, for the language-only baseline.
         """
-        samples = [self.processor.write(sample) for sample in samples]
-        connector = self.model.connector
-        routes = connector is not None and connector.needs_task
-        options, flat, images, kept, predictions = dict(max_new_tokens=self.max_new_tokens), [], [], {}, {}
-        for index, sample in enumerate(samples):
-            # The same array is the same image, which is encoded once.
-            shown = [kept.setdefault(id(image), np.zeros_like(image) if blank else image) for image in sample.images]
-            if is_volume(sample):
-                way = self.model.routed_as(_known(sample.task, connector.tasks)) if routes else nullcontext()
-                frames = list(np.zeros(shown[0].shape, np.uint8) if blank else volume_to_uint8(sample))
-                with way:
-                    question = sample.conversation[0][1]
-                    predictions[index] = self.model.predict_frames(frames, question, **options)
-            else:
-                flat.append(index)
-                images.append(shown if len(shown) > 1 else shown[0] if shown else None)
-        given = [samples[i].written.given for i in flat]
-        texts = [samples[i].conversation[0][1] for i in flat]
-        tasks = [_known(samples[i].task, connector.tasks) for i in flat] if routes else None
-        answers = self.model.predict_batch(images, texts, given, batch_size=self.batch_size, task=tasks, **options)
-        predictions |= dict(zip(flat, answers, strict=True))
-        return [predictions[index] for index in range(len(samples))]
+        return answer_grounded(
+            self.model, samples, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, blank=blank
+        )
 
     @property
     def scores_against_training_data(self) -> bool:
@@ -407,11 +389,6 @@ def _check_names(model, prefixes: Sequence[str]) -> None:
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             raise ValueError(f"no parameter of the model begins with {prefix!r}")
-
-
-def _known(task: TaskName, tasks: Sequence[str]) -> str:
-    """The connector's name of a task: its own, or Uni-Med's for it."""
-    return task.value if task.value in tasks else task.short
 
 
 def _answerable(samples: Sequence[Sample]) -> list[Sample]:

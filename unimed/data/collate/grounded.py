@@ -142,8 +142,8 @@ class GroundedCollator:
             raise ValueError(f"a mask of {mask.shape} does not fit its image of {frame.image_hw}")
         rows, columns = (max(1, round(length * side / frame.side)) for length in frame.content_hw)
         # Box filter when shrinking: thin structures fade instead of vanishing, the loss accepts soft targets.
-        picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((columns, rows), Image.Resampling.BOX)
-        target[:rows, :columns] = np.asarray(picture, dtype=np.float32) >= 127.5
+        image = Image.fromarray(mask.astype(np.uint8) * 255).resize((columns, rows), Image.Resampling.BOX)
+        target[:rows, :columns] = np.asarray(image, dtype=np.float32) >= 127.5
         return target
 
 

@@ -281,11 +281,11 @@ class RecordDataset:
                 "on the upright image"
             )
 
-    def _picture_mask(self, record: dict, name: str, label, image: Image) -> np.ndarray:
-        mask, said = self._tried(
+    def _image_mask(self, record: dict, name: str, label, image: Image) -> np.ndarray:
+        mask, remarks = self._tried(
             record, name, lambda source, where: load_mask(source, label=label, image=image, name=where)
         )
-        self.remarks.extend(f"record {record['id']}: mask {name}: {one}" for one in said)
+        self.remarks.extend(f"record {record['id']}: mask {name}: {one}" for one in remarks)
         return mask
 
     def _region(self, record: dict, entry: dict, shape: tuple[int, ...], source: Image | tuple) -> Region:
@@ -296,7 +296,7 @@ class RecordDataset:
             if isinstance(source, tuple):
                 mask = self._volume_mask(record, entry["mask"], label, *source)
             else:
-                mask = self._picture_mask(
+                mask = self._image_mask(
                     record, entry["mask"], tuple(label) if isinstance(label, list) else label, source
                 )
             if not mask.any():

@@ -14,12 +14,12 @@ from unimed.data.wordings.biomedparse_targets import site_of
 from unimed.geometry import Geometry
 from unimed.io.images import ImageSource
 from unimed.io.result import Prediction
-from unimed.io.slices import SliceGrid, to_view, with_neighbours
+from unimed.io.slices import SliceGrid, to_view, with_neighbors
 from unimed.io.volumes import Volume
 from unimed.io.windows import Window, check_site, choose_window, modality_of
 from unimed.models.boltzformer.postprocessing import OVERLAPS, merge, present_probability, upsample
 from unimed.models.boltzformer.recognition import sentence
-from unimed.models.boltzformer.tokenizing import labelled_prompts
+from unimed.models.boltzformer.tokenizing import labeled_prompts
 from unimed.progress import Progress
 from unimed.structures import LabelRegion, Region
 
@@ -40,7 +40,7 @@ def segment_volume(
     Raises:
         PromptError: no prompt, an empty one, a label that no label map holds; and what `segment_groups` raises.
     """
-    return segment_groups(model, Volume(array, geometry), [labelled_prompts(prompts)], **options)[0]
+    return segment_groups(model, Volume(array, geometry), [labeled_prompts(prompts)], **options)[0]
 
 
 @torch.no_grad()
@@ -119,9 +119,11 @@ def segment_groups(
                 rows = slice(first, first + len(drawing.ids))
                 drawing.add(z, grid, logits[rows], existence[rows], None if edges is None else edges[rows])
                 first = rows.stop
-        said = f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}"
+        described_view = (
+            f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}"
+        )
         source = ImageSource(
-            volume.name, (*geometry.steps, *mapping.steps), mapping, volume.array.shape, geometry, view=said
+            volume.name, (*geometry.steps, *mapping.steps), mapping, volume.array.shape, geometry, view=described_view
         )
 
         def whole(planes: _Planes, grid=grid) -> np.ndarray:
@@ -154,8 +156,8 @@ def _group(model, turned, mapping, grid: SliceGrid, features, start: int, slice_
     """The slices from `start` on that are worked on together."""
     depth, stop = grid.depth, min(start + slice_batch, grid.depth)
     first, last = max(start - 1, 0), min(stop + 1, depth)
-    planes = grid.prepare(_grey(mapping(grid.planes(turned, first, last))))
-    images = with_neighbours(planes, first, start, stop, depth).float().clamp(0, 255)
+    planes = grid.prepare(_gray(mapping(grid.planes(turned, first, last))))
+    images = with_neighbors(planes, first, start, stop, depth).float().clamp(0, 255)
     output = model.segment_slices(images, features, seed=seed, slice_numbers=range(start, stop))
     for offset in range(stop - start):
         edges = None if output.edge_logits is None else upsample(output.edge_logits[offset], grid.size)
@@ -284,7 +286,7 @@ def _three_axes(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _grey(planes: np.ndarray) -> np.ndarray:
+def _gray(planes: np.ndarray) -> np.ndarray:
     if planes.dtype != np.uint8 and planes.size and (planes.min() < 0 or planes.max() > 255):
         raise ValueError(f"grey values from {planes.min():g} to {planes.max():g} are not in 0..255; map them first")
     return planes

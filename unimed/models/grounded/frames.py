@@ -70,7 +70,7 @@ def _ask(model, frames: list, texts: list[str], route: str | None, max_new_token
         inputs = assembly.batch(part, mask_images=model.reads_mask_encoder)
         if tokens is None:
             inputs = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in inputs.items()}
-            features = ImageFeatures(model.mask_head, inputs.get("mask_pixel_values"))
+            features = ImageFeatures(model.mask_head, inputs.get("mask_pixel_values"), model.embedding_cache)
             tokens = model._image_tokens(inputs, features, model._task_ids([route] * len(part)))
         rows += model._decode(inputs, tokens, max_new_tokens=max_new_tokens)[0]
     return rows
@@ -182,7 +182,7 @@ def _follow(model, frames: _Frames, states, chosen, way, clear_absent: bool, thr
     size = frames.size
     stacks = [np.zeros((len(frames), *size), dtype=bool) for _ in presence]
     there = [index for index, value in enumerate(presence) if value is None or value >= threshold]
-    sums, painted = np.zeros(len(states)), np.zeros(len(states))
+    sums, predicted = np.zeros(len(states)), np.zeros(len(states))
     if there:
         prompts = model.seg_projection(states[there])
         run = way(model, frames, prompts, chosen)
@@ -194,8 +194,8 @@ def _follow(model, frames: _Frames, states, chosen, way, clear_absent: bool, thr
                 if not (clear_absent and score < 0):
                     stacks[index][frame] = mask
                     sums[index] += iou * mask.any()
-                    painted[index] += mask.any()
-    confidence = [float(np.clip(s / p, 0, 1)) if p else None for s, p in zip(sums, painted, strict=True)]
+                    predicted[index] += mask.any()
+    confidence = [float(np.clip(s / p, 0, 1)) if p else None for s, p in zip(sums, predicted, strict=True)]
     return [_Tracked(*values) for values in zip(stacks, presence, confidence, strict=True)]
 
 

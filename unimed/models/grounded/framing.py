@@ -61,28 +61,28 @@ def place(image: np.ndarray, where: Frame, fit: str, mean, std) -> torch.Tensor:
     rows, columns = where.content_hw
     # Bilinear for padded images, as SAM resizes; bicubic for squashed ones, as SAM 2's users trained.
     method = Image.Resampling.BILINEAR if fit == "pad" else Image.Resampling.BICUBIC
-    values = normalised(Image.fromarray(image).resize((columns, rows), method), mean, std)
+    values = normalized(Image.fromarray(image).resize((columns, rows), method), mean, std)
     return torch.nn.functional.pad(values, (0, where.side - columns, 0, where.side - rows))
 
 
 def one_tile(image: np.ndarray, side: int, fit: str, mean, std) -> torch.Tensor:
     """HxWx3 uint8 -> [1, 3, s, s] normalised, by "crop" or "pad"."""
     height, width = image.shape[:2]
-    picture = Image.fromarray(image)
+    pil_image = Image.fromarray(image)
     if fit == "crop":
         shortest = min(height, width)
         size = tuple(side if length == shortest else int(side * length / shortest) for length in (width, height))
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        return normalised(picture.crop((left, top, left + side, top + side)), mean, std)[None]
+        pil_image = pil_image.resize(size, Image.Resampling.BICUBIC)
+        left, top = (pil_image.width - side) // 2, (pil_image.height - side) // 2
+        return normalized(pil_image.crop((left, top, left + side, top + side)), mean, std)[None]
     longest = max(height, width)
     size = tuple(max(1, round(side * length / longest)) for length in (width, height))
     canvas = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
-    canvas.paste(picture.resize(size, Image.Resampling.BICUBIC), ((side - size[0]) // 2, (side - size[1]) // 2))
-    return normalised(canvas, mean, std)[None]
+    canvas.paste(pil_image.resize(size, Image.Resampling.BICUBIC), ((side - size[0]) // 2, (side - size[1]) // 2))
+    return normalized(canvas, mean, std)[None]
 
 
-def normalised(picture: Image.Image, mean, std) -> torch.Tensor:
+def normalized(pil_image: Image.Image, mean, std) -> torch.Tensor:
     """Picture -> [3, H, W] float32: values in [0, 1] less mean, over std."""
-    values = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1) / 255
+    values = torch.from_numpy(np.array(pil_image, dtype=np.float32)).permute(2, 0, 1) / 255
     return (values - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]

@@ -17,7 +17,7 @@ from unimed.data.canonical import box_of_mask
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
 from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
-from unimed.models.heads.mask import ImageFeatures, MaskFeatures, resize_mask_logits
+from unimed.models.heads.mask import ImageFeatures, MaskFeatures, content_key, resize_mask_logits
 from unimed.models.predictor import Predictor, refuse_regions
 from unimed.structures import Region, task_of
 from unimed.tokens import SEG_TOKEN
@@ -36,6 +36,9 @@ class GroundedPredictor(Predictor):
 
     _processor: GroundedProcessor | None = None
     shim_processor = GroundedProcessor
+    #: What keeps embeddings of images between questions, by content: `get(key)` gives a value or None, and
+    #: `put(key, value, bytes)` keeps it. Only while the weights do not change; None keeps none.
+    embedding_cache = None
     #: `unimed.metrics.calibration.Calibration` of boxes, masks and presence, or None for the model's own numbers.
     calibration = None
 
@@ -220,6 +223,7 @@ class GroundedPredictor(Predictor):
         image_grid_thw: torch.Tensor | None = None,
         mask_pixel_values: torch.Tensor | None = None,
         layout=None,
+        native=None,
         *,
         max_new_tokens: int = 512,
         do_sample: bool = False,
@@ -251,7 +255,7 @@ class GroundedPredictor(Predictor):
         if not bool(attention_mask[:, -1].all()):
             raise ValueError("rows are padded on the right; questions are padded on the left, as the processor does it")
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
-        inputs |= dict(image_grid_thw=image_grid_thw, mask_pixel_values=mask_pixel_values, layout=layout)
+        inputs |= dict(image_grid_thw=image_grid_thw, mask_pixel_values=mask_pixel_values, layout=layout, native=native)
         rows, _ = self._decode(
             inputs, max_new_tokens=max_new_tokens, temperature=temperature if do_sample else 0.0, generator=generator,
             use_cache=use_cache,
@@ -272,7 +276,9 @@ class GroundedPredictor(Predictor):
             task: of the batch, for connectors that route; `routing_task` by default.
         """
         inputs = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in inputs.items()}
-        features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"))
+        features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"), self.embedding_cache)
+        if self.backbone.native:
+            return self._decode_native(inputs, features, **options), features
         if image_tokens is None:
             image_tokens = self._image_tokens(inputs, features, self._task_ids(task))
         if self.shares_tokens and image_tokens is not None and features.pixels is not None:
@@ -282,7 +288,8 @@ class GroundedPredictor(Predictor):
             inputs["input_ids"], inputs["attention_mask"], image_grid_thw=inputs.get("image_grid_thw"),
             image_tokens=image_tokens, layout=inputs.get("layout"),
         )  # fmt: skip
-        return self._answer(embeds, inputs["attention_mask"], positions, **options), features
+        mask = inputs["attention_mask"]
+        return generate(self, embeds, mask, position_ids=positions, **self._answer_options(), **options), features
 
     def _task_ids(self, task) -> torch.Tensor | None:
         """Ids [N] of the tasks of samples for a connector that routes; None leaves it to `routing_task`."""
@@ -298,6 +305,8 @@ class GroundedPredictor(Predictor):
 
     def _image_tokens(self, inputs, features: ImageFeatures, task=None) -> torch.Tensor | None:
         """Image tokens [N, D] of all images of a batch, one after the other; None where it has none."""
+        if self.backbone.native:
+            return None  # they pass inside of the backbone
         layout, pixels, grids = inputs.get("layout"), inputs.get("pixel_values"), inputs.get("image_grid_thw")
         if layout is None or not len(layout.encoded):
             seen = None
@@ -306,8 +315,9 @@ class GroundedPredictor(Predictor):
             if pixels is None and seen is None:
                 return None
             return self.image_tokens(pixels, seen, image_grid_thw=grids)[0].flatten(0, -2)
+        cache = None if self.reads_mask_encoder else self.embedding_cache
         # A CPU gains nothing from several images at once and loses its cache; a GPU does gain.
-        size = 1 if self.device.type == "cpu" else 8
+        size = 1 if self.device.type == "cpu" or cache is not None else 8
         numbers = list(range(len(layout.encoded)))
         counts = layout.tiles.tolist() if grids is None else grids.prod(dim=1).tolist()
         parts = [None] * len(counts) if pixels is None else pixels.split(counts)
@@ -318,17 +328,23 @@ class GroundedPredictor(Predictor):
             read = None if pixels is None else torch.cat([parts[i] for i in chunk])
             grid = None if grids is None else grids[chunk]
             way = None if routed is None else torch.cat([routed[i] for i in chunk])
-            tokens.append(self.image_tokens(read, seen, way, grid)[0].flatten(0, -2))
+            key = None if cache is None else ("tokens", content_key(read), str(grid), str(way), str(self.routing_task))
+            kept = None if key is None else cache.get(key)
+            if kept is None:
+                kept = self.image_tokens(read, seen, way, grid)[0].flatten(0, -2)
+                if key is not None:
+                    cache.put(key, kept, kept.nbytes)
+            tokens.append(kept)
         return torch.cat(tokens)
 
-    def _answer(self, embeds, attention_mask, position_ids, **options) -> list[Generated]:
+    def _answer_options(self) -> dict:
+        """What is kept of an answer, and what ends it."""
         special = [self.config.seg_token_id]
         if self.box_head is not None and self.config.box_token_id is not None:
             special.append(self.config.box_token_id)
-        return generate(
-            self, embeds, attention_mask, position_ids=position_ids, keep_states_of=special,
-            stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
-            state_before=self.config.prompt_state == "before", **options,
+        return dict(
+            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
+            state_before=self.config.prompt_state == "before",
         )  # fmt: skip
 
     def seg_states(self, generated: Generated) -> torch.Tensor | None:
@@ -397,9 +413,9 @@ class GroundedPredictor(Predictor):
                     None if source is None else source.source,
                 )  # fmt: skip
             )
-        share = (time.perf_counter() - answered) / len(rows)
+        fraction = (time.perf_counter() - answered) / len(rows)
         for prediction in predictions:
-            prediction.timing_s["regions"] = share
+            prediction.timing_s["regions"] = fraction
         return predictions
 
     def _boxes_of(self, generated: Generated, features: MaskFeatures | None, size) -> list[tuple]:
@@ -429,8 +445,8 @@ class GroundedPredictor(Predictor):
             stds = [tuple(std) for std in (predicted.std.float().cpu() * unit).tolist()]
             overlap = torch.exp(-4 / 2**0.5 * predicted.uncertainty().float()).tolist()
         return [
-            (tuple(box), std, said * share)
-            for box, std, share, (_, said) in zip(boxes, stds, overlap, found, strict=True)
+            (tuple(box), std, probability * fraction)
+            for box, std, fraction, (_, probability) in zip(boxes, stds, overlap, found, strict=True)
         ]
 
     def _reference(self) -> str:
@@ -485,10 +501,10 @@ def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> lis
             )  # fmt: skip
             seg += 1
         elif box < len(boxes):
-            (x1, y1, x2, y2), std, said = boxes[box]
+            (x1, y1, x2, y2), std, probability = boxes[box]
             if x2 > x1 and y2 > y1:
                 regions.append(
-                    Region(phrase, box_xyxy_px=(x1, y1, x2, y2), confidence=_unit(said), box_std_px=std,
+                    Region(phrase, box_xyxy_px=(x1, y1, x2, y2), confidence=_unit(probability), box_std_px=std,
                            phrase_span=span)
                 )  # fmt: skip
             box += 1
