@@ -19,7 +19,7 @@ from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.native import NativeForward
 from unimed.models.grounded.output import GroundedOutput
 from unimed.models.grounded.predicting import GroundedPredictor
-from unimed.models.heads.mask import MaskFeatures, PromptProjection, build_mask_decoder, concatenate
+from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection, build_mask_decoder, concatenate
 from unimed.models.lora import add_lora
 from unimed.models.weights import WholeWeights
 

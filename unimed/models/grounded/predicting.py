@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers.modeling_outputs import ModelOutput
 
 from unimed.chat import as_plain_text
-from unimed.data.canonical import box_of_mask
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
-from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
+from unimed.models.grounded.pointing import guides, pointed_at
+from unimed.models.grounded.processing import GroundedProcessor, PromptError
 from unimed.models.heads.mask import ImageFeatures, MaskFeatures, content_key, resize_mask_logits
 from unimed.models.predictor import Predictor, refuse_regions
-from unimed.structures import Region, task_of
-from unimed.tokens import SEG_TOKEN
+from unimed.structures import task_of
 
 
 @dataclass
@@ -395,8 +392,8 @@ class GroundedPredictor(Predictor):
             if source is not None:
                 size = source.rgb.shape[:2]
                 boxes = self._boxes_of(row, mine, size)
-                logits, iou, presence = self._masks_of(row, mine, size, _guides(answer, boxes))
-                regions = _regions(answer, text, size, logits, iou, presence, boxes, threshold)
+                logits, iou, presence = self._masks_of(row, mine, size, guides(answer, boxes))
+                regions = pointed_at(answer, text, size, logits, iou, presence, boxes, threshold)
                 if self.calibration is not None:
                     # A box around a mask has another law than one that a [BOX] gave; `apply` knows.
                     regions = [self.calibration.apply(region, image_size_hw=size) for region in regions]
@@ -455,61 +452,3 @@ class GroundedPredictor(Predictor):
 
 def _watch_part(watch, part: Sequence[int], row: int, generated: Generated) -> None:
     watch(part[row], generated)
-
-
-def _guides(answer, boxes) -> dict[int, tuple]:
-    """{number of a [SEG]: box} of an answer that points at one phrase by a [SEG] and one [BOX] beside it."""
-    found, seg, box = {}, 0, 0
-    numbered = []
-    for target in answer.targets:
-        if target.box_fraction is None:
-            is_seg = target.token == SEG_TOKEN
-            numbered.append((target, is_seg, seg if is_seg else box))
-            seg, box = seg + is_seg, box + (not is_seg)
-    for (one, one_seg, one_number), (other, other_seg, other_number) in itertools.pairwise(numbered):
-        if one_seg != other_seg and one.span == other.span and one.phrase == other.phrase:
-            mask, place = (one_number, other_number) if one_seg else (other_number, one_number)
-            if place < len(boxes):
-                x1, y1, x2, y2 = boxes[place][0]
-                if x2 > x1 and y2 > y1:
-                    found.setdefault(mask, (x1, y1, x2, y2))
-    return found
-
-
-def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> list[Region]:
-    regions, seg, box = [], 0, 0
-    for target in answer.targets:
-        phrase, span = target.phrase or asked_phrase(text), target.span
-        if target.box_fraction is not None:
-            height, width = size
-            box = tuple(v * side for v, side in zip(target.box_fraction, (width, height) * 2, strict=True))
-            regions.append(Region(phrase, box_xyxy_px=box, phrase_span=span))
-            continue
-        if target.token == SEG_TOKEN:
-            if seg >= len(logits):
-                continue
-            there = None if presence is None else float(presence[seg])
-            mask = (logits[seg] > 0).cpu().numpy()
-            if there is not None and there < threshold:
-                mask = np.zeros_like(mask)
-            remark = ""
-            if there is not None and (there >= 0.5) != (there >= threshold):
-                remark = f"presence {there:.2f}; masks are shown from {threshold:.3g} on"
-            regions.append(
-                Region(phrase, mask=mask, presence=there, confidence=_unit(float(iou[seg])), phrase_span=span,
-                       box_xyxy_px=box_of_mask(mask), remark=remark)
-            )  # fmt: skip
-            seg += 1
-        elif box < len(boxes):
-            (x1, y1, x2, y2), std, probability = boxes[box]
-            if x2 > x1 and y2 > y1:
-                regions.append(
-                    Region(phrase, box_xyxy_px=(x1, y1, x2, y2), confidence=_unit(probability), box_std_px=std,
-                           phrase_span=span)
-                )  # fmt: skip
-            box += 1
-    return regions
-
-
-def _unit(value: float) -> float:
-    return float(min(1.0, max(0.0, value)))
