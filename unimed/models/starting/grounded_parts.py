@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from unimed.models import foreign
+from unimed.models.backbones.families import FAMILIES, REFUSED
 from unimed.models.backbones.vision_language import startable
 from unimed.models.checkpoints import reading, unibiomed
 from unimed.models.checkpoints import sam2 as sam2_layout
@@ -18,22 +19,32 @@ from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import GroundedProcessor
 from unimed.models.heads.mask import PromptProjection
+from unimed.models.starting.native import prepare
 
 
 def build_on_parts(
-    backbone, sam2, *, presence_head: bool = False, template: str | None = None, seed: int = 0, dtype: str = "float32"
+    backbone,
+    sam2,
+    *,
+    presence_head: bool = False,
+    template: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    native: bool = False,
 ) -> GroundedMLLM:
     """A grounded model to be trained: vision encoder, language model and mask decoder are published, the rest is new.
 
     The grounding tokens are appended to the tokenizer; their embeddings start as the mean of all others.
 
     Args:
-        backbone: OpenGVLab/InternVL2_5-* as published, or a folder of transformers' own InternVL, LLaVA, Qwen2-VL,
-            Qwen2.5-VL or another type that `BACKBONES` knows how to start from.
+        backbone: OpenGVLab/InternVL2_5-* as published, or a folder of transformers' own layout: InternVL, LLaVA,
+            Qwen2-VL, Qwen2.5-VL or another type that `BACKBONES` knows how to start from, or one of
+            `unimed.models.backbones.families`, which runs through its own forward pass.
         sam2: `sam2_hiera_*.pt` or `sam2.1_hiera_*.pt` as published.
         presence_head: also ask the state of a [SEG] whether the thing is there (UniBiomed does not).
         template: name of a chat template; that of the family by default ("phi3_chat" on published InternVL folders, as
             UniBiomed and Sa2VA train).
+        native: let the model run through its own forward pass also where `BACKBONES` has an adapter.
         seed: of the projection of [SEG] states and of the presence head.
 
     Raises:
@@ -46,14 +57,18 @@ def build_on_parts(
             raise FileNotFoundError(f"{path}: no such file; {what} is needed here, see pretrained/README.md")
     published = json.loads((backbone / "config.json").read_text(encoding="utf-8"))
     kind = published.get("model_type")
-    if kind != "internvl_chat" and kind not in startable():
+    native = native or kind not in startable()
+    if kind != "internvl_chat" and native and kind not in FAMILIES:
         raise CheckpointError(
             f"{backbone}: no way to start from a model of type {kind!r}; known are internvl_chat (as published) and "
-            f"{', '.join(startable())} (as transformers writes them)"
+            f"{', '.join(sorted({*startable(), *FAMILIES}))} (as transformers writes them)"
+            + (f"; {REFUSED[kind]}" if kind in REFUSED else "")
         )
     official = read_state_dict(sam2)
     if kind != "internvl_chat":
-        return _on_transformers_model(backbone, kind, official, presence_head, template, seed, getattr(torch, dtype))
+        begin = _begin_native if native else _begin_with_tiles
+        begun = begin(backbone, kind, sam2_layout.config_of(official), template, getattr(torch, dtype))
+        return _on_transformers_model(backbone, kind, *begun, official, presence_head, seed, getattr(torch, dtype))
     tokenizer = unibiomed.read_tokenizer(backbone, added=unibiomed.ADDED_TOKENS)
     state = read_state_dict(backbone) | {unibiomed.SAM + name: tensor for name, tensor in official.items()}
     for name in set(unibiomed.EMBEDDINGS) & set(state):
@@ -81,7 +96,17 @@ def _prompt_width(official: dict) -> int:
     return official[name].shape[1]
 
 
-def _on_transformers_model(backbone: Path, kind: str, official: dict, presence_head, template, seed, dtype):
+def _begin_native(backbone: Path, kind: str, mask_config, template, dtype):
+    """The image-text model of a folder, a processor and a configuration for it; the model looks through its own."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = foreign.processor(AutoProcessor.from_pretrained, backbone)
+    vlm = foreign.model(AutoModelForImageTextToText, backbone, dtype=dtype)
+    return vlm, *prepare(vlm, processor, mask_config, template)
+
+
+def _begin_with_tiles(backbone: Path, kind: str, mask_config, template, dtype):
+    """As `_begin_native`, for an adapter that feeds the vision part with tiles."""
     from transformers import AutoModelForImageTextToText
 
     tokenizer = read_without_remote_code(backbone)
@@ -94,16 +119,21 @@ def _on_transformers_model(backbone: Path, kind: str, official: dict, presence_h
     options = startable()[kind].processor_options(vlm.config, backbone)
     config = GroundedConfig(
         backbone_config=vlm.config,
-        mask_config=sam2_layout.config_of(official),
-        presence_head=presence_head,
+        mask_config=mask_config,
         image_token_id=tokenizer.convert_tokens_to_ids(options["image_token"]),
         seg_token_id=tokenizer.convert_tokens_to_ids(unibiomed.SEG_TOKEN),
     )
+    options["template"] = template or options["template"]
+    processor = GroundedProcessor(tokenizer, mask_size=mask_config.image_size, **options)
+    return vlm, processor, config
+
+
+def _on_transformers_model(backbone: Path, kind: str, vlm, processor, config, official, presence_head, seed, dtype):
+    config.presence_head = presence_head
     state = {f"backbone.vlm.{name}": tensor.clone() for name, tensor in vlm.state_dict().items()}
     state |= {f"mask_head.sam.{name}": tensor for name, tensor in sam2_layout.convert_state_dict(official).items()}
     state |= _untrained(vlm.config.get_text_config().hidden_size, _prompt_width(official), presence_head, seed)
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     model, _ = reading.build(GroundedMLLM, config, state, kind, backbone, dtype)
-    options["template"] = template or options["template"]
-    model.processor = GroundedProcessor(tokenizer, mask_size=config.mask_config.image_size, **options)
+    model.processor = processor
     return model
