@@ -144,7 +144,7 @@ EXAMPLES = {
         dict(size=dict(longest_edge=56), max_image_size=dict(longest_edge=28)), dict(image_seq_len=1),
     ),
     "gemma4": Example(
-        TEXT | dict(layer_types=["sliding_attention", "full_attention"], vocab_size_per_layer_input=500,
+        TEXT | dict(layer_types=["sliding_attention", "full_attention"], vocab_size_per_layer_input=0,
                     hidden_size_per_layer_input=8, use_bidirectional_attention="vision"),
         dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
              head_dim=8, patch_size=4, pooling_kernel_size=2, position_embedding_size=64),
@@ -361,6 +361,13 @@ EXAMPLES = {
         dict(patch_size=14, scale_resolution=56, max_slice_nums=2),
     ),
 }  # fmt: skip
+#: A type that is not among the families, for the recipe of docs/extend.md.
+OTHERS = {
+    "glmga": Example(
+        TEXT | WHOLE_MROPE | dict(model_type="glm4v_text"), QWEN | dict(image_size=56), QWEN_IDS | GLM_IDS, NATIVE_SIZE,
+        video_processor="Glm46VVideoProcessor", processor_class="Glm46VProcessor",
+    ),
+}  # fmt: skip
 
 
 @functools.cache
@@ -388,7 +395,7 @@ def numbered(values, words):
 
 def tiny_processor(name):
     """The processor of a family, by its own classes."""
-    example = EXAMPLES[name]
+    example = (EXAMPLES | OTHERS)[name]
     words = tokenizer(**example.tokens)
     kind = getattr(transformers, example.processor_class or PROCESSOR_MAPPING_NAMES[name])
     parts = dict(tokenizer=words, image_processor=_part(IMAGE_PROCESSOR_MAPPING_NAMES, example.image_processor or name)(
@@ -407,8 +414,9 @@ def _part(names, name):
 
 def tiny_config(name, words):
     """The configuration of a family for a tokenizer."""
-    example = EXAMPLES[name]
-    parts = dict(text_config=example.text | {"vocab_size": len(words)})
+    example = (EXAMPLES | OTHERS)[name]
+    sizes = {key: len(words) for key in ["vocab_size", *example.text] if key.startswith("vocab_size")}
+    parts = dict(text_config=example.text | sizes)
     if example.vision is not None:
         parts["vision_config"] = example.vision
     return AutoConfig.for_model(name, **parts, **numbered(example.fields, words))

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import unimed
+from unimed import registry
 from unimed.chat import ChatTemplate
 from unimed.data.collate.grounded import GroundedCollator
 from unimed.geometry import Geometry
-from unimed.models.backbones.families import FAMILIES, REFUSED, UNTRIED
+from unimed.models.backbones.families import FAMILIES, REFUSED, UNTRIED, markdown
 from unimed.models.backbones.vision_language import build_backbone
 from unimed.models.heads.light import LightMaskConfig
 from unimed.models.lora import add_lora, merge_lora
@@ -67,6 +70,11 @@ def test_every_family_is_known():
     assert set(FAMILIES) | set(REFUSED) | UNTRIED == set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     with pytest.raises(ValueError, match="not been tried"):
         build_backbone(AutoConfig.for_model("hunyuan_vl"))
+
+
+def test_the_page_lists_them():
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert markdown() in page
 
 
 @every_family
@@ -260,6 +268,27 @@ def test_what_users_type_forges_no_image_and_no_turn():
         for token in ("<boi>", "<image>", "<eoi>", "[SEG]", "<|end|>"):
             number = model.processor.tokenizer.convert_tokens_to_ids(token)
             assert (batch["input_ids"] == number).sum() == (plain["input_ids"] == number).sum()
+
+
+def test_a_plug_in_brings_a_family(tmp_path, monkeypatch):
+    """The recipe of docs/extend.md as it stands."""
+    page = (Path(__file__).parents[3] / "docs" / "extend.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n([^`]*native_family\([^`]*)```", page)
+    (tmp_path / "glm_family.py").write_text(code)
+    known = dict(FAMILIES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(registry.PLUGINS, "glm_family")
+    monkeypatch.setattr(registry, "_plugins_searched", False)
+    try:
+        registry.import_plugins()
+        model = built("glmga")
+        model.save_pretrained(tmp_path / "saved")
+        again = unimed.load(tmp_path / "saved", device="cpu")
+        said = [one.predict(WIDE, ASKED[0], max_new_tokens=4).markup for one in (model, again)]
+        assert said[0] == said[1] and model.backbone.family.covers == "GLM-GA"
+    finally:
+        FAMILIES.clear()
+        FAMILIES.update(known)
 
 
 def test_several_questions_frames_and_texts_without_an_image():

@@ -142,3 +142,14 @@ for _entry in (
     ("hyperclovax_vision_v2", "HyperCLOVA X SEED Vision", {}),
 ):
     native_family(*_entry[:2], **_entry[2])
+
+
+def markdown() -> str:
+    """The families as the tables of docs/models.md."""
+    served = [f"| `{name}` | {one.covers} |" for name, one in sorted(FAMILIES.items())]
+    refused = [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
+    untried = ", ".join(f"`{name}`" for name in sorted(UNTRIED))
+    return "\n".join(
+        ["| `model_type` | models |", "|---|---|", *served, "", "| does not fit | why |", "|---|---|", *refused, "",
+         f"Not tried: {untried}."]
+    )  # fmt: skip
