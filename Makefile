@@ -4,12 +4,14 @@ BIN = $(abspath $(VENV))/bin
 SMALL = configs/quickstart/unified_small.py
 RUN = work_dirs/unified_small
 
-.PHONY: install quickstart lint test clean
+.PHONY: install quickstart lint gpu-check test clean
 
 # The stamp is rebuilt when the requirements change, so that a stale environment is never tested.
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -e ".[dev]"
+	# The line of a long download is for terminals alone; in a file there would be silence for minutes.
+	@(seconds=0; while sleep 10; do seconds=$$((seconds + 10)); echo "installing packages; $$seconds s"; done) & \
+	ticker=$$!; trap "kill $$ticker" EXIT; $(VENV)/bin/python -m pip install --quiet -e ".[dev]"
 	touch $@
 
 install: $(VENV)/.installed
@@ -29,6 +31,10 @@ quickstart: install
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# On a machine with CUDA: everything computes there, compared with the CPU, and how fast; under ten minutes.
+gpu-check: install
+	$(VENV)/bin/python tests/gpu_check.py --out work_dirs/gpu_check
 
 test: lint
 	# One thread each: two workers with two threads on two cores wait for one another.

@@ -32,7 +32,15 @@ LEVELS = [
     ["unimed.io"],
     ["unimed.structures", "unimed.chat"],
     ["unimed.geometry", "unimed.files", "unimed.tokens", "unimed.registry", "unimed.version", "unimed.layouts"],
-    ["unimed.identity", "unimed.locks", "unimed.markup", "unimed.names", "unimed.pickles", "unimed.progress"],
+    [
+        "unimed.identity",
+        "unimed.locks",
+        "unimed.markup",
+        "unimed.names",
+        "unimed.pickles",
+        "unimed.progress",
+        "unimed.threads",
+    ],
 ]
 FORMAT_LIBRARIES = {"pydicom", "nibabel", "SimpleITK", "highdicom"}
 MODEL_LIBRARIES = {"transformers", "peft", "open_clip", "timm"}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 
@@ -106,3 +107,44 @@ def test_shown_within_shown_changes_nothing(reporter):
     outer, inner = io.StringIO(), io.StringIO()
     with reporter(outer), reporter(inner):
         assert progress._reporter.stream is outer
+
+
+def test_work_without_a_name_is_no_silence_and_waiting_is(reporter, monkeypatch):
+    stream, spent = io.StringIO(), [0.0]
+    monkeypatch.setattr(progress.time, "process_time", lambda: spent[0])
+    with reporter(stream):
+        now = progress._reporter._last
+        progress._reporter.tick(now + 2e6)
+        assert stream.getvalue() == "", "a server that waits"
+        spent[0] += 3
+        progress._reporter.tick(now + 4e6)
+        progress._reporter.tick(now + 6e6)
+    assert [text.split(";")[0] for text in stream.getvalue().splitlines()] == ["working"]
+
+
+def test_a_command_that_writes_to_a_file_speaks_soon_and_often(tmp_path):
+    """Within 10 s, and then at least every 15 s, whatever it does: here it says nothing of itself for 22 s."""
+    import subprocess
+    import sys
+    import time
+
+    code = """
+import time
+from unimed.commands.common import guarded
+def work(_):
+    end = time.monotonic() + 22
+    while time.monotonic() < end:
+        sum(range(20000))
+    return 0
+guarded(work, None)
+"""
+    began, times = time.monotonic(), []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = tmp_path / "log"
+    with open(path, "wb") as log, subprocess.Popen([sys.executable, "-c", code], stderr=log, env=environment) as done:
+        while done.poll() is None:
+            if path.read_text().count("working") > len(times):
+                times.append(time.monotonic() - began)
+            time.sleep(0.1)
+    assert done.returncode == 0 and len(times) >= 2
+    assert times[0] < 10 and all(b - a < 15 for a, b in zip(times, times[1:], strict=False)), times

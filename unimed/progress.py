@@ -17,10 +17,14 @@ from contextvars import ContextVar
 from pathlib import Path
 
 #: Seconds between two lines where the output is no terminal, and in the log.
-INTERVAL_S = 15.0
+INTERVAL_S = 10.0
+#: Seconds until the first one.
+FIRST_S = 5.0
 #: Name of the log in a folder of results.
 LOG = "progress.jsonl"
 _TERMINAL_S = 0.5
+#: Processor seconds since the last line from which a process works that says nothing.
+_WORKS_S = 0.3
 _CLEAR = "\r\x1b[K"
 
 #: Told of every step of the work of this thread or task, see `watched`.
@@ -152,7 +156,8 @@ class _Reporter:
         self.stream, self.interval_s, self.terminal = stream, interval_s, terminal
         self.log: Path | None = None
         self._ended, self._thread = threading.Event(), None
-        self._open, self._last = False, time.monotonic()
+        self.began, self._spent = time.monotonic(), time.process_time()
+        self._open, self._last = False, self.began - max(interval_s - FIRST_S, 0)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -170,11 +175,11 @@ class _Reporter:
 
     def tick(self, now: float | None = None) -> None:
         """Show how far things are; the line of a terminal is replaced, elsewhere one is added per interval."""
-        stream, text = self.stream or sys.stderr, line()
+        stream, text = self.stream or sys.stderr, line() or self._unnamed()
         now = time.monotonic() if now is None else now
         due = now - self._last >= self.interval_s
         if due:
-            self._last = now
+            self._last, self._spent = now, time.process_time()
             if text:
                 self.write_log(text)
         if stream.isatty():
@@ -185,6 +190,12 @@ class _Reporter:
         elif text and due:
             stream.write(f"{text}\n")
             stream.flush()
+
+    def _unnamed(self) -> str:
+        """Work without a name of its own, such as the import of libraries, is no silence; a server that waits is."""
+        if time.process_time() - self._spent < _WORKS_S:
+            return ""
+        return f"working; {_clock(time.monotonic() - self.began)}"
 
     def clear(self) -> None:
         if self._open:

@@ -183,7 +183,7 @@ class TinyTask(Task):
 
     @torch.no_grad()
     def predict_samples(self, samples):
-        x = torch.from_numpy(np.concatenate([s.images[0] for s in samples]))
+        x = torch.from_numpy(np.concatenate([s.images[0] for s in samples])).to(self.head.weight.device)
         return [Prediction(text=f"{value:.6f}") for value in self.head(self.body(x))[:, 0].tolist()]
 
     def score(self, samples, predictions, train=()):

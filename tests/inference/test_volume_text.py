@@ -202,3 +202,55 @@ def test_false_headers_are_refused_before_memory_is_taken(tmp_path):
     np.savez(tmp_path / "pickled.npz", imgs=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ReadError, match="pickled objects"):
         read_volume(tmp_path / "pickled.npz")
+
+
+def sparse(depth=21):
+    """A thing in the slices 8 to 12, one that is two slices thick at 17, air around, flat slices at both ends."""
+    array = np.random.default_rng(0).integers(18, 22, (64, 64, depth), dtype=np.uint8)
+    array[:, :, :2] = array[:, :, -1:] = 0
+    array[10:30, 10:30, 8:13] = 100
+    array[40:60, 40:60, 17:19] = 150
+    return array
+
+
+def test_slices_between_two_without_a_target_are_left_out():
+    array, geometry = sparse(), Geometry(np.eye(4))
+    every, sparing = GreySegmenter(), GreySegmenter()
+    options = dict(slice_batch=3)
+    whole = segment_volume(every, array, geometry, ["100", "150"], **options)
+    part = segment_volume(sparing, array, geometry, ["100", "150"], stride=4, **options)
+    assert sorted(every.asked) == list(range(21))
+    # 4, 8, 12, 16 of the first round (0 and 20 are flat), then what is beside the finds at 8 and 12.
+    assert sorted(sparing.asked) == [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
+    assert (part.labels == 1).sum() == (whole.labels == 1).sum() > 0
+    assert (whole.labels == 2).any() and not (part.labels == 2).any(), "thinner than the stride: missed, as it says"
+    looked = sorted(sparing.asked)
+    assert np.array_equal(part.existence[:, looked], whole.existence[:, looked]) and not part.existence[:, 17].any()
+    with pytest.raises(ValueError, match="stride must be at least 1"):
+        segment_volume(every, array, geometry, ["100"], stride=0)
+
+
+def test_the_air_around_the_body_is_cut_away_and_masks_lie_where_they_lay():
+    from unimed.models.boltzformer import economy
+    from unimed.models.starting.boltzformer import build_small
+
+    plane = np.zeros((128, 128), np.float32)
+    plane[40:70, 50:60] = 200
+    big = np.zeros((136, 136), np.float32)
+    assert economy.body(lambda z: plane, 1, 128) == (24, 88, 34, 98)
+    assert economy.body(lambda z: plane * 0, 1, 128) == (0, 128, 0, 128)
+    assert economy.body(lambda z: big, 1, 136) == (0, 136, 0, 136), "no multiple of the step of the encoder"
+    model, array = build_small(["liver"], image_size=128), np.zeros((128, 128, 3), np.uint8)
+    array[49:79, 49:79] = np.random.default_rng(0).integers(100, 255, (30, 30, 3))
+    seen = []
+    encode = model.segment_slices
+    model.segment_slices = lambda images, *rest, **options: (
+        seen.append(tuple(images.shape[2:])), encode(images, *rest, **options))[1]  # fmt: skip
+    options = dict(threshold=0.0, overlap="keep")
+    found = segment_volume(model, array, Geometry(np.eye(4)), ["liver"], crop=True, **options)
+    assert len(set(seen)) == 1 and sorted(seen[0]) == [64, 64]
+    mask = found.regions[0].mask
+    assert mask.shape == array.shape
+    outside = np.ones(array.shape[:2], bool)
+    outside[31:97, 31:97] = False  # the view may be turned by half a turn
+    assert mask.any() and not mask[outside].any()

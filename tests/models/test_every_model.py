@@ -80,7 +80,7 @@ def say(model, text):
             self.weight, self.step = head.weight, 0
 
         def forward(self, hidden):
-            logits = torch.zeros(*hidden.shape[:-1], self.weight.shape[0])
+            logits = torch.zeros(*hidden.shape[:-1], self.weight.shape[0], device=hidden.device)
             logits[..., ids[self.step % len(ids)]] = 1
             self.step += 1
             return logits
@@ -240,6 +240,6 @@ def test_bfloat16_answers_about_images_and_volumes(request, model):
 
 def test_options_nobody_knows_are_named(model):
     with pytest.raises((TypeError, ValueError), match="colour"):
-        model.predict(IMAGES[0], question(model), colour="red")
+        model.predict(IMAGES[0], question(model), color="red")
     with pytest.raises(ValueError, match="2 images for 1 texts"):
         model.predict_batch(IMAGES[:2], [question(model)])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from unimed import progress
+from unimed import progress, threads
 from unimed.commands.common import DONE, NOTHING, Parser
 from unimed.engine import errors
 from unimed.engine.shutdown import PREEMPTED, GracefulShutdown, StopRequested
@@ -26,7 +26,8 @@ def _ranked(work: Callable, args) -> int:
 
     try:
         # The engine draws its own line at the foot of a terminal.
-        with quiet(), GracefulShutdown(), progress.shown(terminal=False) if _speaks() else nullcontext():
+        shown = progress.shown(terminal=False) if _speaks() else nullcontext()
+        with quiet(), GracefulShutdown(), shown, threads.chosen():
             return work(args)
     except StopRequested as stop:
         if _speaks():

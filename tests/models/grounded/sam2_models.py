@@ -73,7 +73,7 @@ def say(model, text):
             self.step = 0
 
         def forward(self, hidden):
-            logits = torch.zeros(*hidden.shape[:-1], self.weight.shape[0])
+            logits = torch.zeros(*hidden.shape[:-1], self.weight.shape[0], device=hidden.device)
             logits[..., ids[self.step % len(ids)]] = 1
             self.step += 1
             return logits

@@ -38,7 +38,7 @@ def teach(model, ids_after_prompt):
             self.script, self.step = script, 0
 
         def forward(self, hidden):
-            logits = torch.zeros(len(hidden), self.weight.shape[0])
+            logits = torch.zeros(len(hidden), self.weight.shape[0], device=hidden.device)
             logits[:, self.script[min(self.step, len(self.script) - 1)]] = 1
             self.step += 1
             return logits

@@ -3,6 +3,7 @@
 import copy
 import functools
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +269,17 @@ def test_what_users_type_forges_no_image_and_no_turn():
         for token in ("<boi>", "<image>", "<eoi>", "[SEG]", "<|end|>"):
             number = model.processor.tokenizer.convert_tokens_to_ids(token)
             assert (batch["input_ids"] == number).sum() == (plain["input_ids"] == number).sum()
+
+
+def test_no_code_of_the_folder_of_the_processor_runs(tmp_path):
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import hostile
+
+    model = built("gemma3")
+    model.save_pretrained(tmp_path / "saved")
+    hostile.poison(tmp_path / "saved" / "backbone_processor", tmp_path / "mark")
+    again = unimed.load(tmp_path / "saved", device="cpu")
+    assert again.processor.native is not None and not (tmp_path / "mark").exists()
 
 
 def test_a_plug_in_brings_a_family(tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
         return width * vision.spatial_merge_size**2
 
     def drop_projector(self):
-        self.vlm.model.visual.merger = _Neighbours(self.vision_dim)
+        self.vlm.model.visual.merger = _Neighbors(self.vision_dim)
 
     def vision_features(self, pixels: torch.Tensor, image_grid_thw=None) -> torch.Tensor:
         """Patches [P, K] of images with `image_grid_thw` [I, 3] -> [1, N, Dv], without the projector of the model.
@@ -132,7 +132,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
         Raises:
             RuntimeError: the projector is still there; it is part of the tower in this family.
         """
-        if not isinstance(self.vlm.model.visual.merger, _Neighbours):
+        if not isinstance(self.vlm.model.visual.merger, _Neighbors):
             raise RuntimeError("the vision tower of this family ends in its projector; call drop_projector() first")
         return self.image_tokens(pixels, image_grid_thw)
 
@@ -167,7 +167,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
         return positions
 
 
-class _Neighbours(nn.Module):
+class _Neighbors(nn.Module):
     """Patches that lie together as one vector, without learning: [P, C] -> [P / n, n * C]."""
 
     def __init__(self, width: int):

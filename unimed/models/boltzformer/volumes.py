@@ -9,21 +9,25 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from unimed.data.wordings.biomedparse_targets import site_of
 from unimed.geometry import Geometry
 from unimed.io.images import ImageSource
 from unimed.io.result import Prediction
-from unimed.io.slices import SliceGrid, to_view, with_neighbours
+from unimed.io.slices import SliceGrid, to_view, with_neighbors
 from unimed.io.volumes import Volume
 from unimed.io.windows import Window, check_site, choose_window, modality_of
+from unimed.models.boltzformer import economy
 from unimed.models.boltzformer.postprocessing import OVERLAPS, merge, present_probability, upsample
 from unimed.models.boltzformer.recognition import sentence
-from unimed.models.boltzformer.tokenizing import labelled_prompts
+from unimed.models.boltzformer.tokenizing import labeled_prompts
 from unimed.progress import Progress
 from unimed.structures import LabelRegion, Region
 
 DEFAULT_SLICE_BATCH = 4
+#: Logit outside of what the network saw.
+_NOWHERE = -50.0
 
 
 def segment_volume(
@@ -40,7 +44,7 @@ def segment_volume(
     Raises:
         PromptError: no prompt, an empty one, a label that no label map holds; and what `segment_groups` raises.
     """
-    return segment_groups(model, Volume(array, geometry), [labelled_prompts(prompts)], **options)[0]
+    return segment_groups(model, Volume(array, geometry), [labeled_prompts(prompts)], **options)[0]
 
 
 @torch.no_grad()
@@ -58,6 +62,8 @@ def segment_groups(
     overlap: str = "nms",
     instances: bool = False,
     slice_batch: int = DEFAULT_SLICE_BATCH,
+    stride: int = 1,
+    crop: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
@@ -76,6 +82,10 @@ def segment_groups(
             probable target (published); "argmax": the second step alone; "keep": masks may overlap.
         instances: number single objects, kept apart by the edges the model draws, where it draws any.
         slice_batch: slices worked on together. seed: of the sampling; results do not depend on `slice_batch`.
+        stride: look at every so many slices first and leave out what lies between two that show no target, and slices
+            of one grey value: their existence is 0. Objects thinner than `stride` slices may be missed; 1 looks at all.
+        crop: cut the air around the body away before the network sees a slice; answers change a little, because the
+            network sees less of the surroundings.
         progress: called with (slices done, slices in all).
 
     Returns:
@@ -88,6 +98,8 @@ def segment_groups(
     """
     if overlap not in OVERLAPS:
         raise ValueError(f"unknown overlap {overlap!r}; known are {', '.join(OVERLAPS)}")
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, got {stride}")
     if slice_batch < 1 or not 0 <= threshold <= 1:
         raise ValueError(f"slice_batch must be at least 1 and threshold in [0, 1], got {slice_batch} and {threshold}")
     windows = getattr(model.config, "ct_windows", None)
@@ -113,15 +125,20 @@ def segment_groups(
             )
         grid = SliceGrid(turned.shape, axis, model.config.image_size)
         drawings = [_Drawing(groups[number], grid.depth, overlap, instances, threshold) for number in members]
-        for z, logits, existence, edges in _slices(model, turned, mapping, grid, drawings, slice_batch, seed, progress):
+        looking = economy.Looking(grid.depth, stride)
+        economical = dict(looking=looking, crop=crop, slice_batch=slice_batch, seed=seed, progress=progress)
+        for z, logits, existence, edges in _slices(model, turned, mapping, grid, drawings, **economical):
             first = 0
             for drawing in drawings:
                 rows = slice(first, first + len(drawing.ids))
                 drawing.add(z, grid, logits[rows], existence[rows], None if edges is None else edges[rows])
                 first = rows.stop
-        said = f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}"
+            looking.note(z, any(drawing.shows(z) for drawing in drawings))
+        described_view = (
+            f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}"
+        )
         source = ImageSource(
-            volume.name, (*geometry.steps, *mapping.steps), mapping, volume.array.shape, geometry, view=said
+            volume.name, (*geometry.steps, *mapping.steps), mapping, volume.array.shape, geometry, view=described_view
         )
 
         def whole(planes: _Planes, grid=grid) -> np.ndarray:
@@ -138,29 +155,60 @@ def segment_groups(
     return results
 
 
-def _slices(model, turned, mapping, grid: SliceGrid, drawings, slice_batch: int, seed: int, progress):
-    """(slice, mask logits [P, S, S], existence [P] (NaN where a model has none), edge logits or None) in order."""
+def _slices(model, turned, mapping, grid: SliceGrid, drawings, *, looking, crop, slice_batch: int, seed: int, progress):
+    """(slice, mask logits [P, S, S], existence [P] (NaN where a model has none), edge logits or None).
+
+    In order where all slices are looked at; the caller notes in `looking` what each of them shows.
+    """
     features = model.encode_prompts([text for drawing in drawings for text in drawing.prompts.values()])
-    depth = grid.depth
+    depth, done = grid.depth, 0
+
+    def prepared(first: int, stop: int):
+        return grid.prepare(_gray(mapping(grid.planes(turned, first, stop))))
+
+    window = economy.body(lambda z: prepared(z, z + 1)[0].numpy(), depth, grid.size) if crop else None
     with Progress("slice", depth) as counted:
-        for start in range(0, depth, slice_batch):
-            counted.at(start)
-            yield from _group(model, turned, mapping, grid, features, start, slice_batch, seed)
-            if progress:
-                progress(min(start + slice_batch, depth), depth)
+        for numbers in (looking.first, looking.second):
+            wanted = numbers()
+            if looking.stride > 1:
+                flat = {z for z in wanted if economy.is_flat(grid.planes(turned, z, z + 1))}
+                wanted = [z for z in wanted if z not in flat]
+                for z in flat:
+                    looking.note(z, False)
+            for part in economy.groups(wanted, slice_batch):
+                counted.at(done)
+                yield from _group(model, prepared, grid, features, part, window, seed)
+                done += len(part)
+                if progress:
+                    progress(done, depth)
+        if progress and done < depth:
+            progress(depth, depth)
 
 
-def _group(model, turned, mapping, grid: SliceGrid, features, start: int, slice_batch: int, seed: int):
-    """The slices from `start` on that are worked on together."""
-    depth, stop = grid.depth, min(start + slice_batch, grid.depth)
-    first, last = max(start - 1, 0), min(stop + 1, depth)
-    planes = grid.prepare(_grey(mapping(grid.planes(turned, first, last))))
-    images = with_neighbours(planes, first, start, stop, depth).float().clamp(0, 255)
-    output = model.segment_slices(images, features, seed=seed, slice_numbers=range(start, stop))
-    for offset in range(stop - start):
-        edges = None if output.edge_logits is None else upsample(output.edge_logits[offset], grid.size)
-        logits = upsample(output.mask_logits[offset], grid.size)
-        yield start + offset, logits, output.existence[offset], edges
+def _group(model, prepared, grid: SliceGrid, features, numbers: list[int], window, seed: int):
+    """The slices `numbers`, worked on together."""
+    depth, parts, begin = grid.depth, [], 0
+    while begin < len(numbers):
+        end = begin + 1
+        while end < len(numbers) and numbers[end] == numbers[end - 1] + 1:
+            end += 1
+        start, stop = numbers[begin], numbers[end - 1] + 1
+        first, last = max(start - 1, 0), min(stop + 1, depth)
+        parts.append(with_neighbors(prepared(first, last), first, start, stop, depth))
+        begin = end
+    images = torch.cat(parts).float().clamp(0, 255)
+    top, bottom, left, right = window or (0, grid.size, 0, grid.size)
+    images = images[:, :, top:bottom, left:right]
+    output = model.segment_slices(images, features, seed=seed, slice_numbers=numbers)
+
+    def whole(logits):
+        """In the size of the grid; nothing is where nobody looked."""
+        around = (left, grid.size - right, top, grid.size - bottom)
+        return F.pad(upsample(logits, (bottom - top, right - left)), around, value=_NOWHERE)
+
+    for place, z in enumerate(numbers):
+        edges = None if output.edge_logits is None else whole(output.edge_logits[place])
+        yield z, whole(output.mask_logits[place]), output.existence[place], edges
 
 
 class _Drawing:
@@ -188,6 +236,10 @@ class _Drawing:
         if self.instances and edges is not None:
             line = ((edges.sigmoid() > 0.5) & (probability > 0.5)).any(0)[None].to(torch.uint8)
             self.edges.add(z, grid.restore(line.cpu()))
+
+    def shows(self, z: int) -> bool:
+        """Whether a target is likely enough to be drawn on a slice that was added."""
+        return bool((self.existence[:, z] > self.threshold).any()) or not self.judged
 
     def prediction(self, whole, model, geometry: Geometry, source: ImageSource, seconds: float) -> Prediction:
         labels = whole(self.labels) if not self.masks or self.instances else None
@@ -284,7 +336,7 @@ def _three_axes(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _grey(planes: np.ndarray) -> np.ndarray:
+def _gray(planes: np.ndarray) -> np.ndarray:
     if planes.dtype != np.uint8 and planes.size and (planes.min() < 0 or planes.max() > 255):
         raise ValueError(f"grey values from {planes.min():g} to {planes.max():g} are not in 0..255; map them first")
     return planes

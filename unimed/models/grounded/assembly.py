@@ -191,23 +191,23 @@ class Assembly:
 
     def _padded(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """Questions are padded on the left, where an answer goes on; answers on the right."""
-        learnt = examples[0].labels is not None
-        if any((e.labels is not None) != learnt for e in examples):
+        with_labels = examples[0].labels is not None
+        if any((e.labels is not None) != with_labels for e in examples):
             raise PromptError("questions and whole conversations cannot share a batch")
         length = max(len(e.ids) for e in examples)
-        if learnt and self.processor.compat == "reference":
+        if with_labels and self.processor.compat == "reference":
             # As published, where the loss of a sample is divided by this length: longest question and longest answer.
             asked = [next(i for i, label in enumerate(e.labels) if label != -100) for e in examples]
             length = max(asked) + max(len(e.ids) - start for e, start in zip(examples, asked, strict=True))
         input_ids = torch.full((len(examples), length), self.processor.pad_id)
         labels, attention = torch.full_like(input_ids, -100), torch.zeros_like(input_ids)
         for row, e in enumerate(examples):
-            place = slice(0, len(e.ids)) if learnt else slice(length - len(e.ids), length)
+            place = slice(0, len(e.ids)) if with_labels else slice(length - len(e.ids), length)
             input_ids[row, place], attention[row, place] = torch.tensor(e.ids), 1
-            if learnt:
+            if with_labels:
                 labels[row, place] = torch.tensor(e.labels)
         batch = {"input_ids": input_ids, "attention_mask": attention}
-        return batch | ({"labels": labels} if learnt else {})
+        return batch | ({"labels": labels} if with_labels else {})
 
     def _packed(self, rows: list[int], pack: int) -> tuple[dict, list[int]]:
         examples = [self.examples[row] for row in rows]

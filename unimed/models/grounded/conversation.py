@@ -122,13 +122,13 @@ class ConversationText:
                 later = [self.tokenizer.bos_token_id, *self._ids(asked)] if index else []
                 prompt = later or self._piece_prompt(asked)
                 limit = None if len(conversation) > 2 and self.compat == "reference" else self.max_answer_tokens
-                said = self._piece_answer(answer, limit)
+                answer_ids = self._piece_answer(answer, limit)
             else:
                 prompt = self._ids(asked) if index else (reader or self.prompt_ids)(asked)
-                said = self._ids(answer + self.stop_word)
-            ids += prompt + said
+                answer_ids = self._ids(answer + self.stop_word)
+            ids += prompt + answer_ids
             # The padding piece may stand in an answer: nothing is learnt there.
-            labels += [-100] * len(prompt) + [-100 if self.in_pieces and i == self.pad_id else i for i in said]
+            labels += [-100] * len(prompt) + [-100 if self.in_pieces and i == self.pad_id else i for i in answer_ids]
         return ids, labels
 
     def _piece_prompt(self, text: str, predicting: bool = False) -> list[int]:

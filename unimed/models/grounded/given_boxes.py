@@ -41,7 +41,7 @@ def segment_boxes(model, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] 
     if zoom is None:
         windows, which = [(0, 0, width, height)], [0] * len(regions)
     else:
-        windows, which = [_window_around(r.box_xyxy_px, zoom, width, height) for r in regions], range(len(regions))
+        windows, which = [window_around(r.box_xyxy_px, zoom, width, height) for r in regions], range(len(regions))
     side = model.mask_head.image_size
     masks = np.zeros((len(regions), height, width), dtype=bool)
     quality = [0.0] * len(regions)
@@ -68,7 +68,7 @@ def segment_boxes(model, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] 
     )  # fmt: skip
 
 
-def _window_around(box, zoom: float, width: int, height: int) -> tuple[int, int, int, int]:
+def window_around(box, zoom: float, width: int, height: int) -> tuple[int, int, int, int]:
     """A square `zoom` times as large as the longer side of the box, moved into the image (x1, y1, x2, y2 in pixels)."""
     side = int(np.ceil(max(box[2] - box[0], box[3] - box[1]) * zoom))
     window = []

@@ -19,7 +19,7 @@ from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.native import NativeForward
 from unimed.models.grounded.output import GroundedOutput
 from unimed.models.grounded.predicting import GroundedPredictor
-from unimed.models.heads.mask import MaskFeatures, PromptProjection, build_mask_decoder
+from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection, build_mask_decoder, concatenate
 from unimed.models.lora import add_lora
 from unimed.models.weights import WholeWeights
 
@@ -280,6 +280,7 @@ class GroundedMLLM(NativeForward, GroundedPredictor, WholeWeights, PreTrainedMod
         output = GroundedOutput(hidden=hidden)
         if connected is not None:
             output.auxiliary_loss, output.routing = connected.auxiliary_loss, connected.routing
+            output.image_tokens = connected.tokens
         if return_logits:
             output.logits = self.lm_head(hidden)
         if labels is not None:
@@ -301,8 +302,8 @@ class GroundedMLLM(NativeForward, GroundedPredictor, WholeWeights, PreTrainedMod
         if layout is not None and layout.sample_of_token is not None:
             owner = layout.sample_of_token[:, 1:][wanted]
         count = len(labels) if layout is None else len(layout.per_sample)
-        learnt = torch.bincount(owner, minlength=count).clamp(min=1)
-        output.sample_losses = tokens.new_zeros(count).index_add(0, owner, tokens) / learnt
+        label_counts = torch.bincount(owner, minlength=count).clamp(min=1)
+        output.sample_losses = tokens.new_zeros(count).index_add(0, owner, tokens) / label_counts
 
     def tokens_by_image(self, flat: torch.Tensor, layout, image_grid_thw, input_ids) -> dict[int, torch.Tensor]:
         """Image -> its tokens, of the tokens [N, D] of all encoded images one after the other.
@@ -366,13 +367,19 @@ class GroundedMLLM(NativeForward, GroundedPredictor, WholeWeights, PreTrainedMod
         if features is not None and bool(seg.any()):
             states = self.prompting_states(output.hidden, seg)
             prompts = self.seg_projection(states)
-            if layout is not None and layout.seg_of_mask is not None:
+            several = layout is not None and layout.seg_of_mask is not None
+            if several and self.mask_head.reads_volumes:
+                output.masks = self._stacked_masks(features, layout, prompts)
+            if several:
                 index, prompts = layout.image_of_mask, prompts[layout.seg_of_mask]
             else:
                 index = image_of_token[seg]
-            output.masks = self.mask_head.decode(features, index, prompts)
+            if output.masks is None:
+                output.masks = self.mask_head.decode(features, index, prompts)
             if self.mask_head.learns_boxes and mask_boxes is not None:
                 output.box_masks = self.mask_head.decode_boxes(features, index, mask_boxes)
+                if self.mask_head.guided_by_boxes:
+                    output.guided_masks = self.mask_head.decode(features, index, prompts, mask_boxes)
             if self.presence_head is not None:
                 output.presence_logits = self.presence_head(states)[:, 0]
         if self.box_head is not None and self.config.box_token_id is not None:
@@ -385,6 +392,14 @@ class GroundedMLLM(NativeForward, GroundedPredictor, WholeWeights, PreTrainedMod
                 output.boxes = self.boxes_of(states, features, image_of_token[box])
                 if self.config.language_box_head:
                     output.language_boxes = self.language_box_head.raw(self.seg_projection(states))
+
+    def _stacked_masks(self, features: MaskFeatures, layout, prompts: torch.Tensor) -> MaskOutput:
+        """Masks of every [SEG] in all frames it speaks of, the frames of each seen together."""
+        outputs = []
+        for seg, prompt in enumerate(prompts):
+            frames = layout.image_of_mask[layout.seg_of_mask == seg]
+            outputs.append(self.mask_head.decode_stack(features.pixels[frames], prompt[None]))
+        return concatenate(outputs)
 
     def prompting_states(self, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """States [N, D] that stand for the tokens at `places` [B, L] of `hidden` [B, L, D]."""

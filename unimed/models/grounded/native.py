@@ -23,8 +23,10 @@ class NativeForward:
         columns = None
         if not return_logits:
             # Logits of the places that the loss reads, and of one more where it reads none.
-            learnt = torch.zeros_like(input_ids[0, :-1]) if wanted is None else wanted.any(dim=0)
-            columns = torch.nonzero(learnt)[:, 0] if bool(learnt.any()) else learnt.new_zeros(1, dtype=torch.long)
+            with_label = torch.zeros_like(input_ids[0, :-1]) if wanted is None else wanted.any(dim=0)
+            columns = (
+                torch.nonzero(with_label)[:, 0] if bool(with_label.any()) else with_label.new_zeros(1, dtype=torch.long)
+            )
         asked = self.config.image_token_id if self.shares_tokens else None
         read = self.backbone.read(input_ids, attention_mask, native, columns, asked)
         output = GroundedOutput(hidden=read.hidden, logits=read.logits if return_logits else None)

@@ -61,8 +61,8 @@ class NativeInputs:
 
     def _types(self, given, name, length, width, left) -> torch.Tensor:
         given = torch.zeros(0, dtype=torch.long) if given is None else given[0]
-        said = torch.full((length - len(given),), self.family.answer.get(name, 0) if len(given) else 0)
-        types = torch.cat([given, said.to(given.dtype)])
+        answer_types = torch.full((length - len(given),), self.family.answer.get(name, 0) if len(given) else 0)
+        types = torch.cat([given, answer_types.to(given.dtype)])
         return torch.nn.functional.pad(types, (width - length, 0) if left else (0, width - length))
 
 

@@ -18,7 +18,7 @@ from unimed.models.dialects import Dialect, build_dialect
 from unimed.models.grounded.answers import ParsedAnswer
 from unimed.models.grounded.assembly import Assembly, conversations_of
 from unimed.models.grounded.conversation import ConversationText, asked_phrase
-from unimed.models.grounded.framing import MASK_FITS, TILE_FITS, Frame, frame, normalised, one_tile, place
+from unimed.models.grounded.framing import MASK_FITS, TILE_FITS, Frame, frame, normalized, one_tile, place
 from unimed.models.grounded.llava_text import PHRASE_STYLES
 from unimed.models.grounded.native_inputs import NativeInputs
 from unimed.models.grounded.regions import PromptError, region_cells, region_masks, token_index
@@ -262,8 +262,8 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
             return None
         if self.tile_fit != "tiles":
             return one_tile(image, self.tile_size, self.tile_fit, self.tile_mean, self.tile_std)
-        pictures = tile(Image.fromarray(image), self.tile_size, max_tiles or self.max_tiles)
-        return torch.stack([normalised(picture, self.tile_mean, self.tile_std) for picture in pictures])
+        tile_images = tile(Image.fromarray(image), self.tile_size, max_tiles or self.max_tiles)
+        return torch.stack([normalized(one, self.tile_mean, self.tile_std) for one in tile_images])
 
     def frame(self, size_hw: tuple[int, int]) -> Frame:
         """How an image of this size lies in the square of the mask head."""

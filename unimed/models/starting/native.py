@@ -110,11 +110,15 @@ def _told(processor, family: Family) -> dict | None:
     def user(text, *before):
         return {"role": "user", "content": [*before, {"type": "text", "text": text}]}
 
-    said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    message = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     try:
         plain, seen, long = (
             processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            for turns in ([user(question)], [user(question, {"type": "image"})], [user(question), said, user(second)])
+            for turns in (
+                [user(question)],
+                [user(question, {"type": "image"})],
+                [user(question), message, user(second)],
+            )
         )
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError):
         return None
