@@ -126,3 +126,22 @@ def identifying(header):
 def found_in(content, texts):
     """Those of `texts` that stand in the bytes of a file."""
     return [text for text in texts if text.encode() in content]
+
+
+def unpacked(runs):
+    """Label Studio's brush runs as values, by the description of its format."""
+    bits, place = "".join(f"{byte:08b}" for byte in runs), 0
+
+    def take(count):
+        nonlocal place
+        place += count
+        return int(bits[place - count : place], 2)
+
+    total, word = take(32), take(5) + 1
+    sizes = [take(4) + 1 for _ in range(4)]
+    out = []
+    while len(out) < total:
+        equal = take(1)
+        length = take(sizes[take(2)]) + 1
+        out += [take(word)] * length if equal else [take(word) for _ in range(length)]
+    return np.array(out, np.uint8)

@@ -21,6 +21,7 @@ from unimed.registry import (
     BACKBONES,
     BENCHMARKS,
     CONNECTORS,
+    CONTESTANTS,
     DATASETS,
     DECODERS,
     DIALECTS,
@@ -37,6 +38,7 @@ RECIPES = {
     "A data set": ("TableDataset", DATASETS),
     "A metric": ("volume_error", METRICS),
     "A benchmark": ("mine/lesions", BENCHMARKS),
+    "A contestant": ("threshold", CONTESTANTS),
     "A box head": ("gaussian", HEADS),
     "A mask decoder": ("film_unet", DECODERS),
     "A connector": ("attention_pooling", CONNECTORS),
@@ -151,6 +153,11 @@ def test_a_benchmark(home, monkeypatch, capsys):
     assert "dice" in capsys.readouterr().out
     scores, _ = run("lesion_config.py")
     assert 0 <= scores["summary"]["dice/mask"] <= 1
+
+
+def test_a_contestant(home, monkeypatch, capsys):
+    _use(home, "threshold_contestant", monkeypatch)
+    assert "Leaks" in capsys.readouterr().out
 
 
 def test_a_box_head(home):

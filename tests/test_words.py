@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,36 @@ def test_names_are_the_terms_of_the_field():
     for where, name in names():
         for part in re.split(r"[_\-/ ]", name):
             assert part not in WORDS, f"{where}: {name}: say {WORDS[part]}"
+
+
+#: Spellings and everyday words no identifier of the package has; `tell` of a file and `eye` of torch are theirs.
+SPELLINGS = {
+    "said": "predicted, answer, message", "painted": "predicted, drawn", "paint": "draw", "picture": "image",
+    "pictures": "images", "eyes": "vision encoder", "learnt": "trained", "doubt": "uncertainty", "grey": "gray",
+    "colour": "color", "colours": "colors", "centre": "center", "neighbour": "neighbor", "neighbours": "neighbors",
+    "labelled": "labeled", "catalogue": "catalog", "licence": "license", "normalise": "normalize",
+    "normalised": "normalized", "recognise": "recognize", "summarise": "summarize", "tokenise": "tokenize",
+    "quantised": "quantized", "regulariser": "regularizer", "optimiser": "optimizer", "behaviour": "behavior",
+}  # fmt: skip
+#: Former spelling of an argument that is still understood.
+FORMER = {"painted_voxels"}
+
+
+def identifiers(path):
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.NAME and token.string not in FORMER:
+                yield token.start[0], token.string
+
+
+def test_identifiers_are_the_terms_of_the_field():
+    found = []
+    for path in sorted((ROOT / "unimed").rglob("*.py")):
+        names = [(0, path.stem), *identifiers(path)]
+        for line, name in names:
+            parts = re.split(r"_|(?<=[a-z])(?=[A-Z])", name)
+            found += [f"{path}:{line}: {name}: say {SPELLINGS[p.lower()]}" for p in parts if p.lower() in SPELLINGS]
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -60,6 +60,14 @@ TEMPLATES = {
         # Of Uni-Med on Llama 2, and without a template; the blank at the end of a question is the dialect's.
         ChatTemplate("llama_2", "[INST] {text} [/INST]", "</s>"),
         ChatTemplate("plain", "{text}", "</s>"),
+        ChatTemplate(
+            "gemma", "<start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>", between="\n"
+        ),
+        # PaliGemma: a command, no turns. Its processor sets the line end behind the question.
+        ChatTemplate("paligemma", "{text}", "<eos>"),
+        ChatTemplate(
+            "smolvlm", "<|im_start|>User:{text}<end_of_utterance>\nAssistant:", "<end_of_utterance>", between="\n"
+        ),
         ChatTemplate("question_answer", "question: {text} answer: ", "<|end|>"),
     )
 }

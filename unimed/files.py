@@ -279,8 +279,8 @@ def read_json_lines(
             except (ValueError, RecursionError) as problem:
                 if torn_end and not line.endswith(b"\n"):
                     return
-                said = problem.msg if isinstance(problem, json.JSONDecodeError) else str(problem)
-                raise error(f"{path}:{number}: not JSON ({said})") from None
+                message = problem.msg if isinstance(problem, json.JSONDecodeError) else str(problem)
+                raise error(f"{path}:{number}: not JSON ({message})") from None
             if not isinstance(value, dict):
                 raise error(f"{path}:{number}: expected one JSON object per line, got {type(value).__name__}")
             yield number, value

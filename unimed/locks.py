@@ -131,8 +131,8 @@ class FolderLock:
         """
         owner = lock_owner(self.path)
         if owner is None or owner.get("token") != self._token:
-            said = describe_owner(owner) if owner else "nobody holds it"
-            raise FolderInUseError(f"{self.folder} was taken over while this process did not run: {said}")
+            holder = describe_owner(owner) if owner else "nobody holds it"
+            raise FolderInUseError(f"{self.folder} was taken over while this process did not run: {holder}")
 
     def _try(self) -> dict | None:
         """None where the lock is ours now, else who has it."""

@@ -43,10 +43,12 @@ class PickleReport:
     whole: bool = True
 
     def __str__(self) -> str:
-        said = [f"{kind}: {', '.join(names)}" for kind, names in
+        parts = [f"{kind}: {', '.join(names)}" for kind, names in
                 (("dangerous", self.dangerous), ("not known", self.unknown)) if names]  # fmt: skip
-        said += [] if self.whole else ["its end cannot be followed"]
-        return f"{self.path}: {'; '.join(said) or f'nothing but tensors and containers ({len(self.harmless)} classes)'}"
+        parts += [] if self.whole else ["its end cannot be followed"]
+        return (
+            f"{self.path}: {'; '.join(parts) or f'nothing but tensors and containers ({len(self.harmless)} classes)'}"
+        )
 
 
 def available() -> bool:

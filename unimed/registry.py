@@ -44,10 +44,11 @@ LOCATIONS = {
     "dialect": ("unimed.models.dialects",),
     "metric": ("unimed.metrics",),
     "benchmark": ("unimed.evaluation.benchmarks",),
+    "contestant": ("unimed.evaluation.contestants",),
     "model": ("unimed.models.building",),
     "writer": ("unimed.io.writers",),
     "head": ("unimed.models.heads",),
-    "decoder": ("unimed.models.heads",),
+    "decoder": ("unimed.models.heads", "unimed.models.boltzformer.prompted"),
     "connector": ("unimed.models.connectors",),
     "backbone": ("unimed.models.backbones",),
 }
@@ -326,4 +327,6 @@ BACKBONES = Registry("backbone", build_func=_build_func, scope="unimed")
 HOOKS = Registry("hook", build_func=_build_func, scope="unimed")
 METRICS = Registry("metric", build_func=_build_func, scope="unimed")
 BENCHMARKS = Registry("benchmark", build_func=_build_func, scope="unimed")
+#: What a benchmark asks: models of ours and of others, endpoints, files with predictions.
+CONTESTANTS = Registry("contestant", build_func=_build_func, scope="unimed")
 WRITERS = Registry("writer", build_func=_build_func, scope="unimed")

@@ -64,15 +64,15 @@ def wanted() -> int | None:
     Raises:
         ValueError: `UNIMED_THREADS` is no number from 1.
     """
-    said = os.environ.get(VARIABLE, "")
-    if said:
-        if not said.isdecimal() or int(said) < 1:
+    requested = os.environ.get(VARIABLE, "")
+    if requested:
+        if not requested.isdecimal() or int(requested) < 1:
             raise ValueError(
-                f"{VARIABLE}={said!r} is no number of threads; give a whole number from 1, or leave it out"
+                f"{VARIABLE}={requested!r} is no number of threads; give a whole number from 1, or leave it out"
             )
-        return int(said)
-    said = os.environ.get(_READ_BY_LIBRARIES[0], "").split(",")[0]
-    return int(said) if said.isdecimal() and int(said) > 0 else None
+        return int(requested)
+    requested = os.environ.get(_READ_BY_LIBRARIES[0], "").split(",")[0]
+    return int(requested) if requested.isdecimal() and int(requested) > 0 else None
 
 
 @contextlib.contextmanager

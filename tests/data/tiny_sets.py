@@ -9,10 +9,12 @@ from data.readers import test_umedground as grounding
 from data.readers import test_uni_med as uni_med
 from data.readers import test_unibiomed as tree
 from data.readers.test_shards import shard
+from evaluation.harness import layouts
 from PIL import Image
 
 from unimed.data.prepare import repack
 from unimed.data.readers.records import RecordDataset
+from unimed.evaluation.benchmarks import benchmark
 
 
 def records(root):
@@ -52,6 +54,29 @@ def records(root):
     return root
 
 
+#: Data sets that benchmarks alone read -> the benchmark whose drawn cases they are shown.
+OF_BENCHMARKS = {
+    "VqaRadDataset": "vqa/vqa_rad", "PmcVqaDataset": "vqa/pmc_vqa", "OmniMedVqaDataset": "vqa/omnimedvqa",
+    "MedXpertQaDataset": "vqa/medxpertqa_mm", "MmmuMedDataset": "vqa/mmmu_med",
+    "PhraseGroundingDataset": "boxes/chestxray8", "PadChestGrDataset": "boxes/padchest_gr",
+    "DecathlonDataset": "masks/msd_liver", "TotalSegmentatorDataset": "masks/totalsegmentator",
+    "ReXGroundingCtDataset": "masks/rexgroundingct", "IuReportDataset": "reports/iu_xray",
+    "ZeroShotDataset": "zero_shot/acl_mri",
+}  # fmt: skip
+
+
+def benchmark_sets(root):
+    """{data set: config} of those that benchmarks read, as their declarations build them."""
+    configs = {}
+    for name, of in OF_BENCHMARKS.items():
+        one, folder = benchmark(of), root / name
+        layouts.maker_of(of)(folder)
+        places = {argument: str(folder / place) for argument, place in one.files.items()}
+        options = {} if one.samples else one.reader_options
+        configs[name] = dict(type=name, **options, **places, **one.test)
+    return configs
+
+
 def build_all(root):
     """{data set with its kind: config}; every registered class is there."""
     own = str(records(root / "own"))
@@ -73,6 +98,7 @@ def build_all(root):
     repack.write_shards(RecordDataset(own, tasks=["referring", "box", "vqa"]), root / "tar", "train", per_shard=4)
     arrow = repack.write_arrow(RecordDataset(own, tasks=["referring", "box", "vqa"]), root / "arrow" / "train")
     silent = dict(report_counts=len)
+    published = benchmark_sets(root / "benchmarks")
     sets = {
         "RecordDataset": dict(path=own),
         "RecordReports": dict(path=own),
@@ -96,6 +122,8 @@ def build_all(root):
         "ShardDataset": dict(shards=str(root / "tar" / "train-*.tar")),
         "ArrowDataset": dict(path=str(arrow)),
         "AugmentedDataset": dict(dataset=dict(type="BiomedDataset", root=str(root / "coco"))),
+        "HardPromptDataset": dict(dataset=dict(type="RecordDataset", path=own), mirrored=0.5, nonsense=0.3),
     }  # fmt: skip
     sets = {name: dict(type=name.split(" ")[0], **options) for name, options in sets.items()}
+    sets |= published
     return sets | {f"{config['type']} {name}": config for name, config in several.items()}

@@ -65,7 +65,10 @@ def test_names_what_exists(path):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in CONFIGS if p.parent.name in ("quickstart", "uni_med", "unified")], ids=name
+    "path",
+    # Those of the large unified models freeze parts by name: tests/tasks/test_unified.py builds them on small folders.
+    [p for p in CONFIGS if p.parent.name in ("quickstart", "uni_med") or name(p) == "unified/_tiny"],
+    ids=name,
 )
 def test_task_is_built_in_small(path):
     config = load_config(path)

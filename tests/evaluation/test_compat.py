@@ -27,7 +27,7 @@ def largest_difference(ours, recorded):
 
 @pytest.mark.parametrize("row", UNI_MED["normalize_word"], ids=lambda row: row["input"][:20])
 def test_uni_med_normal_form(row):
-    assert uni_med.normalise(row["input"]) == row["output"]
+    assert uni_med.normalize(row["input"]) == row["output"]
 
 
 def test_uni_med_pairs():

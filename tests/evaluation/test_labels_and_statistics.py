@@ -134,7 +134,7 @@ def test_centred_interval_holds_the_value_of_a_statistic_that_resampling_inflate
 
     order = np.argsort(np.tile(np.arange(5), 40), kind="stable")
     values = np.sort(np.abs(values))[order] * np.where(np.arange(200) % 2, 1, -1)
-    plain, centred = bootstrap(roughness, 200, resamples=300), bootstrap(roughness, 200, resamples=300, centre=True)
+    plain, centred = bootstrap(roughness, 200, resamples=300), bootstrap(roughness, 200, resamples=300, center=True)
     assert not plain.low <= plain.value <= plain.high
     assert centred.low <= centred.value <= centred.high and centred.value == plain.value
 

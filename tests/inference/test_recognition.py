@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unimed.data.wordings.biomedparse_targets import TargetError, presence_distributions
-from unimed.inference.recognition import as_prediction, hierarchy, recognise, segment_image
+from unimed.inference.recognition import as_prediction, hierarchy, recognize, segment_image
 from unimed.inference.volume_text import PromptError
 from unimed.metrics.recognition import mask_statistics, presence_p_value
 from unimed.models.boltzformer.processing import ParseProcessor, brightness
@@ -77,18 +77,18 @@ def test_recognition_by_existence():
         def encode_prompts(self, prompts):
             return super().encode_prompts([str({0: 100, 1: 200}.get(i, 50)) for i in range(len(prompts))])
 
-    found = recognise(Knows(), picture(), "MRI", "abdomen")
+    found = recognize(Knows(), picture(), "MRI", "abdomen")
     assert {one.phrase for one in found} == {"aorta", "postcava"}
     assert found[0].prompt.endswith("in abdomen MRI")
     tree = hierarchy(found)
     assert set(tree["organ"]["below"]["vessel"]["below"]) == {"aorta", "postcava"} and tree["organ"]["score"] == 1
     with pytest.raises(TargetError, match="no list of targets"):
-        recognise(Knows(), picture(), "MRI", "knee")
+        recognize(Knows(), picture(), "MRI", "knee")
 
 
 def test_recognition_by_the_ks_test():
     model = Judge()
-    everything = recognise(model, picture(), "X-Ray-Chest", p_value=None)
+    everything = recognize(model, picture(), "X-Ray-Chest", p_value=None)
     assert model.prompts == ["left lung in chest X-Ray", "right lung in chest X-Ray"]
     by_target = {one.phrase: one for one in everything}
     for target, one in by_target.items():
@@ -96,7 +96,7 @@ def test_recognition_by_the_ks_test():
         shapes = presence_distributions("X-Ray-Chest", target)
         assert one.presence is None and one.p_value == presence_p_value(mask_statistics(one.probability, rgb), shapes)
     usual = {target for target, one in by_target.items() if one.p_value >= 0.05}
-    assert {one.phrase for one in recognise(model, picture(), "X-Ray-Chest")} == usual != set(by_target)
+    assert {one.phrase for one in recognize(model, picture(), "X-Ray-Chest")} == usual != set(by_target)
 
 
 def test_pictures_are_padded_and_grey_for_models_of_slices():

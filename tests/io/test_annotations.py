@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from clinical import unpacked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -49,25 +50,6 @@ def test_labelme_masks_stand_where_they_were(tmp_path):
     mask[y1 : y2 + 1, x1 : x2 + 1] = np.array(Image.open(io.BytesIO(base64.b64decode(first["mask"]))))
     assert np.array_equal(mask, result().regions[0].mask)
     assert first["description"] == "A polyp is seen." and second["points"] == [[1, 2.5], [11, 12]]
-
-
-def unpacked(runs):
-    """Label Studio's brush runs as values, by the description of its format."""
-    bits, place = "".join(f"{byte:08b}" for byte in runs), 0
-
-    def take(count):
-        nonlocal place
-        place += count
-        return int(bits[place - count : place], 2)
-
-    total, word = take(32), take(5) + 1
-    sizes = [take(4) + 1 for _ in range(4)]
-    out = []
-    while len(out) < total:
-        equal = take(1)
-        length = take(sizes[take(2)]) + 1
-        out += [take(word)] * length if equal else [take(word) for _ in range(length)]
-    return np.array(out, np.uint8)
 
 
 @settings(max_examples=40, deadline=None)

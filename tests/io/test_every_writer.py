@@ -28,7 +28,7 @@ KINDS = {
     "dicom-seg": {"dicom"},
     "dicom-sr": {"dicom"},
     "rtstruct": {"dicom"},
-    "parametric-map": set(),  # needs maps: tests/io/test_dicom_pictures.py
+    "parametric-map": set(),  # needs maps: tests/io/test_dicom_rendered.py
     "secondary-capture": {"dicom"},
     "html": {"picture", "volume", "overlap", "nothing", "dicom"},
     "fhir": {"picture", "volume", "overlap", "nothing", "dicom"},

@@ -80,7 +80,7 @@ def test_palette_dicom(tmp_path):
         tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
         tags[f"{colour}PaletteColorLookupTableData"] = table.tobytes()
     image = load(dicom(tmp_path / "p.dcm", np.full((8, 8), 2, np.uint8), **tags))
-    assert image.rgb[0, 0].tolist() == [255, 128, 0] and not image.is_grey
+    assert image.rgb[0, 0].tolist() == [255, 128, 0] and not image.is_gray
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@ import pytest
 from PIL import Image
 
 from unimed.io.overlay import (
-    COLOURS,
+    COLORS,
     caption_of,
     contact_sheet,
     draw_regions,
-    picture_with_captions,
+    image_with_captions,
     scale_to_width,
     wrapped,
     write_overlay,
@@ -25,9 +25,9 @@ def test_tint_edge_box_and_caption_are_where_they_belong():
     image = np.full((100, 120), 100, np.uint8)
     drawn = draw_regions(image, [Region("a cell", mask=square(), box_xyxy_px=(20, 50, 40, 90))])
     assert (image == 100).all()
-    assert tuple(drawn[40, 50]) == COLOURS[0]
-    assert tuple(drawn[50, 65]) == tuple(round(0.55 * 100 + 0.45 * c) for c in COLOURS[0])
-    assert tuple(drawn[50, 20]) == tuple(drawn[89, 39]) == COLOURS[0]
+    assert tuple(drawn[40, 50]) == COLORS[0]
+    assert tuple(drawn[50, 65]) == tuple(round(0.55 * 100 + 0.45 * c) for c in COLORS[0])
+    assert tuple(drawn[50, 20]) == tuple(drawn[89, 39]) == COLORS[0]
     assert tuple(drawn[70, 30]) == (100, 100, 100)
     assert (drawn[:14] != 100).any()
 
@@ -61,15 +61,15 @@ def test_image_and_regions_are_scaled_together():
 def test_captions_stand_below_and_none_is_cut(width):
     phrase = "a rather long phrase of what a radiologist would say of the upper lobe of the left lung"
     image = np.full((50, width), 100, np.uint8)
-    plain = picture_with_captions(image, [])
-    drawn = picture_with_captions(image, [Region(phrase, mask=np.zeros((50, width), bool), presence=0.9)])
+    plain = image_with_captions(image, [])
+    drawn = image_with_captions(image, [Region(phrase, mask=np.zeros((50, width), bool), presence=0.9)])
     assert plain.shape == (50, width, 3) and (drawn[:50] == plain).all(), "captions hide nothing"
     assert (drawn[50:, -3:] == 0).all(), "letters end before the border"
     assert drawn[50:].any() and len(drawn) > 60
 
 
 def test_letters_grow_with_the_picture():
-    heights = [len(picture_with_captions(np.zeros((8, w), np.uint8), [Region("cell")])) - 8 for w in (200, 1024, 4096)]
+    heights = [len(image_with_captions(np.zeros((8, w), np.uint8), [Region("cell")])) - 8 for w in (200, 1024, 4096)]
     assert heights[0] < heights[1] < heights[2]
 
 

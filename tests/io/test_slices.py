@@ -9,7 +9,7 @@ from closeness import assert_close
 from golden_files import SMALL
 
 from unimed.geometry import ALL_ORIENTATIONS, Geometry, reorient
-from unimed.io.slices import VIEWS, SliceGrid, choose_axis, to_view, with_neighbours
+from unimed.io.slices import VIEWS, SliceGrid, choose_axis, to_view, with_neighbors
 
 RECORDED = np.load(SMALL / "biomedparse" / "slices.npz")
 FACTS = json.loads((SMALL / "biomedparse" / "processing.json").read_text())["process_input"]
@@ -31,9 +31,9 @@ def test_equal_to_the_recording(name):
 
 def test_neighbours_are_mirrored_at_the_ends():
     planes = torch.arange(4.0)[:, None, None]
-    assert with_neighbours(planes, 0, 0, 4, 4)[:, :, 0, 0].tolist() == [[0, 1, 1], [1, 0, 2], [2, 1, 3], [3, 2, 2]]
-    assert with_neighbours(planes[1:], 1, 2, 4, 4)[:, :, 0, 0].tolist() == [[2, 1, 3], [3, 2, 2]]
-    assert with_neighbours(planes[:1], 0, 0, 1, 1).flatten().tolist() == [0, 0, 0]
+    assert with_neighbors(planes, 0, 0, 4, 4)[:, :, 0, 0].tolist() == [[0, 1, 1], [1, 0, 2], [2, 1, 3], [3, 2, 2]]
+    assert with_neighbors(planes[1:], 1, 2, 4, 4)[:, :, 0, 0].tolist() == [[2, 1, 3], [3, 2, 2]]
+    assert with_neighbors(planes[:1], 0, 0, 1, 1).flatten().tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("orientation", ALL_ORIENTATIONS[::5])

@@ -8,7 +8,7 @@ from unimed.io.errors import WindowError
 from unimed.io.windows import (
     CT_WINDOWS_HU,
     choose_window,
-    colour_to_uint8,
+    color_to_uint8,
     known_site,
     modality_of,
     percentile_range,
@@ -104,7 +104,7 @@ def test_a_model_brings_its_own_windows():
 
 def test_values_of_a_picture_are_hounsfield_units_only_where_a_site_is_given():
     deep = np.arange(4096, dtype=np.uint16).reshape(64, 64)
-    picture = Geometry.pixels(source_format="picture")
+    picture = Geometry.pixels(source_format="image")
     assert choose_window(deep, picture, modality="CT").rule.startswith("percentiles")
     assert choose_window(deep, picture, modality="CT", site="bone").rule == "CT window bone"
 
@@ -148,6 +148,6 @@ def test_colour_keeps_its_hue(bits):
     eight = np.random.default_rng(0).integers(0, 256, (9, 7, 3))
     eight[0, 0] = 255
     deep = np.rint(eight * ((2**bits - 1) / 255)).astype(np.uint16)
-    made, said = colour_to_uint8(deep)
+    made, said = color_to_uint8(deep)
     assert np.abs(made.astype(int) - eight).max() <= 1 and bool(said) == (bits > 8)
-    assert (colour_to_uint8(eight / 255)[0] == eight).all() and (colour_to_uint8(eight.astype(float))[0] == eight).all()
+    assert (color_to_uint8(eight / 255)[0] == eight).all() and (color_to_uint8(eight.astype(float))[0] == eight).all()

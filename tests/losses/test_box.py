@@ -7,7 +7,7 @@ from golden_files import SMALL
 from safetensors.torch import load_file
 
 from unimed.losses import box_published
-from unimed.losses.box import box_loss, mixture_nll, nig_nll, nig_regulariser
+from unimed.losses.box import box_loss, mixture_nll, nig_nll, nig_regularizer
 from unimed.losses.matching import match_targets
 from unimed.models.heads.box import BoxPrediction
 from unimed.models.heads.box_heads import build_box_head
@@ -83,7 +83,7 @@ def test_evidential_likelihood_equals_the_recorded_one():
     recorded = load_file(GOLDEN / "nig.safetensors")
     gamma, v, alpha, beta, y = (recorded[f"nig.{name}"] for name in ("gamma", "v", "alpha", "beta", "y"))
     assert_close(nig_nll(gamma, v, alpha, beta, y), recorded["nig.nll"], relative=LAYER)
-    assert_close(nig_regulariser(gamma, v, alpha, y), recorded["nig.reg"], relative=LAYER)
+    assert_close(nig_regularizer(gamma, v, alpha, y), recorded["nig.reg"], relative=LAYER)
 
 
 def test_mixture_likelihood_equals_torch_distributions():

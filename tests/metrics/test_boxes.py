@@ -14,7 +14,7 @@ from unimed.metrics.boxes import (
     paired_giou,
     paired_iou,
     score_phrase,
-    summarise_phrases,
+    summarize_phrases,
 )
 
 coordinate = st.floats(0, 100, allow_nan=False)
@@ -66,7 +66,7 @@ def test_zero_one_many():
     ]
     assert [row["protocol"] for row in rows] == ["zero", "zero", "one", "one", "many"]
     assert [row["miou"] for row in rows] == [1, 0, 1, 0.5, 0.5]
-    summary = summarise_phrases(rows)
+    summary = summarize_phrases(rows)
     assert summary["false_box_rate"] == 0.5 and summary["miou_mean_over_phrases_one"] == 0.75
     assert summary["box_precision_at_50"] == 3 / 5 and summary["box_recall_at_50"] == 3 / 4
     assert summary["box_f1_at_50"] == pytest.approx(6 / 9)

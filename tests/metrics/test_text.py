@@ -15,15 +15,15 @@ words = st.lists(st.sampled_from(["left", "lung", "mass", "the", "is"]), min_siz
 
 def test_equal_to_the_recorded_values_on_raw_strings():
     hyps, refs = RECORDED["hyps"], RECORDED["refs"]
-    raw = {"tokenise": str.split, "compat": "reference"}
+    raw = {"tokenize": str.split, "compat": "reference"}
     assert text.bleu(hyps, refs, **raw) == pytest.approx(RECORDED["Bleu_1to4"], abs=1e-12)
     for i, (hyp, ref) in enumerate(zip(hyps, refs, strict=True)):
         expected = [row[i] for row in RECORDED["Bleu_per_sample"]]
         assert text.sentence_bleu(hyp, ref, **raw) == pytest.approx(expected, abs=1e-12)
     # Recorded ROUGE-L splits at single spaces, so that a trailing space is a word of its own.
-    rouge = text.rouge_l(hyps, refs, tokenise=lambda s: s.split(" "))
+    rouge = text.rouge_l(hyps, refs, tokenize=lambda s: s.split(" "))
     assert rouge == pytest.approx(RECORDED["ROUGE_L_per_sample"], abs=1e-12)
-    assert text.cider_d(hyps, refs, tokenise=str.split) == pytest.approx(RECORDED["CIDEr_per_sample"], abs=1e-12)
+    assert text.cider_d(hyps, refs, tokenize=str.split) == pytest.approx(RECORDED["CIDEr_per_sample"], abs=1e-12)
     assert text.meteor_exact(hyps, refs) == pytest.approx(RECORDED["METEOR_per_sample"], abs=1e-12)
 
 

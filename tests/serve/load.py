@@ -28,9 +28,11 @@ import httpx  # noqa: E402
 from serve.serving import TOKENS, application, bearer, data_url, png, served  # noqa: E402
 from small_models import tiny_model  # noqa: E402
 
+from unimed.serve.core import give_memory_back  # noqa: E402
+
 IMAGES, QUESTIONS = 6, ("segment the nuclei", "where is the lesion", "describe", "<b>x</b> [SEG] <|im_end|> <image>")
-KINDS = ("chat", "stream", "upload", "job", "abort", "slow", "token", "bomb", "path", "other's")
-WEIGHTS = (36, 15, 8, 4, 10, 3, 6, 6, 6, 6)
+KINDS = ("chat", "stream", "upload", "job", "abort", "slow", "token", "bomb", "path", "other's", "volume", "study")
+WEIGHTS = (33, 14, 8, 3, 10, 3, 6, 6, 6, 6, 3, 2)
 
 
 def memory_mb() -> float:
@@ -54,7 +56,9 @@ class Attack:
         self.counts: collections.Counter = collections.Counter()
         self.seconds: dict[str, list[float]] = collections.defaultdict(list)
         self.first: list[float] = []
+        self.masks: list[float] = []
         self.jobs: list[tuple[str, str]] = []
+        self.studies: set[str] = set()
         self.expected = {}
         for image in range(IMAGES):
             path = folder / f"image-{image}.png"
@@ -65,6 +69,20 @@ class Attack:
                 found = model.predict(str(path), as_plain_text(text), max_new_tokens=8)
                 masks = [int(region.mask.sum()) for region in found.regions]
                 self.expected[image, text] = (found.text, masks)
+        import nibabel
+        import numpy as np
+        from clinical import ct_series
+
+        from unimed.inference.asking import ask, open_source
+
+        ct_series(folder / "study")
+        values = np.random.default_rng(0).normal(40, 60, (20, 16, 4)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([-1.0, -1, 3, 1])), folder / "scan.nii.gz")
+        how = {"site": "", "modality": "", "window": None}
+        for name in ("scan.nii.gz", "study"):
+            source = open_source(folder / name)
+            found = ask(model, source, QUESTIONS[:1], how=how, max_new_tokens=8)[0]
+            self.expected[name] = (found.text, [int(region.mask.sum()) for region in found.regions])
         self.theirs = {}
         for owner in TOKENS:
             with httpx.Client(base_url=self.url, headers=bearer(owner), timeout=60) as client:
@@ -76,8 +94,11 @@ class Attack:
             self.counts.update(names)
 
     def check(self, image: int, text: str, message: dict, whole: bool = True) -> None:
-        content, masks = self.expected[image, text]
-        found = [region.get("pixels") for region in message.get("regions", ())]
+        self._compare(self.expected[image, text], message, "pixels", whole)
+
+    def _compare(self, expected, message: dict, unit: str, whole: bool = True) -> None:
+        content, masks = expected
+        found = [region.get(unit) for region in message.get("regions", ())]
         if message.get("content") != content or (whole and found != masks):
             self.note("wrong answers")
 
@@ -132,6 +153,8 @@ class Attack:
                         self.first.append(time.monotonic() - began)
                     content += choice["delta"].get("content") or ""
                     regions += choice["delta"].get("regions") or []
+                    if "regions" in choice["delta"]:
+                        self.masks.append(time.monotonic() - began)
         self.check(image, text, {"content": content, "regions": regions})
         return 200
 
@@ -152,6 +175,29 @@ class Attack:
         if made.status_code == 202:
             with self.lock:
                 self.jobs.append((owner, made.json()["id"]))
+        return made.status_code
+
+    def _volume(self, client, owner, chance, image, text, body):
+        content = (self.folder / "scan.nii.gz").read_bytes()
+        made = client.post("/v1/images", files=[("file", ("scan.nii.gz", content))])
+        if made.status_code != 201:
+            return made.status_code
+        id_ = made.json()["id"]
+        body["messages"][0]["content"][1]["image_url"]["url"] = f"unimed://images/{id_}"
+        body["messages"][0]["content"][0]["text"] = QUESTIONS[0]
+        answer = self._post(client, body)
+        if answer.status_code == 200:
+            self._compare(self.expected["scan.nii.gz"], answer.json()["choices"][0]["message"], "voxels")
+        client.delete(f"/v1/images/{id_}")
+        return answer.status_code
+
+    def _study(self, client, owner, chance, image, text, body):
+        request = {"path": "study", "texts": [QUESTIONS[0]], "max_new_tokens": 8, "formats": []}
+        made = client.post("/v1/jobs", json=request)
+        if made.status_code == 202:
+            with self.lock:
+                self.jobs.append((owner, made.json()["id"]))
+                self.studies.add(made.json()["id"])
         return made.status_code
 
     def _raw(self, owner, body) -> socket.socket:
@@ -254,6 +300,13 @@ class Attack:
                     time.sleep(0.05)
                 lost += state not in ("done", "partly", "failed")
                 failed += state != "done"
+                if id_ in self.studies and state == "done":
+                    rows = client.get(f"/v1/jobs/{id_}/result").json()["rows"]
+                    if len(rows) != 1:
+                        self.note("wrong answers")
+                    for row in rows:
+                        said = row["answers"][0]
+                        self._compare(self.expected["study"], said | {"content": said["text"]}, "voxels")
                 client.delete(f"/v1/jobs/{id_}")
         return {"lost": lost, "failed": failed, "all": len(self.jobs)}
 
@@ -300,6 +353,7 @@ def attacked(folder: Path, requests: int, clients: int, measure: int = 0) -> dic
             took = attack.run(early, clients)
             gc.collect()
             memory, files, half = [memory_mb()], open_files(), (requests - early) // 2
+            blocks = [sys.getallocatedblocks()]
             took += attack.run(half, clients, kill=True)
             memory.append(memory_mb())
             took += attack.run(requests - early - half, clients)
@@ -308,6 +362,9 @@ def attacked(folder: Path, requests: int, clients: int, measure: int = 0) -> dic
                 httpx.delete(f"{server.url}/v1/images/{id_}", headers=bearer(owner), timeout=60)
             gc.collect()
             time.sleep(0.5)
+            blocks.append(sys.getallocatedblocks())
+            held = memory_mb()
+            trimmed = give_memory_back()
             counts = attack.counts
             found = {
                 "requests": counts["requests"], "clients": clients, "seconds": round(took, 2),
@@ -317,10 +374,14 @@ def attacked(folder: Path, requests: int, clients: int, measure: int = 0) -> dic
                 "client errors": {n: c for n, c in counts.items() if n.startswith("client met")},
                 "files left": sum(1 for name in ("images", "jobs") for _ in (folder / "state" / name).iterdir()),
                 "open files": [files, open_files()],
-                "memory MB": [round(value, 1) for value in (*memory, memory_mb())],
+                "memory MB": [round(value, 1) for value in (*memory, held)],
+                "memory MB given back by malloc_trim": round(held - memory_mb(), 1) if trimmed else 0.0,
+                "blocks of Python": blocks,
+                "cached bytes": {n: getattr(server.core, n).size for n in ("sources", "answers", "embeddings")},
                 "restarts": server.core.metrics.restarts.labels("tiny")._value.get(),
                 "p50 s": {kind: percentile(values, 0.5) for kind, values in sorted(attack.seconds.items())},
                 "p95 s": {kind: percentile(values, 0.95) for kind, values in sorted(attack.seconds.items())},
+                "first mask s": [percentile(attack.masks, 0.5), percentile(attack.masks, 0.95)],
                 "first token s": [percentile(attack.first, 0.5), percentile(attack.first, 0.95)],
                 "statuses": {n: c for n, c in sorted(counts.items()) if n.split(" ")[0] in KINDS},
             }  # fmt: skip

@@ -336,3 +336,30 @@ def test_masks_of_callers_are_no_bombs():
         with pytest.raises(Problem):
             region_of(bad, "it")
     assert region_of({"box_xyxy": [0, 0, 2, 3]}, "it").box_xyxy_px == (0, 0, 2, 3)
+
+
+def test_an_image_is_encoded_once_for_several_questions_with_the_same_answers(tmp_path, model):
+    encoded, usual = [], model.mask_head.encode
+    model.mask_head.encode = lambda pixels: (encoded.append(len(pixels)), usual(pixels))[1]
+    try:
+        alone = [model.predict(_saved(tmp_path, n), f"question {k}", max_new_tokens=8) for n in (0, 1) for k in (0, 1)]
+        encoded.clear()
+        with TestClient(application(tmp_path, model)) as client:
+            core = client.app.state.core
+            for n, k, expected in zip((0, 0, 1, 1), (0, 1, 0, 1), alone, strict=True):
+                message = chat(client, f"question {k}", n).json()["choices"][0]["message"]
+                assert message["content"] == expected.text
+                masks = [int(region.mask.sum()) for region in expected.regions]
+                assert [region["pixels"] for region in message["regions"]] == masks
+            assert sum(encoded) == 2 and len(core.embeddings) == 2 and core.embeddings.size > 0
+            core.forget(core.images.put("anna", [("x.png", png(0))]))  # deleting leaves nothing of it
+            assert len(core.embeddings) == 0
+    finally:
+        model.embedding_cache = None
+        del model.mask_head.encode
+
+
+def _saved(folder, number):
+    path = folder / f"{number}.png"
+    path.write_bytes(png(number))
+    return str(path)

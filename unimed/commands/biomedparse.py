@@ -162,7 +162,7 @@ def parse_2d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--recognize",
         "--recognise",
-        dest="recognise",
+        dest="recognize",
         action="store_true",
         help="look for every target known for --modality and --site",
     )
@@ -190,13 +190,13 @@ def _parse_2d(args) -> int:
     if not paths:
         known = f"{', '.join((*SUFFIXES, *slices))} and DICOM files of any name"
         raise FileNotFoundError(f"{source}: no image in it; known are {known}")
-    if not args.prompts and not args.recognise:
+    if not args.prompts and not args.recognize:
         raise ValueError("say what to look for with --prompts, or --recognize to look for everything known")
     names = ResultNames(out).all(paths)
     cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
-    keys = ("model", "prompts", "recognise", "modality", "site", "threshold", "p_value", "overlap", "seed")
+    keys = ("model", "prompts", "recognize", "modality", "site", "threshold", "p_value", "overlap", "seed")
     model = load_parser(args)
-    report = run_cases(cases, lambda batch: [_one_picture(model, args, out, case) for case in batch], out,
+    report = run_cases(cases, lambda batch: [_one_image(model, args, out, case) for case in batch], out,
                        settings={key: getattr(args, key) for key in keys}, restart=args.restart)  # fmt: skip
     for row in report.rows:
         found = ", ".join(f"{t['target']} ({t['pixels']})" for t in row["found"]) or "nothing"
@@ -212,7 +212,7 @@ def _parse_2d(args) -> int:
     return report.exit_code
 
 
-def _one_picture(model, args, out: Path, case) -> dict:
+def _one_image(model, args, out: Path, case) -> dict:
     import time
     from dataclasses import replace
 
@@ -221,7 +221,7 @@ def _one_picture(model, args, out: Path, case) -> dict:
     from unimed.io.answers import write_mask
     from unimed.io.images import load as load_image
     from unimed.io.windows import known_site
-    from unimed.models.boltzformer.recognition import P_VALUE, as_prediction, hierarchy, recognise, row_of
+    from unimed.models.boltzformer.recognition import P_VALUE, as_prediction, hierarchy, recognize, row_of
 
     path, modality, site = case.inputs["path"], args.modality, args.site
     refuse_to_replace(path, out, case.name)
@@ -233,9 +233,9 @@ def _one_picture(model, args, out: Path, case) -> dict:
     windows = model.config.ct_windows
     chooses = args.site or known_site(site, modality, windows)  # a file name may give a site that has no window
     image = load_image(path, modality=modality, site=chooses, windows=windows)
-    if args.recognise:
+    if args.recognize:
         begin, p_value = time.perf_counter(), P_VALUE if args.p_value is None else args.p_value
-        found = recognise(model, image.rgb, modality, site, threshold=args.threshold, p_value=p_value, seed=args.seed)
+        found = recognize(model, image.rgb, modality, site, threshold=args.threshold, p_value=p_value, seed=args.seed)
         prediction = as_prediction(found, image.geometry, time.perf_counter() - begin, image=image.source)
     else:
         options = dict(presence_threshold=args.threshold, p_value=args.p_value, overlap=args.overlap, seed=args.seed)
@@ -246,7 +246,7 @@ def _one_picture(model, args, out: Path, case) -> dict:
     files += [write_mask(path, one.mask) for path, one in zip(masks, prediction.regions, strict=True)]
     found = [row_of(one) | {"mask_file": path.name} for one, path in zip(prediction.regions, masks, strict=True)]
     row = {"found": found, "steps": list(image.steps), "files": [file.name for file in files]}
-    if args.recognise:
+    if args.recognize:
         row["hierarchy"] = hierarchy(prediction.regions)
         write_text(out / f"{case.name}-found.json", json_text(row))
     return row
@@ -278,7 +278,7 @@ def score_volumes(arguments=None, prog: str | None = None) -> int:
 def _score_volumes(args) -> int:
     from unimed.evaluation.benchmarks import benchmark
     from unimed.evaluation.cases import project
-    from unimed.evaluation.scorers.label_maps import summarise
+    from unimed.evaluation.scorers.label_maps import summarize
     from unimed.evaluation.tables import this_command
 
     out = Path(args.out) if args.out else Path(args.results) / "scores"
@@ -287,7 +287,7 @@ def _score_volumes(args) -> int:
             args.results, args.truths, prompts=args.prompts, tolerances_mm=args.tolerances_mm, thresholds=args.iou,
             empty=args.empty, compat=args.compat, surfaces=not args.no_surfaces,
         )  # fmt: skip
-    print(summarise(scores, out, command=this_command(), empty=args.empty, compat=args.compat))
+    print(summarize(scores, out, command=this_command(), empty=args.empty, compat=args.compat))
     return exit_code(len(scores.targets), len(scores.problems))
 
 

@@ -14,26 +14,28 @@ from unimed.metrics.calibration import Calibration, Cases, uncertainty_of
 from unimed.metrics.reliability import reliability_bins
 from unimed.metrics.selective import color_of_curve, plot_risk_coverage
 
-_DESCRIPTION = """Learn a calibration file from a per-case file of an evaluation, and measure it on other cases.
+_DESCRIPTION = """Learn a calibration file from a per-case file of an evaluation, and measure it on other cases: boxes
+that hold the truth, the presence from which on a mask is shown, margins and confidence of masks, whatever the rows are
+about.
 
     unimed calibrate work/val/cases.jsonl --test work/test/cases.jsonl --output calibration.json
 
 Without --test a fraction of the patients is set aside for measuring. The cases must not stem from the training set."""
 
 
-def split_by_patient(rows: Sequence[Mapping], share: float, seed: int = 0) -> tuple[list[Mapping], list[Mapping]]:
+def split_by_patient(rows: Sequence[Mapping], fraction: float, seed: int = 0) -> tuple[list[Mapping], list[Mapping]]:
     """Two disjoint parts of the rows, the second with about `share` of the patients (field group, else case).
 
     Raises:
         ValueError: share outside (0, 1), or fewer than two patients.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"held-out fraction must lie in (0, 1), got {share}")
+    if not 0 < fraction < 1:
+        raise ValueError(f"held-out fraction must lie in (0, 1), got {fraction}")
     owner = [str(row.get("group") or row.get("case") or number) for number, row in enumerate(rows)]
     names = sorted(set(owner))
     if len(names) < 2:
         raise ValueError(f"{len(names)} patient(s) cannot be split into calibration and test; give --test")
-    count = min(len(names) - 1, max(1, round(share * len(names))))
+    count = min(len(names) - 1, max(1, round(fraction * len(names))))
     held = set(np.random.default_rng(seed).permutation(names)[:count])
     return (
         [row for row, name in zip(rows, owner, strict=True) if name not in held],
@@ -44,11 +46,11 @@ def split_by_patient(rows: Sequence[Mapping], share: float, seed: int = 0) -> tu
 def calibrate(arguments=None, prog: str | None = None) -> int:
     """Learn a calibration file and measure it."""
     parser = Parser(_DESCRIPTION, prog=prog)
-    parser.add_argument("cases", type=Path, help="per-case JSONL: predicted_box_xyxy_px, true_box_xyxy_px, ...")
+    parser.add_argument("cases", type=Path, help="per-case JSONL of a test: boxes, presence, masks (scores.jsonl)")
     parser.add_argument("--output", type=Path, default=Path("calibration.json"), help="calibration file to write")
     parser.add_argument("--test", type=Path, help="per-case JSONL to measure on")
     parser.add_argument("--held-out", type=float, default=0.5, help="fraction of patients to measure on without --test")
-    parser.add_argument("--alpha", type=float, default=0.1, help="allowed fraction of true boxes outside the outer box")
+    parser.add_argument("--alpha", type=float, default=0.1, help="allowed fraction of misses and of false masks")
     parser.add_argument("--scale", choices=("pixel", "size", "sigma"), default="pixel", help="unit of the margins")
     parser.add_argument("--by", nargs="*", choices=("class", "size"), default=[], help="own margins per stratum")
     parser.add_argument("--map", choices=("temperature", "platt", "isotonic"), default="platt", help="confidence map")
@@ -85,12 +87,22 @@ def run(options) -> str:
     report = calibration.evaluate(test, seed=options.seed)
     calibration.save(options.output)
     write_report(options.output.with_suffix(".report.json"), report)
-    learned = calibration.provenance["boxes"]
-    text = f"{report['boxes']} boxes of {report['patients']} patients measured, {learned} boxes learned from\n\n"
-    tables = [report.get("coverage"), report.get("reliability"), report.get("sigma"), _flat(report.get("selective"))]
+    text = ""
+    if calibration.boxes is not None:
+        learned = calibration.provenance["boxes"]
+        text = f"{report['boxes']} boxes of {report['patients']} patients measured, {learned} boxes learned from\n\n"
+    if (presence := calibration.presence) is not None:
+        text += (
+            f"masks are shown from presence {presence.threshold:.4f} on: at most {presence.alpha:.0%} false masks, "
+            f"learned from {sum(presence.prompts.values())} prompts for what is not there ({presence.patients})\n\n"
+        )
+    tables = [
+        report.get(name) for name in ("presence", "masks", "mask_reliability", "coverage", "reliability", "sigma")
+    ]
+    tables.append(_flat(report.get("selective")))
     text += "\n".join(markdown_table(table) for table in tables if table) + f"\n`{this_command()}`\n"
     write_text(options.output.with_suffix(".md"), text)
-    if options.plots:
+    if options.plots and calibration.boxes is not None:
         draw(calibration, test, options.plots)
     return text
 

@@ -109,7 +109,7 @@ def _classes(folder) -> tuple[list[Path], list[int], list[str]]:
 
 
 def zero_shot(args) -> int:
-    from unimed.data.readers.zero_shot_sets import catalogue, chosen
+    from unimed.data.readers.zero_shot_sets import catalog, chosen
     from unimed.evaluation.benchmarks import benchmark
     from unimed.evaluation.cases import project
     from unimed.evaluation.scorers.zero_shot import average_rows, overlap_notes
@@ -130,7 +130,7 @@ def zero_shot(args) -> int:
     if args.sets is None:
         sets = [one for one in sets if (root / one.id).is_dir()]
         if not sets:
-            raise ValueError(f"{root}: no folder is named like a set; known are {', '.join(catalogue())}")
+            raise ValueError(f"{root}: no folder is named like a set; known are {', '.join(catalog())}")
     cache, rows, cases, failed = _open(args), [], [], {}
     for one in sets:
         try:
@@ -143,10 +143,10 @@ def zero_shot(args) -> int:
         rows.append(row)
         cases += lines
     if rows:
-        notes = overlap_notes(rows, catalogue())
+        notes = overlap_notes(rows, catalog())
         if any(row["prompts"] == "own" for row in rows):
             notes.append("Prompts marked own are not the published ones; numbers differ with the wording.")
-        _write(args, {"sets": rows, "means": average_rows(rows, catalogue())}, notes, cases)
+        _write(args, {"sets": rows, "means": average_rows(rows, catalog())}, notes, cases)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return exit_code(len(rows), len(failed)) if rows else 1
@@ -246,7 +246,7 @@ def speed(args) -> int:
     """Ratios measured in one run: text padded to the longest against the whole context, cached against computed."""
     import tempfile
 
-    from unimed.data.readers.zero_shot_sets import catalogue
+    from unimed.data.readers.zero_shot_sets import catalog
     from unimed.evaluation.feature_cache import FeatureCache
     from unimed.io.images import is_image_file
 
@@ -257,7 +257,7 @@ def speed(args) -> int:
     if args.texts:
         texts = read_lines(args.texts)
     else:
-        texts = [t for one in catalogue().values() for group in one.own_prompts().values() for t in group][:64]
+        texts = [t for one in catalog().values() for group in one.own_prompts().values() for t in group][:64]
     seconds = {}
     for padding in ("longest", "max_length", "longest", "max_length"):  # the first round warms up
         began = time.perf_counter()

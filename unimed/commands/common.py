@@ -142,8 +142,8 @@ def _is_for_the_user(error: Exception) -> bool:
 
 def one_line(error: BaseException) -> str:
     """An error as one line: its text without line ends, or the name of its class where it has none."""
-    said = plain_line(str(error)) or type(error).__name__
-    return f"the disk is full: {said}" if isinstance(error, OSError) and error.errno == errno.ENOSPC else said
+    parts = plain_line(str(error)) or type(error).__name__
+    return f"the disk is full: {parts}" if isinstance(error, OSError) and error.errno == errno.ENOSPC else parts
 
 
 def print_steps(steps, args: argparse.Namespace | None = None) -> None:
@@ -166,13 +166,13 @@ def region_line(values: Mapping) -> str:
     Args:
         values: of the region in JSON, with `pixels` or `voxels`.
     """
-    said = [f"{values[unit]} {unit}" for unit in ("pixels", "voxels") if unit in values]
-    said += [f"{values['volume_ml']:g} ml"] if values.get("volume_ml") is not None else []
+    parts = [f"{values[unit]} {unit}" for unit in ("pixels", "voxels") if unit in values]
+    parts += [f"{values['volume_ml']:g} ml"] if values.get("volume_ml") is not None else []
     if values.get("box_xyxy_px"):
-        said.append("box " + " ".join(f"{value:.1f}" for value in values["box_xyxy_px"]))
-    said += [f"presence {values['presence']:.2f}"] if values.get("presence") is not None else []
-    said += [f"contradictory: {values['remark']}"] if values.get("remark") else []
-    return ", ".join(said) or "no place"
+        parts.append("box " + " ".join(f"{value:.1f}" for value in values["box_xyxy_px"]))
+    parts += [f"presence {values['presence']:.2f}"] if values.get("presence") is not None else []
+    parts += [f"contradictory: {values['remark']}"] if values.get("remark") else []
+    return ", ".join(parts) or "no place"
 
 
 def say(text: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from unimed.commands.common import DONE, Parser, count, guarded
 from unimed.evaluation.comparing import align, by_stratum, pairs, ranking, stability
+from unimed.evaluation.harness.manifest import ManifestError, read_manifest
 from unimed.evaluation.pages import about, leaderboard, write_page
 from unimed.evaluation.tables import markdown_table, read_cases, this_command, write_cases
 
@@ -22,7 +23,7 @@ def compare_runs(arguments=None, prog: str | None = None) -> int:
     """Compare runs on the same cases."""
     parser = Parser(_DESCRIPTION, prog=prog)
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="folder with cases.jsonl, or such a file")
-    parser.add_argument("--metric", required=True, help="column that is compared, such as dice")
+    parser.add_argument("--metric", help="column that is compared (default: the headline of a benchmark)")
     parser.add_argument("--kind", help="rows of this kind only: mask, box, answer, ...")
     parser.add_argument("--task", help="rows of this task only")
     parser.add_argument("--target", help="rows of this target only")
@@ -34,8 +35,10 @@ def compare_runs(arguments=None, prog: str | None = None) -> int:
 
 
 def _compare_runs(args) -> int:
-    runs = {}
-    for place, (name, path) in enumerate(map(named, args.runs)):
+    runs, places = {}, list(map(named, args.runs))
+    if args.metric is None:
+        args.metric, args.kind = headline([path for _, path in places])
+    for place, (name, path) in enumerate(places):
         if name in runs:
             name = f"{name} ({place + 1})"
         runs[name] = read_cases(path)
@@ -61,6 +64,27 @@ def _compare_runs(args) -> int:
         rows = [{"table": name, **_plain(row)} for name, found in tables.items() for row in found]
         print(write_cases(folder / "comparison.jsonl", rows).parent / "comparison.html")
     return DONE
+
+
+def headline(paths) -> tuple[str, str]:
+    """(metric, kind of row) that runs of one benchmark are ranked by.
+
+    Raises:
+        ManifestError: a run without manifest. ValueError: runs of several benchmarks, or a headline that is a rate.
+    """
+    found = {}
+    for path in paths:
+        try:
+            _, manifest = read_manifest(path.parent)
+        except ManifestError as error:
+            raise ManifestError(f"{error}; give --metric to compare other runs") from None
+        found[manifest["benchmark"]] = (manifest["headline"]["metric"], manifest["headline"]["kind"])
+    if len(found) > 1:
+        raise ValueError(f"runs of several benchmarks ({', '.join(found)}) have no headline in common; give --metric")
+    ((metric, kind),) = found.values()
+    if kind == "presence":
+        raise ValueError(f"the headline {metric} is a rate over cases and no column; give --metric")
+    return metric, kind
 
 
 def named(argument: str) -> tuple[str, Path]:

@@ -54,7 +54,7 @@ def findings() -> dict:
         "extras": extras,
         "caches": _caches(problems),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-        "licences": _licences(),
+        "licences": _licenses(),
         "problems": problems,
     }
 
@@ -153,10 +153,10 @@ def _caches(problems: list[str]) -> dict[str, dict]:
     return caches
 
 
-def _licences() -> dict[str, str]:
+def _licenses() -> dict[str, str]:
     from unimed.data.packages import manifest
 
-    return {name: pinned.licence for name, pinned in sorted(manifest().items())}
+    return {name: pinned.license for name, pinned in sorted(manifest().items())}
 
 
 def _text(found: dict) -> str:

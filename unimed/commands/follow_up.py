@@ -59,7 +59,7 @@ def _compare(args) -> int:
     }, indent=1))]  # fmt: skip
     text = _markdown(rows, response, registration)
     written.append(write_text(args.out / "compare.md", text))
-    written += _picture(args.out / "compare.png", changes, studies, motion)
+    written += _image(args.out / "compare.png", changes, studies, motion)
     for name, place, (_, geometry, _) in zip(("baseline", "follow_up"), (0, 1), studies, strict=True):
         written += _report(args.out, name, place, changes, geometry, text, args.deidentified)
     say(text)
@@ -94,7 +94,7 @@ def _report(out: Path, name: str, place: int, changes: Sequence[Change], geometr
     return result.save(out, name, ("dicom-sr",), tracking=tracking, comments=comments, deidentified=deidentified)
 
 
-def _picture(path: Path, changes: Sequence[Change], studies, motion: np.ndarray, most: int = 8) -> list[Path]:
+def _image(path: Path, changes: Sequence[Change], studies, motion: np.ndarray, most: int = 8) -> list[Path]:
     """Each lesion in both studies, the same place side by side."""
     from PIL import Image, ImageDraw
 
@@ -112,8 +112,8 @@ def _picture(path: Path, changes: Sequence[Change], studies, motion: np.ndarray,
         forth = motion[:3, :3] @ there + motion[:3, 3] if change.follow_up is None else change.follow_up.center_mm
         for column, (place_mm, lesion) in enumerate(((there, change.baseline), (forth, change.follow_up))):
             volume, geometry = seen[column]
-            picture = _crop(volume, geometry, place_mm, lesion, studies[column][1], _COLORS[change.kind], tile)
-            canvas.paste(Image.fromarray(picture), (column * tile, row * (tile + margin) + margin))
+            image = _crop(volume, geometry, place_mm, lesion, studies[column][1], _COLORS[change.kind], tile)
+            canvas.paste(Image.fromarray(image), (column * tile, row * (tile + margin) + margin))
         name = (change.baseline or change.follow_up).tracking[0]
         percent = change.percent("long_axis_mm")
         caption = f"{name}: {change.kind}" + ("" if percent is None else f", long axis {percent:+.0f} %")
@@ -131,12 +131,10 @@ def _crop(volume, geometry, place_mm, lesion: Lesion | None, lesion_geometry, co
     rows = np.rint(y + steps / geometry.spacing[1]).astype(int)
     inside = ((columns >= 0) & (columns < volume.shape[0]))[None] & ((rows >= 0) & (rows < volume.shape[1]))[:, None]
     columns, rows = np.clip(columns, 0, volume.shape[0] - 1), np.clip(rows, 0, volume.shape[1] - 1)
-    picture = np.repeat(np.where(inside, volume[:, :, k].T[np.ix_(rows, columns)], 0)[..., None], 3, -1).astype(
-        np.uint8
-    )
+    image = np.repeat(np.where(inside, volume[:, :, k].T[np.ix_(rows, columns)], 0)[..., None], 3, -1).astype(np.uint8)
     if lesion is not None:
         mask = upright(lesion.mask, lesion_geometry)[0][:, :, k].T[np.ix_(rows, columns)] & inside
         padded = np.pad(mask, 1)
         inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        picture[mask & ~inner] = color
-    return picture
+        image[mask & ~inner] = color
+    return image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from unimed.commands.common import DONE, Parser, guarded, load_model, print_steps, region_line, say
@@ -14,6 +15,7 @@ _DESCRIPTION = """Answer questions about images and volumes and point at what is
     unimed predict MODEL case.png "Where is the nodule?"
     unimed predict MODEL ct.nii.gz "Segment the liver." "Segment the spleen." --site abdomen
     unimed predict MODEL images/ more.dcm --text "Describe the image." --out results --json
+    unimed predict MODEL "Segment the liver." --dicomweb http://localhost:8042/dicom-web --study UID --stow
 
 MODEL is of any family: a grounded model or Uni-Med is asked, BiomedParse looks for what is named (several joined by
 [SEP]), a contrastive model compares the texts as labels. Folders are searched; a folder of DICOM slices is one volume.
@@ -39,6 +41,9 @@ def predict(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--deidentified", action="store_true", help="nothing of the patient in the files (docs/results.md)"
     )
+    parser.add_argument("--dicomweb", metavar="URL", help="the source is a study of this server; words are questions")
+    parser.add_argument("--study", metavar="UID", help="of --dicomweb")
+    parser.add_argument("--stow", action="store_true", help="store segmentation and report on that server")
     parser.flag("out", default="predictions")
     for name in ("device", "dtype", "site", "modality", "window", "page", "restart"):
         parser.flag(name)
@@ -67,11 +72,44 @@ def sources_and_texts(words: list[str], texts: list[str]) -> tuple[list[Path], l
 
 
 def _predict(args) -> int:
+    if args.dicomweb or args.study or args.stow:
+        return _on_server(args)
+    return _on(*sources_and_texts(args.words, args.text), args)
+
+
+def _on_server(args) -> int:
+    """As for files: a study is fetched into OUT/source, and what was made of it goes back with --stow."""
+    from unimed.files import read_json_lines
+    from unimed.io.dicom_web import fetch, store
+
+    if not (args.dicomweb and args.study):
+        raise ValueError("--dicomweb URL and --study UID belong together, and --stow to both")
+    if args.stow:
+        args.formats = list(dict.fromkeys([*args.formats, "dicom-seg", "dicom-sr"]))
+    folder = Path(args.out)
+    paths = fetch(args.dicomweb, args.study, args.series, folder / "source")
+    args.series = None
+    before = _changed(folder)
+    code = _on(paths, [*args.words, *args.text], args)
+    if args.stow:
+        made = {path for path, when in _changed(folder).items() if before.get(path) != when}
+        if (folder / "cases.jsonl").is_file():  # of a run that went on: also what was made before
+            for _, row in read_json_lines(folder / "cases.jsonl", torn_end=True):
+                made |= {folder / name for answer in row.get("answers", ()) for name in answer.get("files", ())}
+        count = store(args.dicomweb, sorted(path for path in made if path.suffix == ".dcm"))
+        print(f"{count} objects stored at {args.dicomweb}", file=sys.stderr if args.json else sys.stdout)
+    return code
+
+
+def _changed(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*.dcm")}
+
+
+def _on(paths: list[Path], texts: list[str], args) -> int:
     from unimed.files import refuse_to_replace
     from unimed.inference.asking import open_source
     from unimed.names import result_name
 
-    paths, texts = sources_and_texts(args.words, args.text)
     for path in paths:
         for number in range(len(texts)):
             refuse_to_replace(path, args.out, f"{result_name(path)}-{number}")
@@ -90,8 +128,6 @@ def _predict(args) -> int:
 
 
 def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: dict) -> int:
-    import sys
-
     from unimed.inference.asking import open_source
     from unimed.inference.runs import print_failures, run_cases
     from unimed.structures import Case

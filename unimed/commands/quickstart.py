@@ -14,10 +14,10 @@ def quickstart_images(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("model", help="exported folder")
     parser.add_argument("data", help="folder of the sample set")
     parser.add_argument("out", help="folder for the images")
-    return guarded(_pictures, parser.parse_args(arguments))
+    return guarded(_images, parser.parse_args(arguments))
 
 
-def _pictures(args) -> int:
+def _images(args) -> int:
 
     import numpy as np
     from PIL import Image
@@ -37,8 +37,8 @@ def _pictures(args) -> int:
         if kind in shown or not sample.regions or sample.regions[0].phrase == "lesion":
             continue
         prediction = model.predict(sample.images[0], sample.conversation[0][1], max_new_tokens=96)
-        picture = draw_regions(*scale_to_width(sample.images[0], prediction.regions, 512))
-        Image.fromarray(picture).save(out / f"{sample.sample_id}.png")
+        image = draw_regions(*scale_to_width(sample.images[0], prediction.regions, 512))
+        Image.fromarray(image).save(out / f"{sample.sample_id}.png")
         shown[kind] = {"image": sample.sample_id, "question": sample.conversation[0][1], "answer": prediction.text}
 
     # Tumours of volumes it has not seen, from a box given by a person; nothing of this was trained here.
@@ -59,8 +59,8 @@ def _pictures(args) -> int:
         )
         prediction = model.segment_boxes(sample.images[0], [box], ["given box"])
         scores.append({"image": sample.sample_id, "dice": dice(prediction.regions[0].mask, truth)})
-        picture = draw_regions(*scale_to_width(sample.images[0], prediction.regions, 512))
-        Image.fromarray(picture).save(out / f"{sample.sample_id}-given-box.png")
+        image = draw_regions(*scale_to_width(sample.images[0], prediction.regions, 512))
+        Image.fromarray(image).save(out / f"{sample.sample_id}-given-box.png")
     mean = float(np.mean([row["dice"] for row in scores])) if scores else None
     summary = {"answers": list(shown.values()), "tumour_from_given_box": scores, "mean_dice": mean,
                "notice": "research use only"}  # fmt: skip

@@ -24,8 +24,8 @@ PHRASES = [
 ]
 
 REPORTS = [
-    f"Axial MRI of the brain. Within the brain, grey matter takes {grey} percent and white matter {100 - grey} percent."
-    for grey in (40, 45, 50, 55)
+    f"Axial MRI of the brain. Within the brain, grey matter takes {gray} percent and white matter {100 - gray} percent."
+    for gray in (40, 45, 50, 55)
 ]
 
 
@@ -101,9 +101,9 @@ def _reports(model, args) -> int:
         ratios.append((time.perf_counter() - middle) / (middle - begin))
     for prediction, (_, found) in zip(ours, theirs, strict=True):
         expected = [box for box, _, _ in found if box[2] > box[0] and box[3] > box[1]]
-        said = [region.box_xyxy_px for region in prediction.regions]
-        same &= len(said) == len(expected) and (not said or bool(np.allclose(said, expected, atol=0.1)))
-        boxes += len(said)
+        predicted = [region.box_xyxy_px for region in prediction.regions]
+        same &= len(predicted) == len(expected) and (not predicted or bool(np.allclose(predicted, expected, atol=0.1)))
+        boxes += len(predicted)
     ratios = ratios[1:]
     print(f"reports: cached and encoded once is {statistics.median(ratios):.2f} times as fast (median of "
           f"{args.repeat}, {min(ratios):.2f} to {max(ratios):.2f}); {boxes} boxes {'the same' if same else 'DIFFER'}")  # fmt: skip # noqa: E501

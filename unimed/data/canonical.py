@@ -81,16 +81,16 @@ def with_conversation(sample: Sample) -> Sample:
         return sample
     captions = [text for text in sample.labels.get("captions") or () if text.strip()]
     if captions:
-        intent, said = Intent("caption"), draw_caption(captions, sample.labels.get("weights"))
+        intent, answer = Intent("caption"), draw_caption(captions, sample.labels.get("weights"))
     elif sample.regions:
         kind = "box" if sample.task is Task.BOX else "segmentation"
         intent = Intent(kind, ", ".join(dict.fromkeys(region.phrase for region in sample.regions)))
-        said = ". ".join(_named(region, kind) for region in sample.regions) + "."
+        answer = ". ".join(_named(region, kind) for region in sample.regions) + "."
     else:
         raise ValueError(f"sample {sample.sample_id}: it has no conversation, caption or region to train on")
     # The words of the answer name what they point at: no dialect may shorten them.
     intent = replace(intent, answer_kind="")
-    return replace(sample, conversation=(("user", question(intent)), ("assistant", said)), intent=intent)
+    return replace(sample, conversation=(("user", question(intent)), ("assistant", answer)), intent=intent)
 
 
 def _named(region: Region, kind: str) -> str:

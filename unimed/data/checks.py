@@ -242,8 +242,8 @@ def sample_problems(sample: Sample, collate: Callable[[list[Sample]], object] | 
         try:
             collate([sample])
         except Exception as error:  # what ends here would be a broken sample in training
-            said = str(error).removeprefix(f"sample {sample.sample_id}: ")
-            found.append(said if said != str(error) else f"{type(error).__name__}: {error}")
+            message = str(error).removeprefix(f"sample {sample.sample_id}: ")
+            found.append(message if message != str(error) else f"{type(error).__name__}: {error}")
     return [f"{sample.sample_id}: {one}" for one in found]
 
 

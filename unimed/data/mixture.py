@@ -108,6 +108,40 @@ class Mixture:
         return self._orders[dataset, epoch]
 
 
+def balanced_weights(
+    lengths: Sequence[int],
+    tasks: Sequence[str],
+    task_temperature: float = 1.0,
+    dataset_temperature: float = 1.0,
+    factors: Sequence[float] | None = None,
+) -> list[float]:
+    """Weights of data sets that balance tasks, and the data sets of each task, by temperatures (arXiv 1910.10683).
+
+    A task with N samples in all is drawn with a weight of N^(1 / task_temperature), and within it a data set of n
+    samples with n^(1 / dataset_temperature). 1 draws by size, infinity draws all alike.
+
+    Args:
+        tasks: of each data set.
+        factors: multiply the weight of a data set within its task.
+
+    Returns:
+        weights that sum to 1.
+
+    Raises:
+        DataError: a temperature below 1.
+    """
+    for name, value in (("task", task_temperature), ("dataset", dataset_temperature)):
+        if not value >= 1:
+            raise DataError(f"balance: temperature {name}={value} must be at least 1")
+    sizes = np.asarray(lengths, dtype=np.float64)
+    within = sizes ** (1 / dataset_temperature) * (1.0 if factors is None else np.asarray(factors, dtype=np.float64))
+    weights = np.zeros(len(sizes))
+    for task in set(tasks):
+        mine = np.array([own == task for own in tasks])
+        weights[mine] = sizes[mine].sum() ** (1 / task_temperature) * within[mine] / within[mine].sum()
+    return (weights / weights.sum()).tolist()
+
+
 class Plan:
     """Windows of the stream cut into batches; rank r takes every `world_size`-th batch of a window.
 

@@ -26,8 +26,8 @@ def look_of(image: np.ndarray) -> int | None:
     """64 bits: whether each cell of a 9x8 thumbnail is brighter than the next (difference hash); None if it is flat."""
     from PIL import Image
 
-    grey = Image.fromarray(image).convert("L").resize((9, 8), Image.Resampling.BOX)
-    cells = np.asarray(grey, dtype=np.int16)
+    gray = Image.fromarray(image).convert("L").resize((9, 8), Image.Resampling.BOX)
+    cells = np.asarray(gray, dtype=np.int16)
     if cells.max() - cells.min() < 4:
         return None
     bits = (cells[:, 1:] > cells[:, :-1]).ravel()

@@ -39,7 +39,7 @@ class Pinned:
     file: str
     bytes: int
     sha256: str
-    licence: str
+    license: str
     sdist: bool = False
     pip_options: tuple[str, ...] = ()
     members: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ def manifest() -> dict[str, Pinned]:
             file=entry["file"],
             bytes=entry["bytes"],
             sha256=entry["sha256"],
-            licence=entry["licence"],
+            license=entry["licence"],
             sdist=entry.get("sdist", False),
             pip_options=tuple(entry.get("pip_options", ())),
             members={short: (m["member"], m["sha256"]) for short, m in entry.get("members", {}).items()},

@@ -62,9 +62,10 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "test_batch_size": ((int,), 4),
     "overlay_cases": ((int,), 12),
     "custom_imports": ((dict, NONE), None),
+    "grid": ((dict, NONE), None),
     "default_scope": ((str, NONE), None),
 }
-OPEN = {"task", "train_data", "val_data", "test_data", "collate", "optimizer", "custom_imports"}
+OPEN = {"task", "train_data", "val_data", "test_data", "collate", "optimizer", "custom_imports", "grid"}
 WORDS = {
     "precision": ("fp32", "bf16", "fp16"),
     "strategy": ("auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"),

@@ -226,7 +226,7 @@ def draw_matrix(
     figure = Figure(figsize=(2.0 + 0.8 * len(columns), 1.2 + 0.5 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    picture = axes.imshow(matrix, vmin=low, vmax=high, cmap="coolwarm" if low == -1 else "viridis", aspect="auto")
+    image = axes.imshow(matrix, vmin=low, vmax=high, cmap="coolwarm" if low == -1 else "viridis", aspect="auto")
     for row in range(len(rows)):
         for column in range(len(columns)):
             if not np.isnan(matrix[row, column]):
@@ -234,5 +234,5 @@ def draw_matrix(
                           bbox={"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 1})  # fmt: skip
     axes.set_xticks(range(len(columns)), columns, rotation=30)
     axes.set_yticks(range(len(rows)), rows)
-    figure.colorbar(picture, label=label)
+    figure.colorbar(image, label=label)
     return write_atomic(Path(path), lambda temporary: figure.savefig(temporary, dpi=150))

@@ -167,9 +167,9 @@ class EngineLoop(BaseLoop):
         if not names:
             return
         sums = total([sum(c[name] for c in counts) for name in names], self.runner.strategy.device)
-        share = {name: value / (len(batches) * world()[1]) for name, value in zip(names, sums, strict=True)}
+        fraction = {name: value / (len(batches) * world()[1]) for name, value in zip(names, sums, strict=True)}
         for batch in batches:
-            batch["normalizers"] = share
+            batch["normalizers"] = fraction
 
     def _refuse_step(self, finite, loss, norm, ids) -> None:
         self.bad_steps += 1

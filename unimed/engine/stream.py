@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import signal
 import threading
 import time
@@ -10,11 +11,13 @@ from collections.abc import Mapping
 
 import torch
 
-from unimed.data.mixture import DataError, KeyedDatasets, Mixture, Plan, seeded
+from unimed.data.mixture import DataError, KeyedDatasets, Mixture, Plan, balanced_weights, seeded
 from unimed.engine.shutdown import ignore_signals
+from unimed.evaluation.tables import markdown_table
 from unimed.registry import DATASETS
 
-SINGLE = ("weight", "name")
+#: Keys of an entry of a mixture beside its `dataset`.
+SINGLE = ("weight", "name", "task", "needs")
 #: Seconds after which a rank that waits for a data worker looks whether it is still there.
 LOOK_S = 5.0
 
@@ -56,20 +59,63 @@ class _WithKey:
         return self.datasets[key], key
 
 
-def build_datasets(config: Mapping) -> tuple[list, list[str], list[float] | None, dict]:
-    """Datasets, names, weights and options of a `train_data`, `val_data` or `test_data` entry."""
+def build_datasets(config: Mapping, tell: bool = False) -> tuple[list, list[str], list[float] | None, dict]:
+    """Datasets, names, weights and options of a `train_data`, `val_data` or `test_data` entry.
+
+    An entry of a mixture that `needs` a path (or a pattern) is left out where nothing is there. `balance` weighs the
+    rest (`unimed.data.mixture.balanced_weights`).
+
+    Args:
+        tell: print a table of what remains and what is left out, where entries may be left out.
+
+    Raises:
+        DataError: an unknown key, or nothing remains.
+    """
     if "mixture" not in config:
         return [DATASETS.build(config)], [str(config["type"])], None, {}
     entries, options = config["mixture"], {k: v for k, v in config.items() if k != "mixture"}
-    datasets, names = [], []
+    balance = options.pop("balance", None)
+    datasets, kept, absent = [], [], []
     for number, entry in enumerate(entries):
         unknown = set(entry) - {"dataset", *SINGLE}
         if unknown:
-            raise DataError(f"mixture entry {number}: unknown key {sorted(unknown)[0]!r}; valid: dataset, weight, name")
-        datasets.append(DATASETS.build(entry["dataset"]))
-        names.append(entry.get("name", f"{entry['dataset']['type']}#{number}"))
-    weights = [entry.get("weight", 1.0) for entry in entries] if any("weight" in e for e in entries) else None
-    return datasets, names, weights, options
+            valid = ", ".join(("dataset", *SINGLE))
+            raise DataError(f"mixture entry {number}: unknown key {sorted(unknown)[0]!r}; valid: {valid}")
+        name, needs = entry.get("name", f"{entry['dataset']['type']}#{number}"), entry.get("needs")
+        if needs is not None and not glob.glob(str(needs)):
+            absent.append((name, entry.get("task", ""), f"{needs} is not there"))
+            continue
+        dataset = DATASETS.build(entry["dataset"])
+        if needs is not None and not len(dataset):
+            absent.append((name, entry.get("task", ""), "no sample"))
+            continue
+        datasets.append(dataset)
+        kept.append({**entry, "name": name})
+    if not datasets:
+        raise DataError(f"no data set of the mixture is there: {'; '.join(f'{n}: {why}' for n, _, why in absent)}")
+    weights = [entry.get("weight", 1.0) for entry in kept] if any("weight" in e for e in kept) else None
+    if balance is not None:
+        temperatures = {f"{name}_temperature": value for name, value in dict(balance).items()}
+        if unknown := set(temperatures) - {"task_temperature", "dataset_temperature"}:
+            raise DataError(f"balance: unknown key {sorted(unknown)[0].split('_')[0]!r}; valid: task, dataset")
+        tasks = [entry.get("task", "") for entry in kept]
+        weights = balanced_weights([len(d) for d in datasets], tasks, **temperatures, factors=weights)
+    if tell and any(entry.get("needs") is not None for entry in entries):
+        print(mixture_table(kept, [len(dataset) for dataset in datasets], weights, absent), flush=True)
+    return datasets, [entry["name"] for entry in kept], weights, options
+
+
+def mixture_table(kept, lengths, weights, absent) -> str:
+    """What a mixture holds, with the fraction of the stream each set gets, and what was left out and why."""
+    total = sum(lengths if weights is None else weights)
+    rows = [
+        {"data set": entry["name"], "task": entry.get("task", ""), "samples": length, "of the stream": weight / total}
+        for entry, length, weight in zip(kept, lengths, lengths if weights is None else weights, strict=True)
+    ]
+    text = markdown_table(rows)
+    if absent:
+        text += f"\nleft out ({len(absent)}):\n" + "\n".join(f"  {name}: {why}" for name, _, why in absent) + "\n"
+    return text
 
 
 class Stream:
@@ -83,12 +129,12 @@ class Stream:
     def __init__(
         self, config: Mapping, collator, *, batch_size, rank, world_size, seed, num_workers=0, restarts=3, timeout_s=0
     ):
-        datasets, names, weights, options = build_datasets(config)
+        datasets, names, weights, options = build_datasets(config, tell=rank == 0)
         unknown = set(options) - {"group_by_length", "token_budget", "shuffle"}
         if unknown:
             raise DataError(
                 f"train_data: unknown key {sorted(unknown)[0]!r}; "
-                "valid: mixture, group_by_length, token_budget, shuffle"
+                "valid: mixture, balance, group_by_length, token_budget, shuffle"
             )
         shuffle = options.pop("shuffle", True)
         length_of = None

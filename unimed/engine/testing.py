@@ -185,14 +185,14 @@ def _case(sample, prediction) -> dict:
             for region in owner.regions
         ]
 
-    said = {role: text for role, text in reversed(sample.conversation)}  # the first of each role
+    texts = {role: text for role, text in reversed(sample.conversation)}  # the first of each role
     return _plain(
         {
             "sample_id": sample.sample_id,
             "source": sample.source,
             "task": sample.labels.get("task"),
-            "question": said.get("user"),
-            "truth": said.get("assistant"),
+            "question": texts.get("user"),
+            "truth": texts.get("assistant"),
             "text": prediction.text,
             "true_regions": regions_of(sample),
             "regions": regions_of(prediction),
@@ -206,7 +206,7 @@ def overlay_sheet(samples, predictions, count: int, width: int = 320) -> np.ndar
     Everything is scaled to `width` before it is drawn, so that captions are of one size. uint8 HxWx3.
     """
     from unimed.io.images import load
-    from unimed.io.overlay import contact_sheet, picture_with_captions, scale_to_width
+    from unimed.io.overlay import contact_sheet, image_with_captions, scale_to_width
 
     eligible = []
     for sample, prediction in zip(samples, predictions, strict=True):
@@ -220,7 +220,7 @@ def overlay_sheet(samples, predictions, count: int, width: int = 320) -> np.ndar
         image = load(image).pixels
         pairs.append(
             [
-                picture_with_captions(*scale_to_width(image, owner.regions, width), title=f"{kind}: {sample.sample_id}")
+                image_with_captions(*scale_to_width(image, owner.regions, width), title=f"{kind}: {sample.sample_id}")
                 for kind, owner in (("truth", sample), ("prediction", prediction))
             ]
         )

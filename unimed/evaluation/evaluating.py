@@ -116,8 +116,9 @@ def evaluate(
 
     from unimed.evaluation.cases import project
 
-    predictions = [predictions] if isinstance(predictions, Prediction) else list(predictions)
-    samples = [samples] if isinstance(samples, Sample) else list(samples)
+    # What is read when it is asked for stays so: masks of many volumes need no memory together.
+    predictions = [predictions] if isinstance(predictions, Prediction) else _sequence(predictions)
+    samples = [samples] if isinstance(samples, Sample) else _sequence(samples)
     if len(predictions) != len(samples):
         raise ValueError(f"{len(predictions)} predictions for {len(samples)} samples; there must be one for each")
     rows = Rows()
@@ -128,3 +129,7 @@ def evaluate(
             except ValueError as error:
                 raise ValueError(f"{sample.sample_id}: {error}") from error
     return rows
+
+
+def _sequence(items) -> Sequence:
+    return items if isinstance(items, Sequence) else list(items)

@@ -212,8 +212,8 @@ def recist(changes: Sequence[Change], nadir_mm: float | None = None) -> Response
         reasons.append(f"new lesions: {', '.join(map(str, new))}")
     if targets and after >= 1.2 * nadir and after - nadir >= 5:
         category = "PD"
-        share = f"{100 * (after - nadir) / nadir:.0f} % and " if nadir else ""
-        reasons.append(f"sum {after:.1f} mm, {share}{after - nadir:.1f} mm over the nadir")
+        fraction = f"{100 * (after - nadir) / nadir:.0f} % and " if nadir else ""
+        reasons.append(f"sum {after:.1f} mm, {fraction}{after - nadir:.1f} mm over the nadir")
     if category != "PD":
         if not targets and not rest:
             category = "NE"

@@ -9,7 +9,7 @@ import numpy as np
 
 from unimed.evaluation.comparing import worst_cases
 from unimed.io.montage import key_slices
-from unimed.io.overlay import contact_sheet, picture_with_captions, scale_to_width
+from unimed.io.overlay import contact_sheet, image_with_captions, scale_to_width
 from unimed.io.result import Prediction
 from unimed.io.windows import to_uint8
 from unimed.structures import Region, Sample
@@ -47,7 +47,7 @@ def beside(sample: Sample, prediction: Prediction) -> np.ndarray:
     cells = []
     for title, regions in ((f"truth{note}", true), (f"prediction{note}", found)):
         scaled, moved = scale_to_width(image, regions, WIDTH)
-        cells.append(picture_with_captions(scaled, moved, title))
+        cells.append(image_with_captions(scaled, moved, title))
     return contact_sheet([cells])
 
 
@@ -59,8 +59,8 @@ def _flat(sample: Sample, prediction: Prediction):
     masks = [r.mask for r in (*true, *found) if r.mask is not None and r.mask.shape == image.shape]
     total = masks[0] if masks else np.zeros(image.shape, bool)
     place = key_slices(total, 1)[0]
-    grey = image[place]
-    grey = grey if grey.dtype == np.uint8 else to_uint8(grey)
+    gray = image[place]
+    gray = gray if gray.dtype == np.uint8 else to_uint8(gray)
 
     def cut(regions: list[Region]) -> list[Region]:
         return [
@@ -69,12 +69,12 @@ def _flat(sample: Sample, prediction: Prediction):
             for r in regions
         ]  # fmt: skip
 
-    return grey, cut(true), cut(found), f", slice {place + 1} of {len(image)}"
+    return gray, cut(true), cut(found), f", slice {place + 1} of {len(image)}"
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG")
+    Image.fromarray(image).save(stream, format="PNG")
     return stream.getvalue()

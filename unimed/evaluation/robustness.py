@@ -117,8 +117,8 @@ def disturb(image: np.ndarray, kind: str, severity: int, *, seed: int = 0) -> Di
         matrix = (
             _rotation(strength * generator.choice((-1, 1))) if kind == "rotation" else np.diag([strength, strength, 1])
         )
-        centre = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1.0]])
-        matrix = centre @ matrix @ np.linalg.inv(centre)
+        center = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1.0]])
+        matrix = center @ matrix @ np.linalg.inv(center)
         values = _warp(values, matrix, order=1, outside=low)
     values = np.clip(values, low, high)
     values = np.round(values) if image.dtype.kind == "u" else values

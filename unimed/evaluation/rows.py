@@ -14,6 +14,7 @@ from unimed.evaluation.cases import sample_row
 from unimed.evaluation.matching import charged_to, match_phrases, match_regions
 from unimed.io.result import Prediction
 from unimed.metrics.boxes import match, paired_iou, score_phrase
+from unimed.metrics.conformal_regions import cover_distance
 from unimed.metrics.registered import metrics_of
 from unimed.metrics.text import exact_match, normal_form
 from unimed.structures import Region, Sample
@@ -68,6 +69,7 @@ def mask_rows(sample: Sample, prediction: Prediction) -> list[dict]:
                     truth_voxels=int(pair.true.mask.sum()),
                     predicted_voxels=int(mask.sum()),
                     answered=pair.predicted is not None,
+                    **_certainty(pair.predicted, pair.true),
                 )
             )
         elif pair.predicted.mask.any():
@@ -76,6 +78,14 @@ def mask_rows(sample: Sample, prediction: Prediction) -> list[dict]:
             target = charged_to(pair.predicted, true)
             rows.append(sample_row(sample, "mask", target, **worst, **size, answered=True, superfluous=True))
     return rows
+
+
+def _certainty(predicted: Region | None, true: Region) -> dict:
+    """What a calibration of masks learns from: the stated confidence, and how far a 2D mask is from covering."""
+    if predicted is None or true.mask.ndim != 2:
+        return {}
+    found = {"cover_95_px": cover_distance(predicted.mask, true.mask)}
+    return found if predicted.confidence is None else found | {"confidence": float(predicted.confidence)}
 
 
 def box_rows(sample: Sample, prediction: Prediction) -> list[dict]:
@@ -164,14 +174,14 @@ def presence_rows(sample: Sample, prediction: Prediction) -> list[dict]:
     for region in asked:
         shown = found if len(asked) == 1 else partners[id(region)]
         size = max((_size(one) for one in shown), default=0)
-        said = [float(_size(one) > 0) if one.presence is None else one.presence for one in shown]
+        presences = [float(_size(one) > 0) if one.presence is None else one.presence for one in shown]
         rows.append(
             sample_row(
                 sample,
                 "presence",
                 region.phrase,
                 present=not _is_absent(region),
-                presence=max(said, default=0.0),
+                presence=max(presences, default=0.0),
                 predicted_voxels=size,
             )
         )

@@ -65,7 +65,7 @@ def find_sources(places: Sequence[str | Path]) -> list[Path]:
             continue
         images = [p for p in sorted(place.rglob("*")) if p.is_file() and p.name.lower().endswith(IMAGE_SUFFIXES)]
         try:
-            volumes = find_volumes(place, pictures=True)
+            volumes = find_volumes(place, single_images=True)
         except FileNotFoundError:
             volumes = []
         if not images and not volumes:
@@ -108,6 +108,18 @@ def ask(model, source: Source, texts: Sequence[str], *, plane: str | None = None
     if options.get("task") is None:
         options.pop("task", None)
     return model.predict(source.content, texts, **options)
+
+
+def kind_of(model) -> str:
+    """What a model is asked with: "labels" that it compares, "segments" (names of targets), "answers" (any words)."""
+    return "labels" if hasattr(model, "zero_shot") else "segments" if hasattr(model, "segment_slices") else "answers"
+
+
+def worded(model, targets: Sequence[str]) -> list[str]:
+    """Names of targets as questions that the model reads; sentences (a capital, several words) stay as they are."""
+    if kind_of(model) != "answers":
+        return list(targets)
+    return [text if " " in text.strip() and text[:1].isupper() else f"Segment the {text}." for text in targets]
 
 
 def save_volume_prediction(

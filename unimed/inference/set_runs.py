@@ -29,14 +29,14 @@ from unimed.io.answers import write_answer, write_mask
 from unimed.io.images import load as load_image
 from unimed.io.images import load_stack
 from unimed.io.masks import load_mask
-from unimed.io.overlay import NOTICE, contact_sheet, picture_with_captions, scale_to_width, write_picture
-from unimed.io.region_box import paint_box
+from unimed.io.overlay import NOTICE, contact_sheet, image_with_captions, scale_to_width, write_image
+from unimed.io.region_box import draw_box
 from unimed.io.result import contradiction
 from unimed.locks import FolderInUseError, describe_owner, living_owner
 from unimed.structures import Case, Region
 
 #: Width in pixels at which overlays are drawn: captions need room.
-PICTURE_WIDTH = 384
+IMAGE_WIDTH = 384
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Run:
     """How a run works; nothing here changes an answer but `max_new_tokens`.
 
     `state` is the folder of the run's state; `overlays` is how many pictures with drawn regions are kept (evenly spread
-    over the cases) in `pictures`.
+    over the cases) in `overlay_folder`.
     """
 
     state: Path
-    pictures: Path
+    overlay_folder: Path
     batch_size: int = 4
     max_new_tokens: int = 512
     overlays: int = 12
@@ -115,16 +115,16 @@ def _first_mask(prediction, shape: tuple[int, ...]) -> np.ndarray:
     return masks[0] if masks else np.zeros(shape, dtype=bool)
 
 
-def _picture(path: Path, image: np.ndarray, regions, truth: np.ndarray | None = None, title: str = "") -> None:
+def _image(path: Path, image: np.ndarray, regions, truth: np.ndarray | None = None, title: str = "") -> None:
     """Overlay of the answer, beside that of the truth where there is one; each says which it is."""
     parts = {"prediction": regions}
     if truth is not None:
         phrase = regions[0].phrase if regions else "region"
         parts = {"truth": [Region(phrase, mask=truth)], **parts}
-    row = [picture_with_captions(*scale_to_width(image, list(part), PICTURE_WIDTH), title=kind)
+    row = [image_with_captions(*scale_to_width(image, list(part), IMAGE_WIDTH), title=kind)
            for kind, part in parts.items()]  # fmt: skip
     note = f"{title}; {NOTICE}" if title else NOTICE
-    write_picture(path, contact_sheet([row], note=note))
+    write_image(path, contact_sheet([row], note=note))
 
 
 def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: Mapping, launcher="none"):
@@ -142,8 +142,8 @@ def segment_images(model, cases: Sequence[Case], out: Path, run: Run, settings: 
             if case.name in shown:
                 truth = case.inputs["truth"]
                 truth = load_mask(truth, image=image, resize=True)[0] if truth.is_file() else None
-                path = within(run.pictures, f"{case.name.removesuffix('.png')}.png")
-                _picture(path, image.rgb, answer.regions, truth, case.inputs["text"])
+                path = within(run.overlay_folder, f"{case.name.removesuffix('.png')}.png")
+                _image(path, image.rgb, answer.regions, truth, case.inputs["text"])
             rows.append(_row(case, answer, image.steps) | {"mask_pixels": int(mask.sum())})
         return rows
 
@@ -180,8 +180,8 @@ def answer_images(
                 write_mask(within(masks_to, case.inputs["image_name"]), masks[0])
             content = write_answer(within(out, f"{case.name}.json"), case.name, answer.markup, form, masks)
             if case.name in shown:
-                path = within(run.pictures, f"{case.name.removesuffix('.png')}.png")
-                _picture(path, image.rgb, answer.regions, title=case.inputs["text"])
+                path = within(run.overlay_folder, f"{case.name.removesuffix('.png')}.png")
+                _image(path, image.rgb, answer.regions, title=case.inputs["text"])
             rows.append(_row(case, answer, image.steps) | {"caption": content["caption"]})
         return rows
 
@@ -199,8 +199,8 @@ def _ask(model, batch: list[Case], images: list, max_new_tokens: int) -> list:
             raise TreeError(f"{case.inputs['region']}: mask is empty; there is no region to ask about")
         regions.append(mask)
     if batch[0].inputs["framed"]:
-        pictures = [paint_box(image.rgb, mask) for image, mask in zip(images, regions, strict=True)]
-        return model.predict_batch(pictures, texts, batch_size=len(batch), max_new_tokens=max_new_tokens)
+        drawn = [draw_box(image.rgb, mask) for image, mask in zip(images, regions, strict=True)]
+        return model.predict_batch(drawn, texts, batch_size=len(batch), max_new_tokens=max_new_tokens)
     given = [[mask] for mask in regions]
     return model.predict_batch(images, texts, given, batch_size=len(batch), max_new_tokens=max_new_tokens)
 
@@ -226,21 +226,21 @@ def segment_volumes(
         (case,) = batch
         slices = case.inputs["slices"]
         images = load_stack(slices, compat=compat)
-        pictures = [image.pixels for image in images]
-        answer = model.predict_frames(pictures, case.inputs["text"], compat=compat, max_new_tokens=run.max_new_tokens)
-        mask = _first_mask(answer, (len(pictures), *pictures[0].shape[:2]))
+        frames = [image.pixels for image in images]
+        answer = model.predict_frames(frames, case.inputs["text"], compat=compat, max_new_tokens=run.max_new_tokens)
+        mask = _first_mask(answer, (len(frames), *frames[0].shape[:2]))
         for path, plane in zip(slices, mask, strict=True):
             write_mask(within(out, str(Path(case.inputs["out"]) / path.name)), plane)
         if case.name in shown:
             largest = int(mask.sum(axis=(1, 2)).argmax()) if mask.any() else len(mask) // 2
-            shape, truth = pictures[largest].shape[:2], case.inputs["truth"].get(slices[largest].name)
+            shape, truth = frames[largest].shape[:2], case.inputs["truth"].get(slices[largest].name)
             known = truth is not None and truth.is_file()
             truth = load_mask(truth, image=images[largest], resize=True)[0] if known else np.zeros(shape, dtype=bool)
             presence = answer.regions[0].presence if answer.regions else None
             region = Region(case.inputs["phrase"], mask=mask[largest], presence=presence)
-            path = within(run.pictures, f"{case.name.removesuffix('.png')}.png")
+            path = within(run.overlay_folder, f"{case.name.removesuffix('.png')}.png")
             title = f"{case.inputs['text']} (slice {largest + 1} of {len(slices)})"
-            _picture(path, pictures[largest], [region], truth, title)
+            _image(path, frames[largest], [region], truth, title)
         return [_row(case, answer, images[0].steps) | {"mask_voxels": int(mask.sum()), "slices": len(slices)}]
 
     # A volume is a batch of its own: its slices are what is worked on together.

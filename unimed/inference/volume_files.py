@@ -14,7 +14,7 @@ from unimed.io.volumes import read_volume
 SUFFIXES = tuple(suffix for suffix in VOLUME_SUFFIXES if suffix != ".img")
 
 
-def find_volumes(folder: str | Path, pictures: bool = False) -> list[Path]:
+def find_volumes(folder: str | Path, single_images: bool = False) -> list[Path]:
     """Files with a volume suffix, and folders that hold DICOM slices, below `folder`, in order.
 
     A folder that itself holds DICOM slices, whatever their names, is one volume; where it holds several series, reading
@@ -23,7 +23,7 @@ def find_volumes(folder: str | Path, pictures: bool = False) -> list[Path]:
     an NPZ with none of the three is kept, so that reading it says what is missing.
 
     Args:
-        pictures: for those who ask about images as well: where no DICOM file of a folder has a place in the patient
+        single_images: for those who ask about images too: where no DICOM file of a folder has a place in the patient
             (X-rays, photographs), each of them is found instead of the folder.
 
     Raises:
@@ -36,8 +36,8 @@ def find_volumes(folder: str | Path, pictures: bool = False) -> list[Path]:
     for place in sorted([folder, *(p for p in folder.rglob("*") if p.is_dir())]):
         files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
         kinds = {path: kind_of_dicom(path) for path in files if may_be_dicom(path)}
-        slices = [path for path, kind in kinds.items() if kind in ("slice", "picture")]
-        if pictures and all(kinds[path] == "picture" for path in slices):
+        slices = [path for path, kind in kinds.items() if kind in ("slice", "image")]
+        if single_images and all(kinds[path] == "image" for path in slices):
             found += slices
             slices = []
         if len(slices) > 1:

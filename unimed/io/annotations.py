@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -87,34 +88,50 @@ def as_label_studio(prediction, image=None, formats=(), *, image_url: str = "") 
     Raises:
         ValueError: masks of a volume, or an image whose size is not known.
     """
-    found, (height, width), name = _checked(prediction, image, "label-studio")
-    result = []
+    found, size, name = _checked(prediction, image, "label-studio")
+    made = label_studio_prediction(prediction, found, size)
+    task = {"data": {"image": image_url or name, "text": prediction.text}, "predictions": [made]}
+    return {".labelstudio.json": partial(write_text, text=json.dumps([task], ensure_ascii=False))}
+
+
+def label_studio_prediction(
+    prediction, found: Sequence[Finding], size: tuple[int, int], *, brush: str | None = "brush",
+    rectangle: str | None = "label", to_name: str = "image", label: str | None = None,
+) -> dict:  # fmt: skip
+    """A prediction of a Label Studio task: masks as brush labels, boxes as rectangles in percent.
+
+    Args:
+        size: (height, width) of the image.
+        brush, rectangle: names of the tags of the labelling interface; a mask without a brush becomes its rectangle,
+            and what has no tag is left out.
+        label: what every region is called there; by default each its phrase.
+    """
+    (height, width), result = size, []
     for finding in found:
         box = _box(finding)
         if box is None:
             continue
-        item = {"id": f"region{finding.number}", "to_name": "image", "original_width": width, "original_height": height,
+        named = [label or finding.label]
+        item = {"id": f"region{finding.number}", "to_name": to_name, "original_width": width, "original_height": height,
                 "image_rotation": 0}  # fmt: skip
         if (score := _score(finding)) is not None:
             item["score"] = score
-        if finding.is_drawn:
-            runs = brush_runs(finding.region.mask)
-            item |= {"type": "brushlabels", "from_name": "brush"}
-            item["value"] = {"format": "rle", "rle": runs, "brushlabels": [finding.label]}
-        else:
+        if finding.is_drawn and brush is not None:
+            item |= {"type": "brushlabels", "from_name": brush}
+            item["value"] = {"format": "rle", "rle": brush_runs(finding.region.mask), "brushlabels": named}
+        elif rectangle is not None:
             x1, y1, x2, y2 = box
-            item |= {"type": "rectanglelabels", "from_name": "label"}
+            item |= {"type": "rectanglelabels", "from_name": rectangle}
             item["value"] = {
                 "x": 100 * x1 / width, "y": 100 * y1 / height, "width": 100 * (x2 - x1) / width,
-                "height": 100 * (y2 - y1) / height, "rotation": 0, "rectanglelabels": [finding.label],
+                "height": 100 * (y2 - y1) / height, "rotation": 0, "rectanglelabels": named,
             }  # fmt: skip
+        else:
+            continue
         result.append(item)
     scores = [item["score"] for item in result if "score" in item]
     made = {"model_version": f"{model_name(prediction)} ({NOTICE})", "result": result}
-    if scores:
-        made["score"] = float(np.mean(scores))
-    task = {"data": {"image": image_url or name, "text": prediction.text}, "predictions": [made]}
-    return {".labelstudio.json": partial(write_text, text=json.dumps([task], ensure_ascii=False))}
+    return made | ({"score": float(np.mean(scores))} if scores else {})
 
 
 def brush_runs(mask: np.ndarray) -> list[int]:

@@ -82,5 +82,5 @@ def write_mask(path: Path, mask: np.ndarray) -> Path:
     """A mask as 8-bit picture of 0 and 255, PNG whatever the name says: other formats would blur it."""
     from PIL import Image
 
-    picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    return write_atomic(path, lambda temporary: picture.save(temporary, format="PNG"))
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    return write_atomic(path, lambda temporary: image.save(temporary, format="PNG"))

@@ -201,6 +201,13 @@ def number_of(dataset, name: str) -> float | None:
 # Pixels --------------------------------------------------------------------------------------------------------------
 
 
+def stored_frames(dataset, count: int) -> list[bytes]:
+    """The compressed frames of an object as they are stored, `count` of them."""
+    from pydicom.encaps import generate_frames
+
+    return list(generate_frames(dataset.PixelData, number_of_frames=count))
+
+
 def decoded(dataset, where: str, header: dict | None = None) -> np.ndarray:
     """Stored values: (rows, columns), frames before them where there are several, 3 for RGB behind them.
 

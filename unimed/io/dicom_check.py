@@ -358,6 +358,6 @@ def _tools(path: Path, is_seg: bool) -> Iterator[Remark]:
         written = any(Path(folder).iterdir())
     if done.returncode or not written:
         lines = (done.stderr + done.stdout).splitlines()
-        said = [line for line in lines if line.strip().lower().startswith(("e:", "error", "f:", "fatal"))]
-        reason = f": {said[-1].strip()}" if said else ""
+        errors = [line for line in lines if line.strip().lower().startswith(("e:", "error", "f:", "fatal"))]
+        reason = f": {errors[-1].strip()}" if errors else ""
         yield Remark("error", f"{DCMQI}, {SLICER}", f"{name} does not read it{reason}")

@@ -97,7 +97,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def kind_of_dicom(path: Path) -> str:
-    """ "slice", "picture" (its place in the patient is not stated: X-ray, mammogram, photograph), "frames" (cine,
+    """ "slice", "image" (its place in the patient is not stated: X-ray, mammogram, photograph), "frames" (cine,
     enhanced object or dose grid), "other" (segmentation, report, ...).
 
     Files that cannot be read as DICOM count as slices: reading them, or their folder, says what is wrong.
@@ -110,7 +110,7 @@ def kind_of_dicom(path: Path) -> str:
         return "other"
     if _is_multi_frame(header):
         return "frames"
-    return "slice" if has_place(header) else "picture"
+    return "slice" if has_place(header) else "image"
 
 
 def scan(folder: Path) -> tuple[list[Series], list[str]]:

@@ -92,12 +92,12 @@ def findings_of(
             name, uid = tracking[number - 1]
         coding = coding_of(region.phrase, label)
         size = None if region.mask is None else measure(region.mask, geometry, values, unit)
-        color = _told_apart(color_of(coding), coding, found)
+        color = _distinguished(color_of(coding), coding, found)
         found.append(Finding(number, region, label, coding, color, name, uid, sentence_of(prediction, region), size))
     return found
 
 
-def _told_apart(color: tuple[int, int, int], coding: Coding, others: Sequence[Finding]) -> tuple[int, int, int]:
+def _distinguished(color: tuple[int, int, int], coding: Coding, others: Sequence[Finding]) -> tuple[int, int, int]:
     """The color of a code, turned on where another code of the same result has nearly the same."""
     hue, light, saturation = colorsys.rgb_to_hls(*(v / 255 for v in color))
     for _ in range(8):
@@ -165,5 +165,5 @@ def presence_words(region: Region, drawn: bool, calibrated: bool = False) -> str
         return f"{found}; presence not stated"
     kind = "calibrated" if calibrated else "not calibrated"
     contrary = (region.presence < 0.5) == drawn and (drawn or not boxed)
-    doubt = "; presence and outline contradict each other" if contrary else ""
-    return f"{found}; presence {region.presence:.2f} ({kind}){doubt}"
+    uncertainty = "; presence and outline contradict each other" if contrary else ""
+    return f"{found}; presence {region.presence:.2f} ({kind}){uncertainty}"

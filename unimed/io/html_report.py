@@ -15,10 +15,10 @@ import numpy as np
 
 from unimed.files import write_text
 from unimed.geometry import Geometry
-from unimed.io.dicom_pictures import pictures
+from unimed.io.dicom_rendered import rendered_slices
 from unimed.io.dicom_source import DicomSegError, source_of_result
 from unimed.io.findings import NOTICE, Finding, findings_of, model_name, presence_words, sentences
-from unimed.io.views import grey_values, upright
+from unimed.io.views import gray_values, upright
 from unimed.markup import for_html
 from unimed.version import __version__
 
@@ -57,14 +57,14 @@ def as_html_report(
     Raises:
         ValueError: an image that does not fit the masks. FileNotFoundError: no file `niivue`.
     """
-    grey = grey_values(prediction, image)
+    gray = gray_values(prediction, image)
     values, unit = _values(prediction, image)
     found = findings_of(prediction, values=values, unit=unit)
-    data = _data(prediction, found, grey, most_voxels)
+    data = _data(prediction, found, gray, most_voxels)
     script = niivue or os.environ.get(NIIVUE_VARIABLE) or ""
     library = Path(script).read_text(encoding="utf-8") if script and data["image"] and data["shape"][2] > 1 else ""
     if library:
-        data["nifti"] = _nifti(prediction, found, grey, most_voxels)
+        data["nifti"] = _nifti(prediction, found, gray, most_voxels)
     return {".html": partial(write_text, text=_page(prediction, found, data, image, calibrated, deidentified, library))}
 
 
@@ -84,16 +84,16 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _data(prediction, found: list[Finding], grey: np.ndarray | None, most: int) -> dict:
+def _data(prediction, found: list[Finding], gray: np.ndarray | None, most: int) -> dict:
     """What the script draws: grey values or RGB, and bits of each mask within its box; x runs fastest."""
     regions = [{"name": f.label, "color": list(f.color), "box": f.region.box_xyxy_px} for f in found]
-    if grey is None:
+    if gray is None:
         masks = [f.region.mask for f in found if f.region.mask is not None]
         if not masks:
             return {"image": None, "shape": [0, 0, 0], "regions": regions, "step": [1, 1, 1]}
-        grey = np.zeros(masks[0].shape, np.uint8)
-    color = grey.ndim == 3 and _is_color(grey, found, prediction)
-    planes = [grey[..., c] for c in range(3)] if color else [grey]
+        gray = np.zeros(masks[0].shape, np.uint8)
+    color = gray.ndim == 3 and _is_color(gray, found, prediction)
+    planes = [gray[..., c] for c in range(3)] if color else [gray]
     turned = [upright(plane, prediction.geometry) for plane in planes]
     volume = np.stack([array for array, _ in turned], -1)
     geometry: Geometry = turned[0][1]
@@ -127,10 +127,10 @@ def _data(prediction, found: list[Finding], grey: np.ndarray | None, most: int) 
     }
 
 
-def _is_color(grey: np.ndarray, found, prediction) -> bool:
+def _is_color(gray: np.ndarray, found, prediction) -> bool:
     masks = [f.region.mask for f in found if f.region.mask is not None]
     physical = prediction.geometry is not None and prediction.geometry.is_physical
-    return grey.shape[2] == 3 and (masks[0].ndim == 2 if masks else not physical)
+    return gray.shape[2] == 3 and (masks[0].ndim == 2 if masks else not physical)
 
 
 def _steps(shape, most: int) -> tuple[int, int, int]:
@@ -150,11 +150,11 @@ def _thinned(mask: np.ndarray, step) -> np.ndarray:
     return blocks.any((1, 3, 5))
 
 
-def _nifti(prediction, found, grey: np.ndarray, most: int) -> dict:
+def _nifti(prediction, found, gray: np.ndarray, most: int) -> dict:
     """Image and label map as NIfTI for niivue, thinned like the rest."""
     import nibabel
 
-    volume, geometry = upright(grey, prediction.geometry)
+    volume, geometry = upright(gray, prediction.geometry)
     step = _steps(volume.shape, most)
     affine = geometry.affine @ np.diag((*step, 1))
     labels = np.zeros([-(-n // s) for n, s in zip(volume.shape, step, strict=True)], np.uint8)
@@ -187,7 +187,8 @@ def _page(prediction, found, data: dict, image, calibrated: bool, deidentified: 
         f"{'' if thin == '1x1x1' else f'; thinned {thin} for this page'}</span></div>"
     )
     keys = "".join(
-        f'<img alt="slice with outlines" src="data:image/png;base64,{_png(p)}">' for p in pictures(prediction, image)
+        f'<img alt="slice with outlines" src="data:image/png;base64,{_png(p)}">'
+        for p in rendered_slices(prediction, image)
     )
     parts = [
         "<!DOCTYPE html>",
@@ -211,11 +212,11 @@ def _page(prediction, found, data: dict, image, calibrated: bool, deidentified: 
     return "\n".join(part for part in parts if part) + "\n"
 
 
-def _png(picture: np.ndarray) -> str:
+def _png(image: np.ndarray) -> str:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG")
+    Image.fromarray(image).save(stream, format="PNG")
     return _base64(stream.getvalue())
 
 
@@ -263,12 +264,12 @@ def _table(found: list[Finding], calibrated: bool) -> str:
 
 def _place(region) -> str:
     """Confidence and spread of a place in words."""
-    said = [] if region.confidence is None else [f"confidence {region.confidence:.2f}"]
+    parts = [] if region.confidence is None else [f"confidence {region.confidence:.2f}"]
     if region.box_xyxy_px is not None:
-        said.append("box " + ", ".join(f"{v:.0f}" for v in region.box_xyxy_px))
+        parts.append("box " + ", ".join(f"{v:.0f}" for v in region.box_xyxy_px))
     if region.box_std_px is not None:
-        said.append("&plusmn; " + ", ".join(f"{v:.1f}" for v in region.box_std_px) + " px")
-    return "; ".join(said)
+        parts.append("&plusmn; " + ", ".join(f"{v:.1f}" for v in region.box_std_px) + " px")
+    return "; ".join(parts)
 
 
 def _provenance(prediction, name: str) -> str:

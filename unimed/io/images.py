@@ -20,7 +20,7 @@ from unimed.io.limits import head_of, refuse_large_file, refuse_placeholder
 from unimed.io.read import may_be_dicom, read, read_bytes
 from unimed.io.slices import VIEWS
 from unimed.io.turns import INVERSE, turned_back
-from unimed.io.windows import Window, choose_window, colour_to_uint8
+from unimed.io.windows import Window, choose_window, color_to_uint8
 
 #: Changes whenever the pixels of some image do, so that what was computed from the old ones is computed again.
 ROAD_VERSION = 2
@@ -61,7 +61,7 @@ class Image:
     rgb: np.ndarray
     geometry: Geometry = field(default_factory=Geometry.pixels)
     source: ImageSource = field(default_factory=ImageSource)
-    is_grey: bool = False
+    is_gray: bool = False
 
     @property
     def name(self) -> str:
@@ -79,7 +79,7 @@ class Image:
     @property
     def pixels(self) -> np.ndarray:
         """HxW where the image is grey, else HxWx3; uint8."""
-        return np.ascontiguousarray(self.rgb[..., 0]) if self.is_grey else self.rgb
+        return np.ascontiguousarray(self.rgb[..., 0]) if self.is_gray else self.rgb
 
     def to_source(self, mask: np.ndarray) -> np.ndarray:
         """A mask or map HxW of `rgb` in the grid of the stored array (`source.shape`).
@@ -254,10 +254,10 @@ def read_source(
     if isinstance(source, (str, Path)):
         name = name or str(source)
         if str(source).lower().endswith(raster.SUFFIXES) and Path(source).is_file():
-            return _picture(str(source), index, compat, name)
+            return _image(str(source), index, compat, name)
         return *read(source, **choices), name, []
     if isinstance(source, Pillow.Image):
-        return _picture(source, index, compat, name or str(getattr(source, "filename", "") or ""))
+        return _image(source, index, compat, name or str(getattr(source, "filename", "") or ""))
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Geometry):
         return np.asarray(source[0]), source[1], name, []
     if isinstance(source, np.ndarray):
@@ -271,14 +271,14 @@ def read_source(
         data = bytes(source)
         if data[128:132] == b"DICM":
             return *read_bytes(data, name or "the stored bytes"), name, []
-        return _picture(data, index, compat, name)
+        return _image(data, index, compat, name)
     raise ImageError(
         f"an image is a path, bytes, a PIL image, an array, a DICOM dataset or (array, Geometry), "
         f"not {type(source).__name__}"
     )
 
 
-def _picture(source, index, compat, name):
+def _image(source, index, compat, name):
     if isinstance(source, str):
         if Path(source).stat().st_size == 0:
             raise ReadError(f"{name}: the file is empty")
@@ -288,7 +288,7 @@ def _picture(source, index, compat, name):
         refuse_placeholder(name, source[:512])
     decoded = raster.decode(source, page=index, compat=compat, name=name)
     header = {"orientation": decoded.orientation, "bits": decoded.bits}
-    geometry = Geometry.pixels(source_format="picture", header=header)
+    geometry = Geometry.pixels(source_format="image", header=header)
     return raster.shown(decoded, compat), geometry, name, list(raster.steps_of(decoded, compat))
 
 
@@ -312,17 +312,17 @@ def _bytes_of(dataset) -> bytes:
 # -- from an array to the image ---------------------------------------------------------------------------------------
 def finished(array, geometry, name, steps, index, compat, options, window=None) -> Image:
     """What `read_source` gave as an `Image`; `options` are those of `choose_window`, which `window` overrules."""
-    said, stored = name or "array", geometry
+    label, stored = name or "array", geometry
     if array.size == 0:
-        raise ImageError(f"{said}: the image has no pixels")
+        raise ImageError(f"{label}: the image has no pixels")
     if array.dtype.kind not in "iufb":
-        raise ImageError(f"{said}: pixels must be numbers, got {array.dtype}")
+        raise ImageError(f"{label}: pixels must be numbers, got {array.dtype}")
     orientation, place, steps = int(stored.header.get("orientation", 1)), None, [*steps, *stored.steps]
-    if stored.source_format == "picture":
+    if stored.source_format == "image":
         plane = array
         shape = array.shape[:2][::-1] if orientation in (5, 6, 7, 8) else array.shape[:2]
     else:
-        plane, geometry, shape, place = _plane(array, stored, index, said)
+        plane, geometry, shape, place = _plane(array, stored, index, label)
         if place is not None:
             steps.append(f"slice {place} of {_count(array, stored)}")
         elif index is not None:
@@ -330,25 +330,25 @@ def finished(array, geometry, name, steps, index, compat, options, window=None) 
         if stored.is_physical and geometry.orientation != stored.orientation:
             steps.append(f"turned from {stored.orientation} to {geometry.orientation} (rows, columns, slices)")
     if plane.dtype.kind == "f" and not np.isfinite(plane).all():
-        raise ImageError(f"{said}: the image holds NaN or Inf")
-    grey = plane.ndim == 2
+        raise ImageError(f"{label}: the image holds NaN or Inf")
+    gray = plane.ndim == 2
     if compat == "reference" and plane.dtype.kind == "u" and plane.dtype != np.uint8:
         steps.append("cut to the upper 8 bits")
         window, plane = None, (plane >> 8).astype(np.uint8)
-    elif grey:
+    elif gray:
         try:
             # One window for all slices of a volume: it is chosen by the whole, whichever slice is shown.
             window = window or choose_window(array, stored, **options)
         except WindowError as error:
-            raise ImageError(f"{said}: {error}") from error
+            raise ImageError(f"{label}: {error}") from error
         steps += window.steps
         plane = window(plane)
     else:
-        plane, scaled = colour_to_uint8(plane)
+        plane, scaled = color_to_uint8(plane)
         steps += [scaled] if scaled else []
-    rgb = np.repeat(plane[..., None], 3, axis=2) if grey else plane
+    rgb = np.repeat(plane[..., None], 3, axis=2) if gray else plane
     source = ImageSource(name, tuple(steps), window, tuple(shape), stored, orientation, place)
-    return Image(np.ascontiguousarray(rgb), geometry, source, grey)
+    return Image(np.ascontiguousarray(rgb), geometry, source, gray)
 
 
 def _count(array, geometry) -> int:
@@ -357,19 +357,19 @@ def _count(array, geometry) -> int:
     return len(array)
 
 
-def _plane(array, geometry, index, said: str):
+def _plane(array, geometry, index, label: str):
     """One plane (H, W) or (H, W, 3), its geometry, the stored shape, and where it was cut out of a volume."""
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     shape = array.shape
     if geometry.is_physical and array.ndim == 3:
-        plane, shown, place = radiological_slice(array, geometry, index, said)
+        plane, shown, place = radiological_slice(array, geometry, index, label)
         return plane, shown, shape, place
     if geometry.is_physical and array.ndim == 4 and shape[-1] in (3, 4):
-        planes = [radiological_slice(array[..., channel], geometry, index, said) for channel in range(3)]
+        planes = [radiological_slice(array[..., channel], geometry, index, label) for channel in range(3)]
         return np.stack([plane for plane, _, _ in planes], -1), planes[0][1], shape[:3], planes[0][2]
     if array.ndim == 4 and shape[-1] in (3, 4):
-        array = array[_frame(len(array), index, said)][..., :3]
+        array = array[_frame(len(array), index, label)][..., :3]
         return array, geometry, array.shape[:2], None
     if array.ndim == 3 and shape[-1] in (3, 4) and not (geometry.source_format == "dicom" and shape[-1] == 4):
         return _on_black(array), geometry, shape[:2], None
@@ -377,10 +377,10 @@ def _plane(array, geometry, index, said: str):
         array = array[..., 0] if shape[-1] == 1 else array[0]
         return array, geometry, array.shape, None
     if array.ndim == 3:
-        return array[_frame(len(array), index, said)], geometry, shape[1:], None
+        return array[_frame(len(array), index, label)], geometry, shape[1:], None
     if array.ndim == 2:
         return array, geometry, shape, None
-    raise ImageError(f"{said}: shape {shape} is no image")
+    raise ImageError(f"{label}: shape {shape} is no image")
 
 
 def _on_black(array: np.ndarray) -> np.ndarray:
@@ -391,29 +391,29 @@ def _on_black(array: np.ndarray) -> np.ndarray:
     return array[..., :3]
 
 
-def _frame(count: int, index, said: str) -> int:
+def _frame(count: int, index, label: str) -> int:
     if index is None and count > 1:
         raise ImageError(
-            f"{said}: a volume or cine of {count} frames is no image; say which one with frame= (0 to {count - 1}), "
+            f"{label}: a volume or cine of {count} frames is no image; say which one with frame= (0 to {count - 1}), "
             "or hand all of them to model.predict as a volume (array, Geometry)"
         )
     if not 0 <= (index or 0) < count:
-        raise ImageError(f"{said}: no frame {index}; there are {count}, 0 to {count - 1}")
+        raise ImageError(f"{label}: no frame {index}; there are {count}, 0 to {count - 1}")
     return index or 0
 
 
-def radiological_slice(array, geometry, index, said: str):
+def radiological_slice(array, geometry, index, label: str):
     """One slice of a volume format as (rows, columns) the way a radiologist sees it, with the geometry of these."""
     if 1 in array.shape:
         thin = len(array.shape) - 1 - array.shape[::-1].index(1)
         patient_axis = axis_assignment(geometry.affine)[thin][0]
         if index not in (None, 0):
-            raise ImageError(f"{said}: no frame {index}; there is one, frame 0")
+            raise ImageError(f"{label}: no frame {index}; there is one, frame 0")
         place = None
     else:
         if index is None:
             raise ImageError(
-                f"{said}: shape {array.shape} is a volume, which model.predict takes whole; give frame= for one "
+                f"{label}: shape {array.shape} is a volume, which model.predict takes whole; give frame= for one "
                 "axial slice"
             )
         patient_axis, place = 2, index
@@ -422,7 +422,7 @@ def radiological_slice(array, geometry, index, said: str):
     shown, shown_geometry = reorient(array, geometry, view[1:] + view[0])
     if place is None:
         return np.ascontiguousarray(shown[..., 0]), shown_geometry, None
-    place = _frame(shown.shape[2], place, said)
+    place = _frame(shown.shape[2], place, label)
     affine = shown_geometry.affine.copy()
     affine[:3, 3] += place * affine[:3, 2]
     return np.ascontiguousarray(shown[..., place]), replace(shown_geometry, affine=affine), place

@@ -66,8 +66,8 @@ def load_mask(
         mask, remarks = _inside(raster, label, name)
     shape = shape or (image.rgb.shape[:2] if image is not None else None)
     if image is not None and compat != "reference":
-        mask, said = _with_image(mask, raster, image, name)
-        remarks += said
+        mask, added = _with_image(mask, raster, image, name)
+        remarks += added
     if shape is not None and mask.shape != tuple(shape):
         mask = _fitted(mask, tuple(shape), resize, name)
         remarks.append(RESIZED)
@@ -177,7 +177,7 @@ def _inside(raster: Raster, label, name: str) -> tuple[np.ndarray, list[str]]:
         raise MaskError(f"{name}: the mask holds NaN or Inf")
     opaque = np.ones(values.shape[:2], bool) if raster.alpha is None else raster.alpha > 0
     if label is not None:
-        return _labelled(raster, label, name) & opaque, remarks
+        return _labeled(raster, label, name) & opaque, remarks
     if raster.palette is not None:
         used = np.unique(values[opaque]) if opaque.any() else np.zeros(0, int)
         black = used[(raster.palette[used] == 0).all(1)]
@@ -196,9 +196,9 @@ def _inside(raster: Raster, label, name: str) -> tuple[np.ndarray, list[str]]:
             mask = (values.max(2).astype(np.int64) * 2 > max(int(values.max()), 1)) & opaque
             remarks.append(f"a {_lossy_kind(raster)}: cut at half of the largest value; save masks as PNG")
         elif mask.any():
-            colours = np.unique(values[mask].reshape(-1, 3), axis=0)
-            if len(colours) > 1:
-                remarks.append(f"{len(colours)} colours; all of them count as the mask")
+            colors = np.unique(values[mask].reshape(-1, 3), axis=0)
+            if len(colors) > 1:
+                remarks.append(f"{len(colors)} colours; all of them count as the mask")
         elif raster.alpha is not None:
             # Drawn in the opacity alone.
             remarks.append("black everywhere; its opacity is taken as the mask")
@@ -231,13 +231,13 @@ def _several(labels, what: str) -> str:
     return f"{len(labels)} {what} ({shown}); all of them count as the mask"
 
 
-def _labelled(raster: Raster, label, name: str) -> np.ndarray:
+def _labeled(raster: Raster, label, name: str) -> np.ndarray:
     values = raster.values
     if isinstance(label, Sequence) and not isinstance(label, str):
-        colours = raster.palette[values] if raster.palette is not None else values
-        if colours.ndim != 3 or len(label) != 3:
+        colors = raster.palette[values] if raster.palette is not None else values
+        if colors.ndim != 3 or len(label) != 3:
             raise MaskError(f"{name}: label {tuple(label)} is a colour, the file holds grey values; give a number")
-        return (colours == np.asarray(label)).all(2)
+        return (colors == np.asarray(label)).all(2)
     if values.ndim == 3:
         if (values[..., 0] != values[..., 1]).any() or (values[..., 0] != values[..., 2]).any():
             raise MaskError(f"{name}: label {label} of a color image; give (red, green, blue)")
@@ -271,8 +271,8 @@ def _fitted(mask: np.ndarray, shape: tuple[int, int], resize: bool, name: str) -
         )
     from PIL import Image as Pillow
 
-    picture = Pillow.fromarray(mask.astype(np.uint8) * 255).resize(shape[::-1], Pillow.Resampling.NEAREST)
-    return np.asarray(picture) > 0
+    image = Pillow.fromarray(mask.astype(np.uint8) * 255).resize(shape[::-1], Pillow.Resampling.NEAREST)
+    return np.asarray(image) > 0
 
 
 def _suspicions(mask: np.ndarray) -> list[str]:

@@ -9,14 +9,14 @@ import numpy as np
 
 from unimed.geometry import Geometry, reorient
 from unimed.io.overlay import (
-    COLOURS,
+    COLORS,
     NOTICE,
     contact_sheet,
     draw_regions,
     letter_px,
     text_strip,
     wrapped,
-    write_picture,
+    write_image,
 )
 from unimed.io.result import Prediction, contradiction
 from unimed.io.slices import VIEWS as PLANES
@@ -112,48 +112,48 @@ def write_montage(
     size = letter_px(SLICES * WIDTH) // 2 + 4
     for number, region in enumerate(regions[:MOST_TARGETS]):
         mask = np.zeros(turned.shape, bool) if region.mask is None else cut(region.mask)
-        colour = COLOURS[number % len(COLOURS)]
-        rows.append((_heading(region, mask, geometry), colour, row_of(mask, number)))
+        color = COLORS[number % len(COLORS)]
+        rows.append((_heading(region, mask, geometry), color, row_of(mask, number)))
     if not regions:
         rows.append(("nothing is pointed at", (255, 255, 255), row_of(np.zeros(turned.shape, bool), 0)))
     width = max([SLICES * WIDTH // 2, *(row.shape[1] for _, _, row in rows)])
     parts = []
     for line in wrapped(title, width - 6, size) if title else ():
         parts.append(text_strip([(line, (255, 255, 255))], width, size))
-    for heading, colour, row in rows:
-        parts.append(text_strip([(line, colour) for line in wrapped(heading, width - 6, size)], width, size))
+    for heading, color, row in rows:
+        parts.append(text_strip([(line, color) for line in wrapped(heading, width - 6, size)], width, size))
         parts.append(row)
     left_out = f"; {len(regions) - MOST_TARGETS} further targets are not shown" if len(regions) > MOST_TARGETS else ""
-    grey = f"; {window}" if window is not None else ""
-    return write_picture(path, contact_sheet([[part] for part in parts] or [[np.zeros((1, width, 3), np.uint8)]],
-                                             note=f"{counted}{grey}{left_out}; {NOTICE}"))  # fmt: skip
+    gray = f"; {window}" if window is not None else ""
+    return write_image(path, contact_sheet([[part] for part in parts] or [[np.zeros((1, width, 3), np.uint8)]],
+                                             note=f"{counted}{gray}{left_out}; {NOTICE}"))  # fmt: skip
 
 
 def _heading(region: Region, mask: np.ndarray, geometry: Geometry) -> str:
     voxels = int(mask.sum())
-    said = [] if region.presence is None else [f"presence {region.presence:.2f}"]
-    said += [f"{voxels} voxels"]
+    parts = [] if region.presence is None else [f"presence {region.presence:.2f}"]
+    parts += [f"{voxels} voxels"]
     if geometry.is_physical and voxels:
-        said.append(f"{voxels * geometry.voxel_volume / 1000:.3g} ml")
+        parts.append(f"{voxels * geometry.voxel_volume / 1000:.3g} ml")
     known = Region(region.phrase, mask=mask, presence=region.presence)  # what has no mask has an empty one here
-    said += ["presence and mask contradict each other"] if region.remark or contradiction(known) else []
-    return f"{region.phrase}: {', '.join(said)}"
+    parts += ["presence and mask contradict each other"] if region.remark or contradiction(known) else []
+    return f"{region.phrase}: {', '.join(parts)}"
 
 
 def _cell(plane, mask, number: int, window, spacing, caption: str) -> np.ndarray:
     """One slice with the outline of a target, scaled to `WIDTH` with square pixels."""
     from PIL import Image
 
-    grey = np.ascontiguousarray(window(plane) if window is not None else plane)
-    if grey.dtype != np.uint8:
-        grey = grey.clip(0, 255).astype(np.uint8)
-    height, width = grey.shape
+    gray = np.ascontiguousarray(window(plane) if window is not None else plane)
+    if gray.dtype != np.uint8:
+        gray = gray.clip(0, 255).astype(np.uint8)
+    height, width = gray.shape
     size = (WIDTH, int(np.clip(round(WIDTH * height * spacing[1] / (width * spacing[2])), 16, 3 * WIDTH)))
-    grey = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
+    gray = np.asarray(Image.fromarray(gray).resize(size, Image.Resampling.BILINEAR))
     mask = np.asarray(Image.fromarray(np.ascontiguousarray(mask)).resize(size, Image.Resampling.NEAREST), dtype=bool)
     # The colour of the target is its number's in the list; those before it are drawn as nothing.
     blank = np.zeros(mask.shape, bool)
-    regions = [*(Region("", mask=blank) for _ in range(number % len(COLOURS))), Region("", mask=mask)]
-    drawn = draw_regions(grey, regions, opacity=0.2, captions=False)
+    regions = [*(Region("", mask=blank) for _ in range(number % len(COLORS))), Region("", mask=mask)]
+    drawn = draw_regions(gray, regions, opacity=0.2, captions=False)
     letters = 12
     return np.concatenate([drawn, text_strip([(caption, (255, 255, 255))], WIDTH, letters)])

@@ -13,7 +13,7 @@ from unimed.files import write_atomic
 from unimed.structures import Region
 
 #: Okabe-Ito colours, told apart with every kind of colour vision.
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 
 NOTICE = "research use only"
 _WHITE = (255, 255, 255)
@@ -47,39 +47,39 @@ def draw_regions(
 
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"image must be uint8 HxW or HxWx3, got {image.dtype} {image.shape}; window it first")
-    colors = _cycle(COLOURS, len(regions)) if colors is None else [tuple(color) for color in colors]
+    colors = _cycle(COLORS, len(regions)) if colors is None else [tuple(color) for color in colors]
     canvas = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
-    for region, colour in zip(regions, colors, strict=True):
+    for region, region_color in zip(regions, colors, strict=True):
         if region.mask is None:
             continue
         if region.mask.shape != canvas.shape[:2]:
             raise ValueError(
                 f"region {region.phrase!r}: mask {region.mask.shape} does not fit the image {canvas.shape[:2]}"
             )
-        tint = np.array(colour, dtype=np.float32)
+        tint = np.array(region_color, dtype=np.float32)
         inside = canvas[region.mask].astype(np.float32)
         canvas[region.mask] = np.rint((1 - opacity) * inside + opacity * tint).astype(np.uint8)
-        canvas[_edge(region.mask, 1 + min(canvas.shape[:2]) // 500)] = colour
-    for region, colour in zip(regions, colors, strict=True):
+        canvas[_edge(region.mask, 1 + min(canvas.shape[:2]) // 500)] = region_color
+    for region, region_color in zip(regions, colors, strict=True):
         if region.box_xyxy_px is not None and region.box_std_px is not None:
             band = _band(region.box_xyxy_px, region.box_std_px, canvas.shape[:2])
-            canvas[band] = np.rint(0.65 * canvas[band] + 0.35 * np.array(colour)).astype(np.uint8)
-    picture = Image.fromarray(canvas)
-    draw = ImageDraw.Draw(picture)
-    for region, colour in zip(regions, colors, strict=True):
+            canvas[band] = np.rint(0.65 * canvas[band] + 0.35 * np.array(region_color)).astype(np.uint8)
+    pil_image = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(pil_image)
+    for region, region_color in zip(regions, colors, strict=True):
         if region.box_xyxy_px is not None:
             x1, y1, x2, y2 = region.box_xyxy_px
-            draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=max(1, min(canvas.shape[:2]) // 200))
+            draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=region_color, width=max(1, min(canvas.shape[:2]) // 200))
             for box in (region.box_outer_xyxy_px, region.box_inner_xyxy_px):
                 if box is not None:
-                    _dashed(draw, box, colour)
+                    _dashed(draw, box, region_color)
     if captions:
         size = letter_px(canvas.shape[1])
         top = 2
-        for text, colour in wrapped_captions(regions, canvas.shape[1] - 6, size, colors):
-            draw.text((3, top), text, font=_font(size), fill=colour, stroke_width=1, stroke_fill=(0, 0, 0))
+        for text, region_color in wrapped_captions(regions, canvas.shape[1] - 6, size, colors):
+            draw.text((3, top), text, font=_font(size), fill=region_color, stroke_width=1, stroke_fill=(0, 0, 0))
             top += 1.2 * size
-    return np.asarray(picture)
+    return np.asarray(pil_image)
 
 
 def letter_px(width: int) -> int:
@@ -99,9 +99,9 @@ def wrapped_captions(
     regions: Sequence[Region], width: int, size: int, colors: Sequence | None = None
 ) -> list[tuple[str, tuple[int, int, int]]]:
     """Captions broken into lines that fit `width` pixels in letters of `size`, each with its colour."""
-    colors, lines = colors or _cycle(COLOURS, len(regions)), []
-    for region, colour in zip(regions, colors, strict=True):
-        lines += [(line, colour) for line in wrapped(caption_of(region), width, size)]
+    colors, lines = colors or _cycle(COLORS, len(regions)), []
+    for region, color in zip(regions, colors, strict=True):
+        lines += [(line, color) for line in wrapped(caption_of(region), width, size)]
     return lines
 
 
@@ -135,12 +135,12 @@ def text_strip(lines: Sequence[tuple[str, tuple[int, int, int]]], width: int, si
         return np.zeros((0, width, 3), np.uint8)
     strip = Image.new("RGB", (width, round(1.25 * size * len(lines)) + 3))
     draw = ImageDraw.Draw(strip)
-    for number, (text, colour) in enumerate(lines):
-        draw.text((3, 1 + 1.25 * size * number), text, font=_font(size), fill=colour)
+    for number, (text, color) in enumerate(lines):
+        draw.text((3, 1 + 1.25 * size * number), text, font=_font(size), fill=color)
     return np.asarray(strip)
 
 
-def picture_with_captions(image: np.ndarray, regions: Sequence[Region], title: str = "") -> np.ndarray:
+def image_with_captions(image: np.ndarray, regions: Sequence[Region], title: str = "") -> np.ndarray:
     """The regions drawn over an image, with a title above and the captions below it, where they hide nothing."""
     width = image.shape[1]
     size = letter_px(width)
@@ -161,23 +161,23 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], note: str = NOTICE, gap:
     total = sum(widths) + gap * (columns - 1)
     parts = []
     for row in rows:
-        band = np.zeros((max(picture.shape[0] for picture in row), total, 3), np.uint8)
-        for place, picture in enumerate(row):
+        band = np.zeros((max(image.shape[0] for image in row), total, 3), np.uint8)
+        for place, image in enumerate(row):
             left = sum(widths[:place]) + gap * place
-            band[: picture.shape[0], left : left + picture.shape[1]] = picture
+            band[: image.shape[0], left : left + image.shape[1]] = image
         parts += [band, np.zeros((gap, total, 3), np.uint8)]
     size = min(max(11, max(widths) // 28), 18)
     below = [(line, _WHITE) for line in wrapped(note, total - 6, size)] if note else []
     return np.concatenate([*parts, text_strip(below, total, size)])
 
 
-def write_picture(path: str | Path, picture: np.ndarray) -> Path:
+def write_image(path: str | Path, image: np.ndarray) -> Path:
     """Write HxWx3 uint8 as PNG with the notice of research use in its metadata."""
     from PIL import Image, PngImagePlugin
 
     information = PngImagePlugin.PngInfo()
     information.add_text("Notice", NOTICE)
-    drawn = Image.fromarray(picture)
+    drawn = Image.fromarray(image)
     return write_atomic(path, lambda temporary: drawn.save(temporary, format="PNG", pnginfo=information))
 
 
@@ -209,7 +209,7 @@ def write_overlay(path: str | Path, image: np.ndarray, regions: Sequence[Region]
     width = image.shape[1]
     size = letter_px(width)
     notice = text_strip([(line, _WHITE) for line in wrapped(NOTICE, width - 6, size)], width, size)
-    return write_picture(path, np.concatenate([picture_with_captions(image, regions, title), notice]))
+    return write_image(path, np.concatenate([image_with_captions(image, regions, title), notice]))
 
 
 @functools.cache
@@ -230,18 +230,18 @@ def _band(box, std, size: tuple[int, int]) -> np.ndarray:
     return inside(x1 - a, y1 - b, x2 + c, y2 + d) & ~inside(x1 + a, y1 + b, x2 - c, y2 - d)
 
 
-def _dashed(draw, box, colour, dash: int = 4) -> None:
+def _dashed(draw, box, color, dash: int = 4) -> None:
     x1, y1, x2, y2 = (int(round(value)) for value in box)
     for x in range(x1, x2, 2 * dash):
         for y in (y1, y2 - 1):
-            draw.line((x, y, min(x + dash, x2) - 1, y), fill=colour)
+            draw.line((x, y, min(x + dash, x2) - 1, y), fill=color)
     for y in range(y1, y2, 2 * dash):
         for x in (x1, x2 - 1):
-            draw.line((x, y, x, min(y + dash, y2) - 1), fill=colour)
+            draw.line((x, y, x, min(y + dash, y2) - 1), fill=color)
 
 
-def _cycle(colours, count):
-    return [colours[index % len(colours)] for index in range(count)]
+def _cycle(colors, count):
+    return [colors[index % len(colors)] for index in range(count)]
 
 
 def _edge(mask: np.ndarray, width: int = 1) -> np.ndarray:

@@ -102,13 +102,13 @@ def decode(source, *, page: int | None = None, compat: str | None = None, name: 
         # A stream and not a path: Pillow maps plain TIFF files into memory and then turns them wrongly.
         with io.BytesIO(data) if data is not None else open(source, "rb") as stream:
             try:
-                picture = Image.open(stream)
+                image = Image.open(stream)
             except UnidentifiedImageError:
                 if _is_tiff(data, source):
                     return _from_tifffile(data, source, page, compat, name)
                 raise
-            with picture:
-                return _from_pillow(picture, data if data is not None else source, page, compat, name)
+            with image:
+                return _from_pillow(image, data if data is not None else source, page, compat, name)
 
     return _named(name, opened)
 
@@ -124,36 +124,36 @@ def _named(name: str, work, *arguments):
     except Image.DecompressionBombError as error:
         raise ReadError(f"{name}: {error}; cut it into tiles first") from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
-        said = " ".join(re.sub(r"<_io\.\w+[^>]*>", "the stored bytes", str(error)).split())
-        raise ReadError(f"{name}: damaged or not an image ({type(error).__name__}: {said})") from error
+        message = " ".join(re.sub(r"<_io\.\w+[^>]*>", "the stored bytes", str(error)).split())
+        raise ReadError(f"{name}: damaged or not an image ({type(error).__name__}: {message})") from error
 
 
-def _from_pillow(picture, source, page, compat, name: str) -> Raster:
-    form = picture.format or "PIL"
+def _from_pillow(image, source, page, compat, name: str) -> Raster:
+    form = image.format or "PIL"
     steps, orientation, bits = [], 1, 8
-    page, said = _page_of(picture, page, compat, name)
-    steps += said
-    refuse_too_large(name, (picture.height, picture.width, len(picture.getbands())), 1)
-    tags = getattr(picture, "tag_v2", {}) if form == "TIFF" else {}
+    page, message = _page_of(image, page, compat, name)
+    steps += message
+    refuse_too_large(name, (image.height, image.width, len(image.getbands())), 1)
+    tags = getattr(image, "tag_v2", {}) if form == "TIFF" else {}
     if tags:
         bits = max(tags.get(_TIFF_BITS, (1,)))
-    orientation = _orientation_of(picture, tags)
-    if source is not None and _is_deep_colour(picture, tags, source):
+    orientation = _orientation_of(image, tags)
+    if source is not None and _is_deep_color(image, tags, source):
         if form == "TIFF":
             return _from_tifffile(*_data_or_path(source), page, compat, name)
         values, alpha = _deep_png(source)
         steps.append("16 bit per channel")
         return _upright(Raster(values, form, None, alpha, 1, 16, tuple(steps)), orientation, compat)
-    lossy = _is_lossy(picture, form)
-    picture.load()  # Pillow turns a TIFF by its orientation here, and nothing else
+    lossy = _is_lossy(image, form)
+    image.load()  # Pillow turns a TIFF by its orientation here, and nothing else
     pillow_turned = form == "TIFF" and orientation != 1 and compat != "reference"
-    values, palette, alpha = _planes(picture, name)
+    values, palette, alpha = _planes(image, name)
     if values.dtype.kind == "f":
         bits = 32
     elif values.dtype != np.uint8:
         bits = max(bits, 16)
     # Pillow inverts what is stored with white as zero in 1 and 8 bit, and leaves the other depths as they are.
-    if tags.get(_TIFF_PHOTOMETRIC) == 0 and picture.mode not in ("1", "L") and compat != "reference":
+    if tags.get(_TIFF_PHOTOMETRIC) == 0 and image.mode not in ("1", "L") and compat != "reference":
         values = _inverted(values, bits)
         steps.append("inverted (white is zero in the file)")
     raster = Raster(values, form, palette, alpha, 1, bits, tuple(steps), lossy)
@@ -162,14 +162,14 @@ def _from_pillow(picture, source, page, compat, name: str) -> Raster:
     return _upright(raster, orientation, compat)
 
 
-def _is_lossy(picture, form: str) -> bool:
+def _is_lossy(image, form: str) -> bool:
     """Of a picture that is not loaded yet; a loaded WebP no longer tells and counts as lossless."""
-    if form != "WEBP" or getattr(picture, "fp", None) is None:
+    if form != "WEBP" or getattr(image, "fp", None) is None:
         return form in ("JPEG", "MPO")
-    place = picture.fp.tell()
-    picture.fp.seek(0)
-    data = picture.fp.read()
-    picture.fp.seek(place)
+    place = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(place)
     # Each picture of the file is a chunk of one of these kinds.
     lossy, lossless = data.find(b"VP8 ", 12), data.find(b"VP8L", 12)
     return lossy >= 0 and (lossless < 0 or lossy < lossless)
@@ -183,40 +183,40 @@ def _upright(raster: Raster, orientation: int, compat) -> Raster:
     return replace(raster, values=values, alpha=alpha, orientation=orientation)
 
 
-def _orientation_of(picture, tags) -> int:
-    if picture.format == "PNG":
-        picture.load()  # Pillow decodes a PNG to look for its EXIF: a damaged picture must not end as damaged EXIF
+def _orientation_of(image, tags) -> int:
+    if image.format == "PNG":
+        image.load()  # Pillow decodes a PNG to look for its EXIF: a damaged picture must not end as damaged EXIF
     try:
-        found = tags.get(_EXIF_ORIENTATION) or picture.getexif().get(_EXIF_ORIENTATION, 1)
+        found = tags.get(_EXIF_ORIENTATION) or image.getexif().get(_EXIF_ORIENTATION, 1)
         return int(found) if int(found) in range(1, 9) else 1
     except Exception:  # damaged EXIF is no reason to refuse a sound picture  # noqa: BLE001
         return 1
 
 
-def _page_of(picture, page: int | None, compat, name: str) -> tuple[int, list[str]]:
+def _page_of(image, page: int | None, compat, name: str) -> tuple[int, list[str]]:
     """Go to the page that is meant; returns its number in the file and what is to be said of it."""
-    count = getattr(picture, "n_frames", 1)
+    count = getattr(image, "n_frames", 1)
     if count == 1:
         if page not in (None, 0):
             raise ReadError(f"{name}: no page {page}; it has one, page 0")
         return 0, []
     places = list(range(count))
-    if picture.format == "TIFF":
+    if image.format == "TIFF":
         kinds = []
         for place in places:
-            picture.seek(place)
-            kinds.append(int(picture.tag_v2.get(_TIFF_SUBFILE, 0) or 0))
+            image.seek(place)
+            kinds.append(int(image.tag_v2.get(_TIFF_SUBFILE, 0) or 0))
         places = [place for place, kind in zip(places, kinds, strict=True) if not kind & _NO_PAGE] or places[:1]
-        picture.seek(places[0])
+        image.seek(places[0])
         if len(places) > 1 and page is None and compat != "reference":
             raise ReadError(
                 f"{name}: {len(places)} pages; say which one with page= (0 to {len(places) - 1}), or save it alone"
             )
     place = _chosen(places, page, name)
-    picture.seek(place)
+    image.seek(place)
     if len(places) == 1:
         return place, [f"{count - 1} smaller copies in the file left aside"]
-    return place, [f"{'page' if picture.format == 'TIFF' else 'frame'} {places.index(place)} of {len(places)}"]
+    return place, [f"{'page' if image.format == 'TIFF' else 'frame'} {places.index(place)} of {len(places)}"]
 
 
 def _chosen(places: list[int], page: int | None, name: str) -> int:
@@ -225,38 +225,38 @@ def _chosen(places: list[int], page: int | None, name: str) -> int:
     return places[page or 0]
 
 
-def _planes(picture, name: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def _planes(image, name: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """(values, palette, alpha) of a loaded picture of any mode."""
-    mode, info = picture.mode, picture.info
+    mode, info = image.mode, image.info
     if mode == "P":
-        colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         palette = np.zeros((256, 3), np.uint8)
-        palette[: len(colours)] = colours
+        palette[: len(colors)] = colors
         alpha = None
-        if "transparency" in info or getattr(picture.palette, "mode", "RGB") == "RGBA":
-            alpha = _opacity(np.asarray(picture.convert("RGBA"))[..., 3])
-        return np.array(picture), palette, alpha
+        if "transparency" in info or getattr(image.palette, "mode", "RGB") == "RGBA":
+            alpha = _opacity(np.asarray(image.convert("RGBA"))[..., 3])
+        return np.array(image), palette, alpha
     if mode in ("I;16", "I;16B", "I;16L", "I;16N"):
-        values = np.asarray(picture).astype(np.uint16)
+        values = np.asarray(image).astype(np.uint16)
         key = info.get("transparency")
         return values, None, _opacity(values != key) if isinstance(key, int) else None
     if mode in ("I", "F"):
-        values = np.array(picture)
+        values = np.array(image)
         if mode == "I" and values.size and 0 <= values.min() and values.max() <= 65535:
             values = values.astype(np.uint16)
         return values, None, None
     if mode == "1":
-        return np.array(picture.convert("L")), None, None
+        return np.array(image.convert("L")), None, None
     if mode in ("LA", "La", "PA", "RGBA", "RGBa") or (mode in ("L", "RGB") and "transparency" in info):
-        grey = mode in ("LA", "La", "L")
-        both = np.array(picture.convert("LA" if mode == "La" else "RGBA"))
-        return (both[..., 0] if grey else both[..., :3]).copy(), None, _opacity(both[..., -1])
+        gray = mode in ("LA", "La", "L")
+        both = np.array(image.convert("LA" if mode == "La" else "RGBA"))
+        return (both[..., 0] if gray else both[..., :3]).copy(), None, _opacity(both[..., -1])
     if mode == "L":
-        return np.array(picture), None, None
+        return np.array(image), None, None
     if mode == "LAB":
-        return _from_lab(picture), None, None
+        return _from_lab(image), None, None
     try:
-        return np.array(picture.convert("RGB")), None, None
+        return np.array(image.convert("RGB")), None, None
     except ValueError as error:
         raise ReadError(f"{name}: pixels of mode {mode} are not known; save it as RGB or grey") from error
 
@@ -269,11 +269,11 @@ def _opacity(alpha: np.ndarray) -> np.ndarray | None:
     return None if (alpha == most).all() else alpha.astype(np.float32) / np.float32(most)
 
 
-def _from_lab(picture) -> np.ndarray:
+def _from_lab(image) -> np.ndarray:
     from PIL import ImageCms
 
     to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-    return np.array(ImageCms.applyTransform(picture, to_rgb))
+    return np.array(ImageCms.applyTransform(image, to_rgb))
 
 
 def _inverted(values: np.ndarray, bits: int) -> np.ndarray:
@@ -285,10 +285,10 @@ def _inverted(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 # -- deeper than 8 bit in colour --------------------------------------------------------------------------------------
-def _is_deep_colour(picture, tags, source) -> bool:
-    if picture.format == "TIFF":
+def _is_deep_color(image, tags, source) -> bool:
+    if image.format == "TIFF":
         return len(tags.get(_TIFF_BITS, (1,))) > 1 and max(tags.get(_TIFF_BITS)) > 8
-    if picture.format != "PNG":
+    if image.format != "PNG":
         return False
     depth, kind = _png_head(source)[24:26]
     return depth == 16 and kind in (2, 4, 6)
@@ -314,8 +314,8 @@ def _deep_png(source) -> tuple[np.ndarray, np.ndarray | None]:
         # Grey and opacity of two bytes each are stored, and filtered, as red, green, blue and opacity of one byte are.
         head = data[12:24] + bytes((8, 6)) + data[26:29]
         renamed = data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
-        with Image.open(io.BytesIO(renamed)) as picture:
-            parts = np.array(picture).astype(np.uint16)
+        with Image.open(io.BytesIO(renamed)) as image:
+            parts = np.array(image).astype(np.uint16)
         both = parts[..., 0::2] << 8 | parts[..., 1::2]
         return both[..., 0], _opacity(both[..., 1])
     import SimpleITK

@@ -29,7 +29,7 @@ from unimed.io.limits import (
 )
 from unimed.io.nifti import read_mgh, read_nifti
 from unimed.io.npz import read_npz
-from unimed.io.raster import SUFFIXES as PICTURE_SUFFIXES
+from unimed.io.raster import SUFFIXES as RASTER_SUFFIXES
 from unimed.io.raster import decode, shown, steps_of
 
 #: Suffixes of volumes; `read` also takes pictures, DICOM files of any name, and folders of DICOM files.
@@ -40,7 +40,7 @@ VOLUME_SUFFIXES = (
 
 
 #: Suffixes of other formats; `.img` is also what some archives call DICOM files.
-_NO_DICOM = (*(s for s in VOLUME_SUFFIXES if s not in (*DICOM_SUFFIXES, ".img")), *PICTURE_SUFFIXES)
+_NO_DICOM = (*(s for s in VOLUME_SUFFIXES if s not in (*DICOM_SUFFIXES, ".img")), *RASTER_SUFFIXES)
 
 
 def may_be_dicom(path: Path) -> bool:
@@ -99,13 +99,13 @@ def _read(path: Path, series, phase, frame, irregular: str, detached: bool) -> t
         raise ReadError(f"{path}: series= chooses within a folder of DICOM files, this is one file")
     if reader is read_dicom:
         options |= {"frame": frame, "irregular": irregular}
-    elif reader is _read_picture:
+    elif reader is _read_raster:
         options = {"page": frame}
     elif frame is not None:
         raise ReadError(f"{path}: frame= chooses a frame of a DICOM cine; this is none")
     if reader in (read_nrrd, read_meta_image):
         options |= {"detached": detached}
-    if reader in (_read_picture, read_npz):
+    if reader in (_read_raster, read_npz):
         options.pop("phase", None)
         if phase not in (None, 0, "0", "all"):
             raise ReadError(f"{path}: there are no phases in this format")
@@ -162,7 +162,7 @@ def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
         refuse_placeholder(name, data[:512])
         # DICOM has its mark after a preamble of 128 bytes.
         dicom = data[128:132] == b"DICM"
-        array, geometry = read_dicom(io.BytesIO(data)) if dicom else _read_picture(data, name)
+        array, geometry = read_dicom(io.BytesIO(data)) if dicom else _read_raster(data, name)
         return _checked(name, array), geometry
     except ReadError as error:
         raise error if name in str(error) else ReadError(f"{name}: {error}") from error
@@ -172,8 +172,8 @@ def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
 
 def _reason(error: Exception) -> str:
     """What a library said, on one line and without the address of a stream in memory."""
-    said = " ".join(re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "the stored bytes", str(error)).split())
-    return f"{type(error).__name__}: {said}"
+    message = " ".join(re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "the stored bytes", str(error)).split())
+    return f"{type(error).__name__}: {message}"
 
 
 def _reader_of(path: Path) -> Callable[..., tuple[np.ndarray, Geometry]]:
@@ -190,10 +190,10 @@ def _reader_of(path: Path) -> Callable[..., tuple[np.ndarray, Geometry]]:
     raise ReadError(f"{path}: unknown suffix; known are {known}, DICOM files of any name, and folders of them")
 
 
-def _read_picture(source: Path | bytes, name: str = "", page: int | None = None) -> tuple[np.ndarray, Geometry]:
+def _read_raster(source: Path | bytes, name: str = "", page: int | None = None) -> tuple[np.ndarray, Geometry]:
     raster = decode(source, name=name or str(source), page=page)
     header = {"orientation": raster.orientation, "bits": raster.bits, "steps": steps_of(raster)}
-    return shown(raster), Geometry.pixels(source_format="picture", header=header)
+    return shown(raster), Geometry.pixels(source_format="image", header=header)
 
 
 _READERS = (
@@ -203,5 +203,5 @@ _READERS = (
     ((".mgz", ".mgh"), read_mgh),
     ((".npz",), read_npz),
     ((".dcm", ".dicom", ".ima"), read_dicom),
-    (PICTURE_SUFFIXES, _read_picture),
+    (RASTER_SUFFIXES, _read_raster),
 )

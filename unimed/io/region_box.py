@@ -11,7 +11,7 @@ GREEN = (0, 255, 0)
 LEAST_AREA_PX = 400
 
 
-def paint_box(image: np.ndarray, mask: np.ndarray, draw: random.Random | None = None) -> np.ndarray:
+def draw_box(image: np.ndarray, mask: np.ndarray, draw: random.Random | None = None) -> np.ndarray:
     """Frame one connected part of a mask, three pixels wide.
 
     Args:
@@ -46,6 +46,6 @@ def paint_box(image: np.ndarray, mask: np.ndarray, draw: random.Random | None = 
     line[[top, bottom], left : right + 1] = True
     line[top : bottom + 1, [left, right]] = True
     line = binary_dilation(line)[1 : height + 1, 1 : width + 1]
-    painted = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
-    painted[line] = GREEN
-    return painted
+    drawn = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
+    drawn[line] = GREEN
+    return drawn

@@ -91,12 +91,12 @@ class Prediction:
     @property
     def prompts(self) -> dict[int, str]:
         """Label -> what it stands for, of all regions; labels are places from 1 where regions carry none."""
-        return {label: region.phrase for label, region in _labelled(self)}
+        return {label: region.phrase for label, region in _labeled(self)}
 
     @property
     def presence(self) -> dict[int, float | None]:
         """Label -> probability that it is there at all, where the model judges that."""
-        return {label: region.presence for label, region in _labelled(self)}
+        return {label: region.presence for label, region in _labeled(self)}
 
     def mask(self, label: int) -> np.ndarray | None:
         """The mask of the region with a label.
@@ -104,12 +104,12 @@ class Prediction:
         Raises:
             KeyError: there is none.
         """
-        return dict(_labelled(self))[label].mask
+        return dict(_labeled(self))[label].mask
 
     def voxels(self) -> dict[int, int]:
         """Label -> number of pixels or voxels of its mask; 0 without a mask."""
         if self.labels is None:
-            return {label: 0 if r.mask is None else int(r.mask.sum()) for label, r in _labelled(self)}
+            return {label: 0 if r.mask is None else int(r.mask.sum()) for label, r in _labeled(self)}
         counts = np.zeros(int(max((0, *self.prompts))) + 1, dtype=np.int64)
         for plane in self.labels:  # counting makes 64-bit copies, of one plane at a time
             counts += np.bincount(plane.ravel(), minlength=len(counts))[: len(counts)]
@@ -155,7 +155,7 @@ class Prediction:
         physical = self.geometry is not None and self.geometry.is_physical
         millilitres = self.geometry.voxel_volume / 1000 if physical else None
         found, targets = self.voxels(), []
-        for row, (label, region) in enumerate(_labelled(self)):
+        for row, (label, region) in enumerate(_labeled(self)):
             target = {"label": label, "prompt": region.prompt or region.phrase}
             target["presence"] = None if region.presence is None else round(region.presence, 4)
             target["voxels"] = found[label]
@@ -327,7 +327,7 @@ def writer_of(form: str):
         raise ValueError(str(error).replace("writer", "format", 1)) from error
 
 
-def _labelled(prediction: Prediction) -> list[tuple[int, Region]]:
+def _labeled(prediction: Prediction) -> list[tuple[int, Region]]:
     return [
         (place if region.label is None else region.label, region)
         for place, region in enumerate(prediction.regions, start=1)
@@ -374,7 +374,7 @@ def drawn_regions(prediction: Prediction) -> list[tuple[int, Region]]:
     Raises:
         ValueError: no region has a mask, or masks differ in shape.
     """
-    drawn = [(label, region) for label, region in _labelled(prediction) if _dimensions(region)]
+    drawn = [(label, region) for label, region in _labeled(prediction) if _dimensions(region)]
     if not drawn:
         raise ValueError("the prediction holds no mask to write; formats 'json' and 'png' need none")
     if prediction.labels is None and len({region.mask.shape for _, region in drawn}) > 1:

@@ -146,7 +146,7 @@ class SliceGrid:
         np.moveaxis(target, self.axis, 0)[start : start + len(planes)] = planes
 
 
-def with_neighbours(planes, first: int, start: int, stop: int, depth: int):
+def with_neighbors(planes, first: int, start: int, stop: int, depth: int):
     """Three channels per slice: itself, the one before, the one after.
 
     At both ends the one existing neighbour stands for both; a single slice is taken three times.

@@ -57,13 +57,13 @@ def placed(image: np.ndarray, where: Frame, fit: str, mean, std) -> np.ndarray:
     rows, columns = where.content_hw
     # Bilinear for padded images, as SAM resizes; bicubic for squashed ones, as SAM 2's users trained.
     method = Image.Resampling.BILINEAR if fit == "pad" else Image.Resampling.BICUBIC
-    values = normalised_array(Image.fromarray(image).resize((columns, rows), method), mean, std)
+    values = normalized_array(Image.fromarray(image).resize((columns, rows), method), mean, std)
     return np.pad(values, ((0, 0), (0, where.side - rows), (0, where.side - columns)))
 
 
-def normalised_array(picture: Image.Image, mean, std) -> np.ndarray:
+def normalized_array(image: Image.Image, mean, std) -> np.ndarray:
     """Picture -> [3, H, W] float32: values in [0, 1] less mean, over std."""
-    values = np.ascontiguousarray(np.array(picture, dtype=np.float32).transpose(2, 0, 1)) / np.float32(255)
+    values = np.ascontiguousarray(np.array(image, dtype=np.float32).transpose(2, 0, 1)) / np.float32(255)
     mean, std = (np.asarray(one, dtype=np.float32)[:, None, None] for one in (mean, std))
     return (values - mean) / std
 

@@ -12,7 +12,7 @@ from unimed.io.findings import Finding
 from unimed.io.windows import to_uint8
 
 
-def grey_values(prediction, image: np.ndarray | None = None, deidentified: bool = False) -> np.ndarray | None:
+def gray_values(prediction, image: np.ndarray | None = None, deidentified: bool = False) -> np.ndarray | None:
     """uint8 of the image in the grid of the masks: `image` where it is given, else the DICOM source read again.
 
     Args:

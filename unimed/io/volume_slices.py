@@ -10,7 +10,11 @@ import numpy as np
 
 
 def choose_slices(
-    shows: Sequence[bool], count: int | None, foreground_fraction: float = 0.0, drawn: bool = False
+    shows: Sequence[bool],
+    count: int | None,
+    foreground_fraction: float = 0.0,
+    drawn: bool = False,
+    contiguous: bool = False,
 ) -> list[int]:
     """Indices of `count` slices in order; all where `count` is None or there are no more.
 
@@ -18,9 +22,17 @@ def choose_slices(
         shows: whether each slice shows the object.
         foreground_fraction: fraction of the chosen slices that shall show it, where there are that many.
         drawn: at random, by the global `random`; otherwise evenly over the volume.
+        contiguous: neighbors, a patch whose place is drawn by the global `random`; `foreground_fraction` is then how
+            often it holds a slice that shows the object.
     """
     if count is None or count >= len(shows):
         return list(range(len(shows)))
+    if contiguous:
+        with_it = [index for index, there in enumerate(shows) if there]
+        start = random.randrange(len(shows) - count + 1)
+        if with_it and random.random() < foreground_fraction:
+            start = min(max(random.choice(with_it) - random.randrange(count), 0), len(shows) - count)
+        return list(range(start, start + count))
 
     def spread(indices: list[int], number: int) -> list[int]:
         if drawn:

@@ -56,7 +56,7 @@ def open_source(
     choices = {name: value for name, value in choices.items() if value not in (None, "refuse")}
     array, geometry, name, steps = read_source(source, frame, **choices)
     if frame is None and is_volume(array, geometry):
-        return grey_volume(array, geometry, name)
+        return gray_volume(array, geometry, name)
     return finished(array, geometry, name, steps, frame, None, options)
 
 
@@ -68,33 +68,33 @@ def is_volume(array: np.ndarray, geometry: Geometry) -> bool:
     """
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if geometry.header.get("cine") or geometry.source_format == "picture" or 1 in array.shape[:3]:
+    if geometry.header.get("cine") or geometry.source_format == "image" or 1 in array.shape[:3]:
         return False
     if geometry.header.get("color"):
         return array.ndim == 4
     return array.ndim == 3 and (geometry.is_physical or array.shape[-1] not in (3, 4))
 
 
-def grey_volume(array: np.ndarray, geometry: Geometry, name: str = "") -> Volume:
+def gray_volume(array: np.ndarray, geometry: Geometry, name: str = "") -> Volume:
     """Three axes of grey values; equal colour channels are taken as grey, which `geometry.steps` says.
 
     Raises:
         ReadError: colours, a cine, or anything else that has not three axes.
     """
-    said = name or "volume"
+    label = name or "volume"
     if geometry.header.get("cine"):
-        raise ReadError(f"{said}: a cine of {len(array)} frames, not a volume; its frames have no place in space")
+        raise ReadError(f"{label}: a cine of {len(array)} frames, not a volume; its frames have no place in space")
     if geometry.header.get("color") and array.ndim == 4:
         if not (array[..., :3] == array[..., :1]).all():
-            raise ReadError(f"{said}: a color volume {array.shape}; give one channel as a file")
+            raise ReadError(f"{label}: a color volume {array.shape}; give one channel as a file")
         header = dict(geometry.header) | {"steps": (*geometry.steps, "equal color channels taken as grey")}
         header.pop("color")
         array, geometry = array[..., 0], replace(geometry, header=header)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    picture = array.shape[-1] == 3 and geometry.source_format in ("picture", "dicom") and not geometry.is_physical
-    if array.ndim != 3 or picture:
-        raise ReadError(f"{said}: {array.ndim}D data {array.shape} is no volume; give one phase or channel as a file")
+    color_image = array.shape[-1] == 3 and geometry.source_format in ("image", "dicom") and not geometry.is_physical
+    if array.ndim != 3 or color_image:
+        raise ReadError(f"{label}: {array.ndim}D data {array.shape} is no volume; give one phase or channel as a file")
     return Volume(array, geometry, name)
 
 
@@ -106,7 +106,7 @@ def read_volume(
     Raises:
         ReadError: a picture, colors, a cine, or 4D data with more than one phase; and what `read` raises.
     """
-    volume = grey_volume(*read(path, series=series, phase=phase, irregular=irregular), str(path))
+    volume = gray_volume(*read(path, series=series, phase=phase, irregular=irregular), str(path))
     return volume.array, volume.geometry
 
 
@@ -154,8 +154,8 @@ def cut_slices(
     if plane not in (None, *VIEWS):
         raise VolumeError(f"unknown plane {plane!r}; known are {', '.join(VIEWS)}")
     if array.ndim != 3 or 0 in array.shape:
-        said = volume.name or "volume"
-        raise VolumeError(f"{said}: shape {array.shape} is no volume; give three axes, all longer than zero")
+        label = volume.name or "volume"
+        raise VolumeError(f"{label}: shape {array.shape} is no volume; give three axes, all longer than zero")
     if not geometry.is_physical:
         slices = Slices(array, site, geometry, **options)
         return slices, lambda mask: mask, _source(volume, slices.window, "as stored, axis 0")

@@ -57,8 +57,8 @@ class Window:
             values = values.astype(np.uint8) * 255
         elif self.table is not None:
             first, bits, entries = self.table
-            grey = np.rint(np.array(entries, dtype=np.float64) * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
-            values = grey[np.clip(np.rint(values).astype(np.int64) - first, 0, len(grey) - 1)]
+            gray = np.rint(np.array(entries, dtype=np.float64) * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+            values = gray[np.clip(np.rint(values).astype(np.int64) - first, 0, len(gray) - 1)]
         elif self.low is not None and self.high is not None:
             if self.high <= self.low:
                 return np.zeros(values.shape, np.uint8)
@@ -72,10 +72,10 @@ class Window:
     @property
     def steps(self) -> tuple[str, ...]:
         """What it does, in words; nothing where values stay as they are."""
-        said = [self.rule] if self.table is not None else []
-        said += [] if self.low is None else [f"{self.rule} [{self.low:g}, {self.high:g}]"]
-        said += ["inverted (MONOCHROME1: the smallest value is white)"] * self.inverted
-        return (*said, *([self.remark] if self.remark else []))
+        steps = [self.rule] if self.table is not None else []
+        steps += [] if self.low is None else [f"{self.rule} [{self.low:g}, {self.high:g}]"]
+        steps += ["inverted (MONOCHROME1: the smallest value is white)"] * self.inverted
+        return (*steps, *([self.remark] if self.remark else []))
 
 
 def choose_window(
@@ -130,8 +130,8 @@ def choose_window(
         if np.isfinite((level, width)).all() and width > 0:
             return _of(f"window of the file {level:g}/{width:g}", level, width, inverted)
     kind = modality_of(modality) or modality_of(str(header.get("modality", "")))
-    picture = geometry is not None and geometry.source_format == "picture"
-    if (kind == "CT" and not (picture and not site)) or (site and not kind):
+    is_image_file = geometry is not None and geometry.source_format == "image"
+    if (kind == "CT" and not (is_image_file and not site)) or (site and not kind):
         name = site or DEFAULT_SITE
         if site and site not in table:
             raise WindowError(f"no CT window for site {site!r}; known are {', '.join(sorted(table))}")
@@ -191,7 +191,7 @@ def known_site(site: str, modality: str, windows: Mapping | None = None) -> str:
     return site if site in table and modality_of(modality) == "CT" else ""
 
 
-def colour_to_uint8(array: np.ndarray) -> tuple[np.ndarray, str]:
+def color_to_uint8(array: np.ndarray) -> tuple[np.ndarray, str]:
     """HxWx3 of any number type to uint8 without a change of hue, and what was done in words ("" for nothing).
 
     Integers are scaled by the fewest of 8, 10, 12, 14 or 16 bits that hold them; floats in 0..1 or 0..255 are scaled
@@ -206,8 +206,8 @@ def colour_to_uint8(array: np.ndarray) -> tuple[np.ndarray, str]:
             return array.astype(np.uint8), ""
         return np.rint(array * (255 / (2**bits - 1))).astype(np.uint8), f"{bits} bit colour scaled to 8 bit"
     if array.dtype.kind == "f" and low >= 0 and high <= 255:
-        scale, said = (255, "0 to 1") if high <= 1 else (1, "0 to 255")
-        return np.rint(array * scale).astype(np.uint8), f"colour of {said} scaled to 8 bit"
+        scale, value_range = (255, "0 to 1") if high <= 1 else (1, "0 to 255")
+        return np.rint(array * scale).astype(np.uint8), f"colour of {value_range} scaled to 8 bit"
     low, high = percentile_range(array, *PERCENTILES, False)
     window = Window("percentiles {:g} and {:g} of all channels".format(*PERCENTILES), low, high)
     return window(array), str(window)

@@ -89,8 +89,11 @@ def _copy_forms(image, forms: Mapping) -> None:
     image.header["pixdim"][1:4] = forms["pixdim"]
 
 
-def write_nrrd(path: str | Path, array: np.ndarray, geometry: Geometry) -> Path:
-    """Write `array` (I, J, K) as gzip NRRD; its directions are free vectors, so that it holds sheared grids too.
+def write_nrrd(path: str | Path, array: np.ndarray, geometry: Geometry, *, encoding: str = "gzip") -> Path:
+    """Write `array` (I, J, K) as NRRD; its directions are free vectors, so that it holds sheared grids too.
+
+    Args:
+        encoding: "gzip", or "raw" for readers that take the bytes behind the header as they are.
 
     Raises:
         ValueError: not three axes, a type NRRD does not know, or a suffix that is not .nrrd.
@@ -109,7 +112,7 @@ def write_nrrd(path: str | Path, array: np.ndarray, geometry: Geometry) -> Path:
     lines = ["NRRD0004", f"type: {kind}", "dimension: 3", "sizes: " + " ".join(map(str, array.shape))]
     if geometry.is_physical:
         lines += ["space: left-posterior-superior", "space directions: " + " ".join(map(vector, affine[:3, :3].T))]
-    lines += ["kinds: domain domain domain", "endian: little", "encoding: gzip"]
+    lines += ["kinds: domain domain domain", "endian: little", f"encoding: {encoding}"]
     if geometry.is_physical:
         lines.append("space origin: " + vector(affine[:3, 3]))
     data = array.astype(array.dtype.newbyteorder("<")).tobytes(order="F")
@@ -117,7 +120,7 @@ def write_nrrd(path: str | Path, array: np.ndarray, geometry: Geometry) -> Path:
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as stream:
             stream.write(("\n".join(lines) + "\n\n").encode())
-            stream.write(gzip.compress(data, compresslevel=6, mtime=0))
+            stream.write(data if encoding == "raw" else gzip.compress(data, compresslevel=6, mtime=0))
 
     return write_atomic(path, write)
 

@@ -13,7 +13,7 @@ import torch
 
 from unimed.models.heads.box import BoxPrediction
 from unimed.models.heads.box_heads import loss_of
-from unimed.models.heads.box_losses import mixture_nll, nig_nll, nig_regulariser
+from unimed.models.heads.box_losses import mixture_nll, nig_nll, nig_regularizer
 from unimed.registry import did_you_mean, today
 
 #: Numbers of the losses; `box_loss(..., options=...)` changes them.
@@ -67,4 +67,4 @@ def _check(prediction, target: torch.Tensor) -> None:
         raise ValueError("a target box has no area")
 
 
-__all__ = ["OPTIONS", "box_loss", "mixture_nll", "nig_nll", "nig_regulariser"]
+__all__ = ["OPTIONS", "box_loss", "mixture_nll", "nig_nll", "nig_regularizer"]

@@ -80,5 +80,5 @@ def mask_losses(
     with torch.no_grad():
         places = sample_points(logits.detach(), points, generator=generator)
         wanted = point_values(targets, places)
-    said = point_values(logits, places)
-    return {"dice": dice_loss(said, wanted), "bce": mask_cross_entropy(said, wanted)}
+    predicted = point_values(logits, places)
+    return {"dice": dice_loss(predicted, wanted), "bce": mask_cross_entropy(predicted, wanted)}

@@ -147,10 +147,10 @@ def boxes_miou(predicted, truth) -> float:
 @metric("box_f1_at_50", "boxes", aggregation="micro: counts are summed first", nan="no box on either side")
 def box_f1_at_50(predicted, truth) -> float:
     """F1 of boxes that meet a true one with IoU >= 0.5."""
-    return summarise_phrases([score_phrase(predicted, truth)])["box_f1_at_50"]
+    return summarize_phrases([score_phrase(predicted, truth)])["box_f1_at_50"]
 
 
-def summarise_phrases(rows: Sequence[dict], thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
+def summarize_phrases(rows: Sequence[dict], thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
     """Aggregate rows of `score_phrase`: micro precision, recall and F1 over boxes, and means per protocol.
 
     `false_box_rate` is the share of phrases without a true box that got one anyway (NaN when there are none).

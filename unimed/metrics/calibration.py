@@ -19,6 +19,7 @@ from unimed.files import read_json, write_report
 from unimed.metrics import selective
 from unimed.metrics.boxes import paired_iou
 from unimed.metrics.conformal import ConformalBoxes
+from unimed.metrics.conformal_regions import ConformalMasks, ConformalPresence, grown
 from unimed.metrics.reliability import ProbabilityMap, brier, d_ece, ece, laece, sigma_coverage, sigma_scale
 from unimed.metrics.statistics import bootstrap
 from unimed.structures import Region
@@ -85,8 +86,8 @@ class Cases:
         size = _column(kept, "image_size_hw", 2)
         places = None
         if size is not None:
-            centre, side = (predicted[:, :2] + predicted[:, 2:]) / 2, predicted[:, 2:] - predicted[:, :2]
-            places = np.clip(np.concatenate([centre, side], axis=1) / size[:, [1, 0, 1, 0]], 0, 1)
+            center, side = (predicted[:, :2] + predicted[:, 2:]) / 2, predicted[:, 2:] - predicted[:, :2]
+            places = np.clip(np.concatenate([center, side], axis=1) / size[:, [1, 0, 1, 0]], 0, 1)
         classes = [str(row.get("target", "")) for _, row in kept]
         groups = [str(row.get("group") or row.get("case") or row.get("case_id") or number) for number, row in kept]
         return cls(predicted, truth, sigma, confidence, classes, groups, places, len(rows) - len(kept))
@@ -141,7 +142,9 @@ class Calibration:
     """What turns a model's own numbers into numbers that can be relied on.
 
     boxes: margins of outer and inner boxes. confidence: map from `signals` to P(IoU >= 0.5), or to the expected IoU
-    where `outcome` is "iou". sigma: factor per box side. provenance: what it was learned from.
+    where `outcome` is "iou". sigma: factor per box side. presence: threshold from which on masks are shown. masks:
+    margin by which they grow to hold the truth; mask_confidence: as `confidence`, for masks. provenance: what it was
+    learned from.
     """
 
     boxes: ConformalBoxes | None = None
@@ -150,6 +153,9 @@ class Calibration:
     outcome: str = "hit_at_50"
     sigma: tuple[float, ...] | None = None
     provenance: dict = field(default_factory=dict)
+    presence: ConformalPresence | None = None
+    masks: ConformalMasks | None = None
+    mask_confidence: ProbabilityMap | None = None
 
     @classmethod
     def fit(
@@ -163,16 +169,29 @@ class Calibration:
         outcome: str = "hit_at_50",
         provenance: Mapping | None = None,
     ) -> Calibration:
-        """Learn everything the rows allow (fields in `Cases.read`).
+        """Learn everything the rows allow: boxes (fields in `Cases.read`), presence and masks (`region_cases`).
 
         Args:
-            alpha: allowed share of true boxes outside the outer box.
+            alpha: allowed fraction of true boxes outside the outer box, of false masks, and of masks that do not cover.
             scale, by: see `conformal.ConformalBoxes`.
             kind: see `reliability.MAPS`. Without confidence in the rows "platt" learns from spread and area.
             outcome: what the confidence is to mean: "hit_at_50" P(IoU >= 0.5), or "iou" the IoU itself.
         """
         if outcome not in OUTCOMES:
             raise ValueError(f"outcome must be one of {OUTCOMES}, got {outcome!r}")
+        absent, covering, stated = region_cases(rows)
+        parts: dict = {"provenance": {"absent_prompts": len(absent), "masks": len(covering)} | dict(provenance or {})}
+        if absent:
+            values, groups = [row["presence"] for row in absent], [row["group"] for row in absent]
+            parts["presence"] = ConformalPresence.fit(values, alpha, groups, [row["task"] for row in absent])
+        if covering:
+            distances = [row["cover_95_px"] for row in covering]
+            parts["masks"] = ConformalMasks.fit(distances, alpha, [row["group"] for row in covering])
+        if stated:
+            hit = [_mask_outcome(row, outcome) for row in stated]
+            parts["mask_confidence"] = ProbabilityMap.fit(kind, np.array([row["confidence"] for row in stated]), hit)
+        if (absent or covering) and not any(row.get("true_box_xyxy_px") for row in rows):
+            return cls(outcome=outcome, **parts)
         cases = Cases.read(rows)
         factors = None if cases.sigma is None else sigma_scale(cases.error, cases.sigma)
         spread = None if factors is None else cases.sigma * np.array(factors)
@@ -196,7 +215,8 @@ class Calibration:
             else None
         )
         about = {"boxes": len(cases.truth), "patients": len(set(cases.groups)), "rows_without_boxes": cases.skipped}
-        return cls(boxes, fitted, names, outcome, factors, about | dict(provenance or {}))
+        parts["provenance"] = about | parts["provenance"]
+        return cls(boxes, fitted, names, outcome, factors, **parts)
 
     def apply_arrays(self, predicted, *, sigma=None, confidence=None, classes=None) -> dict[str, np.ndarray | None]:
         """Calibrated confidence [N], sigma [N, 4], outer and inner boxes [N, 4] of boxes [N, 4]; None if unlearned.
@@ -222,6 +242,8 @@ class Calibration:
     ) -> Region:
         """The region with calibrated confidence, box_std_px, outer and inner box; one without a box stays as it is.
 
+        A region with a mask keeps its box, which is that of the mask, and gets the confidence learned for masks.
+
         Args:
             label: its class where margins were learned by class; by default the phrase.
             image_size_hw: clips the outer box to the image, which cannot lose any of the true box.
@@ -230,7 +252,11 @@ class Calibration:
             CalibrationError: as in `apply_arrays`, or the region has an outer box already: only the model's own
                 numbers can be calibrated, and only once.
         """
-        if region.box_xyxy_px is None:
+        if region.mask is not None:
+            if self.mask_confidence is None or region.confidence is None:
+                return region
+            return replace(region, confidence=float(self.mask_confidence(np.array([region.confidence]))[0]))
+        if region.box_xyxy_px is None or self.boxes is None:
             return region
         if region.box_outer_xyxy_px is not None:
             raise CalibrationError(
@@ -256,6 +282,10 @@ class Calibration:
             changes["box_inner_xyxy_px"] = None if np.isnan(inner).any() else tuple(float(v) for v in inner)
         return replace(region, **changes)
 
+    def outer_mask(self, region: Region) -> np.ndarray | None:
+        """The mask of a region grown until it holds the truth as often as promised; None without mask or margin."""
+        return None if self.masks is None or region.mask is None else grown(region.mask, self.masks.margin_px)
+
     def save(self, path: str | Path) -> Path:
         """Write the calibration as JSON, whole or not at all."""
         return write_report(path, {"format": FORMAT, "version": VERSION} | _finite(asdict(self)))
@@ -280,6 +310,8 @@ class Calibration:
                 boxes["by"], boxes["size_edges_px"] = tuple(boxes["by"]), tuple(boxes["size_edges_px"])
                 boxes = ConformalBoxes(**boxes)
             confidence = None if confidence is None else ProbabilityMap(**confidence)
+            for name, cls_of in _PARTS.items():  # files from before these were learned have none
+                content[name] = None if content.get(name) is None else cls_of(**content[name])
             content["signals"] = tuple(content["signals"])
             return cls(boxes=boxes, confidence=confidence, sigma=None if sigma is None else tuple(sigma), **content)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -291,8 +323,14 @@ class Calibration:
         Returns:
             coverage: rows of `ConformalBoxes.coverage`. reliability: one row "as the model said" and one
             "calibrated" with ece, la_ece, d_ece (with image sizes) and brier as `Interval`. sigma: shares within z
-            sigma, before and after. selective: numbers of `selective.selective_scores` with risk 1 - IoU.
+            sigma, before and after. selective: numbers of `selective.selective_scores` with risk 1 - IoU. presence:
+            rates of false and missed masks at the usual and the conformal threshold. masks: fraction covered.
         """
+        further = self._evaluate_regions(rows, resamples, seed)
+        if self.boxes is None and self.confidence is None:
+            if not further:
+                raise CalibrationError(f"none of {len(rows)} rows has presence or masks that this calibration is about")
+            return further
         cases = Cases.read(rows)
         result = self.apply_arrays(
             cases.predicted, sigma=cases.sigma, confidence=cases.confidence, classes=cases.classes
@@ -316,7 +354,61 @@ class Calibration:
             report["selective"] = selective.selective_scores(
                 uncertainty, 1 - cases.iou, groups=cases.groups, resamples=resamples, seed=seed
             )
+        return report | further
+
+    def _evaluate_regions(self, rows: Sequence[Mapping], resamples: int, seed: int) -> dict:
+        report: dict = {}
+        asked = [row for row in rows if row.get("kind") == "presence" and row.get("presence") is not None]
+        options = {"resamples": resamples, "seed": seed}
+        if self.presence is not None and asked:
+            columns = ([row[name] for row in asked] for name in ("presence", "present", "group", "task"))
+            drawn = [row["predicted_voxels"] > 0 or row["presence"] < 0.5 for row in asked]
+            report["presence"] = self.presence.rates(*columns, drawn, **options)
+        _, covering, stated = region_cases(rows)
+        if self.masks is not None and covering:
+            owners = [row["group"] for row in covering]
+            held = self.masks.coverage([row["cover_95_px"] for row in covering], owners, **options)
+            line = {"masks": len(covering), "patients": len(set(owners)), "margin_px": self.masks.margin_px}
+            report["masks"] = [line | {"covered": held}]
+        if self.mask_confidence is not None and stated:
+            stated_values = np.array([row["confidence"] for row in stated])
+            hit, owners = (
+                np.array([_mask_outcome(row, "hit_at_50") for row in stated]),
+                [row["group"] for row in stated],
+            )
+            report["mask_reliability"] = [
+                {"confidence": name} | {
+                    measure: bootstrap(
+                        lambda i, one=one, values=values: one(values[i], hit[i]), len(hit), groups=owners, center=True,
+                        **options,
+                    )
+                    for measure, one in (("ece", ece), ("brier", brier))
+                }
+                for name, values in (
+                    ("as the model said", stated_values),
+                    ("calibrated", self.mask_confidence(stated_values)),
+                )
+            ]  # fmt: skip
         return report
+
+
+_PARTS = {"presence": ConformalPresence, "masks": ConformalMasks, "mask_confidence": ProbabilityMap}
+
+
+def region_cases(rows: Sequence[Mapping]) -> tuple[list, list, list]:
+    """Rows of absent prompts with a presence, of masks with the distance to cover, and of masks with a confidence."""
+    absent = [
+        row
+        for row in rows
+        if row.get("kind") == "presence" and row.get("presence") is not None and not row.get("present", True)
+    ]
+    masks = [row for row in rows if row.get("kind") == "mask"]
+    covering = [row for row in masks if row.get("cover_95_px") is not None]
+    return absent, covering, [row for row in masks if row.get("confidence") is not None and row.get("iou") is not None]
+
+
+def _mask_outcome(row: Mapping, outcome: str) -> float:
+    return float(row["iou"]) if outcome == "iou" else float(row["iou"] >= 0.5)
 
 
 def uncertainty_of(result: Mapping, cases: Cases) -> np.ndarray | None:
@@ -335,7 +427,7 @@ def _reliability(confidence, cases, resamples, seed):
     }
     if cases.places is not None:
         measures["d_ece"] = lambda i: d_ece(confidence[i], hit[i], cases.places[i])
-    options = {"groups": cases.groups, "resamples": resamples, "seed": seed, "centre": True}
+    options = {"groups": cases.groups, "resamples": resamples, "seed": seed, "center": True}
     return {name: bootstrap(measure, len(hit), **options) for name, measure in measures.items()}
 
 

@@ -29,11 +29,11 @@ def per_class(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> dict[
     table = {}
     for label in sorted(set(truth) | set(predicted), key=str):
         hits = sum(p == label and t == label for p, t in zip(predicted, truth, strict=True))
-        said, support = sum(p == label for p in predicted), sum(t == label for t in truth)
+        predicted_count, support = sum(p == label for p in predicted), sum(t == label for t in truth)
         table[label] = {
-            "precision": hits / said if said else 0.0,
+            "precision": hits / predicted_count if predicted_count else 0.0,
             "recall": hits / support if support else 0.0,
-            "f1": 2 * hits / (said + support),
+            "f1": 2 * hits / (predicted_count + support),
             "support": support,
         }
     return table
@@ -103,7 +103,7 @@ def majority_baseline(train_labels: Sequence[Hashable], truth: Sequence[Hashable
     }
 
 
-def summarise(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> dict[str, float]:
+def summarize(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> dict[str, float]:
     """Accuracy, balanced accuracy and macro F1 in one dict, with the number of samples."""
     return {
         "accuracy": accuracy(predicted, truth),

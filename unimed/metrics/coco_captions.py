@@ -83,7 +83,7 @@ def caption_scores(
         remarks.append("words are cut by our own rules and not by the published tokenizer")
     elif compat == "reference":
         predicted, true = _java_tokens(hypotheses, lists)
-    plain = text.captions(predicted, true, tokenise=str.split, compat=compat)
+    plain = text.captions(predicted, true, tokenize=str.split, compat=compat)
     scores = {f"Bleu_{n}": plain[f"bleu_{n}"] for n in range(1, 5)}
     if not why:
         scores["METEOR"] = meteor(predicted, true)

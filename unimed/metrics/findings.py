@@ -49,8 +49,8 @@ def finding_scores(
     overlap = label_iou(*(mask if mask.dtype.kind in "iu" else components(mask) for mask in (prediction, truth)))
     # Dice d and IoU d / (2 - d) order pairs alike; the last digits of 2 I / (P + T) must not decide at the threshold.
     pairs = match_instances(overlap, found / (2 - found) * (1 - 1e-9))
-    said, true = overlap.shape
-    counts = {"tp": len(pairs), "fp": said - len(pairs), "fn": true - len(pairs)}
+    predicted, true = overlap.shape
+    counts = {"tp": len(pairs), "fp": predicted - len(pairs), "fn": true - len(pairs)}
     return {"dice": float(value), "hit": finding_hit(prediction, truth, hit), **counts}
 
 

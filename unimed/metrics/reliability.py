@@ -157,9 +157,9 @@ class ProbabilityMap:
             z = features[:, 0]
             best = minimize_scalar(lambda t: _loss(z / math.exp(t), outcome), bounds=(-5, 5), method="bounded")
             return cls(kind, {"temperature": [float(math.exp(best.x))]})
-        centre, spread = features.mean(0), features.std(0)
+        center, spread = features.mean(0), features.std(0)
         spread = np.where(spread > 1e-12, spread, 1.0)
-        scaled = (features - centre) / spread
+        scaled = (features - center) / spread
 
         def objective(w):
             # The ridge keeps separable data finite and is too weak to show elsewhere.
@@ -169,7 +169,7 @@ class ProbabilityMap:
 
         found = minimize(objective, np.zeros(features.shape[1] + 1), jac=True, method="L-BFGS-B").x
         weight = found[:-1] / spread
-        return cls(kind, {"weight": weight.tolist(), "bias": [float(found[-1] - centre @ weight)]})
+        return cls(kind, {"weight": weight.tolist(), "bias": [float(found[-1] - center @ weight)]})
 
     def __call__(self, signals: np.ndarray) -> np.ndarray:
         """Calibrated probabilities [N] of confidences [N] or features [N, K]."""

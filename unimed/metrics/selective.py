@@ -81,8 +81,8 @@ def guaranteed_threshold(
     failure = np.asarray(failure, dtype=bool)
     values = np.asarray(uncertainty, dtype=np.float64)
     _sorted_risk(values, failure.astype(float))
-    for share in np.arange(steps, 0, -1) / steps:
-        limit = float(np.sort(values)[max(0, int(np.ceil(share * len(values))) - 1)])
+    for fraction in np.arange(steps, 0, -1) / steps:
+        limit = float(np.sort(values)[max(0, int(np.ceil(fraction * len(values))) - 1)])
         kept = values <= limit
         # One-sided at 1 - (1 - level) / steps is the upper end of a two-sided interval with half the miss.
         bound = clopper_pearson(int(failure[kept].sum()), int(kept.sum()), 1 - 2 * (1 - level) / steps).high

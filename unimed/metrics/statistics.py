@@ -30,7 +30,7 @@ def bootstrap(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-    centre: bool = False,
+    center: bool = False,
 ) -> Interval:
     """Percentile bootstrap of any statistic of indices, resampling whole groups.
 
@@ -65,7 +65,7 @@ def bootstrap(
     if not draws.size:
         return Interval(value, float("nan"), float("nan"), level)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    if centre:
+    if center:
         shift = draws.mean() - value
         low, high = max(0.0, low - shift), high - shift
     return Interval(value, float(low), float(high), level)

@@ -67,10 +67,10 @@ def nsd(
         empty: two empty masks, see `masks.EMPTY_POLICIES`; one empty mask scores 0.
     """
     tolerances = np.atleast_1d(np.asarray(tolerance_mm, dtype=np.float64))
-    none_said, none_there = _empty(prediction, truth, empty)
-    if none_said or none_there:
+    none_predicted, none_there = _empty(prediction, truth, empty)
+    if none_predicted or none_there:
         both = {"ignore": float("nan"), "perfect": 1.0, "zero": 0.0}[empty]
-        values = [both if none_said and none_there else 0.0] * len(tolerances)
+        values = [both if none_predicted and none_there else 0.0] * len(tolerances)
     else:
         d_pred, a_pred, d_true, a_true = _surfaces(prediction, truth, spacing_mm)
         total = a_pred.sum() + a_true.sum()
@@ -94,9 +94,9 @@ def hausdorff(prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[fl
 
     NaN when both masks are empty, infinite when one is.
     """
-    none_said, none_there = _empty(prediction, truth, "ignore")
-    if none_said or none_there:
-        return float("nan") if none_said and none_there else float("inf")
+    none_predicted, none_there = _empty(prediction, truth, "ignore")
+    if none_predicted or none_there:
+        return float("nan") if none_predicted and none_there else float("inf")
     d_pred, a_pred, d_true, a_true = _surfaces(prediction, truth, spacing_mm)
     return max(_weighted(d_pred, a_pred, percentile), _weighted(d_true, a_true, percentile))
 
@@ -105,14 +105,14 @@ def mean_surface_distances(
     prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[float, float]:
     """Area-weighted mean distance in mm, (truth to prediction, prediction to truth); NaN or Inf as in `hausdorff`."""
-    none_said, none_there = _empty(prediction, truth, "ignore")
-    if none_said or none_there:
-        return (float("nan") if none_said and none_there else float("inf"),) * 2
+    none_predicted, none_there = _empty(prediction, truth, "ignore")
+    if none_predicted or none_there:
+        return (float("nan") if none_predicted and none_there else float("inf"),) * 2
     d_pred, a_pred, d_true, a_true = _surfaces(prediction, truth, spacing_mm)
     return float((d_true * a_true).sum() / a_true.sum()), float((d_pred * a_pred).sum() / a_pred.sum())
 
 
 def _weighted(distances, areas, percentile):
     order = np.argsort(distances)
-    share = np.cumsum(areas[order]) / areas.sum()
-    return float(distances[order][min(np.searchsorted(share, percentile / 100), len(order) - 1)])
+    fraction = np.cumsum(areas[order]) / areas.sum()
+    return float(distances[order][min(np.searchsorted(fraction, percentile / 100), len(order) - 1)])

@@ -1,7 +1,7 @@
 """Text metrics in plain Python: BLEU, ROUGE-L, CIDEr-D, METEOR (exact stage), token F1, exact match, phrase F1.
 
 Corpus functions take one hypothesis and one list of references per sample. Texts go through `tokens` by default
-(`captions` through `ptb_tokens`, as the COCO caption tools cut them); `tokenise=str.split` scores the raw strings, as
+(`captions` through `ptb_tokens`, as the COCO caption tools cut them); `tokenize=str.split` scores the raw strings, as
 some published tables do. With the same tokens BLEU, ROUGE-L and CIDEr-D give the numbers of the COCO caption tools.
 
 An empty text is a text: it matches an empty one wholly and any other not at all, and is counted either way.
@@ -25,7 +25,7 @@ __all__ = [
     "bleu", "captions", "cider_d", "corpus_meteor_exact", "exact_match", "meteor_exact", "normal_form", "open_answers",
     "phrase_counts", "phrase_f1", "ptb_tokens", "rouge_l", "sentence_bleu", "token_f1", "tokens",
 ]  # fmt: skip
-Tokenise = Callable[[str], list[str]]
+Tokenize = Callable[[str], list[str]]
 
 # The commonest English words: METEOR lets them weigh a third of the others (0.25 against 0.75). Where its own list
 # differs in a word, a score moves in the second digit.
@@ -41,14 +41,14 @@ def _ngrams(words: Sequence[str], n: int) -> Counter:
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
-def _prepare(hypotheses: Sequence[str], references: Sequence, tokenise: Tokenise):
+def _prepare(hypotheses: Sequence[str], references: Sequence, tokenize: Tokenize):
     if len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} hypotheses cannot be compared with {len(references)} references")
     lists = [[entry] if isinstance(entry, str) else list(entry) for entry in references]
     for index, entry in enumerate(lists):
         if not entry:
             raise ValueError(f"references[{index}] is empty: every sample needs at least one reference text")
-    return [tokenise(text) for text in hypotheses], [[tokenise(text) for text in entry] for entry in lists]
+    return [tokenize(text) for text in hypotheses], [[tokenize(text) for text in entry] for entry in lists]
 
 
 def bleu(
@@ -56,7 +56,7 @@ def bleu(
     references: Sequence,
     *,
     order: int = 4,
-    tokenise: Tokenise = tokens,
+    tokenize: Tokenize = tokens,
     compat: str | None = None,
 ) -> list[float]:
     """Corpus BLEU-1..`order` (Papineni 2002): clipped counts summed over the corpus, closest reference length.
@@ -68,7 +68,7 @@ def bleu(
     Returns:
         `order` values in [0, 1]; all NaN without samples.
     """
-    hypotheses, references = _prepare(hypotheses, references, tokenise)
+    hypotheses, references = _prepare(hypotheses, references, tokenize)
     if not hypotheses:
         return [float("nan")] * order
     parts = [_bleu_counts(h, r, order) for h, r in zip(hypotheses, references, strict=True)]
@@ -76,10 +76,10 @@ def bleu(
 
 
 def sentence_bleu(
-    hypothesis: str, references, *, order: int = 4, tokenise: Tokenise = tokens, compat: str | None = None
+    hypothesis: str, references, *, order: int = 4, tokenize: Tokenize = tokens, compat: str | None = None
 ) -> list[float]:
     """BLEU-1..`order` of one sample, the n-gram orders without a match at about 1e-9 instead of 0; see `bleu`."""
-    (words,), (refs,) = _prepare([hypothesis], [references], tokenise)
+    (words,), (refs,) = _prepare([hypothesis], [references], tokenize)
     return _bleu_value(*_bleu_counts(words, refs, order), compat)
 
 
@@ -120,9 +120,9 @@ def _lcs(first: Sequence[str], second: Sequence[str]) -> int:
     return row[-1]
 
 
-def rouge_l(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise = tokens) -> list[float]:
+def rouge_l(hypotheses: Sequence[str], references: Sequence, *, tokenize: Tokenize = tokens) -> list[float]:
     """ROUGE-L F per sample (Lin 2004) with beta 1.2, best precision and best recall over the references."""
-    hypotheses, references = _prepare(hypotheses, references, tokenise)
+    hypotheses, references = _prepare(hypotheses, references, tokenize)
     values = []
     for words, refs in zip(hypotheses, references, strict=True):
         if not words and any(not ref for ref in refs):
@@ -136,13 +136,13 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokeni
     return values
 
 
-def cider_d(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise = tokens) -> list[float]:
+def cider_d(hypotheses: Sequence[str], references: Sequence, *, tokenize: Tokenize = tokens) -> list[float]:
     """CIDEr-D per sample (Vedantam 2015), n = 1..4, sigma 6, scaled to 0..10.
 
     The word weights come from the references given here: the value depends on the corpus and is comparable only on
     the same test set.
     """
-    hypotheses, references = _prepare(hypotheses, references, tokenise)
+    hypotheses, references = _prepare(hypotheses, references, tokenize)
     frequency: Counter = Counter()
     for refs in references:
         frequency.update({gram for ref in refs for n in range(1, 5) for gram in _ngrams(ref, n)})
@@ -165,22 +165,22 @@ def cider_d(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokeni
     return values
 
 
-def meteor_exact(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise | None = None) -> list[float]:
+def meteor_exact(hypotheses: Sequence[str], references: Sequence, *, tokenize: Tokenize | None = None) -> list[float]:
     """METEOR 1.5 per sample (Denkowski 2014) with its exact stage only: no stems, synonyms or paraphrases.
 
     It needs no Java and no word nets, and lies at or below the full METEOR; never mix the two in one table.
-    Punctuation counts as function words unless `tokenise` drops it.
+    Punctuation counts as function words unless `tokenize` drops it.
     """
-    hypotheses, references = _prepare(hypotheses, references, tokenise or _words_and_marks)
+    hypotheses, references = _prepare(hypotheses, references, tokenize or _words_and_marks)
     return [
         max(_meteor_value(_meteor_counts(h, ref)) for ref in refs)
         for h, refs in zip(hypotheses, references, strict=True)
     ]
 
 
-def corpus_meteor_exact(hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise | None = None) -> float:
+def corpus_meteor_exact(hypotheses: Sequence[str], references: Sequence, *, tokenize: Tokenize | None = None) -> float:
     """METEOR of a corpus, exact stage only: counts of all samples are added up first, as the COCO tools report it."""
-    hypotheses, references = _prepare(hypotheses, references, tokenise or _words_and_marks)
+    hypotheses, references = _prepare(hypotheses, references, tokenize or _words_and_marks)
     if not hypotheses:
         return float("nan")
     counts = [
@@ -236,9 +236,9 @@ def _align(words, ref, width: int = 40):
 
 
 @metric("token_f1", "text")
-def token_f1(hypothesis: str, reference: str, *, tokenise: Tokenise = tokens) -> float:
+def token_f1(hypothesis: str, reference: str, *, tokenize: Tokenize = tokens) -> float:
     """F1 of the two bags of words, surplus copies counted (SQuAD); both empty: 1, one empty: 0."""
-    mine, other = Counter(tokenise(hypothesis)), Counter(tokenise(reference))
+    mine, other = Counter(tokenize(hypothesis)), Counter(tokenize(reference))
     if not mine or not other:
         return float(mine == other)
     return 2 * sum((mine & other).values()) / (sum(mine.values()) + sum(other.values()))
@@ -259,18 +259,18 @@ def open_answers(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, fl
 
 
 def captions(
-    hypotheses: Sequence[str], references: Sequence, *, tokenise: Tokenise = ptb_tokens, compat: str | None = None
+    hypotheses: Sequence[str], references: Sequence, *, tokenize: Tokenize = ptb_tokens, compat: str | None = None
 ) -> dict[str, float]:
     """BLEU-1..4 and METEOR's exact stage (both of the corpus), ROUGE-L and CIDEr-D (means over samples) of reports."""
 
     def mean(values):
         return float(np.mean(values)) if values else float("nan")
 
-    result = {f"bleu_{n}": v for n, v in enumerate(bleu(hypotheses, references, tokenise=tokenise, compat=compat), 1)}
+    result = {f"bleu_{n}": v for n, v in enumerate(bleu(hypotheses, references, tokenize=tokenize, compat=compat), 1)}
     return result | {
-        "rouge_l": mean(rouge_l(hypotheses, references, tokenise=tokenise)),
-        "cider_d": mean(cider_d(hypotheses, references, tokenise=tokenise)),
-        "meteor_exact": corpus_meteor_exact(hypotheses, references, tokenise=tokenise),
+        "rouge_l": mean(rouge_l(hypotheses, references, tokenize=tokenize)),
+        "cider_d": mean(cider_d(hypotheses, references, tokenize=tokenize)),
+        "meteor_exact": corpus_meteor_exact(hypotheses, references, tokenize=tokenize),
     }
 
 
@@ -294,8 +294,8 @@ def phrase_counts(
     likeness = np.zeros((len(predicted), len(truth)))
     for i, phrase in enumerate(predicted):
         for j, other in enumerate(truth):
-            share = token_f1(phrase, other) if token_f1_at_least is not None else float(exact_match(phrase, other))
-            likeness[i, j] = share if share >= (1.0 if token_f1_at_least is None else token_f1_at_least) else 0.0
+            fraction = token_f1(phrase, other) if token_f1_at_least is not None else float(exact_match(phrase, other))
+            likeness[i, j] = fraction if fraction >= (1.0 if token_f1_at_least is None else token_f1_at_least) else 0.0
     if predicted_boxes is not None or true_boxes is not None:
         first, second = _boxes(predicted_boxes, "predicted_boxes"), _boxes(true_boxes, "true_boxes")
         if len(first) != len(predicted) or len(second) != len(truth):
@@ -345,13 +345,13 @@ def phrase_f1_of_lists(predicted: Sequence[str], truth: Sequence[str]) -> float:
 def _register_corpus_metrics() -> None:
     for order in range(1, 5):
         metric(f"bleu_{order}", "corpus", aggregation="corpus: counts are summed first", nan="no samples")(
-            lambda hypotheses, references, n=order: bleu(hypotheses, references, order=n, tokenise=ptb_tokens)[-1]
+            lambda hypotheses, references, n=order: bleu(hypotheses, references, order=n, tokenize=ptb_tokens)[-1]
         )
     metric("meteor_exact", "corpus", aggregation="corpus: counts are summed first", nan="no samples")(
-        lambda hypotheses, references: corpus_meteor_exact(hypotheses, references, tokenise=ptb_tokens)
+        lambda hypotheses, references: corpus_meteor_exact(hypotheses, references, tokenize=ptb_tokens)
     )
     metric("cider_d", "corpus", range=(0.0, 10.0), perfect=None, nan="no samples")(
-        lambda hypotheses, references: float(np.mean(cider_d(hypotheses, references, tokenise=ptb_tokens) or np.nan))
+        lambda hypotheses, references: float(np.mean(cider_d(hypotheses, references, tokenize=ptb_tokens) or np.nan))
     )
 
 

@@ -40,7 +40,7 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
     """
     import torch
 
-    chosen = _device(device)
+    chosen = device_of(device)
     if dtype not in DTYPES:
         raise LoadError(f"dtype {dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
     options = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
@@ -59,7 +59,7 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
         from unimed.metrics.calibration import Calibration
 
         if not hasattr(model, "calibration"):
-            raise LoadError(f"{path}: a {type(model).__name__} gives no boxes to calibrate")
+            raise LoadError(f"{path}: a {type(model).__name__} gives nothing to calibrate")
         model.calibration = Calibration.load(calibration)
     return model.to(chosen).eval()
 
@@ -98,7 +98,7 @@ def _open(source: Path, options: dict):
     return foreign.model(AutoModel, source, **options)
 
 
-def _device(device: str):
+def device_of(device: str):
     import torch
 
     if device == "auto":
@@ -119,7 +119,7 @@ def _is_ours(source: Path) -> bool:
     if not config.is_file():
         return False
     kind = str(foreign.read_json(config).get("model_type", ""))
-    return kind.startswith("unimed_") or (kind in CONFIG_MAPPING and _recognised(source) is None)
+    return kind.startswith("unimed_") or (kind in CONFIG_MAPPING and _recognized(source) is None)
 
 
 def _calls_itself(source: Path) -> str:
@@ -129,7 +129,7 @@ def _calls_itself(source: Path) -> str:
     return f" (its config.json says model_type {kind!r})" if kind else ""
 
 
-def _recognised(source: Path):
+def _recognized(source: Path):
     for layout, module_name in LAYOUTS.items():
         if importlib.util.find_spec(module_name) is None:
             continue
@@ -140,7 +140,7 @@ def _recognised(source: Path):
 
 
 def _converted(source: Path) -> Path:
-    found = _recognised(source)
+    found = _recognized(source)
     if found is None:
         raise LoadError(
             f"{source}: neither a folder of ours nor a published layout{_calls_itself(source)}; "

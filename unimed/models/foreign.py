@@ -42,8 +42,11 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "added_tokens.json",
     "sentencepiece.bpe.model", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+#: Folder of the processor of a backbone that reads through its own, beside ours.
+BACKBONE_PROCESSOR = "backbone_processor"
 #: What is fetched of a hub folder: data, never Python files.
 PATTERNS = [*_CONFIGURATIONS, *_TOKENIZER_FILES, "tokenizer/*.json", "tokenizer/*.txt", "tokenizer/*.model"]
+PATTERNS += [f"{BACKBONE_PROCESSOR}/{name}" for name in (*_CONFIGURATIONS, *_TOKENIZER_FILES)]
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 _WEIGHTS += ["open_clip_config.json", "open_clip_pytorch_model.bin"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -239,9 +242,27 @@ def model(kind, folder: str | os.PathLike, **options):
 
 
 def processor(kind, folder: str | os.PathLike, **options):
-    """A processor of ours, whose `from_pretrained` is transformers' own, from a view of the folder."""
+    """A processor (ours or transformers'), whose `from_pretrained` is transformers' own, from a view of the folder."""
     with view(folder_of(folder)) as shown:
         return kind(shown, trust_remote_code=False, **options)
+
+
+def auto_processor(folder: str | os.PathLike):
+    """The processor of a folder or hub id, as `AutoProcessor` of transformers opens it, from data files alone.
+
+    Raises:
+        ForeignError: it needs code of the folder, or a class nobody here has.
+        OSError: nothing is there.
+    """
+    from transformers import AutoProcessor
+
+    folder = folder_of(folder)
+    with view(folder) as shown:
+        try:
+            return AutoProcessor.from_pretrained(shown, trust_remote_code=False)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0].replace(str(shown), str(folder)) if str(error) else type(error).__name__
+            raise ForeignError(f"{folder}: no processor that could be opened ({reason})") from error
 
 
 def open_clip_tokenizer(text: Mapping, source=None, context_length: int = 77, named: str = ""):

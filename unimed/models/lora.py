@@ -17,7 +17,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 #: Four-bit formats of bitsandbytes.
-QUANTISED = ("nf4", "fp4")
+QUANTIZED = ("nf4", "fp4")
 #: Ways to draw the first weights that need neither data nor another checkpoint.
 INITIALISATIONS = (True, False, "gaussian", "olora", "pissa", "orthogonal")
 #: Options of peft's `LoraConfig` that are refused where they are set -> why, and what to do instead.
@@ -60,7 +60,9 @@ def add_lora(language_model: nn.Module, options: dict) -> None:
     quantize = options.pop("quantize", None)
     _check_options(options, quantize)
     if options["target_modules"] == "all-linear":
-        names = {name.split(".")[-1] for name, m in language_model.named_modules() if isinstance(m, nn.Linear)}
+        # A router that is a linear layer with more in its forward pass gives no plain tensor that could be added to.
+        plain = [n for n, m in language_model.named_modules() if getattr(type(m), "forward", 0) is nn.Linear.forward]
+        names = {name.split(".")[-1] for name in plain}
         options["target_modules"] = sorted(names - set(options.get("modules_to_save") or ()))
     for name in ("target_modules", "modules_to_save"):
         _check_modules(language_model, name, options.get(name))
@@ -138,8 +140,8 @@ def _check_bias(language_model: nn.Module, targets) -> None:
 
 
 def _quantize(language_model: nn.Module, targets: tuple[str, ...], kind: str) -> None:
-    if kind not in QUANTISED:
-        raise ValueError(f"lora quantize={kind!r} is not known; choose one of: {', '.join(QUANTISED)}")
+    if kind not in QUANTIZED:
+        raise ValueError(f"lora quantize={kind!r} is not known; choose one of: {', '.join(QUANTIZED)}")
     try:
         import bitsandbytes
     except ImportError as error:
@@ -149,17 +151,17 @@ def _quantize(language_model: nn.Module, targets: tuple[str, ...], kind: str) ->
         ) from error
     for name, layer in list(language_model.named_modules()):
         if isinstance(layer, nn.Linear) and name.split(".")[-1] in targets:
-            quantised = bitsandbytes.nn.Linear4bit(
+            quantized = bitsandbytes.nn.Linear4bit(
                 layer.in_features,
                 layer.out_features,
                 bias=layer.bias is not None,
                 compute_dtype=layer.weight.dtype,
                 quant_type=kind,
             )
-            quantised.load_state_dict(layer.state_dict())
-            quantised.requires_grad_(False)
+            quantized.load_state_dict(layer.state_dict())
+            quantized.requires_grad_(False)
             # Moving to a device is what quantises; on the CPU it is done at once.
-            language_model.set_submodule(name, quantised.to(layer.weight.device))
+            language_model.set_submodule(name, quantized.to(layer.weight.device))
     language_model.is_loaded_in_4bit = True  # how peft knows which adapter fits
 
 

@@ -110,7 +110,7 @@ class Predictor:
         if flat:
             size = self.prediction_batch if batch_size is None else batch_size
             chosen = ([values[place] for place in flat] for values in (sources, texts, regions))
-            told = {"modality": modality, "site": site} if self.told_modality else {}
+            told = {"modality": modality, "site": site} if self.given_modality else {}
             told |= {"task": [tasks[place] for place in flat]} if given else {}
             for place, one in zip(flat, self._predict_images(*chosen, batch_size=size, **told, **options), strict=True):
                 predictions[place] = one
@@ -128,7 +128,7 @@ class Predictor:
         return predictions
 
     #: Whether images are predicted otherwise where their modality and site are known.
-    told_modality = False
+    given_modality = False
 
     def _open(self, images: Sequence, shown: dict, choices: dict) -> list:
         """`Image`s, `Volume`s, lists of images (several of one question) or None; the same object is read once."""

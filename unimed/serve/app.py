@@ -14,7 +14,7 @@ from unimed.serve.traffic import Traffic
 from unimed.version import __version__
 
 try:
-    from fastapi import FastAPI, HTTPException, Request, Response
+    from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
 except ImportError as error:
@@ -29,7 +29,7 @@ def create_app(pool: ModelPool, settings: Settings, doors: Sequence[Door] = (), 
 
     Args:
         doors: further ones, see docs/serving.md: each is called with the `Core` and returns an `APIRouter`, a pair
-            (path, ASGI application), or None.
+            (path, ASGI application), a function that is given the application, or None.
         usual: also uploads, chat and jobs.
     """
     core = Core(pool, settings)
@@ -55,8 +55,10 @@ def create_app(pool: ModelPool, settings: Settings, doors: Sequence[Door] = (), 
         made = door(core)
         if isinstance(made, tuple):
             app.mount(made[0], made[1])
-        elif made is not None:
+        elif isinstance(made, APIRouter):
             app.include_router(made)
+        elif made is not None:
+            made(app)
     app.add_middleware(Traffic, core=core)
     if settings.origins:
         from starlette.middleware.cors import CORSMiddleware
@@ -87,8 +89,7 @@ def _core_routes(app: FastAPI, core: Core) -> None:
     @app.get("/capabilities", tags=["core"], summary="Models, formats, limits, doors")
     def capabilities(request: Request):
         owner(request)
-        from unimed.io import writers  # noqa: F401
-        from unimed.registry import WRITERS
+        from unimed.registry import WRITERS, registered
 
         settings = core.settings
         models = {
@@ -98,7 +99,7 @@ def _core_routes(app: FastAPI, core: Core) -> None:
         }
         return {
             "name": "unimed", "version": __version__, "notice": NOTICE, "models": models,
-            "formats": sorted(WRITERS.module_dict),
+            "formats": sorted(registered(WRITERS)),
             "limits": {
                 "body_bytes": settings.max_body_bytes, "file_bytes": settings.limits.file_bytes,
                 "decoded_bytes": settings.limits.decoded_bytes, "voxels": settings.limits.voxels,

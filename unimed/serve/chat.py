@@ -91,11 +91,11 @@ class _Reply:
         """Refusals come as such, before the stream begins."""
         loop, parts = asyncio.get_running_loop(), asyncio.Queue()
 
-        def said(text: str) -> None:
+        def watch(text: str) -> None:
             with contextlib.suppress(RuntimeError):  # the server's loop has gone
                 loop.call_soon_threadsafe(parts.put_nowait, text)
 
-        ticket = self.core.submit(self.name, question, None if self.strict.asked else said)
+        ticket = self.core.submit(self.name, question, None if self.strict.asked else watch)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._parts(ticket, parts), media_type="text/event-stream", headers=headers)
 
@@ -128,7 +128,7 @@ class _Reply:
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError | GeneratorExit):
                     raise
-                yield f"data: {json.dumps(_problem_of(error).to_dict())}\n\n"
+                yield f"data: {json.dumps(problem_of(error).to_dict())}\n\n"
                 yield "data: [DONE]\n\n"
                 return
             if message["content"].startswith(sent) and len(message["content"]) > len(sent):
@@ -187,10 +187,10 @@ async def _finished(ticket, request) -> Answer:
     try:
         return await finish(ticket, request)
     except Exception as error:
-        raise _problem_of(error) from error
+        raise problem_of(error) from error
 
 
-def _problem_of(error: BaseException) -> Problem:
+def problem_of(error: BaseException) -> Problem:
     """What a caller is told of an error of a model: what is wrong with the question, and nothing of the server."""
     if isinstance(error, Problem):
         return error

@@ -119,7 +119,7 @@ class Jobs:
         self.kinds: dict[str, Callable[[Jobs, Job], None]] = {"predict": predict_job}
         self._jobs: dict[str, Job] = {}
         self._lock, self._ready = threading.Lock(), threading.Condition()
-        self._closed, self._threads = False, []
+        self._closed, self._started, self._threads = False, False, []
         self._held = contextlib.ExitStack()
         for place in sorted(self.folder.iterdir()):
             if (job := _found(place)) is not None:
@@ -132,8 +132,14 @@ class Jobs:
                 job.state = "queued"
                 job.event("resumed")
                 job.save()
-        for name in self.core.pool.names:
-            thread = threading.Thread(target=self._run, args=(name,), name=f"jobs-{name}", daemon=True)
+        self._started = True
+        for name in self.core.lanes:
+            self.work_for(name)
+
+    def work_for(self, model: str) -> None:
+        """Work on the jobs of one model, once the server has started."""
+        if self._started and not self._closed:
+            thread = threading.Thread(target=self._run, args=(model,), name=f"jobs-{model}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -259,8 +265,8 @@ class Jobs:
                     self._end(job, "cancelled")
             except Exception as error:
                 LOG.error("job failed", extra={"values": {"job": job.id, "error": type(error).__name__}})
-                said = error.message if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
-                job.error = _without_folders(said, job, self.core.settings.root)
+                message = error.message if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
+                job.error = _without_folders(message, job, self.core.settings.root)
                 self._end(job, "failed")
 
     def _end(self, job: Job, state: str) -> None:
@@ -326,9 +332,9 @@ def predict_job(jobs: Jobs, job: Job) -> None:
                 row = jobs.on_model(job, lambda model: one(model, case))
             except Exception as error:
                 job.done, job.failed = job.done + 1, job.failed + 1
-                said = _without_folders(f"{type(error).__name__}: {error}", job, core.settings.root)
-                job.event("case", case=case.name, error=said)
-                raise ValueError(said) from error
+                message = _without_folders(f"{type(error).__name__}: {error}", job, core.settings.root)
+                job.event("case", case=case.name, error=message)
+                raise ValueError(message) from error
             job.done += 1
             job.event("case", case=case.name)
             return [row]
@@ -382,11 +388,11 @@ def found_inside(root: Path | None, name: str) -> list[Path]:
     return kept
 
 
-def _without_folders(said: str, job: Job, root: Path | None) -> str:
+def _without_folders(message: str, job: Job, root: Path | None) -> str:
     for place in (job.out, job.folder, *(() if root is None else (root, Path(os.path.realpath(root))))):
-        said = said.replace(f"{place}/", "").replace(str(place), ".")
-    said = re.sub(r"/\S*/images/[0-9a-f]{32}/(data/?)?", "", said)
-    return " ".join(said.split())[:500]
+        message = message.replace(f"{place}/", "").replace(str(place), ".")
+    message = re.sub(r"/\S*/images/[0-9a-f]{32}/(data/?)?", "", message)
+    return " ".join(message.split())[:500]
 
 
 def _rows(path: Path, without: tuple[str, ...]) -> list[dict]:

@@ -12,7 +12,7 @@ from typing import Any
 from unimed import progress
 from unimed.files import plain
 from unimed.inference.answering import answer_source
-from unimed.inference.asking import open_source
+from unimed.inference.asking import open_source, worded
 from unimed.inference.studies import compare_studies
 from unimed.io.limits import Limits, limited
 from unimed.io.measurements import measure
@@ -162,9 +162,7 @@ class Tools:
             if kind == "labels":
                 texts = [line.strip() for text in texts for line in text.split("\n") if line.strip()]
             elif segment and kind == "answers":
-                texts = [
-                    text if " " in text.strip() and text[:1].isupper() else f"Segment the {text}." for text in texts
-                ]
+                texts = worded(model, texts)
             options = {"max_new_tokens": self.max_new_tokens, "task": None}
             if segment and not source.is_volume and kind != "labels" and "nifti" not in formats:
                 formats = (*formats, "nifti")  # what measure reads
@@ -245,9 +243,9 @@ async def in_thread_with_progress(ctx, work: Callable[[], dict], root: Path) -> 
     except Problem as problem:
         raise ValueError(problem.message) from None
     except (ValueError, OSError, ImportError) as error:
-        said = plain_line(str(error))
+        message = plain_line(str(error))
         for place in {str(root), str(root.resolve())}:
-            said = said.replace(f"{place}/", "").replace(place, ".")
-        raise ValueError(said[:500] or type(error).__name__) from None
+            message = message.replace(f"{place}/", "").replace(place, ".")
+        raise ValueError(message[:500] or type(error).__name__) from None
     finally:
         gone.set()

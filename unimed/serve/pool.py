@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from unimed.inference.asking import kind_of
 from unimed.serve.problems import missing
 
 
@@ -29,10 +30,20 @@ class ModelPool:
         self._models: dict[str, Any] = {}
         self._used: dict[str, float] = {}
         self._locks = {name: threading.Lock() for name in loaders}
+        self._private: set[str] = set()
 
     @property
     def names(self) -> list[str]:
-        return list(self.loaders)
+        """Models that everybody may ask."""
+        return [name for name in self.loaders if name not in self._private]
+
+    def add(self, name: str, loader: Callable[[], Any]) -> None:
+        """Add a model that no list shows and `name_of` does not know, or replace it by a newer one."""
+        lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            self._private.add(name)
+            self.loaders[name] = loader
+            self._models.pop(name, None)
 
     @property
     def default(self) -> str:
@@ -46,7 +57,7 @@ class ModelPool:
         """
         if name is None:
             return self.default
-        if name not in self.loaders:
+        if name not in self.names:
             raise missing("model", name)
         return name
 
@@ -78,13 +89,12 @@ class ModelPool:
 def describe(model) -> dict:
     """What a model can do, for `/capabilities`."""
     config = getattr(model, "config", None)
-    contrastive, prompted = hasattr(model, "zero_shot"), hasattr(model, "segment_slices")
     return {
         "type": getattr(config, "model_type", type(model).__name__),
-        "kind": "labels" if contrastive else "segments" if prompted else "answers",
+        "kind": kind_of(model),
         "streams": streams(model),
         "history": streams(model),
-        "regions": not contrastive,
+        "regions": kind_of(model) != "labels",
     }
 
 

@@ -36,7 +36,7 @@ class Settings:
             two parts of a body, and for a reader to take a part.
         idle_image_s: uploads that nobody used for so long are deleted. idle_model_s: models are unloaded; 0 is never.
         idle_job_s: finished jobs that nobody asked for so long are deleted with their files.
-        cache_bytes: opened images, and answers, each.
+        cache_bytes: opened images, answers, and embeddings of images, each; on the device of the model.
     """
 
     state: Path

@@ -160,20 +160,25 @@ def _found(place: Path) -> Stored | None:
 
 
 class Cache:
-    """The newest values by key, at most so many bytes of them."""
+    """The newest values by key, at most so many bytes of them.
 
-    def __init__(self, most_bytes: int):
-        self.most, self.size = most_bytes, 0
+    Args:
+        looked_up: told of each look-up, "hit" or "miss".
+    """
+
+    def __init__(self, most_bytes: int, looked_up: Callable[[str], None] = lambda result: None):
+        self.most, self.size, self.looked_up = most_bytes, 0, looked_up
         self._lock = threading.Lock()
         self._values: OrderedDict = OrderedDict()
 
     def get(self, key):
         """The value, or None."""
         with self._lock:
-            if key not in self._values:
-                return None
-            self._values.move_to_end(key)
-            return self._values[key][0]
+            found = self._values.get(key)
+            if found is not None:
+                self._values.move_to_end(key)
+        self.looked_up("miss" if found is None else "hit")
+        return None if found is None else found[0]
 
     def put(self, key, value, size: int) -> None:
         """Keep a value; the ones longest unused go. One larger than half of the cache is not kept."""

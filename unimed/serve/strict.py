@@ -89,5 +89,5 @@ def _projected(values: dict, schema: dict) -> dict:
     return {"regions": [{key: one[key] for key in named if key in one} for one in values["regions"]]}
 
 
-def _refused(said: str) -> Problem:
-    return Problem(400, f"response_format: {said}", param="response_format")
+def _refused(message: str) -> Problem:
+    return Problem(400, f"response_format: {message}", param="response_format")

@@ -52,7 +52,7 @@ class Traffic:
         began, started, status = time.monotonic(), False, 500
         name = secrets.token_hex(8)
         read, headers = 0, dict(scope["headers"])
-        multipart = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
+        multipart = headers.get(b"content-type", b"").lower().startswith((b"multipart/form-data", b"multipart/related"))
         most = settings.max_body_bytes if multipart else min(settings.max_json_bytes, settings.max_body_bytes)
 
         refusal: Problem | None = None

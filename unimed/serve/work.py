@@ -104,10 +104,27 @@ class Ticket:
         return False
 
 
+class Named:
+    """The part of a cache that belongs to one model."""
+
+    def __init__(self, cache: Cache, name: str):
+        self.cache, self.name = cache, name
+
+    def get(self, key):
+        return self.cache.get((self.name, key))
+
+    def put(self, key, value, size: int) -> None:
+        self.cache.put((self.name, key), value, size)
+
+
 class Lane:
     """Queue and worker of one model."""
 
-    def __init__(self, name: str, pool: ModelPool, settings: Settings, metrics: Metrics, answers: Cache):
+    def __init__(
+        self, name: str, pool: ModelPool, settings: Settings, metrics: Metrics, answers: Cache,
+        embeddings: Cache | None = None,
+    ):  # fmt: skip
+        self.embeddings = None if embeddings is None else Named(embeddings, name)
         self.name, self.pool, self.settings, self.metrics, self.answers = name, pool, settings, metrics, answers
         self.questions: deque[Ticket] = deque()
         self.calls: deque[Ticket] = deque()
@@ -218,6 +235,8 @@ class Lane:
     def _work(self, batch: list[Ticket]) -> None:
         try:
             model = self.pool.get(self.name)
+            if self.embeddings is not None and hasattr(model, "embedding_cache"):
+                model.embedding_cache = self.embeddings
             if batch[0].call is not None:
                 with progress.watched(lambda one: _at_step(batch, one)):
                     results = [batch[0].call(model)]
@@ -333,7 +352,7 @@ def _gone(ticket: Ticket) -> bool:
 
 def _let_go(ticket: Ticket) -> None:
     late = time.monotonic() > min(ticket.deadline, ticket.start_by)
-    said = "it took too long" if time.monotonic() > ticket.deadline else "it waited too long for the model"
+    reason = "it took too long" if time.monotonic() > ticket.deadline else "it waited too long for the model"
     ticket.settle(
-        error=Problem(504 if late else 499, said if late else "cancelled", kind="server_error", code="timeout")
+        error=Problem(504 if late else 499, reason if late else "cancelled", kind="server_error", code="timeout")
     )

@@ -78,12 +78,52 @@ def classify(model: Any, image: str | None, labels: str, templates: str = "", si
     return dict(zip(result.labels, result.probabilities, strict=True))
 
 
-def build_page(models: Mapping[str, Callable[[], Any]], examples: Mapping[str, str] | None = None):
-    """The page.
+def labels_tab(
+    gradio, names: list[str], ask: Callable[[str, Callable[[Any], Any]], Any], uploads: Uploads
+) -> None:  # fmt: skip
+    """The components of the page, within a gradio container.
+
+    Args:
+        names: of models. ask: (name, work) -> what `work(model)` returns.
+    """
+    from unimed.io.windows import CT_WINDOWS_HU
+
+    def answer(name, upload, kept, labels, templates, site):
+        kept = uploads.take(upload, kept)
+        if kept is None:
+            raise gradio.Error("choose an image first")
+        try:
+            with uploads.file(kept) as path:
+                shown = ask(name, lambda model: classify(model, path, labels, templates, site or ""))
+        except (ValueError, OSError, AttributeError) as error:
+            message = "this model compares no labels" if isinstance(error, AttributeError) else str(error)
+            raise gradio.Error(for_html(message.replace(f"{uploads.folder}/", ""))) from error
+        # Labels are what a visitor typed: they are shown as text.
+        shown = {plain_line(label): probability for label, probability in shown.items()}
+        return shown, None, kept, f"Asked about: {for_markdown(kept[0])}"
+
+    gradio.Markdown(f"## Which label fits the image?\n{NOTICE}")
+    kept = gradio.State(None, time_to_live=3600)
+    with gradio.Row():
+        with gradio.Column():
+            file = gradio.File(type="filepath", label="Image (PNG, JPEG, TIFF, DICOM, NIfTI)")
+            asked = gradio.Markdown()
+            labels = gradio.Textbox(lines=5, label="Labels, one per line")
+            templates = gradio.Textbox(lines=2, label="Templates with {}, one per line (optional)")
+            site = gradio.Dropdown(["", *sorted(CT_WINDOWS_HU)], value="", label="CT window of deep images")
+            model = gradio.Radio(names, value=names[0], label="Model", visible=len(names) > 1)
+            button = gradio.Button("Compare", variant="primary")
+            gradio.Markdown("Uploads are deleted as soon as they are read.")
+        shown = gradio.Label(label="Share of the labels", num_top_classes=10)
+    inputs = [model, file, kept, labels, templates, site]
+    button.click(answer, inputs, [shown, file, kept, asked], api_name="zero_shot")
+
+
+def build_page(models: Mapping[str, Callable[[], Any]]):
+    """The page alone, without a server around it.
 
     Args:
         models: name -> function that loads the model; it is called when the name is first used.
-        examples: image file -> its labels, one per line.
 
     Returns:
         gradio's `Blocks`; `.launch()` serves it.
@@ -94,49 +134,30 @@ def build_page(models: Mapping[str, Callable[[], Any]], examples: Mapping[str, s
     """
     if not models:
         raise ValueError("the page needs at least one model")
-    uploads = Uploads()
+    gradio, uploads = gradio_for(Uploads())
+    loaded: dict[str, Any] = {}
+
+    def ask(name, work):
+        if name not in loaded:
+            loaded[name] = models[name]()
+        return work(loaded[name])
+
+    # What a visitor uploads and never asks about is deleted within minutes.
+    with gradio.Blocks(title="unimed: zero-shot", delete_cache=(60, 300)) as page:
+        labels_tab(gradio, list(models), ask, uploads)
+    return page
+
+
+def gradio_for(uploads: Uploads):
+    """(gradio, uploads), with gradio's files in the folder of the uploads and nothing told to anybody.
+
+    Raises:
+        ImportError: gradio is not there.
+    """
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)  # before gradio looks for it
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         import gradio
     except ImportError as error:
         raise ImportError("the page needs gradio: pip install 'unimed[serve]'") from error
-    from unimed.io.windows import CT_WINDOWS_HU
-
-    loaded: dict[str, Any] = {}
-
-    def answer(name, upload, kept, labels, templates, site):
-        kept = uploads.take(upload, kept)
-        if kept is None:
-            raise gradio.Error("choose an image first")
-        try:
-            if name not in loaded:
-                loaded[name] = models[name]()
-            with uploads.file(kept) as path:
-                shown = classify(loaded[name], path, labels, templates, site or "")
-        except (ValueError, OSError) as error:
-            raise gradio.Error(for_html(str(error).replace(f"{uploads.folder}/", ""))) from error
-        # Labels are what a visitor typed: they are shown as text.
-        shown = {plain_line(label): probability for label, probability in shown.items()}
-        return shown, None, kept, f"Asked about: {for_markdown(kept[0])}"
-
-    first = next(iter(models))
-    # What a visitor uploads and never asks about is deleted within minutes.
-    with gradio.Blocks(title="unimed: zero-shot", delete_cache=(60, 300)) as page:
-        gradio.Markdown(f"## Which label fits the image?\n{NOTICE}")
-        kept = gradio.State(None, time_to_live=3600)
-        with gradio.Row():
-            with gradio.Column():
-                file = gradio.File(type="filepath", label="Image (PNG, JPEG, TIFF, DICOM, NIfTI)")
-                asked = gradio.Markdown()
-                labels = gradio.Textbox(lines=5, label="Labels, one per line")
-                templates = gradio.Textbox(lines=2, label="Templates with {}, one per line (optional)")
-                site = gradio.Dropdown(["", *sorted(CT_WINDOWS_HU)], value="", label="CT window of deep images")
-                model = gradio.Radio(list(models), value=first, label="Model", visible=len(models) > 1)
-                button = gradio.Button("Compare", variant="primary")
-                gradio.Markdown("Uploads are deleted as soon as they are read.")
-            shown = gradio.Label(label="Share of the labels", num_top_classes=10)
-        inputs = [model, file, kept, labels, templates, site]
-        button.click(answer, inputs, [shown, file, kept, asked], api_name="zero_shot")
-        if examples:
-            gradio.Examples([[path, text] for path, text in examples.items()], [file, labels])
-    return page
+    return gradio, uploads

@@ -178,15 +178,15 @@ class ContrastiveTask(Task):
                 )
             tables["retrieval"] = rows
             summary |= {name: value for name, value in found.items() if "R@" in name}
-        labelled = [(s, p) for s, p in zip(samples, predictions, strict=True) if s.labels.get("label")]
-        if labelled:
-            tables["zero_shot"], scores = self._zero_shot(labelled, resamples)
+        labeled = [(s, p) for s, p in zip(samples, predictions, strict=True) if s.labels.get("label")]
+        if labeled:
+            tables["zero_shot"], scores = self._zero_shot(labeled, resamples)
             summary |= scores
         return {"summary": {k: getattr(v, "value", v) for k, v in summary.items()}, "tables": tables}
 
-    def _zero_shot(self, labelled, resamples):
-        names = list(self.labels or sorted({str(s.labels["label"]) for s, _ in labelled}))
-        unknown = sorted({str(s.labels["label"]) for s, _ in labelled} - set(names))
+    def _zero_shot(self, labeled, resamples):
+        names = list(self.labels or sorted({str(s.labels["label"]) for s, _ in labeled}))
+        unknown = sorted({str(s.labels["label"]) for s, _ in labeled} - set(names))
         if unknown:
             raise ValueError(
                 f"{len(unknown)} labels of the samples are not among the task's labels, first {unknown[0]!r}"
@@ -194,14 +194,14 @@ class ContrastiveTask(Task):
         if len(names) < 2:
             raise ValueError(f"zero-shot accuracy needs at least two labels, got {names}; name them in `labels`")
         _, weights = self.model.classifier(names, self.templates)
-        similarity = np.stack([p.features["image"] for _, p in labelled]) @ weights.numpy().T
-        targets = [names.index(str(s.labels["label"])) for s, _ in labelled]
+        similarity = np.stack([p.features["image"] for _, p in labeled]) @ weights.numpy().T
+        targets = [names.index(str(s.labels["label"])) for s, _ in labeled]
         scores = zero_shot_scores(similarity, targets)
         row = {"classes": len(names), "cases": len(targets)} | {
             k: scores[k] for k in ("accuracy", "balanced_accuracy", "chance")
         }
         if resamples:
-            owners = [s.patient_id or s.sample_id for s, _ in labelled]
+            owners = [s.patient_id or s.sample_id for s, _ in labeled]
             row |= zero_shot_intervals(
                 similarity, targets, ("accuracy", "balanced_accuracy"), groups=owners, resamples=resamples
             )

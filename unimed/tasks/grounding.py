@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
-from unimed.data.canonical import is_volume
-from unimed.data.collate.grounded import volume_to_uint8
 from unimed.evaluation.benchmarks import benchmark
+from unimed.evaluation.contestants.models import answer_grounded, routed_name
 from unimed.evaluation.evaluating import Rows
+from unimed.evaluation.honesty import honesty_samples, score_honesty
 from unimed.evaluation.scorers.grounding import score_grounding
 from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.io.result import Prediction
 from unimed.losses.box import box_loss
 from unimed.losses.matching import match_targets
+from unimed.losses.pair_alignment import PairAlignment
 from unimed.losses.segmentation import mask_losses
 from unimed.models.building import build_model, described
 from unimed.models.connectors import RoutingStatistics
@@ -30,13 +29,17 @@ from unimed.structures import Task as TaskName
 from unimed.tasks.base import Task
 
 #: Weights of the summed loss; mask weights are those of UniBiomed.
-LOSS_WEIGHTS = {"text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0}
+LOSS_WEIGHTS = {
+    "text": 1.0, "dice": 0.5, "bce": 2.0, "presence": 0.5, "box": 1.0, "connector": 1.0, "pairs": 0.0,
+}  # fmt: skip
 REDUCTIONS = ("tokens", "samples")
 #: What each term is a mean of; the connector's own loss is averaged over ranks.
 COUNTED = {"text": "tokens", "dice": "masks", "bce": "masks", "presence": "regions", "box": "boxes"}
 
 #: What of a batch the model reads; the rest are targets and names.
-INPUTS = ("input_ids attention_mask labels pixel_values image_grid_thw mask_pixel_values layout position_ids").split()
+INPUTS = (
+    "input_ids attention_mask labels pixel_values image_grid_thw mask_pixel_values layout position_ids native"
+).split()
 
 #: Types of `model` dicts that do not name theirs (see `unimed.models.building.described`).
 UNTYPED = (
@@ -56,7 +59,9 @@ class GroundingTask(Task):
         trainable: name prefixes of parameters that are trained beside the adapters although `lora` freezes what they
             are part of, such as the embeddings.
         frozen_dtype: dtype of frozen parameters, such as "bfloat16" (for `precision="bf16"`).
-        loss_weights: changes to `LOSS_WEIGHTS`.
+        loss_weights: changes to `LOSS_WEIGHTS`. With `pairs` above 0, image tokens and captions of samples of task
+            "caption" are also told from other pairs (`unimed.losses.pair_alignment`); what that learns beside the
+            model is not exported.
         mask_points: points per mask the mask loss looks at; None looks at every pixel.
         cache_images: images whose features are kept while the encoder is frozen; 0 encodes anew each time.
         max_new_tokens, batch_size: of predictions during validation and test.
@@ -69,6 +74,8 @@ class GroundingTask(Task):
             each benchmark, as Uni-Med does (`score_benchmarks`); any other word names a registered benchmark whose
             scorer takes samples and predictions.
         compat: "reference" prompts and scores as published Uni-Med does.
+        honesty_samples: in a test (`scores="grounding"`), of how many samples further questions are made: other
+            wordings, nonsense, mirrored images (`unimed.evaluation.honesty`). 0 asks none.
 
     `routing` collects which task used which expert since it was last reset, `task_losses` the loss of each task.
     """
@@ -94,6 +101,7 @@ class GroundingTask(Task):
         connector: dict | None = None,
         scores: str = "grounding",
         compat: str | None = None,
+        honesty_samples: int = 24,
     ):
         # Builders of small models and of Uni-Med put the connector in themselves.
         given = {} if connector is None else {"connector": connector}
@@ -103,7 +111,7 @@ class GroundingTask(Task):
         super().__init__(built, learning_rates)
         if compat is not None:
             self.processor.compat = compat
-        self.scores, self.compat = scores, compat
+        self.scores, self.compat, self.honesty_samples = scores, compat, honesty_samples
         if scores not in ("grounding", "benchmarks"):
             benchmark(scores)
         if scores == "benchmarks":
@@ -120,6 +128,9 @@ class GroundingTask(Task):
         if connector is not None and connector.num_experts:
             self.routing = RoutingStatistics(connector.tasks, connector.num_experts)
         self.loss_weights = LOSS_WEIGHTS | (loss_weights or {})
+        self.pair_alignment = None
+        if self.loss_weights["pairs"] > 0:
+            self.pair_alignment = PairAlignment(self.model.backbone.hidden_dim)
         self.mask_points = mask_points
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.box_options = dict(box_options or {})
@@ -159,13 +170,13 @@ class GroundingTask(Task):
             present = (batch["presence"] > 0.5) | (self.model.presence_head is None)
             # Frames of a volume that do not show the thing count: their target is empty.
             present = _per_mask(present, batch)
-            losses |= mask_losses(output.masks.logits[present], batch["masks"][present], self.mask_points)
-            if output.box_masks is not None:
-                shown = present & batch["masks"].flatten(1).any(dim=1)
-                for name, value in mask_losses(
-                    output.box_masks.logits[shown], batch["masks"][shown], self.mask_points
-                ).items():
-                    losses[name] = (losses[name] + value) / (1 + int(bool(shown.any())))
+            losses |= self._mask_losses(output.masks, batch["masks"], present)
+            for given in (output.box_masks, output.guided_masks):
+                if given is not None:
+                    shown = present & batch["masks"].flatten(1).any(dim=1)
+                    further = mask_losses(given.logits[shown], batch["masks"][shown], self.mask_points)
+                    for name, value in further.items():
+                        losses[name] = (losses[name] + value) / (1 + int(bool(shown.any())))
             if output.presence_logits is not None:
                 losses["presence"] = F.binary_cross_entropy_with_logits(
                     output.presence_logits.float(), batch["presence"].float()
@@ -174,6 +185,8 @@ class GroundingTask(Task):
             losses["box"] = self.box_losses(output, batch)
         if output.auxiliary_loss is not None:
             losses["connector"] = output.auxiliary_loss
+        if self.pair_alignment is not None:
+            losses["pairs"] = self._pair_loss(batch, output)
         if "normalizers" in batch:
             # Each term is a mean over what this batch holds; together with the other ranks it is one over all.
             here, shared = self.normalizers(batch), batch["normalizers"]
@@ -183,6 +196,44 @@ class GroundingTask(Task):
         losses["loss"] = sum(self.loss_weights[name] * value for name, value in losses.items())
         return losses
 
+    def _mask_losses(self, masks, targets: torch.Tensor, present: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Losses of masks; coarser ones count half as much from scale to scale (deep supervision as of nnU-Net)."""
+        levels = [masks.logits] if masks.deep_logits is None else [masks.logits, *masks.deep_logits.unbind(dim=1)]
+        weights = [0.5**level for level in range(len(levels))]
+        found = [mask_losses(level[present], targets[present], self.mask_points) for level in levels]
+        return {
+            name: sum(weight * one[name] for weight, one in zip(weights, found, strict=True)) / sum(weights)
+            for name in found[0]
+        }
+
+    def _pair_loss(self, batch: dict, output) -> torch.Tensor:
+        """Loss of the captions of a batch against the images they belong to.
+
+        A caption is read on its own, without its image: in the conversation its states have seen the answer.
+        """
+        zero = self._nothing(self.pair_alignment)
+        chosen = [row for row, caption in enumerate(batch.get("captions", ())) if caption]
+        if not chosen or output.image_tokens is None:
+            return zero
+        flat, layout = output.image_tokens.flatten(0, -2), batch["layout"]
+        known = self.model.tokens_by_image(flat, layout, batch.get("image_grid_thw"), batch["input_ids"])
+        images = torch.stack([known[int(layout.image_of_sample[row])].mean(dim=0) for row in chosen])
+        captions = [batch["captions"][row] for row in chosen]
+        read = self.processor.tokenizer(captions, padding=True, return_tensors="pt", add_special_tokens=False)
+        ids, mask = read["input_ids"].to(self.model.device), read["attention_mask"].to(self.model.device)
+        states = self.model.language_model(
+            inputs_embeds=self.model.embed_tokens(ids), attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        weights = mask[..., None].to(states.dtype)
+        texts = (states * weights).sum(dim=1) / weights.sum(dim=1)
+        return zero + self.pair_alignment(images, texts, captions)
+
+    def train_parameters(self) -> list[dict]:
+        """As every task, and what the contrastive side loss learns beside the model."""
+        own = [] if self.pair_alignment is None else list(self.pair_alignment.parameters())
+        groups = super().train_parameters()
+        return groups + [{"params": own, "lr_mult": 1.0, "weight_decay": 0.0}] if own else groups
+
     def _routing(self, batch: dict) -> torch.Tensor | None:
         """Task ids of the samples, where the connector routes by task."""
         connector = self.model.connector
@@ -190,7 +241,9 @@ class GroundingTask(Task):
             return None
         known, shown = connector.tasks, batch["layout"].per_sample.tolist()
         # A sample without an image passes no connector, whatever its task.
-        names = [_known(task, known) if count else known[0] for task, count in zip(batch["tasks"], shown, strict=True)]
+        names = [
+            routed_name(task, known) if count else known[0] for task, count in zip(batch["tasks"], shown, strict=True)
+        ]
         return connector.task_ids(names).to(self.model.device)
 
     def _note(self, batch: dict, output, routed) -> None:
@@ -241,28 +294,9 @@ class GroundingTask(Task):
         Args:
             blank: black images instead of the real ones, for the language-only baseline.
         """
-        samples = [self.processor.write(sample) for sample in samples]
-        connector = self.model.connector
-        routes = connector is not None and connector.needs_task
-        options, flat, images, kept, predictions = dict(max_new_tokens=self.max_new_tokens), [], [], {}, {}
-        for index, sample in enumerate(samples):
-            # The same array is the same image, which is encoded once.
-            shown = [kept.setdefault(id(image), np.zeros_like(image) if blank else image) for image in sample.images]
-            if is_volume(sample):
-                way = self.model.routed_as(_known(sample.task, connector.tasks)) if routes else nullcontext()
-                frames = list(np.zeros(shown[0].shape, np.uint8) if blank else volume_to_uint8(sample))
-                with way:
-                    question = sample.conversation[0][1]
-                    predictions[index] = self.model.predict_frames(frames, question, **options)
-            else:
-                flat.append(index)
-                images.append(shown if len(shown) > 1 else shown[0] if shown else None)
-        given = [samples[i].written.given for i in flat]
-        texts = [samples[i].conversation[0][1] for i in flat]
-        tasks = [_known(samples[i].task, connector.tasks) for i in flat] if routes else None
-        answers = self.model.predict_batch(images, texts, given, batch_size=self.batch_size, task=tasks, **options)
-        predictions |= dict(zip(flat, answers, strict=True))
-        return [predictions[index] for index in range(len(samples))]
+        return answer_grounded(
+            self.model, samples, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, blank=blank
+        )
 
     @property
     def scores_against_training_data(self) -> bool:
@@ -277,14 +311,28 @@ class GroundingTask(Task):
             scores = benchmark(self.scores).score(samples, predictions)
             return scores.scores() if isinstance(scores, Rows) else scores
         blind = self.predict_samples(_answerable(samples), blank=True) if train else None
-        return score_grounding(samples, predictions, train, blind)
+        scores = score_grounding(samples, predictions, train, blind)
+        asked = honesty_samples(samples, self.honesty_samples)
+        if not len(asked):
+            return scores
+        there = [row for row in scores["cases"] if row["kind"] == "presence"]
+        honest = score_honesty(samples, predictions, asked, self.predict_samples(asked.samples), there)
+        return {
+            "summary": scores["summary"] | honest["summary"],
+            "tables": scores["tables"] | honest["tables"],
+            "cases": [*scores["cases"], *honest["cases"]],
+        }
 
     def validate(self, samples: Sequence[Sample], predictions: Sequence[Prediction] | None = None) -> dict[str, float]:
-        """The summary of `score`; benchmarks without the intervals, which a validation does not show."""
-        if self.scores != "benchmarks":
-            return super().validate(samples, predictions)
+        """The summary of `score`, without what only a test asks; benchmarks without intervals, which nobody sees."""
         predictions = self.predict_samples(samples) if predictions is None else predictions
-        return score_benchmarks(samples, predictions, self.compat, resamples=0)["summary"]
+        if self.scores == "benchmarks":
+            return score_benchmarks(samples, predictions, self.compat, resamples=0)["summary"]
+        further, self.honesty_samples = self.honesty_samples, 0
+        try:
+            return super().validate(samples, predictions)
+        finally:
+            self.honesty_samples = further
 
     def export(self, folder) -> None:
         """Write the model as a Hugging Face folder. LoRA is merged into the weights and gone after it."""
@@ -341,11 +389,6 @@ def _check_names(model, prefixes: Sequence[str]) -> None:
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             raise ValueError(f"no parameter of the model begins with {prefix!r}")
-
-
-def _known(task: TaskName, tasks: Sequence[str]) -> str:
-    """The connector's name of a task: its own, or Uni-Med's for it."""
-    return task.value if task.value in tasks else task.short
 
 
 def _answerable(samples: Sequence[Sample]) -> list[Sample]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
+from unimed.evaluation.contestants.models import answer_parsing
 from unimed.evaluation.scorers.parsing import score_parsing
 from unimed.io.result import Prediction
-from unimed.io.volumes import Volume
-from unimed.io.windows import known_site
 from unimed.losses.parsing import parsing_losses
 from unimed.models.boltzformer import BoltzFormerModel
 from unimed.models.building import build_model
@@ -101,28 +99,8 @@ class ParseTask(Task):
         A sample whose image is a volume DxHxW is asked as users ask, and its masks are volumes too.
         """
         options = dict(batch_size=self.batch_size, presence_threshold=self.threshold, seed=self.seed)
-        answers: list = [None] * len(samples)
-        pictures = [number for number, sample in enumerate(samples) if not is_volume(sample.images[0])]
-        texts = ["[SEP]".join(region.phrase for region in sample.regions) for sample in samples]
-        images = [samples[number].images[0] for number in pictures]
-        made = self.model.predict_batch(images, [texts[number] for number in pictures], as_channels=True, **options)
-        for number, one in zip(pictures, made, strict=True):
-            answers[number] = one
-        for number, sample in enumerate(samples):
-            if answers[number] is None:
-                volume = Volume(sample.images[0], sample.geometry)
-                modality, site = sample.modality, str(sample.labels.get("site") or "")
-                site = known_site(site, modality, self.model.config.ct_windows)
-                made = self.model.predict_batch([volume], texts[number : number + 1], modality=modality, site=site,
-                                                slice_batch=self.batch_size, **options)  # fmt: skip
-                answers[number] = made[0]
-        return answers
+        return answer_parsing(self.model, samples, **options)
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
         """Metrics, tables and per-case rows."""
         return score_parsing(samples, predictions)
-
-
-def is_volume(image: np.ndarray) -> bool:
-    """DxHxW, and not HxWx3."""
-    return image.ndim == 3 and image.shape[-1] != 3

@@ -1,4 +1,4 @@
-"""The catalogue of 21 sets: readers, prompts and their fingerprints; overlap of collections."""
+"""The catalog of 21 sets: readers, prompts and their fingerprints; overlap of collections."""
 
 import csv
 import json
@@ -9,9 +9,9 @@ from data.readers.test_shards import png, shard
 from PIL import Image
 
 from unimed.data.overlap import find_overlap, fingerprints_of
-from unimed.data.readers.zero_shot_sets import ZeroShotSetError, catalogue, chosen, import_prompts, read_set
+from unimed.data.readers.zero_shot_sets import ZeroShotSetError, catalog, chosen, import_prompts, read_set
 
-SETS = catalogue()
+SETS = catalog()
 
 
 def write(path, rows):

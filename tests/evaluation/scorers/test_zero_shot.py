@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 
 from unimed.commands.clip import clip
 from unimed.commands.zero_shot import zero_shot as zero_shot_demo
-from unimed.data.readers.zero_shot_sets import ZeroShotSetError, catalogue
+from unimed.data.readers.zero_shot_sets import ZeroShotSetError, catalog
 from unimed.evaluation.feature_cache import FeatureCache, model_fingerprint
 from unimed.evaluation.scorers import zero_shot
 from unimed.models.clip import ClipModel
 from unimed.models.clip.averaging import average_folders, interpolate
-from unimed.models.clip.modeling import TEMPLATES, class_normalise
+from unimed.models.clip.modeling import TEMPLATES, class_normalize
 
 ROOT = Path(__file__).parents[3]
-PICTURES = FOLDER / "pictures"
+IMAGES = FOLDER / "pictures"
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,14 @@ def test_recorded_end_to_end(model):
     mean, std = model.class_statistics(recorded["prompts"]["dict"])
     assert_close(mean, kept["dict_prompts.classnorm_mean"], "mean of the classes", MODEL)
     assert_close(std, kept["dict_prompts.classnorm_std"], "deviation of the classes", MODEL)
-    images = class_normalise(model.encode_image(kept["e2e.images"], normalize=False), mean, std)
+    images = class_normalize(model.encode_image(kept["e2e.images"], normalize=False), mean, std)
     hits = ((images @ weights.T).argmax(1) == kept["e2e.targets"]).float().mean()
     assert 100 * float(hits) == pytest.approx(recorded["e2e_accuracy_multiclass_classnorm"], abs=1e-4)
 
 
 def test_class_norm_is_one_computation_in_every_place(model, tmp_path):
     """The raw image features are shifted and scaled by the classes' statistics before they are compared."""
-    paths, labels = [PICTURES / "rgb.png", PICTURES / "gray_L.png"], ["lung", "heart", "liver"]
+    paths, labels = [IMAGES / "rgb.png", IMAGES / "gray_L.png"], ["lung", "heart", "liver"]
     _, similarity = FeatureCache(model, tmp_path).similarity(paths, labels, class_norm=True)
     names, weights = model.classifier(labels, class_norm=True)
     text = torch.stack([model.encode_text([t.format(label) for t in TEMPLATES]).mean(0) for label in labels])
@@ -85,7 +85,7 @@ def test_class_norm_is_one_computation_in_every_place(model, tmp_path):
 
 @pytest.mark.parametrize("name", ["acl_mri", "rsna_pneumonia", "BACH"])
 def test_a_set_from_files(model, tmp_path, name):
-    one = catalogue()[name]
+    one = catalog()[name]
     make_set(one, tmp_path)
     cache = FeatureCache(model, tmp_path / "cache")
     row, cases = zero_shot.evaluate_set(cache, one, tmp_path, resamples=20)
@@ -95,7 +95,7 @@ def test_a_set_from_files(model, tmp_path, name):
     again, _ = zero_shot.evaluate_set(FeatureCache(model, tmp_path / "cache"), one, tmp_path, resamples=20)
     assert again["accuracy"] == row["accuracy"]
     if name == "rsna_pneumonia":
-        assert zero_shot.overlap_notes([row], catalogue())[0].startswith("rsna_pneumonia: RSNA images")
+        assert zero_shot.overlap_notes([row], catalog())[0].startswith("rsna_pneumonia: RSNA images")
         prompts, _ = zero_shot.prompts_for(one, None, "reference")
         assert [len(texts) for texts in prompts.values()] == [1, 1]
         with pytest.raises(ZeroShotSetError, match="no prompts for class 'Pneumonia'"):
@@ -104,7 +104,7 @@ def test_a_set_from_files(model, tmp_path, name):
 
 def test_features_are_kept_by_content(model, folder, tmp_path):
     first = FeatureCache(model, tmp_path)
-    paths = [PICTURES / "rgb.png", PICTURES / "gray_L.png"]
+    paths = [IMAGES / "rgb.png", IMAGES / "gray_L.png"]
     features = first.encode(paths)
     copy = tmp_path / "copy.png"
     copy.write_bytes(paths[0].read_bytes())
@@ -145,10 +145,10 @@ def test_averages_between_two_models(model, folder, tmp_path):
 
 def test_the_demo(folder, tmp_path, capsys):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "cut.png").write_bytes((PICTURES / "rgb.png").read_bytes()[:300])
+    (tmp_path / "in" / "cut.png").write_bytes((IMAGES / "rgb.png").read_bytes()[:300])
     deep = np.linspace(0, 4000, 900).reshape(30, 30).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "in" / "deep.tif")
-    words = ["--model_path", folder, "--images", tmp_path / "in", PICTURES / "rgb.png", "--labels", "lung|heart",
+    words = ["--model_path", folder, "--images", tmp_path / "in", IMAGES / "rgb.png", "--labels", "lung|heart",
              "a liver, inflamed", "--work-dir", tmp_path / "out", "--device", "cpu"]  # fmt: skip
     assert zero_shot_demo([str(word) for word in words]) == 2  # one file is broken
     shown = capsys.readouterr()
@@ -162,7 +162,7 @@ def test_the_demo(folder, tmp_path, capsys):
     assert plots == ["deep.png", "rgb.png"]
     assert Image.open(tmp_path / "out" / "plots" / "rgb.png").size[0] > 500
     first, rest = ["--model_path", str(folder)], ["--work-dir", str(tmp_path / "x"), "--device", "cpu"]
-    assert zero_shot_demo([*first, "--images", str(PICTURES / "rgb.png"), "--labels", "alone", *rest]) == 1
+    assert zero_shot_demo([*first, "--images", str(IMAGES / "rgb.png"), "--labels", "alone", *rest]) == 1
     assert "only one label" in capsys.readouterr().err
     assert zero_shot_demo([*first, "--images", str(tmp_path / "gone"), "--labels", "a", "b", *rest]) == 1
     assert "gone" in capsys.readouterr().err
@@ -170,7 +170,7 @@ def test_the_demo(folder, tmp_path, capsys):
 
 def test_the_command_line(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("UNIMED_CACHE", str(tmp_path / "cache"))
-    one = catalogue()["acl_mri"]
+    one = catalog()["acl_mri"]
     make_set(one, tmp_path / "data" / "acl_mri", per_class=4)
     (tmp_path / "data" / "BACH").mkdir()
     words = ["zero-shot", folder, "--data", tmp_path / "data", "--out", tmp_path / "out", "--cache", tmp_path / "c",
@@ -208,12 +208,12 @@ def test_the_command_line(folder, tmp_path, capsys, monkeypatch):
 def test_the_page(model):
     from unimed.serve.zero_shot import build_page, classify
 
-    shown = classify(model, str(PICTURES / "rgb.png"), "lung\nheart\n")
+    shown = classify(model, str(IMAGES / "rgb.png"), "lung\nheart\n")
     assert set(shown) == {"lung", "heart"} and sum(shown.values()) == pytest.approx(1)
     with pytest.raises(ValueError, match="choose an image"):
         classify(model, None, "a\nb")
     with pytest.raises(ValueError, match="only one label"):
-        classify(model, str(PICTURES / "rgb.png"), "lung")
+        classify(model, str(IMAGES / "rgb.png"), "lung")
     pytest.importorskip("gradio")
     page = build_page({"tiny": lambda: model})
     endpoints = page.get_api_info()["named_endpoints"]

@@ -131,7 +131,7 @@ def test_training_crops(folder):
         torch.manual_seed(seed)
         crop = processor.train_image(FOLDER / "pictures" / "rgb.png")
         assert (crop == recorded("preprocess")[f"rgb.train32.seed{seed}.uint8"]).all()
-    image = processor.normalise(crop[None])
+    image = processor.normalize(crop[None])
     assert image.dtype == torch.float32 and float(image.abs().max()) < 3
 
 

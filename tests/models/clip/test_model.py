@@ -14,13 +14,13 @@ import unimed
 from unimed.models.clip import ClipConfig, ClipModel, ClipProcessor
 from unimed.models.clip.building import named_config
 
-PICTURES = FOLDER / "pictures"
+IMAGES = FOLDER / "pictures"
 
 
 def test_zero_shot_and_saved_again(model, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     again = unimed.load(tmp_path / "saved", device="cpu")
-    paths = [PICTURES / "rgb.png", PICTURES / "gray_L.png"]
+    paths = [IMAGES / "rgb.png", IMAGES / "gray_L.png"]
     first, second = (
         model.zero_shot(paths, ["heart", "lung", "liver"]),
         again.zero_shot(paths[0], ["heart", "lung", "liver"]),
@@ -54,12 +54,12 @@ def test_published_demonstration_behind_a_switch(model):
 
 def test_one_label_is_refused(model):
     with pytest.raises(ValueError, match="only one label"):
-        model.zero_shot(PICTURES / "rgb.png", ["heart"])
+        model.zero_shot(IMAGES / "rgb.png", ["heart"])
     for labels, word in (([], "no label"), (["a", "a"], "twice"), ({"a": []}, "needs a prompt"), (["a", " "], "b")):
         with pytest.raises(ValueError, match=word if word != "b" else None):
-            model.zero_shot(PICTURES / "rgb.png", labels, templates=["{}"])
+            model.zero_shot(IMAGES / "rgb.png", labels, templates=["{}"])
     with pytest.raises(ValueError, match="template"):
-        model.zero_shot(PICTURES / "rgb.png", ["a", "b"], templates=["no place"])
+        model.zero_shot(IMAGES / "rgb.png", ["a", "b"], templates=["no place"])
 
 
 def test_a_text_too_long_is_named(model, caplog):
@@ -91,7 +91,7 @@ def test_retrieve(model):
     texts = ["heart", "lung", "liver tumor", "normal slide"]
     found = model.retrieve("lung", texts, k=2)
     assert found[0][0] == (1, pytest.approx(1.0, abs=MODEL)) and len(found[0]) == 2
-    pictures = [PICTURES / "rgb.png", PICTURES / "gray_L.png", PICTURES / "tall_rgb.png"]
+    pictures = [IMAGES / "rgb.png", IMAGES / "gray_L.png", IMAGES / "tall_rgb.png"]
     assert model.retrieve(pictures[1], pictures, k=1)[0][0][0] == 1
     assert len(model.retrieve(texts, model.encode_image(pictures))) == 4
     with pytest.raises(ValueError, match="gallery"):
@@ -110,7 +110,7 @@ def test_deep_values_are_windowed(model):
 
 
 def test_bad_images(model, tmp_path):
-    (tmp_path / "cut.png").write_bytes((PICTURES / "rgb.png").read_bytes()[:200])
+    (tmp_path / "cut.png").write_bytes((IMAGES / "rgb.png").read_bytes()[:200])
     with pytest.raises(ValueError, match="cut.png"):
         model.encode_image(tmp_path / "cut.png")
     with pytest.raises(FileNotFoundError, match="nowhere.png"):
@@ -150,7 +150,7 @@ def test_sigmoid_models(tmp_path):
     model = tiny("ViT-B-32-quickgelu")
     model.config.model_cfg |= {"init_logit_bias": -10, "custom_text": True}
     model = ClipModel(ClipConfig(**{k: getattr(model.config, k) for k in ("model_cfg", "preprocess_cfg", "tokenizer")}))
-    result = model.eval().zero_shot(PICTURES / "rgb.png", ["heart"])
+    result = model.eval().zero_shot(IMAGES / "rgb.png", ["heart"])
     assert result.kind == "sigmoid" and 0 < result.probabilities[0] < 0.5
 
 
@@ -166,7 +166,7 @@ def test_siglip_reads_its_padding(folder):
     model.processor = ClipProcessor(config, folder / "tokenizer")
     ids, cut = model.processor.texts(["lung", "heart " * 100])
     assert ids.shape == (2, 64) and cut == [1]
-    assert model.sigmoid and model.zero_shot(PICTURES / "tall_rgb.png", ["heart"]).kind == "sigmoid"
+    assert model.sigmoid and model.zero_shot(IMAGES / "tall_rgb.png", ["heart"]).kind == "sigmoid"
 
 
 def test_by_name(tmp_path, monkeypatch):

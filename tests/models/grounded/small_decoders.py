@@ -10,9 +10,11 @@ from transformers import (
     SamHQConfig,
 )
 
+from unimed.models.boltzformer.prompted import BoltzFormerDecoderConfig
 from unimed.models.checkpoints.sam2 import sam2_video_config
 from unimed.models.heads.light import LightMaskConfig
 from unimed.models.heads.medsam_lite import MedSamLiteConfig
+from unimed.models.heads.volumetric import VolumetricMaskConfig
 
 
 def lively(decoder):
@@ -96,7 +98,17 @@ def small_light():
     return LightMaskConfig(image_size=32, width=16, heads=2)
 
 
+def small_volumetric():
+    return VolumetricMaskConfig(image_size=32, widths=(8, 16, 24), prompt_width=16, window=4)
+
+
+def small_boltzformer():
+    return BoltzFormerDecoderConfig.tiny(num_queries=4, edge_queries=0, image_size=64, attention="masked")
+
+
 DECODER_EXAMPLES = {
+    "unimed_volumetric": small_volumetric,
+    "unimed_boltzformer_decoder": small_boltzformer,
     "edgetam": small_edgetam,
     "medsam_lite": small_medsam_lite,
     "sam": small_sam,

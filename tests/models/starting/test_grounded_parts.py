@@ -33,14 +33,50 @@ def sam_file(tmp_path_factory):
     return folder / "sam2_hiera_tiny.pt"
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "internvl"])
-def test_a_model_starts_from_a_folder_of_transformers(kind, sam_file, tmp_path, monkeypatch):
+def save_vlm(kind, folder):
     tokenizer = byte_tokenizer(TOKENS[kind])
     image_id = tokenizer.convert_tokens_to_ids(TOKENS[kind][0])
     torch.manual_seed(0)
     vlm = AutoModelForImageTextToText.from_config(backbone(kind, len(tokenizer), image_id, tokenizer.pad_token_id))
-    vlm.save_pretrained(tmp_path / "vlm")
-    tokenizer.save_pretrained(tmp_path / "vlm")
+    vlm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return vlm, tokenizer
+
+
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_the_unified_configs_train_on_small_parts(size, sam_file, tmp_path, monkeypatch):
+    """Experts, [SEG], [BOX], presence and pairs, on folders laid out as the published ones."""
+    from data.tiny_sets import records
+
+    from unimed.data.collate.grounded import GroundedCollator
+    from unimed.engine.config import load_config
+    from unimed.registry import DATASETS, TASKS
+
+    save_vlm("internvl", tmp_path / "vlm")
+    monkeypatch.setattr(sam2, "config_of", lambda official: unibiomed._tiny_mask_config(TINY_SAM2))
+    config = load_config(f"configs/unified/internvl3_5_{size}b.py")
+    options = config.task.to_dict()
+    options["model"] |= dict(backbone=str(tmp_path / "vlm"), sam2=str(sam_file))
+    options["connector"] |= dict(task_token_c=8)
+    options["lora"] |= dict(r=4, lora_alpha=4)
+    task = TASKS.build(options).train()
+    samples = DATASETS.build(dict(type="RecordDataset", path=str(records(tmp_path / "own"))))
+    samples = [sample for sample in samples if sample.labels["task"] in ("referring", "box", "caption", "vqa")]
+    collate = GroundedCollator(task.processor, mask_target_size=64)
+    optimizer = torch.optim.AdamW(task.train_parameters(), lr=1e-3)
+    for _ in range(2):
+        losses = task(collate(samples))
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert {"text", "dice", "bce", "presence", "box", "connector", "pairs"} <= set(losses)
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert task.model.connector.num_experts == 5 and task.model.box_head is not None
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "internvl"])
+def test_a_model_starts_from_a_folder_of_transformers(kind, sam_file, tmp_path, monkeypatch):
+    vlm, tokenizer = save_vlm(kind, tmp_path / "vlm")
     monkeypatch.setattr(sam2, "config_of", lambda official: unibiomed._tiny_mask_config(TINY_SAM2))
     model = build_on_parts(tmp_path / "vlm", sam_file)
     rows = model.get_input_embeddings().weight

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from unimed.io.images import load as load_image
-from unimed.io.slices import choose_axis, with_neighbours
+from unimed.io.slices import choose_axis, with_neighbors
 from unimed.io.windows import to_uint8
 from unimed.registry import COLLATORS
 from unimed.structures import Sample
@@ -85,8 +85,8 @@ def slice_of_volume(sample: Sample) -> Sample:
         if region.mask is not None:
             shown += np.moveaxis(region.mask, axis, 0).sum((1, 2))
     z = int(shown.argmax())
-    grey = torch.from_numpy(np.ascontiguousarray(to_uint8(planes)))
-    picture = with_neighbours(grey, 0, z, z + 1, len(planes))[0].permute(1, 2, 0).numpy()
+    gray = torch.from_numpy(np.ascontiguousarray(to_uint8(planes)))
+    channels = with_neighbors(gray, 0, z, z + 1, len(planes))[0].permute(1, 2, 0).numpy()
 
     def cut(mask):
         return None if mask is None else np.ascontiguousarray(np.moveaxis(mask, axis, 0)[z])
@@ -99,4 +99,4 @@ def slice_of_volume(sample: Sample) -> Sample:
     labels = dict(sample.labels)
     if "instances" in labels:
         labels["instances"] = cut(labels["instances"])
-    return replace(sample, images=(picture,), regions=tuple(regions), labels=labels)
+    return replace(sample, images=(channels,), regions=tuple(regions), labels=labels)

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unimed.data.canonical import POINTERS, answer_of, is_volume, pointed_regions
+from unimed.data.canonical import POINTERS, answer_of, is_volume, pointed_regions, without_markers
 from unimed.io.windows import known_site, to_uint8
 from unimed.registry import COLLATORS
-from unimed.structures import Sample
+from unimed.structures import Sample, Task
 from unimed.tokens import SEG_TOKEN
 
 
@@ -62,6 +62,7 @@ class GroundedCollator:
             **batch,
             "sample_ids": [sample.sample_id for sample in samples],
             "tasks": [sample.task for sample in samples],
+            "captions": [_caption(sample) for sample in samples],
             **self._targets(samples),
         }
 
@@ -141,9 +142,16 @@ class GroundedCollator:
             raise ValueError(f"a mask of {mask.shape} does not fit its image of {frame.image_hw}")
         rows, columns = (max(1, round(length * side / frame.side)) for length in frame.content_hw)
         # Box filter when shrinking: thin structures fade instead of vanishing, the loss accepts soft targets.
-        picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((columns, rows), Image.Resampling.BOX)
-        target[:rows, :columns] = np.asarray(picture, dtype=np.float32) >= 127.5
+        image = Image.fromarray(mask.astype(np.uint8) * 255).resize((columns, rows), Image.Resampling.BOX)
+        target[:rows, :columns] = np.asarray(image, dtype=np.float32) >= 127.5
         return target
+
+
+def _caption(sample: Sample) -> str | None:
+    """The words that belong to the one image of a sample, where it is a pair of image and caption."""
+    if sample.task is not Task.CAPTION or len(sample.images) != 1:
+        return None
+    return without_markers(answer_of(sample)) or None
 
 
 def volume_to_uint8(sample: Sample) -> np.ndarray:

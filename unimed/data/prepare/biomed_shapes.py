@@ -53,16 +53,16 @@ def build(out, force: bool = False) -> Path:
     return out
 
 
-def picture(shape: str, seed: int, radius: float = 12) -> tuple[np.ndarray, np.ndarray]:
+def draw_shape(shape: str, seed: int, radius: float = 12) -> tuple[np.ndarray, np.ndarray]:
     """Grey picture (uint8) with one bright shape on noise, and its mask (bool); `radius` 0 leaves the shape out."""
     draw = np.random.default_rng(seed)
-    centre_y, centre_x = draw.uniform(18, SIDE_PX - 18, size=2)
+    center_y, center_x = draw.uniform(18, SIDE_PX - 18, size=2)
     radius = radius * draw.uniform(0.7, 1.1)
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
     if shape == "disc":
-        mask = (y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2
+        mask = (y - center_y) ** 2 + (x - center_x) ** 2 < radius**2
     else:
-        mask = (abs(y - centre_y) < 0.8 * radius) & (abs(x - centre_x) < 0.8 * radius)
+        mask = (abs(y - center_y) < 0.8 * radius) & (abs(x - center_x) < 0.8 * radius)
     image = draw.integers(20, 90, size=mask.shape)
     image[mask] += 140
     return image.astype(np.uint8), mask
@@ -90,7 +90,7 @@ def _coco(root: Path, shapes, seed: int = 0, captions: bool = False) -> None:
         images, annotations = [], []
         for number in range(count):
             shape = shapes[number % len(shapes)]
-            image, mask = picture(shape, seed + number + 1000 * (split == "test"))
+            image, mask = draw_shape(shape, seed + number + 1000 * (split == "test"))
             name, mask_name = f"p{split}{number}_1.png", f"p{split}{number}_1_{shape}.png"
             folder = root if captions else root / split
             _save(folder / (f"images/{name}" if captions else name), image)
@@ -118,7 +118,7 @@ def _radgenome(root: Path) -> None:
         for number in range(count):
             there = number % 3 != 2
             shape = SHAPES[number % 2]
-            image, mask = picture(shape, 400 + number + 1000 * (split == "test"), 12 if there else 0)
+            image, mask = draw_shape(shape, 400 + number + 1000 * (split == "test"), 12 if there else 0)
             _save(root / "images" / f"r{split}{number}_1.png", image)
             _save(root / "masks" / f"r{split}{number}_1.png", mask & there)
             entries[f"r{split}{number}"] = {
@@ -143,7 +143,7 @@ def _volumes(root: Path, slices: int = 8) -> None:
                 for index, name in enumerate(names):
                     # A ball: the object is largest in the middle and not there at the ends.
                     radius = 14 * max(0.0, 1 - (abs(index - 3.5) / 3) ** 2) ** 0.5
-                    image, mask = picture(shape, 500 + number + 1000 * (split == "test"), radius)
+                    image, mask = draw_shape(shape, 500 + number + 1000 * (split == "test"), radius)
                     _save(root / volume / name, image)
                     if mask.any():
                         _save(root / f"{volume}_mask" / name.replace(".png", f"_{shape}.png"), mask)

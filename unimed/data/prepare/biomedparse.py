@@ -118,8 +118,8 @@ def check_images(folder: Path, patient_pattern: str | None = None):
                 continue
             try:
                 path = resolve_inside(folder, f"{split}_mask/{path.name}", error=ReadError)
-                problem, said = _mask_problem(path, row)
-                report.remarks += [f"{split}/{path.name}: {one}" for one in said]
+                problem, remarks = _mask_problem(path, row)
+                report.remarks += [f"{split}/{path.name}: {one}" for one in remarks]
             except (ReadError, MaskError) as error:
                 kind = "mask" if isinstance(error, MaskError) else "unreadable"
                 report.problems.append((split, kind, str(error)))
@@ -222,13 +222,13 @@ def _mask_problem(path: Path, row) -> tuple[str, tuple[str, ...]]:
 
     # The mask belongs to the picture as it is shown; of that only its size and its EXIF turn are needed here.
     image = Image(np.broadcast_to(np.uint8(0), (*row["size"], 3)), source=row["source"])
-    mask, said = load_mask(path, image=image, name=path.name)
+    mask, remarks = load_mask(path, image=image, name=path.name)
     if not mask.any():
         return "mask is empty", ()
-    several = [one for one in said if "count" in one]
+    several = [one for one in remarks if "count" in one]
     if several:
         return f"mask is not binary: {several[0]}; threshold it, or split it into one file per target", ()
-    return "", said
+    return "", remarks
 
 
 def _places(places) -> str:

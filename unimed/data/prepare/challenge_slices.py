@@ -140,13 +140,13 @@ def cut(image: np.ndarray, labels: np.ndarray, axis: int, size: int, compat: str
     import torch
     from torch.nn import functional as F
 
-    from unimed.io.slices import SliceGrid, with_neighbours
+    from unimed.io.slices import SliceGrid, with_neighbors
 
     grid = SliceGrid(image.shape, axis, size, compat)
     for z in range(grid.depth):
         first, last = max(z - 1, 0), min(z + 2, grid.depth)
         planes = grid.prepare(grid.planes(image, first, last).astype(np.float32)).round().clamp(0, 255).byte()
-        channels = with_neighbours(planes, first, z, z + 1, grid.depth)[0].permute(1, 2, 0).numpy()
+        channels = with_neighbors(planes, first, z, z + 1, grid.depth)[0].permute(1, 2, 0).numpy()
         mask = np.pad(grid.planes(labels, z, z + 1)[0], grid.pad)
         resized = F.interpolate(torch.from_numpy(mask.astype(np.float32))[None, None], size=(size, size))[0, 0]
         yield channels, resized.numpy().astype(np.uint16 if labels.max() > 255 else np.uint8), np.unique(resized)
@@ -159,8 +159,8 @@ def _write_slices(out, split, stem, image, labels, axis, size):
 
     for number, (channels, mask, ids) in enumerate(cut(image, labels, axis, size)):
         name = f"{stem}_{number:03d}.png"
-        picture = Image.fromarray(np.ascontiguousarray(channels[..., ::-1]))
-        write_atomic(out / split / name, lambda path, p=picture: p.save(path, format="PNG"))
+        channels_image = Image.fromarray(np.ascontiguousarray(channels[..., ::-1]))
+        write_atomic(out / split / name, lambda path, p=channels_image: p.save(path, format="PNG"))
         write_atomic(out / f"{split}_mask" / name, lambda path, m=mask: Image.fromarray(m).save(path, format="PNG"))
         yield [int(v) for v in ids if v]
 

@@ -304,8 +304,8 @@ def _with_article(site: str) -> str:
 
 def _percent(mask: np.ndarray, within: np.ndarray | None = None) -> str:
     total = within.sum() if within is not None else mask.size
-    share = (mask & within).sum() if within is not None else mask.sum()
-    percent = 100 * float(share) / float(total)
+    fraction = (mask & within).sum() if within is not None else mask.sum()
+    percent = 100 * float(fraction) / float(total)
     return "less than 1 percent" if percent < 1 else f"{percent:.0f} percent"
 
 

@@ -112,7 +112,7 @@ def write_arrow(records: RecordDataset, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; remove it or choose another folder")
-    picture = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     fields = {name: datasets.Value("string") for name in ("id", "task", "question", "answer")}
     known = sorted({name for record in _each(records) for name in record} - {"image", "volume", "regions", *fields})
     others = {
@@ -121,22 +121,22 @@ def write_arrow(records: RecordDataset, folder: str | Path) -> Path:
     }
     region = {
         "phrase": datasets.Value("string"),
-        "mask": picture,
+        "mask": image,
         "box_xyxy_px": datasets.List(datasets.Value("float64")),
         "present": datasets.Value("bool"),
         "phrase_span": datasets.List(datasets.Value("int64")),
     }
     features = datasets.Features(
-        {**fields, **others, "image": picture, "volume": picture, "regions": datasets.List(region)}
+        {**fields, **others, "image": image, "volume": image, "regions": datasets.List(region)}
     )
 
     def rows():
         for record in _each(records):
             row = dict.fromkeys(features) | {k: v for k, v in record.items() if k in features}
             for kind in ("image", "volume"):
-                row[kind] = _picture(records, record, record.get(kind))
+                row[kind] = _image(records, record, record.get(kind))
             row["regions"] = [
-                dict.fromkeys(region) | entry | {"mask": _picture(records, record, entry.get("mask"))}
+                dict.fromkeys(region) | entry | {"mask": _image(records, record, entry.get("mask"))}
                 for entry in record.get("regions") or ()
             ]
             yield row
@@ -156,7 +156,7 @@ def _each(records: RecordDataset):
     return (records.records[index] for index in range(len(records)))
 
 
-def _picture(records: RecordDataset, record: dict, name: str | None) -> dict | None:
+def _image(records: RecordDataset, record: dict, name: str | None) -> dict | None:
     return None if not name else {"bytes": _bytes(records, record, name), "path": Path(name).name}
 
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             settings=settings,
         )
     except (SourceError, CaptionError, OSError, ValueError, KeyError) as error:
-        said = plain_line(f"field {error} is missing" if isinstance(error, KeyError) else str(error))
-        print(f"error: {said}", file=sys.stderr)
+        message = plain_line(f"field {error} is missing" if isinstance(error, KeyError) else str(error))
+        print(f"error: {message}", file=sys.stderr)
         return 1
     return 0

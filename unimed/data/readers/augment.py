@@ -13,7 +13,7 @@ from unimed.structures import Sample
 
 _SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "LEFT": "RIGHT", "RIGHT": "LEFT"}
 #: Chances and widths of the published recipe.
-GATE, CROP, NOISE, SPECKS, NEIGHBOURS = 0.5, 0.5, 0.5, 0.5, 0.5
+GATE, CROP, NOISE, SPECKS, NEIGHBORS = 0.5, 0.5, 0.5, 0.5, 0.5
 SHIFT, NOISE_STD, SPECK_SHARE, ZOOM, MOVE = 25.5, 25.0, (0.02, 0.1), (0.9, 1.1), 0.1
 
 
@@ -23,7 +23,7 @@ def other_side(text: str) -> str:
 
 
 @DATASETS.register_module()
-@renames(swap_neighbours="swap_neighbors")
+@renames(swap_neighbors="swap_neighbors")
 class AugmentedDataset:
     """Another dataset, changed at random: turned, mirrored, cropped, brighter or darker, noisy, speckled.
 
@@ -86,7 +86,7 @@ def augment(sample: Sample, draw=random, swap_neighbors: bool = False, compat: s
 
         image, instances, maps = place(image), place(instances), [place(mask) for mask in maps]
         image = _intensities(image, draw, compat)
-    if swap_neighbors and image.ndim == 3 and draw.random() < NEIGHBOURS:
+    if swap_neighbors and image.ndim == 3 and draw.random() < NEIGHBORS:
         image = image[..., [0, 2, 1]]
     regions, conversation, intent = [], sample.conversation, sample.intent
     for region, mask in zip(sample.regions, maps, strict=True):
@@ -125,13 +125,13 @@ def zoom_in(values: np.ndarray, zoom: float, dy: float, dx: float) -> np.ndarray
     # Pixel centres: output row r looks at input row (r + 0.5) * zoom + start - 0.5.
     start = (0.5 + dy) * height - zoom * height / 2, (0.5 + dx) * width - zoom * width / 2
     offset = [0.5 * zoom + begin - 0.5 for begin in start]
-    picture = values.dtype == np.uint8 and values.ndim in (2, 3)
-    order = 1 if picture else 0
+    image = values.dtype == np.uint8 and values.ndim in (2, 3)
+    order = 1 if image else 0
     planes = values[..., None] if values.ndim == 2 else values
     result = np.stack(
         [
             ndimage.affine_transform(
-                planes[..., c].astype(np.float32 if picture else np.int32),
+                planes[..., c].astype(np.float32 if image else np.int32),
                 [zoom, zoom],
                 offset,
                 order=order,
@@ -142,7 +142,7 @@ def zoom_in(values: np.ndarray, zoom: float, dy: float, dx: float) -> np.ndarray
         ],
         axis=-1,
     )
-    result = result.round().clip(0, 255) if picture else result
+    result = result.round().clip(0, 255) if image else result
     return result.astype(values.dtype).reshape(values.shape)
 
 
@@ -154,7 +154,7 @@ def _intensities(image: np.ndarray, draw, compat) -> np.ndarray:
         noise = random_numbers.normal(0, draw.uniform(0, NOISE_STD), image.shape)
         changed += noise.astype(np.int64).astype(np.uint8) if compat == "reference" else noise
     if draw.random() < SPECKS:
-        share, where = draw.uniform(*SPECK_SHARE), random_numbers.random(image.shape[:2])
-        changed[where < share / 2] = 0
-        changed[where > 1 - share / 2] = 255
+        fraction, where = draw.uniform(*SPECK_SHARE), random_numbers.random(image.shape[:2])
+        changed[where < fraction / 2] = 0
+        changed[where > 1 - fraction / 2] = 255
     return changed.clip(0, 255).astype(np.uint8)

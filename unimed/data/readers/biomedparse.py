@@ -43,6 +43,7 @@ class BiomedParseDataset:
         patient_pattern: regular expression, its group is the patient in a file name.
         resize_masks: bring masks of another size to that of the image instead of refusing them.
         limit: keep only the first so many images.
+        modality: keep only images whose modality begins so ("MRI" keeps "MRI-FLAIR"); all if "".
 
     Images are uint8, HxW or HxWx3; slices of volumes come as (slice, previous, next) in the last axis. `labels` hold
     `task`, `site`, `targets` (one name per region) and, for sets of instances, `instances`: the map that numbers them.
@@ -62,6 +63,7 @@ class BiomedParseDataset:
         patient_pattern: str | None = None,
         resize_masks: bool = False,
         limit: int | None = None,
+        modality: str = "",
     ):
         if prompts is not None and prompts < 1:
             raise TreeError(f"prompts must be at least 1 or None, got {prompts}")
@@ -77,9 +79,12 @@ class BiomedParseDataset:
         self.file = self.root / f"{split}.json"
         content = read_json(self.file)
         self.of_volumes = "class_prompts" in content
-        self.items = (_volume_items if self.of_volumes else _image_items)(self.file, content)[:limit]
+        items = (_volume_items if self.of_volumes else _image_items)(self.file, content)
+        self.items = [item for item in items if item["group"][0].lower().startswith(modality.lower())][:limit]
         if not self.items:
-            raise TreeError(f"{self.file}: no annotation; an empty set cannot be read")
+            raise TreeError(
+                f"{self.file}: no annotation{f' of {modality}' if modality else ''}; an empty set cannot be read"
+            )
         self.wordings: dict[tuple, dict[str, list[str]]] = defaultdict(dict)
         for item in self.items:
             for target, words in item["words"].items():
@@ -116,7 +121,7 @@ class BiomedParseDataset:
         question = f"Please segment {', '.join(region.phrase for region in regions)}."
         return Sample(
             images=(image,),
-            geometry=Geometry.pixels(source_format="picture"),
+            geometry=Geometry.pixels(source_format="image"),
             sample_id=f"{self.root.name}/{self.split}/{item['file']}",
             modality=item["group"][0],
             conversation=(("user", question), ("assistant", answer)) if regions else (),
@@ -136,10 +141,10 @@ class BiomedParseDataset:
             for target, file in item["masks"].items():
                 path = self._place(f"{self.split}_mask/{file}")
                 try:
-                    mask, said = load_mask(path, image=image, resize=self.resize_masks)
+                    mask, remarks = load_mask(path, image=image, resize=self.resize_masks)
                 except MaskError as error:
                     raise TreeError(str(error)) from error
-                self.remarks.extend(f"{path}: {one}" for one in said if one != RESIZED)
+                self.remarks.extend(f"{path}: {one}" for one in remarks if one != RESIZED)
                 if mask.any():
                     masks[target] = mask
             return masks, None

@@ -57,7 +57,7 @@ class RecordReports:
                 if region.presence == 0 and region.phrase not in phrases:
                     phrases[region.phrase] = []
                     text += f" There is no {region.phrase}."
-        said, spans = canonical.pointed_phrases([(p, len(b)) for p, b in phrases.items()])
+        answer, spans = canonical.pointed_phrases([(p, len(b)) for p, b in phrases.items()])
         intent = Intent("report_grounding", text, drawn=self.split == "train", style=self.style)
         regions = []
         for (phrase, boxes), span in zip(phrases.items(), spans, strict=True):
@@ -69,7 +69,7 @@ class RecordReports:
             geometry=report.geometry,
             sample_id=report.sample_id,
             modality=report.modality,
-            conversation=(("user", canonical.question(intent)), ("assistant", said)),
+            conversation=(("user", canonical.question(intent)), ("assistant", answer)),
             intent=intent,
             regions=tuple(regions),
             labels={"task": "mrg", "kind": "report", "classes": [], "text": text},

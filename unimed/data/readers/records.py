@@ -131,6 +131,7 @@ class RecordDataset:
         limit: keep only the first so many records.
         slices: of a volume, keep only so many axial slices, spread evenly (for training; all are kept by default).
         foreground_fraction: fraction of these that shall show what the record points at.
+        contiguous: those slices are neighbors, drawn anew each time (for decoders that read slices together).
         to_uint8: deeper volumes as uint8, by the percentiles of the whole volume; implied by `slices`.
 
     A sample's conversation is (("user", question), ("assistant", answer)). Its `labels` hold `task`, `label`,
@@ -151,8 +152,10 @@ class RecordDataset:
         slices: int | None = None,
         foreground_fraction: float = 0.0,
         to_uint8: bool = False,
+        contiguous: bool = False,
     ):
         path = Path(path)
+        self.contiguous = contiguous
         self.slices, self.foreground_fraction = slices, foreground_fraction
         self.to_uint8 = to_uint8 or slices is not None
         self.file = path if path.is_file() else path / "records" / f"{split}.jsonl"
@@ -218,7 +221,7 @@ class RecordDataset:
         """Some slices of a volume, for training."""
         masks = [region.mask for region in regions if region.mask is not None]
         shows = np.any([mask.any(axis=(1, 2)) for mask in masks], axis=0) if masks else np.zeros(len(array), bool)
-        chosen = choose_slices(shows.tolist(), self.slices, self.foreground_fraction)
+        chosen = choose_slices(shows.tolist(), self.slices, self.foreground_fraction, contiguous=self.contiguous)
         thinned = []
         for region in regions:
             mask = None if region.mask is None else region.mask[chosen]
@@ -278,11 +281,11 @@ class RecordDataset:
                 "on the upright image"
             )
 
-    def _picture_mask(self, record: dict, name: str, label, image: Image) -> np.ndarray:
-        mask, said = self._tried(
+    def _image_mask(self, record: dict, name: str, label, image: Image) -> np.ndarray:
+        mask, remarks = self._tried(
             record, name, lambda source, where: load_mask(source, label=label, image=image, name=where)
         )
-        self.remarks.extend(f"record {record['id']}: mask {name}: {one}" for one in said)
+        self.remarks.extend(f"record {record['id']}: mask {name}: {one}" for one in remarks)
         return mask
 
     def _region(self, record: dict, entry: dict, shape: tuple[int, ...], source: Image | tuple) -> Region:
@@ -293,7 +296,7 @@ class RecordDataset:
             if isinstance(source, tuple):
                 mask = self._volume_mask(record, entry["mask"], label, *source)
             else:
-                mask = self._picture_mask(
+                mask = self._image_mask(
                     record, entry["mask"], tuple(label) if isinstance(label, list) else label, source
                 )
             if not mask.any():

@@ -166,7 +166,7 @@ class MedicalGroundingDataset:
         if self.published and len(phrases) > 3:
             # The released loader grounds the first phrase alone where there are more than three.
             phrases = phrases[:1]
-        said, spans = canonical.pointed_phrases([(phrase, len(boxes)) for phrase, boxes in phrases])
+        answer, spans = canonical.pointed_phrases([(phrase, len(boxes)) for phrase, boxes in phrases])
         text = record.text if self.ask == "text" else ". ".join(phrase for phrase, _ in phrases) + "."
         compat = "reference" if self.published else None
         intent = Intent("report_grounding", text, drawn=self.split == "train", style=self.style, compat=compat)
@@ -180,7 +180,7 @@ class MedicalGroundingDataset:
             geometry=geometry,
             sample_id=record.record_id,
             modality="X-ray",
-            conversation=(("user", canonical.question(intent)), ("assistant", said)),
+            conversation=(("user", canonical.question(intent)), ("assistant", answer)),
             intent=intent,
             regions=tuple(regions),
             labels={"task": "mrg", "kind": record.kind, "classes": record.classes, "text": text},

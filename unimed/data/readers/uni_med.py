@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.data import canonical
+from unimed.data.readers.umedground_records import patient_of
 from unimed.files import read_json, read_json_lines, read_lines, resolve_inside
 from unimed.geometry import Geometry
 from unimed.io.errors import ImageError, ReadError
@@ -131,7 +132,7 @@ class UniMedDataset:
         compat = None if self.words is None else "reference"
         return Intent(kind, subject, drawn=self.split == "train", pools=self.pools, number=self.template, compat=compat)
 
-    def sample(self, number, task, intent, answer, images=(), regions=(), **labels) -> Sample:
+    def sample(self, number, task, intent, answer, images=(), regions=(), patient="", **labels) -> Sample:
         arrays, geometry = [], Geometry.pixels()
         for path in images:
             array, geometry = (path, geometry) if isinstance(path, np.ndarray) else self.image(path)
@@ -144,6 +145,7 @@ class UniMedDataset:
             intent=intent,
             regions=tuple(regions),
             labels={"task": task, "benchmark": self.benchmark, **labels},
+            patient_id=patient,
             source=self.benchmark,
             label_origin="published with the data set",
         )
@@ -339,6 +341,7 @@ class MimicReportDataset(UniMedDataset):
     """
 
     benchmark = "mimic_caption"
+    below = "files/"
 
     def __init__(self, annotations, image_root, **options):
         self.path, self.image_root, self.missing = Path(annotations), Path(image_root), 0
@@ -351,15 +354,30 @@ class MimicReportDataset(UniMedDataset):
             paths, report = field(record, "image_path", list, where), field(record, "report", str, where)
             if not paths:
                 raise FieldError(f"{where}: field 'image_path' is empty")
-            image = inside(self.image_root, f"files/{paths[0]}", where)
+            image = inside(self.image_root, f"{self.below}{paths[0]}", where)
             if image.is_file():
-                yield image, report
+                yield image, report, self.patient_of(paths[0])
             else:
                 self.missing += 1
 
+    def patient_of(self, path: str) -> str:
+        """The patient in the path of an image (`p10/p10000032/...`)."""
+        return patient_of(path)
+
     def __getitem__(self, index: int) -> Sample:
-        image, report = self.records[index]
-        return self.sample(index, "caption", self.ask("chest_report"), clean(report, self.words), [image])
+        image, report, patient = self.records[index]
+        intent, answer = self.ask("chest_report"), clean(report, self.words)
+        return self.sample(index, "caption", intent, answer, [image], patient=patient)
+
+
+@DATASETS.register_module()
+class IuReportDataset(MimicReportDataset):
+    """Indiana University's radiographs in R2Gen's layout: `<image_root>/CXR.../0.png`; the folder is the study."""
+
+    benchmark, below = "iu_caption", ""
+
+    def patient_of(self, path: str) -> str:
+        return path.split("/")[0]
 
 
 @DATASETS.register_module()

@@ -24,7 +24,7 @@ from unimed.io.errors import ImageError, MaskError, ReadError
 from unimed.io.images import Image, load_stack
 from unimed.io.images import load as load_image
 from unimed.io.masks import RESIZED, load_mask
-from unimed.io.region_box import paint_box
+from unimed.io.region_box import draw_box
 from unimed.io.volume_slices import choose_slices
 from unimed.registry import DATASETS, renames
 from unimed.structures import Intent, Region, Sample
@@ -120,7 +120,7 @@ class _Tree:
         answer = canonical.answer(intent) if answer is None else answer
         return Sample(
             images=tuple(images),
-            geometry=Geometry.pixels(source_format="picture"),
+            geometry=Geometry.pixels(source_format="image"),
             sample_id=f"{self.name}/{self.split}/{identifier}",
             conversation=(("user", canonical.question(intent)), ("assistant", answer)),
             intent=intent,
@@ -135,8 +135,8 @@ class _Tree:
     ):
         """A question about a region that is given: painted on the image, or as its mask."""
         if region_style == "box":
-            painted = paint_box(image, mask, random if self.drawn else None)
-            return self._sample(identifier, (painted,), self._intent(pool), answer, (), "region", label)
+            predicted = draw_box(image, mask, random if self.drawn else None)
+            return self._sample(identifier, (predicted,), self._intent(pool), answer, (), "region", label)
         region = Region(label or "region1", mask=mask, presence=1.0)
         intent = self._intent(pool.replace("region", "region1"), "region1")
         return self._sample(identifier, (image,), intent, answer, (region,), "region", label)
@@ -155,10 +155,10 @@ class _Tree:
     def _any_mask(self, name: str, identifier, image: Image) -> np.ndarray:
         path = self._place(name, identifier)
         try:
-            mask, said = load_mask(path, image=image, resize=self.resize_masks, compat=self.compat)
+            mask, remarks = load_mask(path, image=image, resize=self.resize_masks, compat=self.compat)
         except MaskError as error:
             raise TreeError(str(error)) from error
-        self.remarks.extend(f"{path}: {one}" for one in said if one != RESIZED)
+        self.remarks.extend(f"{path}: {one}" for one in remarks if one != RESIZED)
         return mask
 
     def _mask(self, name: str, identifier, image: Image) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 from unimed.files import resolve_inside, write_atomic
 from unimed.io.images import is_image_file
 
-CATALOGUE = Path(__file__).parent.parent / "manifests" / "zero_shot_sets.json"
+CATALOG = Path(__file__).parent.parent / "manifests" / "zero_shot_sets.json"
 
 
 class ZeroShotSetError(ValueError):
@@ -68,9 +68,9 @@ class ZeroShotSet:
 
 
 @cache
-def catalogue() -> dict[str, ZeroShotSet]:
+def catalog() -> dict[str, ZeroShotSet]:
     """All sets by id, in the published order."""
-    entries = json.loads(CATALOGUE.read_text(encoding="utf-8"))["sets"]
+    entries = json.loads(CATALOG.read_text(encoding="utf-8"))["sets"]
     return {
         entry["id"]: ZeroShotSet(
             **{
@@ -90,7 +90,7 @@ def chosen(ids: Sequence[str] | None) -> list[ZeroShotSet]:
     Raises:
         ZeroShotSetError: an unknown id.
     """
-    known = catalogue()
+    known = catalog()
     unknown = [name for name in ids or () if name not in known]
     if unknown:
         raise ZeroShotSetError(f"no set is called {unknown[0]!r}; known are {', '.join(known)}")
@@ -233,7 +233,7 @@ def import_prompts(constants: str | Path, out: str | Path) -> dict[str, str]:
             except (ValueError, TypeError, SyntaxError, RecursionError):
                 continue  # made by code, which is not run
     prompts, states = {}, {}
-    for one in catalogue().values():
+    for one in catalog().values():
         value = found.get(one.published["variable"])
         if not isinstance(value, dict):
             states[one.id] = f"{one.published['variable']} is not in the file"

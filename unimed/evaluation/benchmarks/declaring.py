@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from unimed.io.result import Prediction
-from unimed.registry import BENCHMARKS, METRICS, look_up, registered
+from unimed.registry import BENCHMARKS, METRICS, RegistryError, did_you_mean, look_up, registered
 from unimed.structures import Sample
 
 
@@ -40,6 +42,17 @@ class Benchmark:
         options: arguments the scorer always gets.
         published: published name of a number -> our name of it.
         note: what has to be minded when numbers are compared.
+        samples: registered data set that `unimed benchmark` asks from; "" where `reader` is one. Readers of published
+            layouts give cases of files instead, which their own scorers compare.
+        files: argument of the data set -> place below the folder of the benchmark; "{part}" stands for the part read.
+        test, train: further arguments of the data set for the part that is scored, and for the one that may be trained
+            on (leak checks, training priors); `train` is None where there is none to be had.
+        folder: of its data below that of all benchmarks (`data_folder`).
+        layout: what lies in the folder, as it is downloaded.
+        license: of the data. homepage: where they are to be had, and how.
+        leaks: what is known to be shared by training and test data.
+        samples_scorer: compares those samples; `unimed.evaluate` by default.
+        headline: column that runs are ranked by, `metrics[0]` by default. row_kind: kind of the rows it is read from.
     """
 
     name: str
@@ -53,6 +66,18 @@ class Benchmark:
     options: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    samples: str = ""
+    samples_scorer: str = ""
+    headline: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    test: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] | None = None
+    folder: str = ""
+    layout: str = ""
+    license: str = ""
+    homepage: str = ""
+    leaks: str = ""
+    row_kind: str = "mask"
 
     def __call__(self, *args, **options):
         return self.score(*args, **options)
@@ -67,6 +92,43 @@ class Benchmark:
 
         read = resolve(self.reader) if ":" in self.reader else look_up(self.reader, DATASETS)
         return read(*args, **{**self.reader_options, **options})
+
+    def dataset(self, folder: str | Path, part: str = "test"):
+        """The samples of a part, "test" or "train".
+
+        Raises:
+            FileNotFoundError: the folder is not there; how the data are to be had is said.
+            ValueError: there is no training part; and what the reader raises.
+        """
+        from unimed.registry import DATASETS
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder for {self.name}. {self.how_to_get()}")
+        further = self.test if part == "test" else self.train
+        if further is None:
+            raise ValueError(f"{self.name} has no part {part!r}")
+        places = {name: str(folder / place.replace("{part}", part)) for name, place in self.files.items()}
+        options = {**(self.reader_options if not self.samples else {}), **places, **further}
+        return DATASETS.build({"type": self.samples or self.reader, **options})
+
+    def how_to_get(self) -> str:
+        """Where the data are, under which license, and how they are laid out, in one line."""
+        known = {"get it": self.homepage, "license": self.license, "layout": self.layout}
+        return "; ".join(f"{name}: {text}" for name, text in known.items() if text)
+
+    def rows(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> tuple[list[dict], dict, dict]:
+        """(rows of the schema, {name: number}, {title: table}) of samples and predictions, in their order."""
+        scorer = (self.samples_scorer or f"{__name__}:score_any") if self.samples else self.scorer
+        found = resolve(scorer)(samples, predictions, **({} if self.samples else self.options))
+        if isinstance(found, Mapping):
+            return list(found.get("cases") or ()), dict(found.get("summary") or {}), dict(found.get("tables") or {})
+        return list(found), {}, {}
+
+
+def data_folder(one: Benchmark) -> Path:
+    """Where its data are looked for: below the folder that `UNIMED_BENCHMARKS` names, `data/benchmarks` by default."""
+    return Path(os.environ.get("UNIMED_BENCHMARKS") or Path("data") / "benchmarks") / (one.folder or one.name)
 
 
 def declare(**fields) -> Benchmark:
@@ -83,12 +145,19 @@ def declare(**fields) -> Benchmark:
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of a name.
+    """The benchmark of a name, or of the part behind the slash where only one ends so ("vqa_rad").
 
     Raises:
         RegistryError: an unknown name, with the valid ones and the closest.
     """
-    return look_up(name, BENCHMARKS)
+    known = registered(BENCHMARKS)
+    alike = [one for one in known if one.rpartition("/")[2] == name]
+    name = alike[0] if len(alike) == 1 else name
+    if name not in known:
+        raise RegistryError(
+            f"unknown benchmark {name!r}{did_you_mean(name, known)} `unimed benchmark --list` shows all {len(known)}"
+        )
+    return known[name]
 
 
 def benchmarks(prefix: str = "") -> dict[str, Benchmark]:

@@ -40,7 +40,7 @@ def _contractions():
 _CONTRACTIONS = _contractions()
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """The published normal form of an answer, a variant of the VQA challenge's.
 
     Quirks kept: a mark is deleted when it touches a space anywhere (or digits with a comma occur anywhere), else it
@@ -60,7 +60,7 @@ def normalise(text: str) -> str:
 
 def token_f1(predicted: str, truth: str) -> float:
     """Published token F1: every predicted copy of a shared word counts as found, so repetition is never punished."""
-    mine, other = Counter(normalise(predicted).split()), Counter(normalise(truth).split())
+    mine, other = Counter(normalize(predicted).split()), Counter(normalize(truth).split())
     if not mine or not other:
         return 0.0
     hits = sum(count for word, count in mine.items() if word in other)
@@ -71,7 +71,7 @@ def token_f1(predicted: str, truth: str) -> float:
 
 def sentence_bleu(predicted: str, truth: str, order: int) -> float:
     """Published BLEU of one answer: no smoothing, orders without a match at the smallest float (1e-155 or so)."""
-    words, ref = normalise(predicted).split(), normalise(truth).split()
+    words, ref = normalize(predicted).split(), normalize(truth).split()
     logs = []
     for n in range(1, order + 1):
         mine, other = (Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1)) for w in (words, ref))
@@ -104,14 +104,14 @@ def vqa(rows: Sequence[Mapping]) -> dict:
     """
     parts = {name: [row for row in rows if row["answer_type"] == name.upper()] for name in ("open", "closed")}
     result = {name: answers(part) for name, part in parts.items()}
-    right = [normalise(row["answer_gt"]) in normalise(row["answer_pred"]) for row in parts["closed"]]
+    right = [normalize(row["answer_gt"]) in normalize(row["answer_pred"]) for row in parts["closed"]]
     result["closed"]["acc_score"] = float(np.mean(right)) if right else float("nan")
     return result | {"all": answers(rows)}
 
 
 def identify(rows: Sequence[Mapping]) -> dict:
     """Published region description and classification report: `answers` and equality of the normal forms."""
-    right = [normalise(row["answer_pred"]) == normalise(row["answer_gt"]) for row in rows]
+    right = [normalize(row["answer_pred"]) == normalize(row["answer_gt"]) for row in rows]
     return answers(rows) | {"acc_score": float(np.mean(right)) if right else float("nan")}
 
 
@@ -153,13 +153,13 @@ def captions(rows: Sequence[Mapping]) -> dict:
     """
     pairs = [(row["answer_pred"], row["answer_gt"]) for row in rows if row["answer_pred"] and row["answer_gt"]]
     predicted, truth = [p for p, _ in pairs], [t for _, t in pairs]
-    plain = [(normalise(p), normalise(t)) for p, t in pairs]
+    plain = [(normalize(p), normalize(t)) for p, t in pairs]
     rouges = [_rouge(p, t) for p, t in plain if p and t]
     return {
         "bleu_scores": {
-            f"bleu{n}": v for n, v in enumerate(bleu(predicted, truth, tokenise=ptb_tokens, compat="reference"), 1)
+            f"bleu{n}": v for n, v in enumerate(bleu(predicted, truth, tokenize=ptb_tokens, compat="reference"), 1)
         },
-        "meteor_scores": corpus_meteor_exact([p for p, _ in plain], [t for _, t in plain], tokenise=ptb_tokens),
+        "meteor_scores": corpus_meteor_exact([p for p, _ in plain], [t for _, t in plain], tokenize=ptb_tokens),
         "rouge_scores": {
             f"rouge_{name}": float(np.mean([row[name] for row in rouges])) if rouges else float("nan")
             for name in ("1", "2", "l")

@@ -80,8 +80,8 @@ def short_region(caption: str) -> str:
 def region_correct(predicted: str, truth: str) -> bool:
     """Published correctness of a region caption: what stands before the first " in " is equal, and the last word of the
     truth (the modality) is a substring of the last word of the answer."""
-    said, true = predicted.lower(), truth.lower()
-    return said.split(" in ")[0] == true.split(" in ")[0] and true.split(" ")[-1] in said.split(" ")[-1]
+    answer, true = predicted.lower(), truth.lower()
+    return answer.split(" in ")[0] == true.split(" in ")[0] and true.split(" ")[-1] in answer.split(" ")[-1]
 
 
 def answer_accuracy(predicted: Sequence[str], truth: Sequence[str]) -> float:

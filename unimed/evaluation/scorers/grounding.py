@@ -20,7 +20,7 @@ from unimed.evaluation.rows import (
 )
 from unimed.evaluation.tables import means_by
 from unimed.io.result import Prediction
-from unimed.metrics.boxes import summarise_phrases
+from unimed.metrics.boxes import summarize_phrases
 from unimed.metrics.masks import nan_mean
 from unimed.metrics.presence import presence_scores
 from unimed.metrics.registered import metrics_of
@@ -71,7 +71,7 @@ def score_grounding(
     boxes = _box_rows(samples, predictions)
     if boxes:
         cases += boxes
-        summary |= summarise_phrases(boxes)
+        summary |= summarize_phrases(boxes)
         tables["boxes"] = means_by(boxes, "target", ("miou",))
     there = _presence_rows(samples, predictions)
     if there:

@@ -105,8 +105,8 @@ def score_folder(
             own = _names_in(result) if result is not None else None
             asked = named or own or Prompts({int(v): (f"label {v}",) for v in np.unique(truth) if v})
             if named and own and not named.instances and compat is None:
-                predicted, existence, said = _by_their_names(predicted, existence, own, named)
-                scores.remarks += [f"{name}: {said}"] if said else []
+                predicted, existence, remark = _by_their_names(predicted, existence, own, named)
+                scores.remarks += [f"{name}: {remark}"] if remark else []
             elif own and not named and not by_number:
                 by_number = "the truth does not name its labels: those of results are compared by number; --prompts"
                 scores.remarks.append(f"{by_number} tells what they are")
@@ -132,7 +132,7 @@ def label_pairs(predictions: str | Path, truths: str | Path) -> dict[str, tuple[
     return {name: (path, results.get(name)) for name, path in _by_name(Path(truths), None).items()}
 
 
-def summarise(scores: VolumeScores, out: str | Path, *, command: str, empty: str, compat: str | None = None) -> str:
+def summarize(scores: VolumeScores, out: str | Path, *, command: str, empty: str, compat: str | None = None) -> str:
     """Write `cases.jsonl`, `scores.json` and `scores.md`; returns the text of the last."""
     out, parts, summary = (
         Path(out),

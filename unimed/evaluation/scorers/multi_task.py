@@ -111,8 +111,8 @@ def answered_blindly(rows: Sequence[Mapping]) -> list[dict]:
 
 def published_box(box_xyxy_px: Sequence[float], width: int, height: int) -> str:
     """A box as an answer in words, `{<x1><y1><x2><y2>}` on a scale of 0 to 100."""
-    shares = np.array(box_xyxy_px) / np.array([width, height] * 2) * 100
-    return "{" + "".join(f"<{int(value)}>" for value in shares) + "}"
+    fractions = np.array(box_xyxy_px) / np.array([width, height] * 2) * 100
+    return "{" + "".join(f"<{int(value)}>" for value in fractions) + "}"
 
 
 def _xyxy(box_xywh: Sequence[float]) -> tuple[float, ...]:

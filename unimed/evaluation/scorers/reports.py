@@ -13,7 +13,7 @@ from unimed.evaluation.published.umedground import ALIASES
 from unimed.evaluation.rows import boxes_of, located_rows
 from unimed.evaluation.tables import means_by
 from unimed.io.result import Prediction
-from unimed.metrics.boxes import accuracy_at, paired_iou, score_phrase, summarise_phrases
+from unimed.metrics.boxes import accuracy_at, paired_iou, score_phrase, summarize_phrases
 from unimed.metrics.calibration import box_uncertainty
 from unimed.metrics.reliability import ece
 from unimed.metrics.selective import aurc, selective_scores
@@ -74,7 +74,7 @@ def score_reports(
         _add_mean_boxes(cases, train)
     ious = [row["iou"] for row in cases]
     summary = {"protocol": protocol, "reports": len(samples), "boxes": len(cases)}
-    summary |= accuracy_at(ious) | summarise_phrases(phrases)
+    summary |= accuracy_at(ious) | summarize_phrases(phrases)
     for name, rows in counts.items():
         summary |= {key.replace("phrase_", f"phrase_{name}_"): value for key, value in phrase_f1(rows).items()}
     if protocol == "free" and predicted:
@@ -130,8 +130,8 @@ def _add_mean_boxes(cases: Sequence[dict], train: Sequence[Sample]) -> None:
         height, width = sample.images[0].shape[:2]
         for region in sample.regions:
             if region.box_xyxy_px is not None:
-                share = np.array(region.box_xyxy_px) / [width, height, width, height]
-                known.setdefault(normal_form(region.phrase), []).append(share)
+                fraction = np.array(region.box_xyxy_px) / [width, height, width, height]
+                known.setdefault(normal_form(region.phrase), []).append(fraction)
     for case in cases:
         boxes = known.get(normal_form(case["target"]))
         case["mean_box_iou"] = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unimed.io.annotations import as_coco, as_label_studio, as_labelme
-from unimed.io.dicom_pictures import as_parametric_map, as_secondary_capture
+from unimed.io.dicom_rendered import as_parametric_map, as_secondary_capture
 from unimed.io.dicom_seg import as_dicom_seg
 from unimed.io.dicom_sr import as_dicom_sr
 from unimed.io.fhir import as_fhir

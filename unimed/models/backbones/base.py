@@ -16,6 +16,8 @@ class Backbone(nn.Module):
     `processor_options` lets `build_on_parts` start a grounded model from a published folder of this family.
     """
 
+    #: Whether images and text go through the model's own forward pass together (`NativeBackbone`).
+    native: bool = False
     #: Visual tokens of one image before the connector, where their number is always the same; else None.
     vision_tokens: int | None = None
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from unimed.files import read_json
 from unimed.models.backbones.base import Backbone
+from unimed.models.backbones.native import NativeBackbone
 from unimed.registry import BACKBONES, registered
 
 _CLIP = dict(tile_mean=(0.48145466, 0.4578275, 0.40821073), tile_std=(0.26862954, 0.26130258, 0.27577711))
@@ -19,9 +21,8 @@ _CLIP = dict(tile_mean=(0.48145466, 0.4578275, 0.40821073), tile_std=(0.26862954
 class VisionLanguageBackbone(Backbone):
     """Adapter over `InternVLForConditionalGeneration`, `LlavaForConditionalGeneration` and their like.
 
-    Image-text models without an entry of their own in `BACKBONES` get it too. These share one shape:
-    `model.vision_tower`, `model.multi_modal_projector`, `model.language_model`, `lm_head`. The language model may be
-    any that transformers builds for them (Qwen2, Qwen3, Llama, Phi-3, ...).
+    They share one shape: `model.vision_tower`, `model.multi_modal_projector`, `model.language_model`, `lm_head`.
+    The language model may be any that transformers builds for them (Qwen2, Qwen3, Llama, Phi-3, ...).
 
     Args:
         config: configuration of the transformers model.
@@ -123,7 +124,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
         return width * vision.spatial_merge_size**2
 
     def drop_projector(self):
-        self.vlm.model.visual.merger = _Neighbours(self.vision_dim)
+        self.vlm.model.visual.merger = _Neighbors(self.vision_dim)
 
     def vision_features(self, pixels: torch.Tensor, image_grid_thw=None) -> torch.Tensor:
         """Patches [P, K] of images with `image_grid_thw` [I, 3] -> [1, N, Dv], without the projector of the model.
@@ -131,7 +132,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
         Raises:
             RuntimeError: the projector is still there; it is part of the tower in this family.
         """
-        if not isinstance(self.vlm.model.visual.merger, _Neighbours):
+        if not isinstance(self.vlm.model.visual.merger, _Neighbors):
             raise RuntimeError("the vision tower of this family ends in its projector; call drop_projector() first")
         return self.image_tokens(pixels, image_grid_thw)
 
@@ -166,7 +167,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
         return positions
 
 
-class _Neighbours(nn.Module):
+class _Neighbors(nn.Module):
     """Patches that lie together as one vector, without learning: [P, C] -> [P / n, n * C]."""
 
     def __init__(self, width: int):
@@ -197,25 +198,20 @@ class LanguageBackbone(Backbone):
         return self.lm.lm_head
 
 
-#: Families whose vision part cannot be fed with tiles alone, and why.
-UNSUPPORTED = {
-    "qwen3_vl": "its vision tower also feeds inner layers of the language model (deepstack); use Qwen2.5-VL",
-    "qwen3_vl_moe": "its vision tower also feeds inner layers of the language model (deepstack); use Qwen2.5-VL",
-}
+def build_backbone(config, native: bool = False) -> Backbone:
+    """The adapter of a transformers configuration.
 
-
-def build_backbone(config) -> Backbone:
-    """The adapter of a transformers configuration: that of its type, else one for models with or without vision part.
+    Args:
+        native: take the model's own forward pass also where `BACKBONES` has an adapter of this type. Image-text models
+            without an adapter always do; a causal language model alone reads the mask head's encoder.
 
     Raises:
-        ValueError: an image-text family of another shape; the message says which shape fits.
+        ValueError: an image-text family that does not fit; the message says why.
     """
-    if config.model_type in UNSUPPORTED:
-        raise ValueError(f"backbone {config.model_type!r} does not fit: {UNSUPPORTED[config.model_type]}")
     adapter = registered(BACKBONES).get(config.model_type)
-    if adapter is None:
-        adapter = VisionLanguageBackbone if hasattr(config, "vision_config") else LanguageBackbone
-    return adapter(config)
+    if native or (adapter is None and config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
+        return NativeBackbone(config)
+    return (adapter or LanguageBackbone)(config)
 
 
 def startable() -> dict[str, type[Backbone]]:

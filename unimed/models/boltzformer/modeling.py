@@ -14,7 +14,7 @@ from unimed.models.boltzformer.decoder import BoltzFormerDecoder
 from unimed.models.boltzformer.encoding import ImageEncoder, ImageFeatures
 from unimed.models.boltzformer.features import FocalPyramid, PixelDecoder, TextTower
 from unimed.models.boltzformer.layers import Layout
-from unimed.models.boltzformer.predicting import PicturePredictor
+from unimed.models.boltzformer.predicting import ImagePredictor
 from unimed.models.boltzformer.prompting import PromptEncoder, PromptFeatures
 from unimed.models.boltzformer.sampling import CountedDraws, item_key
 from unimed.models.boltzformer.upsampling import OutputUpsampler
@@ -43,7 +43,7 @@ class SliceOutput:
     edge_logits: torch.Tensor | None = None
 
 
-class BoltzFormerModel(PicturePredictor, PromptEncoder, ImageEncoder, WholeWeights, PreTrainedModel):
+class BoltzFormerModel(ImagePredictor, PromptEncoder, ImageEncoder, WholeWeights, PreTrainedModel):
     """Text-prompted segmentation of 2D images or slices (BiomedParse v2).
 
     Pixel values are 0..255, three channels; mean and standard deviation are buffers of the checkpoint. A model for
@@ -78,9 +78,9 @@ class BoltzFormerModel(PicturePredictor, PromptEncoder, ImageEncoder, WholeWeigh
         if channels not in CHANNELS:
             raise ValueError(f"channels {channels!r} is unknown; use one of {CHANNELS}")
         self.config.channels = channels
-        grey = channels == "slices"
+        gray = channels == "slices"
         for buffer, values in ((self.pixel_mean, RGB_MEAN), (self.pixel_std, RGB_STD)):
-            shown = [sum(values) / 3] * 3 if grey else values
+            shown = [sum(values) / 3] * 3 if gray else values
             buffer.copy_(torch.tensor(shown).view(1, 3, 1, 1))
 
     def forward(

@@ -14,14 +14,14 @@ from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts
 from unimed.models.predictor import Predictor, refuse_regions
 
 
-class PicturePredictor(Predictor):
+class ImagePredictor(Predictor):
     """Mixin of models with `encode_images` and `segment_slices`.
 
     A text of `predict` is a prompt or several joined by "[SEP]"; its prediction has a region for each.
     """
 
     prediction_batch = 4
-    told_modality = True
+    given_modality = True
 
     @torch.no_grad()
     def _predict_images(

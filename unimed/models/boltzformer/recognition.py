@@ -20,7 +20,7 @@ from unimed.io.images import ImageSource
 from unimed.io.result import Prediction, contradiction
 from unimed.metrics.recognition import combine_masks, mask_statistics, presence_p_value, suppress_covered
 from unimed.models.boltzformer.processing import ParseProcessor, brightness
-from unimed.models.boltzformer.tokenizing import PromptError, labelled_prompts
+from unimed.models.boltzformer.tokenizing import PromptError, labeled_prompts
 from unimed.structures import Region
 
 OVERLAPS = ("keep", "combine", "nms")
@@ -62,7 +62,7 @@ def segment_image(
     Raises:
         ValueError: no uint8 picture, unknown `overlap`, lists of different length. PromptError: no prompt.
     """
-    asked = list(labelled_prompts(prompts).values())
+    asked = list(labeled_prompts(prompts).values())
     targets = list(targets or asked)
     if len(targets) != len(asked) or overlap not in OVERLAPS:
         raise ValueError(
@@ -131,7 +131,7 @@ def score(region: Region) -> float:
     return region.p_value if region.p_value is not None else region.confidence or 0.0
 
 
-def recognise(
+def recognize(
     model, image: np.ndarray, modality: str, site: str = "", *, threshold: float = 0.5, p_value=P_VALUE, seed: int = 0
 ) -> list[Region]:
     """Which of the known targets of this kind of image are there, without being asked for any.
@@ -223,4 +223,4 @@ def _shared_out(found: list[Region], overlap: str) -> list[Region]:
     return [_drawn(one, masks.get(str(row), nothing)) for row, one in enumerate(found)]
 
 
-__all__ = ["OVERLAPS", "P_VALUE", "PromptError", "as_prediction", "hierarchy", "recognise", "row_of", "segment_image"]
+__all__ = ["OVERLAPS", "P_VALUE", "PromptError", "as_prediction", "hierarchy", "recognize", "row_of", "segment_image"]

@@ -82,7 +82,7 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
     return prompts
 
 
-def labelled_prompts(prompts: Mapping[int, str] | Sequence[str] | str) -> dict[int, str]:
+def labeled_prompts(prompts: Mapping[int, str] | Sequence[str] | str) -> dict[int, str]:
     """Label -> text in ascending order; a list is numbered from 1.
 
     Raises:

@@ -26,7 +26,7 @@ from unimed.models.boltzformer.layers import (
     sine_positions,
 )
 from unimed.models.boltzformer.modeling import RGB_MEAN, RGB_STD, SliceOutput
-from unimed.models.boltzformer.predicting import PicturePredictor
+from unimed.models.boltzformer.predicting import ImagePredictor
 from unimed.models.boltzformer.prompting import PromptEncoder, PromptFeatures
 from unimed.models.weights import WholeWeights
 
@@ -105,7 +105,7 @@ class MaskedAttentionDecoder(nn.Module):
         return draw_masks(self.mask_embed(self.decoder_norm(queries)), mask_features, layout)
 
 
-class BiomedParseV1Model(PicturePredictor, PromptEncoder, ImageEncoder, WholeWeights, PreTrainedModel):
+class BiomedParseV1Model(ImagePredictor, PromptEncoder, ImageEncoder, WholeWeights, PreTrainedModel):
     """Text-prompted segmentation of 2D pictures (BiomedParse v1, Nature Methods 2024).
 
     It has no existence score; `unimed.metrics.recognition.presence_p_value` judges its masks afterwards.
@@ -163,13 +163,13 @@ class BiomedParseV1Model(PicturePredictor, PromptEncoder, ImageEncoder, WholeWei
             items = prompt_features.repeat(images)
             tokens, valid, layout = items.tokens, items.valid, Layout([prompts] * images, items.tokens.device)
         masks, vectors = self.decoder(features.levels, features.mask_features, tokens, valid, layout, record)
-        said = self.scale() * _unit(vectors)
+        predicted = self.scale() * _unit(vectors)
         asked = _unit(prompt_features.end)
         if self.config.compat == "reference":
-            similarity = torch.einsum("bqd,pd->bpq", said, asked)
+            similarity = torch.einsum("bqd,pd->bpq", predicted, asked)
             candidates = masks[:, None].expand(-1, prompts, -1, -1, -1)
         else:
-            similarity = torch.einsum("bpqd,pd->bpq", said.unflatten(0, (images, prompts)), asked)
+            similarity = torch.einsum("bpqd,pd->bpq", predicted.unflatten(0, (images, prompts)), asked)
             candidates = masks.unflatten(0, (images, prompts))
         matched = similarity.argmax(-1)
         place = matched[..., None, None, None].expand(-1, -1, 1, *masks.shape[-2:])

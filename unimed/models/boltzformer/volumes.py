@@ -15,13 +15,13 @@ from unimed.data.wordings.biomedparse_targets import site_of
 from unimed.geometry import Geometry
 from unimed.io.images import ImageSource
 from unimed.io.result import Prediction
-from unimed.io.slices import SliceGrid, to_view, with_neighbours
+from unimed.io.slices import SliceGrid, to_view, with_neighbors
 from unimed.io.volumes import Volume
 from unimed.io.windows import Window, check_site, choose_window, modality_of
 from unimed.models.boltzformer import economy
 from unimed.models.boltzformer.postprocessing import OVERLAPS, merge, present_probability, upsample
 from unimed.models.boltzformer.recognition import sentence
-from unimed.models.boltzformer.tokenizing import labelled_prompts
+from unimed.models.boltzformer.tokenizing import labeled_prompts
 from unimed.progress import Progress
 from unimed.structures import LabelRegion, Region
 
@@ -44,7 +44,7 @@ def segment_volume(
     Raises:
         PromptError: no prompt, an empty one, a label that no label map holds; and what `segment_groups` raises.
     """
-    return segment_groups(model, Volume(array, geometry), [labelled_prompts(prompts)], **options)[0]
+    return segment_groups(model, Volume(array, geometry), [labeled_prompts(prompts)], **options)[0]
 
 
 @torch.no_grad()
@@ -134,9 +134,11 @@ def segment_groups(
                 drawing.add(z, grid, logits[rows], existence[rows], None if edges is None else edges[rows])
                 first = rows.stop
             looking.note(z, any(drawing.shows(z) for drawing in drawings))
-        said = f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}"
+        described_view = (
+            f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}"
+        )
         source = ImageSource(
-            volume.name, (*geometry.steps, *mapping.steps), mapping, volume.array.shape, geometry, view=said
+            volume.name, (*geometry.steps, *mapping.steps), mapping, volume.array.shape, geometry, view=described_view
         )
 
         def whole(planes: _Planes, grid=grid) -> np.ndarray:
@@ -162,7 +164,7 @@ def _slices(model, turned, mapping, grid: SliceGrid, drawings, *, looking, crop,
     depth, done = grid.depth, 0
 
     def prepared(first: int, stop: int):
-        return grid.prepare(_grey(mapping(grid.planes(turned, first, stop))))
+        return grid.prepare(_gray(mapping(grid.planes(turned, first, stop))))
 
     window = economy.body(lambda z: prepared(z, z + 1)[0].numpy(), depth, grid.size) if crop else None
     with Progress("slice", depth) as counted:
@@ -192,7 +194,7 @@ def _group(model, prepared, grid: SliceGrid, features, numbers: list[int], windo
             end += 1
         start, stop = numbers[begin], numbers[end - 1] + 1
         first, last = max(start - 1, 0), min(stop + 1, depth)
-        parts.append(with_neighbours(prepared(first, last), first, start, stop, depth))
+        parts.append(with_neighbors(prepared(first, last), first, start, stop, depth))
         begin = end
     images = torch.cat(parts).float().clamp(0, 255)
     top, bottom, left, right = window or (0, grid.size, 0, grid.size)
@@ -334,7 +336,7 @@ def _three_axes(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _grey(planes: np.ndarray) -> np.ndarray:
+def _gray(planes: np.ndarray) -> np.ndarray:
     if planes.dtype != np.uint8 and planes.size and (planes.min() < 0 or planes.max() > 255):
         raise ValueError(f"grey values from {planes.min():g} to {planes.max():g} are not in 0..255; map them first")
     return planes

@@ -185,12 +185,12 @@ def convert(
         lora,
         freeze_vision=not own_vision,
     )
-    eyes = config.backbone_config
-    width = eyes.eva["dim"]
+    backbone = config.backbone_config
+    width = backbone.eva["dim"]
     merged = {"backbone.ln_vision.weight": torch.ones(width), "backbone.ln_vision.bias": torch.zeros(width)}
     merged |= {f"backbone.lm.{name}": tensor for name, tensor in _language(llama).items()}
     if eva is not None:
-        merged |= rename_vision(read_state_dict(eva), eyes.eva["depth"], 1 + eyes.patches)
+        merged |= rename_vision(read_state_dict(eva), backbone.eva["depth"], 1 + backbone.patches)
     trained = rename_trained(state)
     if lora:
         merged = {_wrapped(name, lora["target_modules"]): tensor for name, tensor in merged.items()}
@@ -248,8 +248,8 @@ def build_from_parts(
     model = GroundedMLLM(config)
     state = {f"backbone.lm.{name}": tensor for name, tensor in _language(llama).items()}
     if eva is not None:
-        eyes = config.backbone_config
-        state |= rename_vision(read_state_dict(eva), eyes.eva["depth"], 1 + eyes.patches)
+        backbone = config.backbone_config
+        state |= rename_vision(read_state_dict(eva), backbone.eva["depth"], 1 + backbone.patches)
     if sft_type == "lora":
         targets = sorted({n.split(".")[-3] for n in model.state_dict() if n.endswith("base_layer.weight")})
         state = {_wrapped(name, targets): tensor for name, tensor in state.items()}
@@ -311,12 +311,12 @@ def processor_of(
     from unimed.models.connectors.resample import resample
     from unimed.models.grounded.processing import GroundedProcessor
 
-    eyes = config.backbone_config
-    per_image = resample(torch.zeros(1, eyes.patches, 1), ConnectorConfig.from_dict(config.connector)).shape[1]
+    backbone = config.backbone_config
+    per_image = resample(torch.zeros(1, backbone.patches, 1), ConnectorConfig.from_dict(config.connector)).shape[1]
     fixed = dict(
         template="llama_2" if chat_template else "plain", stop=end_symbol, image_start="<Img>",
         image_token="<ImageHere>", image_end="</Img> ", image_join="", image_gap="", question_end=" ",
-        tokens_per_tile=per_image, tile_size=eyes.eva["image_size"], max_tiles=1,
+        tokens_per_tile=per_image, tile_size=backbone.eva["image_size"], max_tiles=1,
         tile_mean=CLIP_MEAN, tile_std=CLIP_STD, mask_size=0, max_prompt_tokens=max_prompt_tokens,
         max_answer_tokens=max_answer_tokens, cut_prompts=True,
         dialect={"type": "uni_med", "compat": compat}, compat=compat,

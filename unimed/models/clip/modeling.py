@@ -103,7 +103,7 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
 
     def image_features(self, images: torch.Tensor, normalize: bool = True) -> torch.Tensor:
         """[N, 3, S, S] (uint8 or normalised floats) -> [N, D]; differentiable."""
-        images = self.processor.normalise(images)
+        images = self.processor.normalize(images)
         if not torch.is_autocast_enabled(images.device.type):
             images = images.to(self.dtype)
         features = self.towers.encode_image(images)
@@ -179,7 +179,7 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
         """
         names, weights = self._class_features(labels, templates)
         if class_norm:
-            return names, class_normalise(weights, *_statistics(weights))
+            return names, class_normalize(weights, *_statistics(weights))
         return names, F.normalize(weights, dim=-1)
 
     def class_statistics(
@@ -233,7 +233,7 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
         raw = compat == "reference" or class_norm
         features = self.encode_image(image, normalize=not raw, batch_size=batch_size, site=site)
         if class_norm:
-            features = class_normalise(features, *self.class_statistics(labels, templates))
+            features = class_normalize(features, *self.class_statistics(labels, templates))
         scale = 1.0 if compat == "reference" else float(self.towers.logit_scale.detach().float().exp())
         logits = scale * features @ weights.T
         if self.sigmoid:
@@ -347,7 +347,7 @@ def _several(images) -> bool:
     )
 
 
-def class_normalise(features: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def class_normalize(features: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Unit vectors of features [N, D] that were shifted and scaled by the statistics of the classes.
 
     Image features must be raw (not of unit length): the shift has the scale of the towers' output.

@@ -80,8 +80,8 @@ class ClipProcessor:
         from PIL import Image
 
         if self.compat == "reference" and not isinstance(image, LoadedImage):
-            picture = Image.open(image) if isinstance(image, (str, Path)) else image
-            return self._evaluate(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture)
+            pil_image = Image.open(image) if isinstance(image, (str, Path)) else image
+            return self._evaluate(Image.fromarray(pil_image) if isinstance(pil_image, np.ndarray) else pil_image)
         return self._evaluate(Image.fromarray(load_image(image, site=site).rgb))
 
     def images(self, images: Sequence, site: str = "") -> torch.Tensor:
@@ -101,7 +101,7 @@ class ClipProcessor:
             self._crop = RandomResizedCrop(self.size, scale=scale, interpolation=InterpolationMode.BICUBIC)
         return pil_to_tensor(self._crop(Image.fromarray(load_image(image, site=site).rgb)))
 
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 3, S, S] uint8 -> float, as `image` gives; floats are taken as normalised already."""
         if images.dtype != torch.uint8:
             return images

@@ -42,9 +42,9 @@ def load_balancing_loss(logits: torch.Tensor, weights: torch.Tensor) -> torch.Te
     """
     experts = logits.shape[-1]
     chosen = (weights > 0).float().reshape(-1, experts)
-    share = (chosen / chosen.sum(-1, keepdim=True)).mean(0)
+    fraction = (chosen / chosen.sum(-1, keepdim=True)).mean(0)
     probability = logits.float().softmax(-1).reshape(-1, experts).mean(0)
-    return experts * (share.detach() * probability).sum()
+    return experts * (fraction.detach() * probability).sum()
 
 
 def z_loss(logits: torch.Tensor) -> torch.Tensor:

@@ -92,12 +92,12 @@ class Dialect:
         intent = sample.intent
         if intent is None or len(sample.conversation) != 2:
             return sample
-        asked, said = sample.conversation[0][1], sample.conversation[1][1]
+        asked, answer = sample.conversation[0][1], sample.conversation[1][1]
         if intent.kind in self.pool_of:
             asked = self.wording(self.pool_of[intent.kind], intent.subject, intent)
         if f"answer:{intent.answer_kind}" in self.pool_of:
-            said = self.wording(self.pool_of[f"answer:{intent.answer_kind}"], intent.answer_subject, intent)
-        return replace(sample, conversation=(("user", asked), ("assistant", said)))
+            answer = self.wording(self.pool_of[f"answer:{intent.answer_kind}"], intent.answer_subject, intent)
+        return replace(sample, conversation=(("user", asked), ("assistant", answer)))
 
     def wording(self, pool: str, subject: str, intent) -> str:
         """A sentence of a pool about `subject`, drawn or the fixed one, as the intent says.

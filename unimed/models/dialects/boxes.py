@@ -40,13 +40,16 @@ class BoxFormat:
         lies outside of the image is cut off, and boxes without area are left out."""
         across, down = self.units(size_hw)
         found = []
-        for match in self.pattern.finditer(text):
-            phrase, boxes = self.read_group(match)
+        for span, phrase, boxes in self.groups(text):
             boxes = [_ordered((x1 / across, y1 / down, x2 / across, y2 / down)) for x1, y1, x2, y2 in boxes]
             boxes = [box for box in boxes if box is not None]
             if boxes:
-                found.append((match.span(), phrase, boxes))
+                found.append((span, phrase, boxes))
         return found
+
+    def groups(self, text: str) -> list[tuple[tuple[int, int], str, list[Box]]]:
+        """(span in `text`, phrase, boxes in the numbers that stand there) of every group."""
+        return [(match.span(), *self.read_group(match)) for match in self.pattern.finditer(text)]
 
 
 def _ordered(box: Box) -> Box | None:

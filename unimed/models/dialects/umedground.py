@@ -82,9 +82,9 @@ def word_report(sample: Sample, style: str) -> Sample:
     if intent.drawn:
         number, endings = random.randrange(len(QUESTIONS)), [random.choice(ENDINGS) for _ in phrases]
     published = intent.compat == "reference"
-    said, _ = answer(phrases, "published" if published else intent.style or style, endings)
+    text, _ = answer(phrases, "published" if published else intent.style or style, endings)
     asked = question(intent.subject, number, published, intent.drawn)
-    return replace(sample, conversation=(("user", asked), ("assistant", said)))
+    return replace(sample, conversation=(("user", asked), ("assistant", text)))
 
 
 @DIALECTS.register_module(name="grounded")

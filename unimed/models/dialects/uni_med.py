@@ -117,12 +117,12 @@ class UniMedDialect(Dialect):
         worded, intent = super().word(sample), sample.intent
         if intent is None or worded is sample:
             return worded
-        (_, asked), (_, said) = worded.conversation
+        (_, asked), (_, answer) = worded.conversation
         if intent.compat == "reference" and sample.task is Task.QA:
             asked = " ".join(asked.split(" ")[: PUBLISHED_WORDS - 1])
-        if intent.answer_kind == "segmentation" and SEG_TOKEN in said:
-            said = SEG_TOKEN  # the place alone is the answer
-        return replace(worded, conversation=(("user", asked), ("assistant", said)))
+        if intent.answer_kind == "segmentation" and SEG_TOKEN in answer:
+            answer = SEG_TOKEN  # the place alone is the answer
+        return replace(worded, conversation=(("user", asked), ("assistant", answer)))
 
     def tagged(self, task: Task, question: str, images: int) -> str:
         return f"[{task.short}] {question}"

@@ -42,14 +42,14 @@ def parse_pieces(pieces: Iterable[str | Target], phrase_style: str = "tags") -> 
         phrase_style: see `GroundedProcessor`.
     """
     reader = _Reader()
-    targets, said = [], 0
+    targets, start = [], 0
     for piece in pieces:
         if isinstance(piece, str):
             reader.read(piece)
             continue
         if phrase_style == "sentence":
-            reader.phrase = sentence_phrase(reader.text, said) or reader.phrase
-            said = len(reader.text)
+            reader.phrase = sentence_phrase(reader.text, start) or reader.phrase
+            start = len(reader.text)
         span = reader.phrase if reader.phrase and reader.phrase[1] > reader.phrase[0] else None
         phrase = reader.text[slice(*span)] if span else piece.phrase
         targets.append(Target(piece.token, phrase, span, piece.box_fraction))

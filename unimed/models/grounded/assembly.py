@@ -35,6 +35,7 @@ class Example:
     cells: torch.Tensor | None
     tiled: bool
     route: str | None = None
+    native: dict[str, torch.Tensor] | None = None  # what the processor of a native backbone gives beside the ids
     cut: bool = False  # within its images, as only `compat="reference"` does
 
 
@@ -87,11 +88,13 @@ class Assembly:
                 raise PromptError("regions were given without an image")
             cells = processor.region_cells(regions, self.size(images[0]))
         place = units if several else units[0] if units else 0
-        labels = None
+        labels = reader = None
+        if processor.native is not None:
+            reader = processor.native.reader([self.sources[slot].rgb for slot in shown], processor.opening)
         if conversation[-1][0] == "assistant":
-            ids, labels = processor.encode_example(conversation, place, cells)
+            ids, labels = processor.encode_example(conversation, place, cells, reader)
         else:
-            ids = processor.encode_prompt(conversation, place, self.literal, cells, self.past_text)
+            ids = processor.encode_prompt(conversation, place, self.literal, cells, self.past_text, reader)
         expected = sum(units) * processor.tokens_per_tile
         if processor.in_pieces and ids.count(processor.image_token_id) > expected:
             raise PromptError(
@@ -99,7 +102,8 @@ class Assembly:
                 f"{processor.image_token} may not stand in a question"
             )
         cut = cells is None and processor.in_pieces and ids.count(processor.image_token_id) < expected
-        self.examples.append(Example(ids, labels, images, shown, units, cells, tiled, route, cut))
+        own = None if reader is None else reader.inputs
+        self.examples.append(Example(ids, labels, images, shown, units, cells, tiled, route, own, cut))
         return self.examples[-1]
 
     def size(self, slot: int) -> tuple[int, int]:
@@ -141,6 +145,11 @@ class Assembly:
                 tiles = [len(values) for values, _ in read]
             else:
                 batch["image_grid_thw"] = torch.cat([grid for _, grid in read])
+        if self.processor.native is not None:
+            batch["native"] = self.processor.native.padded(
+                [e.native for e in examples], [len(e.ids) for e in examples], batch["input_ids"].shape[1],
+                left=examples[0].labels is None,
+            )  # fmt: skip
         batch["layout"] = self._layout(examples, images, encoded, tiles, batch.pop("sample_of_token", None))
         return batch
 
@@ -149,6 +158,8 @@ class Assembly:
         numbers = {key: number for number, key in enumerate(encoded)}
         shown = [numbers[slot, e.tiled, e.route] for e in examples for slot in e.read]
         plain = shown == list(range(len(encoded))) and all(e.cells is None and not e.cut for e in examples)
+        # A native backbone places its image tokens itself, for every row anew.
+        plain |= self.processor.native is not None
         return ImageLayout(
             encoded=torch.tensor([places[slot] for slot, *_ in encoded], dtype=torch.long),
             tiles=torch.tensor(tiles, dtype=torch.long),
@@ -180,27 +191,27 @@ class Assembly:
 
     def _padded(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """Questions are padded on the left, where an answer goes on; answers on the right."""
-        learnt = examples[0].labels is not None
-        if any((e.labels is not None) != learnt for e in examples):
+        with_labels = examples[0].labels is not None
+        if any((e.labels is not None) != with_labels for e in examples):
             raise PromptError("questions and whole conversations cannot share a batch")
         length = max(len(e.ids) for e in examples)
-        if learnt and self.processor.compat == "reference":
+        if with_labels and self.processor.compat == "reference":
             # As published, where the loss of a sample is divided by this length: longest question and longest answer.
             asked = [next(i for i, label in enumerate(e.labels) if label != -100) for e in examples]
             length = max(asked) + max(len(e.ids) - start for e, start in zip(examples, asked, strict=True))
         input_ids = torch.full((len(examples), length), self.processor.pad_id)
         labels, attention = torch.full_like(input_ids, -100), torch.zeros_like(input_ids)
         for row, e in enumerate(examples):
-            place = slice(0, len(e.ids)) if learnt else slice(length - len(e.ids), length)
+            place = slice(0, len(e.ids)) if with_labels else slice(length - len(e.ids), length)
             input_ids[row, place], attention[row, place] = torch.tensor(e.ids), 1
-            if learnt:
+            if with_labels:
                 labels[row, place] = torch.tensor(e.labels)
         batch = {"input_ids": input_ids, "attention_mask": attention}
-        return batch | ({"labels": labels} if learnt else {})
+        return batch | ({"labels": labels} if with_labels else {})
 
     def _packed(self, rows: list[int], pack: int) -> tuple[dict, list[int]]:
         examples = [self.examples[row] for row in rows]
-        if self.processor.native_pixels is not None:
+        if self.processor.native_pixels is not None or self.processor.native is not None:
             raise ValueError("this backbone counts positions by the image, which packed rows do not; set pack=0")
         sequences = [{"input_ids": torch.tensor(e.ids), "labels": torch.tensor(e.labels)} for e in examples]
         budget = max(pack, *(len(e.ids) for e in examples))

@@ -31,6 +31,8 @@ class GroundedConfig(PreTrainedConfig):
         language_tuning: "full" trains the language model, "none" freezes it, "lora" puts adapters on it, which stay
             adapters in saved folders.
         lora: arguments of peft's `LoraConfig` where `language_tuning` is "lora".
+        native: whether the backbone runs through its own forward pass although there is an adapter that feeds it with
+            tiles (InternVL, LLaVA, Qwen2-VL, Qwen2.5-VL); other image-text models always do.
         vision_grid: side of the pooled grid of image tokens where they come from the mask head's encoder.
     """
 
@@ -47,6 +49,7 @@ class GroundedConfig(PreTrainedConfig):
         seg_token_id: int = 1,
         box_token_id: int | None = None,
         vision_grid: int = 8,
+        native: bool = False,
         box_decoder: bool = False,
         language_box_head: bool = False,
         prompt_state: str = "token",
@@ -69,7 +72,7 @@ class GroundedConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.seg_token_id = seg_token_id
         self.box_token_id = box_token_id
-        self.vision_grid = vision_grid
+        self.vision_grid, self.native = vision_grid, native
         # Tying is the business of the backbone, which does it itself.
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**foreign.clean(kwargs))

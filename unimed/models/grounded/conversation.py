@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from unimed.chat import TEMPLATES, as_plain_text
+from unimed.chat import TEMPLATES, ChatTemplate, as_plain_text
 from unimed.markup import without_surrogates
 from unimed.models.grounded.answers import ParsedAnswer, Target, parse_pieces, pieces_of_text, split_boxes
 from unimed.models.grounded.llava_text import separate_ids
@@ -35,6 +35,11 @@ class ConversationText:
         padding = self.tokenizer.pad_token_id or 0
         return padding if padding != self.image_token_id else 0
 
+    @property
+    def chat(self) -> ChatTemplate:
+        """How turns are written."""
+        return TEMPLATES[self.template] if isinstance(self.template, str) else ChatTemplate(**self.template)
+
     # -- questions ----------------------------------------------------------------------------------------------
     def question(self, text: str, unit_count: int | Sequence[int], literal: bool = True, cells=None) -> str:
         """User turn with the image in its place.
@@ -55,7 +60,7 @@ class ConversationText:
         if not (before + after).strip():
             raise PromptError("the question is empty")
         if literal and not self.in_pieces:  # pieces of text hold no control tokens
-            before, after = as_plain_text(before), as_plain_text(after)
+            before, after = self.plain(before), self.plain(after)
         if not unit_count:
             return before + after
         image = self.image_text(unit_count)
@@ -71,11 +76,13 @@ class ConversationText:
         literal: bool = True,
         cells=None,
         past_text: str = "",
+        reader=None,
     ) -> list[int]:
         """Ids of a conversation up to where the model answers.
 
         Args:
             past_text: turns before, already written in the template of the model; the image may stand there.
+            reader: of a native backbone (`NativeInputs.reader`), which makes ids of text and images.
 
         Raises:
             PromptError: empty or longer than `max_prompt_tokens`.
@@ -87,10 +94,10 @@ class ConversationText:
             (role, text if role != "user" else self._turn(text, index, unit_count, literal, cells))
             for index, (role, text) in enumerate(turns)
         ]
-        text = past_text + TEMPLATES[self.template].prompt(written, "" if past_text else self.system)
+        text = past_text + self.chat.prompt(written, "" if past_text else self.system)
         if self.in_pieces:
             return self._piece_prompt(text, predicting=True)
-        ids = self.prompt_ids(text)
+        ids = (reader or self.prompt_ids)(text)
         if len(ids) > self.max_prompt_tokens:
             raise PromptError(f"the question has {len(ids)} tokens, the model reads at most {self.max_prompt_tokens}")
         return ids
@@ -98,9 +105,14 @@ class ConversationText:
     def _turn(self, text: str, index: int, unit_count, literal: bool, cells) -> str:
         return self.question(text, unit_count, literal, cells) if index == 0 else self.question(text, 0, literal)
 
-    def encode_example(self, conversation, unit_count: int | Sequence[int], cells=None) -> tuple[list[int], list[int]]:
-        """Ids and labels of a training conversation; loss on answers and their stop words only."""
-        template = TEMPLATES[self.template]
+    def encode_example(
+        self, conversation, unit_count: int | Sequence[int], cells=None, reader=None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of a training conversation; loss on answers and their stop words only.
+
+        Args are those of `encode_prompt`.
+        """
+        template = self.chat
         ids, labels = [], []
         for index in range(0, len(conversation) - 1, 2):
             (_, question), (_, answer) = conversation[index], conversation[index + 1]
@@ -110,13 +122,13 @@ class ConversationText:
                 later = [self.tokenizer.bos_token_id, *self._ids(asked)] if index else []
                 prompt = later or self._piece_prompt(asked)
                 limit = None if len(conversation) > 2 and self.compat == "reference" else self.max_answer_tokens
-                said = self._piece_answer(answer, limit)
+                answer_ids = self._piece_answer(answer, limit)
             else:
-                prompt = self._ids(asked) if index else self.prompt_ids(asked)
-                said = self._ids(answer + self.stop_word)
-            ids += prompt + said
+                prompt = self._ids(asked) if index else (reader or self.prompt_ids)(asked)
+                answer_ids = self._ids(answer + self.stop_word)
+            ids += prompt + answer_ids
             # The padding piece may stand in an answer: nothing is learnt there.
-            labels += [-100] * len(prompt) + [-100 if self.in_pieces and i == self.pad_id else i for i in said]
+            labels += [-100] * len(prompt) + [-100 if self.in_pieces and i == self.pad_id else i for i in answer_ids]
         return ids, labels
 
     def _piece_prompt(self, text: str, predicting: bool = False) -> list[int]:
@@ -171,11 +183,19 @@ class ConversationText:
             return separate_ids(self.tokenizer, text)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def plain(self, text: str) -> str:
+        """`as_plain_text`, and for a native backbone every token of its own that may not stand in a question."""
+        text = as_plain_text(text)
+        if self.native is not None:
+            for token in self.native.control:
+                text = text.replace(token, token[0] + " " + token[1:])
+        return text
+
     # -- answers ------------------------------------------------------------------------------------------------
     @property
     def stop_word(self) -> str:
         """What ends an answer."""
-        return TEMPLATES[self.template].stop if self.stop is None else self.stop
+        return self.chat.stop if self.stop is None else self.stop
 
     @property
     def stop_ids(self) -> list[int]:

@@ -70,7 +70,7 @@ def _ask(model, frames: list, texts: list[str], route: str | None, max_new_token
         inputs = assembly.batch(part, mask_images=model.reads_mask_encoder)
         if tokens is None:
             inputs = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in inputs.items()}
-            features = ImageFeatures(model.mask_head, inputs.get("mask_pixel_values"))
+            features = ImageFeatures(model.mask_head, inputs.get("mask_pixel_values"), model.embedding_cache)
             tokens = model._image_tokens(inputs, features, model._task_ids([route] * len(part)))
         rows += model._decode(inputs, tokens, max_new_tokens=max_new_tokens)[0]
     return rows
@@ -93,7 +93,7 @@ def predict_frames(
     compat: str | None = None,
     clear_absent: bool = False,
     max_new_tokens: int = 512,
-    presence_threshold: float = 0.5,
+    presence_threshold: float | None = None,
     site: str = "",
     task: str | None = None,
 ) -> Prediction | list[Prediction]:
@@ -106,7 +106,8 @@ def predict_frames(
         frames: images of one size, all that `unimed.io.images.load` takes; may be lazy (`len` and `[index]`).
         text: one question, or several about the same frames; a list gives a list.
         follow: "memory" carries masks from the key frames to the others by SAM 2's memory; "prompt" prompts every frame
-            with the words alone; "auto" takes memory where the mask head has one.
+            with the words alone; "volume" reads all frames together, for volumetric decoders; "auto" takes what the
+            mask head has, "prompt" where it has neither.
         compat: "reference" reads the first frames, as UniBiomed and Sa2VA do; by default they are spread evenly (with
             the same weights that gains several points on MeViS, arXiv 2501.04001).
         clear_absent: empty the mask of frames whose object score is negative, as SAM 2 does and UniBiomed does not.
@@ -120,9 +121,11 @@ def predict_frames(
         options = dict(keys=keys, follow=follow, compat=compat, clear_absent=clear_absent, site=site, task=task)
         options |= dict(max_new_tokens=max_new_tokens, presence_threshold=presence_threshold)
         return predict_frames(model, frames, [text], **options)[0]
+    presence_threshold = model.shown_from if presence_threshold is None else presence_threshold
     model.eval()
     lazy = _Frames(frames, site)
-    memory = _follows_by_memory(model, follow)
+    _follows_by_memory(model, follow)  # refuses an unknown one before anything is computed
+    way = _way(model, follow)
     begin = time.perf_counter()
     chosen = key_frames(len(lazy), keys, first=compat == "reference")
     with stage("reading the slices and answering"):
@@ -130,7 +133,7 @@ def predict_frames(
     answered = time.perf_counter()
     states = [model.seg_states(row) for row in rows]
     counts = [0 if one is None else len(one) for one in states]
-    tracked = _follow(model, lazy, states, chosen, memory, clear_absent, presence_threshold)
+    tracked = _follow(model, lazy, states, chosen, way, clear_absent, presence_threshold)
     timing = {"answer": (answered - begin) / len(rows), "regions": (time.perf_counter() - answered) / len(rows)}
     predictions, start = [], 0
     for row, question, count in zip(rows, text, counts, strict=True):
@@ -142,9 +145,18 @@ def predict_frames(
     return predictions
 
 
+def _way(model, follow: str):
+    """What segments the frames: reads them together, carries masks by memory, or prompts each."""
+    if follow == "volume" and not model.mask_head.reads_volumes:
+        raise PromptError("this model's mask head reads frames one by one; use follow='prompt' or 'memory'")
+    if model.mask_head.reads_volumes and follow in ("auto", "volume"):
+        return decode_together
+    return propagate if _follows_by_memory(model, follow) else _each_prompted
+
+
 def _follows_by_memory(model, follow: str) -> bool:
-    if follow not in ("auto", "memory", "prompt"):
-        raise PromptError(f"unknown follow {follow!r}; known are auto, memory, prompt")
+    if follow not in ("auto", "volume", "memory", "prompt"):
+        raise PromptError(f"unknown follow {follow!r}; known are auto, volume, memory, prompt")
     has_memory = isinstance(model.mask_head, Sam2MaskHead)
     if follow == "memory" and not has_memory:
         raise PromptError("this model's mask head has no memory for frames; use follow='prompt'")
@@ -158,7 +170,7 @@ class _Tracked:
     confidence: float | None
 
 
-def _follow(model, frames: _Frames, states, chosen, memory: bool, clear_absent: bool, threshold: float):
+def _follow(model, frames: _Frames, states, chosen, way, clear_absent: bool, threshold: float):
     """One `_Tracked` per [SEG]; those that are absent are not followed."""
     states = [one for one in states if one is not None]
     if not states:
@@ -170,10 +182,10 @@ def _follow(model, frames: _Frames, states, chosen, memory: bool, clear_absent: 
     size = frames.size
     stacks = [np.zeros((len(frames), *size), dtype=bool) for _ in presence]
     there = [index for index, value in enumerate(presence) if value is None or value >= threshold]
-    sums, painted = np.zeros(len(states)), np.zeros(len(states))
+    sums, predicted = np.zeros(len(states)), np.zeros(len(states))
     if there:
         prompts = model.seg_projection(states[there])
-        run = propagate(model, frames, prompts, chosen) if memory else prompt_each(model, frames, prompts)
+        run = way(model, frames, prompts, chosen)
         for frame, output in _counted(run, len(frames)):
             masks = (resize_mask_logits(output.logits, size, model.mask_head.image_size) > 0).cpu().numpy()
             for index, mask, iou, score in zip(
@@ -182,8 +194,8 @@ def _follow(model, frames: _Frames, states, chosen, memory: bool, clear_absent: 
                 if not (clear_absent and score < 0):
                     stacks[index][frame] = mask
                     sums[index] += iou * mask.any()
-                    painted[index] += mask.any()
-    confidence = [float(np.clip(s / p, 0, 1)) if p else None for s, p in zip(sums, painted, strict=True)]
+                    predicted[index] += mask.any()
+    confidence = [float(np.clip(s / p, 0, 1)) if p else None for s, p in zip(sums, predicted, strict=True)]
     return [_Tracked(*values) for values in zip(stacks, presence, confidence, strict=True)]
 
 
@@ -271,3 +283,17 @@ def prompt_each(model, frames: Sequence[np.ndarray], prompts: torch.Tensor) -> I
     index = torch.zeros(len(prompts), dtype=torch.long, device=prompts.device)
     for frame in range(len(frames)):
         yield frame, model.mask_head.decode(_encode(model, frames[frame]), index, prompts)
+
+
+def _each_prompted(model, frames, prompts, prompted) -> Iterator[tuple[int, MaskOutput]]:
+    return prompt_each(model, frames, prompts)
+
+
+@torch.no_grad()
+def decode_together(model, frames: Sequence[np.ndarray], prompts: torch.Tensor, prompted) -> Iterator:
+    """(frame, masks of N objects) of a decoder that reads all frames of a volume together, `prompted` or not."""
+    pixels = torch.stack([model.processor.mask_pixels(frames[frame]) for frame in range(len(frames))])
+    output = model.mask_head.decode_stack(pixels.to(model.device), prompts)
+    for frame in range(len(frames)):
+        rows = torch.arange(len(prompts), device=output.logits.device) * len(frames) + frame
+        yield frame, MaskOutput(output.logits[rows], output.iou[rows], output.object_logits[rows])

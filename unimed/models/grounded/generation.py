@@ -75,7 +75,7 @@ def generate(
     for step in range(max_new_tokens + 1):
         hidden = _forward(model, embeds, mask, positions, cache)[:, -1]
         for state, index in zip(hidden, active, strict=True):
-            if _awaits_state(rows[index], special):
+            if awaits_state(rows[index], special):
                 rows[index].states.append(state)
                 rows[index].state_ids.append(rows[index].ids[-1])
         if step == max_new_tokens:
@@ -108,7 +108,7 @@ def generate(
             row.finished = token in stop_ids or (stopped is not None and stopped(row.ids))
             if watch is not None:
                 watch(index, row)
-        waiting = any(_awaits_state(rows[index], special) for index in active)
+        waiting = any(awaits_state(rows[index], special) for index in active)
         if all(rows[index].finished for index in active) and not waiting:
             break
         if not keep_last and step == max_new_tokens - 1:
@@ -195,7 +195,8 @@ def _gathered(embeds, positions, spans: list[tuple[int, int, int]]):
     return torch.stack(parts), mask, torch.stack(places, dim=-2)
 
 
-def _awaits_state(row: Generated, special: set[int]) -> bool:
+def awaits_state(row: Generated, special: set[int]) -> bool:
+    """Whether the newest token of a row is special and its state is still to come."""
     return bool(row.ids) and row.ids[-1] in special and len(row.states) < sum(i in special for i in row.ids)
 
 

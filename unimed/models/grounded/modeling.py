@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 from transformers.utils import is_flash_attn_2_available
 
 from unimed.models.backbones.vision_language import LanguageBackbone, build_backbone
@@ -17,36 +16,17 @@ from unimed.models.connectors import build_connector
 from unimed.models.connectors.modeling import ConnectorOutput
 from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.layout import ImageLayout
+from unimed.models.grounded.native import NativeForward
+from unimed.models.grounded.output import GroundedOutput
 from unimed.models.grounded.predicting import GroundedPredictor
-from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection, build_mask_decoder
+from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection, build_mask_decoder, concatenate
 from unimed.models.lora import add_lora
 from unimed.models.weights import WholeWeights
 
-
-@dataclass
-class GroundedOutput(ModelOutput):
-    """What one teacher-forced pass gives.
-
-    `loss` is the language loss where labels were given; `hidden` [B, L, D] the states after the final norm; `masks`
-    belong to the [SEG] tokens of the batch in reading order and `boxes` (and `language_boxes` [N, 4], raw) to its [BOX]
-    tokens; `presence_logits` to the [SEG] tokens; `auxiliary_loss` comes from the connector. `sample_losses` [N] is the
-    mean over the learnt tokens of each sample, `routing` [T, M, E] the weights of the experts for the image tokens.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden: torch.Tensor | None = None
-    masks: MaskOutput | None = None
-    box_masks: MaskOutput | None = None
-    boxes: object | None = None
-    language_boxes: torch.Tensor | None = None
-    presence_logits: torch.Tensor | None = None
-    auxiliary_loss: torch.Tensor | None = None
-    sample_losses: torch.Tensor | None = None
-    routing: torch.Tensor | None = None
+NO_CONNECTOR = "a backbone that runs through its own forward pass keeps its own projector"
 
 
-class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
+class GroundedMLLM(NativeForward, GroundedPredictor, WholeWeights, PreTrainedModel):
     """Backbone, connector, and heads that read the hidden states of [SEG] and [BOX].
 
     Sources: Sa2VA (arXiv 2501.04001) and UniBiomed (arXiv 2504.21336) for [SEG] on SAM2; Uni-Med for the connector
@@ -66,7 +46,7 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
 
     def __init__(self, config: GroundedConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config)
+        self.backbone = build_backbone(config.backbone_config, config.native)
         self.mask_head = None
         if config.mask_config is not None:
             if hasattr(config.mask_config, "token_dim") and not isinstance(self.backbone, LanguageBackbone):
@@ -78,9 +58,11 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         self.shares_tokens = (
             self.mask_head is not None and self.mask_head.reads_image_tokens and not self.reads_mask_encoder
         )
-        vision_dim = self.mask_head.embedding_dim if self.reads_mask_encoder else self.backbone.vision_dim
         self.connector = None
         if config.connector is not None:
+            if self.backbone.native:
+                raise ValueError(f"{NO_CONNECTOR}; leave `connector` out")
+            vision_dim = self.mask_head.embedding_dim if self.reads_mask_encoder else self.backbone.vision_dim
             self.connector = build_connector(dict(config.connector), vision_dim, dim)
             if not self.reads_mask_encoder:
                 self.backbone.drop_projector()
@@ -136,7 +118,10 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
 
         Raises:
             ConnectorError: see `build_connector`.
+            ValueError: the backbone keeps its own projector.
         """
+        if self.backbone.native:
+            raise ValueError(NO_CONNECTOR)
         vision_dim = self.connector.vision_dim if self.connector is not None else self.backbone.vision_dim
         if self.connector is None:
             self.backbone.drop_projector()
@@ -251,6 +236,7 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         task: torch.Tensor | None = None,
         return_logits: bool = True,
         mask_boxes: torch.Tensor | None = None,
+        native: dict[str, torch.Tensor] | None = None,
         **kwargs,
     ) -> GroundedOutput:
         """One teacher-forced pass.
@@ -267,12 +253,17 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             task: ids of the tasks [N] of samples (of images or tiles without `layout`), for connectors that route.
             mask_boxes: [M, 4] xyxy in pixels of the mask head's square, one per wanted mask, for decoders that learn
                 to take boxes (`box_masks`).
+            native: inputs of a backbone that runs through its own forward pass, beside its ids.
             return_logits: False leaves out the [B, L, V] logits; the loss reads only labelled places.
         """
         if mask_features is None and mask_pixel_values is not None:
             mask_features = self.mask_head.encode(mask_pixel_values)
         if layout is not None:
             layout = layout.to(input_ids.device)
+        if self.backbone.native:
+            return self._forward_native(
+                input_ids, attention_mask, native, layout, labels, mask_features, mask_boxes, return_logits
+            )
         embeds, position_ids, connected = self.embed(
             input_ids, attention_mask, pixel_values, image_grid_thw, image_tokens, mask_features, layout, task,
             position_ids,
@@ -289,19 +280,12 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         output = GroundedOutput(hidden=hidden)
         if connected is not None:
             output.auxiliary_loss, output.routing = connected.auxiliary_loss, connected.routing
+            output.image_tokens = connected.tokens
         if return_logits:
             output.logits = self.lm_head(hidden)
         if labels is not None:
             wanted = labels[:, 1:] != -100
-            logits = self.lm_head(hidden[:, :-1][wanted]).float()
-            tokens = F.cross_entropy(logits, labels[:, 1:][wanted], reduction="none")
-            output.loss = tokens.mean() if len(tokens) else hidden.sum() * 0.0
-            owner = torch.nonzero(wanted)[:, 0]
-            if layout is not None and layout.sample_of_token is not None:
-                owner = layout.sample_of_token[:, 1:][wanted]
-            count = len(labels) if layout is None else len(layout.per_sample)
-            learnt = torch.bincount(owner, minlength=count).clamp(min=1)
-            output.sample_losses = tokens.new_zeros(count).index_add(0, owner, tokens) / learnt
+            self._language_loss(output, self.lm_head(hidden[:, :-1][wanted]), labels, wanted, layout)
         if self.shares_tokens and mask_features is not None and (connected is not None or image_tokens is not None):
             flat = (image_tokens if connected is None else connected.tokens).flatten(0, -2)
             known = self.tokens_by_image(flat, layout, image_grid_thw, input_ids)
@@ -309,6 +293,17 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
             mask_features = replace(mask_features, tokens=tokens)
         self._point(output, input_ids, labels, mask_features, layout, mask_boxes)
         return output
+
+    def _language_loss(self, output: GroundedOutput, logits, labels, wanted, layout) -> None:
+        """Losses of the tokens at `wanted` [B, L - 1] from their `logits` [N, V]: the mean, and that of each sample."""
+        tokens = F.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="none")
+        output.loss = tokens.mean() if len(tokens) else output.hidden.sum() * 0.0
+        owner = torch.nonzero(wanted)[:, 0]
+        if layout is not None and layout.sample_of_token is not None:
+            owner = layout.sample_of_token[:, 1:][wanted]
+        count = len(labels) if layout is None else len(layout.per_sample)
+        label_counts = torch.bincount(owner, minlength=count).clamp(min=1)
+        output.sample_losses = tokens.new_zeros(count).index_add(0, owner, tokens) / label_counts
 
     def tokens_by_image(self, flat: torch.Tensor, layout, image_grid_thw, input_ids) -> dict[int, torch.Tensor]:
         """Image -> its tokens, of the tokens [N, D] of all encoded images one after the other.
@@ -372,13 +367,19 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
         if features is not None and bool(seg.any()):
             states = self.prompting_states(output.hidden, seg)
             prompts = self.seg_projection(states)
-            if layout is not None and layout.seg_of_mask is not None:
+            several = layout is not None and layout.seg_of_mask is not None
+            if several and self.mask_head.reads_volumes:
+                output.masks = self._stacked_masks(features, layout, prompts)
+            if several:
                 index, prompts = layout.image_of_mask, prompts[layout.seg_of_mask]
             else:
                 index = image_of_token[seg]
-            output.masks = self.mask_head.decode(features, index, prompts)
+            if output.masks is None:
+                output.masks = self.mask_head.decode(features, index, prompts)
             if self.mask_head.learns_boxes and mask_boxes is not None:
                 output.box_masks = self.mask_head.decode_boxes(features, index, mask_boxes)
+                if self.mask_head.guided_by_boxes:
+                    output.guided_masks = self.mask_head.decode(features, index, prompts, mask_boxes)
             if self.presence_head is not None:
                 output.presence_logits = self.presence_head(states)[:, 0]
         if self.box_head is not None and self.config.box_token_id is not None:
@@ -391,6 +392,14 @@ class GroundedMLLM(GroundedPredictor, WholeWeights, PreTrainedModel):
                 output.boxes = self.boxes_of(states, features, image_of_token[box])
                 if self.config.language_box_head:
                     output.language_boxes = self.language_box_head.raw(self.seg_projection(states))
+
+    def _stacked_masks(self, features: MaskFeatures, layout, prompts: torch.Tensor) -> MaskOutput:
+        """Masks of every [SEG] in all frames it speaks of, the frames of each seen together."""
+        outputs = []
+        for seg, prompt in enumerate(prompts):
+            frames = layout.image_of_mask[layout.seg_of_mask == seg]
+            outputs.append(self.mask_head.decode_stack(features.pixels[frames], prompt[None]))
+        return concatenate(outputs)
 
     def prompting_states(self, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """States [N, D] that stand for the tokens at `places` [B, L] of `hidden` [B, L, D]."""

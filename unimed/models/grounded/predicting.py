@@ -7,19 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers.modeling_outputs import ModelOutput
 
 from unimed.chat import as_plain_text
-from unimed.data.canonical import box_of_mask
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
-from unimed.models.grounded.processing import GroundedProcessor, PromptError, asked_phrase
-from unimed.models.heads.mask import ImageFeatures, MaskFeatures, resize_mask_logits
+from unimed.models.grounded.pointing import guides_of, pointed_regions
+from unimed.models.grounded.processing import GroundedProcessor, PromptError
+from unimed.models.heads.mask import ImageFeatures, MaskFeatures, content_key, resize_mask_logits
 from unimed.models.predictor import Predictor, refuse_regions
-from unimed.structures import Region, task_of
-from unimed.tokens import SEG_TOKEN
+from unimed.structures import task_of
 
 
 @dataclass
@@ -35,7 +33,10 @@ class GroundedPredictor(Predictor):
 
     _processor: GroundedProcessor | None = None
     shim_processor = GroundedProcessor
-    #: `unimed.metrics.calibration.Calibration` for the boxes of [BOX], or None for the model's own numbers.
+    #: What keeps embeddings of images between questions, by content: `get(key)` gives a value or None, and
+    #: `put(key, value, bytes)` keeps it. Only while the weights do not change; None keeps none.
+    embedding_cache = None
+    #: `unimed.metrics.calibration.Calibration` of boxes, masks and presence, or None for the model's own numbers.
     calibration = None
 
     @property
@@ -84,7 +85,7 @@ class GroundedPredictor(Predictor):
         *,
         batch_size: int = 8,
         max_new_tokens: int = 512,
-        presence_threshold: float = 0.5,
+        presence_threshold: float | None = None,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
         use_cache: bool = True,
@@ -96,7 +97,8 @@ class GroundedPredictor(Predictor):
 
         Args:
             images: an `Image` per text, a list of them, or None.
-            presence_threshold: a region less probable than this keeps its presence and gets an empty mask.
+            presence_threshold: a region less probable than this keeps its presence and gets an empty mask; by default
+                the one of the calibration, else 0.5.
             temperature: 0 is deterministic.
             task: what is asked, for all or for each, for models whose connector routes by task or whose dialect names
                 it ("vqa", "refer", "caption", ...); None leaves it to the text ("[refer] ...") or `routed_as`.
@@ -111,6 +113,7 @@ class GroundedPredictor(Predictor):
         was_training = self.training
         self.eval()
         try:
+            threshold = self.shown_from if presence_threshold is None else presence_threshold
             assembly = self.processor.assembly()
             tasks = [task] * len(texts) if task is None or isinstance(task, str) else list(task)
             asked = [
@@ -135,7 +138,7 @@ class GroundedPredictor(Predictor):
                     assembly,
                     part,
                     [texts[i] for i in part],
-                    presence_threshold,
+                    threshold,
                     use_cache=use_cache,
                     task=[asked[i][0] for i in part],
                     **options,
@@ -145,6 +148,12 @@ class GroundedPredictor(Predictor):
             return predictions
         finally:
             self.train(was_training)
+
+    @property
+    def shown_from(self) -> float:
+        """The presence from which on masks are shown: that of the calibration, else 0.5."""
+        presence = getattr(self.calibration, "presence", None)
+        return 0.5 if presence is None else presence.threshold
 
     def _earlier(self, turns: Sequence[tuple[str, str]], task, with_image: bool) -> list[tuple[str, str]]:
         """Turns before a question in the words of the dialect."""
@@ -176,6 +185,12 @@ class GroundedPredictor(Predictor):
 
         return segment_boxes(self, image, boxes_xyxy_px, phrases, site)
 
+    def look_again(self, image, text: str, **options) -> Prediction:
+        """Look a second time at crops around the answer's regions; see `unimed.models.grounded.second_look`."""
+        from unimed.models.grounded.second_look import look_again
+
+        return look_again(self, image, text, **options)
+
     @torch.no_grad()
     def predict_forward(
         self, image=None, text: str = "", past_text: str = "", mask_prompts=None, video=None, tokenizer=None,
@@ -205,6 +220,7 @@ class GroundedPredictor(Predictor):
         image_grid_thw: torch.Tensor | None = None,
         mask_pixel_values: torch.Tensor | None = None,
         layout=None,
+        native=None,
         *,
         max_new_tokens: int = 512,
         do_sample: bool = False,
@@ -236,7 +252,7 @@ class GroundedPredictor(Predictor):
         if not bool(attention_mask[:, -1].all()):
             raise ValueError("rows are padded on the right; questions are padded on the left, as the processor does it")
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
-        inputs |= dict(image_grid_thw=image_grid_thw, mask_pixel_values=mask_pixel_values, layout=layout)
+        inputs |= dict(image_grid_thw=image_grid_thw, mask_pixel_values=mask_pixel_values, layout=layout, native=native)
         rows, _ = self._decode(
             inputs, max_new_tokens=max_new_tokens, temperature=temperature if do_sample else 0.0, generator=generator,
             use_cache=use_cache,
@@ -257,7 +273,9 @@ class GroundedPredictor(Predictor):
             task: of the batch, for connectors that route; `routing_task` by default.
         """
         inputs = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in inputs.items()}
-        features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"))
+        features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"), self.embedding_cache)
+        if self.backbone.native:
+            return self._decode_native(inputs, features, **options), features
         if image_tokens is None:
             image_tokens = self._image_tokens(inputs, features, self._task_ids(task))
         if self.shares_tokens and image_tokens is not None and features.pixels is not None:
@@ -267,7 +285,8 @@ class GroundedPredictor(Predictor):
             inputs["input_ids"], inputs["attention_mask"], image_grid_thw=inputs.get("image_grid_thw"),
             image_tokens=image_tokens, layout=inputs.get("layout"),
         )  # fmt: skip
-        return self._answer(embeds, inputs["attention_mask"], positions, **options), features
+        mask = inputs["attention_mask"]
+        return generate(self, embeds, mask, position_ids=positions, **self._answer_options(), **options), features
 
     def _task_ids(self, task) -> torch.Tensor | None:
         """Ids [N] of the tasks of samples for a connector that routes; None leaves it to `routing_task`."""
@@ -283,6 +302,8 @@ class GroundedPredictor(Predictor):
 
     def _image_tokens(self, inputs, features: ImageFeatures, task=None) -> torch.Tensor | None:
         """Image tokens [N, D] of all images of a batch, one after the other; None where it has none."""
+        if self.backbone.native:
+            return None  # they pass inside of the backbone
         layout, pixels, grids = inputs.get("layout"), inputs.get("pixel_values"), inputs.get("image_grid_thw")
         if layout is None or not len(layout.encoded):
             seen = None
@@ -291,8 +312,9 @@ class GroundedPredictor(Predictor):
             if pixels is None and seen is None:
                 return None
             return self.image_tokens(pixels, seen, image_grid_thw=grids)[0].flatten(0, -2)
+        cache = None if self.reads_mask_encoder else self.embedding_cache
         # A CPU gains nothing from several images at once and loses its cache; a GPU does gain.
-        size = 1 if self.device.type == "cpu" else 8
+        size = 1 if self.device.type == "cpu" or cache is not None else 8
         numbers = list(range(len(layout.encoded)))
         counts = layout.tiles.tolist() if grids is None else grids.prod(dim=1).tolist()
         parts = [None] * len(counts) if pixels is None else pixels.split(counts)
@@ -303,17 +325,23 @@ class GroundedPredictor(Predictor):
             read = None if pixels is None else torch.cat([parts[i] for i in chunk])
             grid = None if grids is None else grids[chunk]
             way = None if routed is None else torch.cat([routed[i] for i in chunk])
-            tokens.append(self.image_tokens(read, seen, way, grid)[0].flatten(0, -2))
+            key = None if cache is None else ("tokens", content_key(read), str(grid), str(way), str(self.routing_task))
+            kept = None if key is None else cache.get(key)
+            if kept is None:
+                kept = self.image_tokens(read, seen, way, grid)[0].flatten(0, -2)
+                if key is not None:
+                    cache.put(key, kept, kept.nbytes)
+            tokens.append(kept)
         return torch.cat(tokens)
 
-    def _answer(self, embeds, attention_mask, position_ids, **options) -> list[Generated]:
+    def _answer_options(self) -> dict:
+        """What is kept of an answer, and what ends it."""
         special = [self.config.seg_token_id]
         if self.box_head is not None and self.config.box_token_id is not None:
             special.append(self.config.box_token_id)
-        return generate(
-            self, embeds, attention_mask, position_ids=position_ids, keep_states_of=special,
-            stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
-            state_before=self.config.prompt_state == "before", **options,
+        return dict(
+            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
+            state_before=self.config.prompt_state == "before",
         )  # fmt: skip
 
     def seg_states(self, generated: Generated) -> torch.Tensor | None:
@@ -322,16 +350,25 @@ class GroundedPredictor(Predictor):
         states = [state for state, token in pairs if token == self.config.seg_token_id]
         return torch.stack(states) if states else None
 
-    def _masks_of(self, generated: Generated, features: MaskFeatures | None, size):
+    def _masks_of(self, generated: Generated, features: MaskFeatures | None, size, guides: dict | None = None):
         """Logits [S, H, W] in image pixels, predicted IoU [S] and presence [S] (None without a presence head).
 
-        `features` are those of the one image the answer speaks of.
+        Args:
+            features: those of the one image the answer speaks of.
+            guides: {number of a [SEG]: box xyxy in pixels} where a [BOX] says where it lies.
         """
         states = self.seg_states(generated)
         if states is None or features is None:
             return torch.zeros(0, *size), torch.zeros(0), None
         index = torch.zeros(len(states), dtype=torch.long, device=states.device)
-        output = self.mask_head.decode(features, index, self.seg_projection(states))
+        prompts = self.seg_projection(states)
+        output = self.mask_head.decode(features, index, prompts)
+        if guides and self.mask_head.guided_by_boxes:
+            rows = torch.tensor(sorted(guides), device=states.device)
+            unit = torch.from_numpy(self.processor.frame(size).box_unit_px)
+            boxes = torch.tensor([guides[row] for row in sorted(guides)]) / unit * self.mask_head.image_size
+            guided = self.mask_head.decode(features, index[rows], prompts[rows], boxes.to(prompts))
+            output.logits[rows], output.iou[rows] = guided.logits, guided.iou
         presence = None if self.presence_head is None else torch.sigmoid(self.presence_head(states)[:, 0].float())
         content = self.processor.frame(size).content_hw
         return resize_mask_logits(output.logits, size, self.mask_head.image_size, content), output.iou, presence
@@ -354,12 +391,12 @@ class GroundedPredictor(Predictor):
             regions = []
             if source is not None:
                 size = source.rgb.shape[:2]
-                logits, iou, presence = self._masks_of(row, mine, size)
                 boxes = self._boxes_of(row, mine, size)
-                regions = _regions(answer, text, size, logits, iou, presence, boxes, threshold)
+                logits, iou, presence = self._masks_of(row, mine, size, guides_of(answer, boxes))
+                regions = pointed_regions(answer, text, size, logits, iou, presence, boxes, threshold)
                 if self.calibration is not None:
-                    # Learnt from boxes that a [BOX] gave; a box around a mask has another law.
-                    regions = [self.calibration.apply(r, image_size_hw=size) if r.mask is None else r for r in regions]
+                    # A box around a mask has another law than one that a [BOX] gave; `apply` knows.
+                    regions = [self.calibration.apply(region, image_size_hw=size) for region in regions]
             timing = {"answer": (answered - begin) / len(rows)}
             geometry = None if source is None else source.geometry
             predictions.append(
@@ -373,9 +410,9 @@ class GroundedPredictor(Predictor):
                     None if source is None else source.source,
                 )  # fmt: skip
             )
-        share = (time.perf_counter() - answered) / len(rows)
+        fraction = (time.perf_counter() - answered) / len(rows)
         for prediction in predictions:
-            prediction.timing_s["regions"] = share
+            prediction.timing_s["regions"] = fraction
         return predictions
 
     def _boxes_of(self, generated: Generated, features: MaskFeatures | None, size) -> list[tuple]:
@@ -405,8 +442,8 @@ class GroundedPredictor(Predictor):
             stds = [tuple(std) for std in (predicted.std.float().cpu() * unit).tolist()]
             overlap = torch.exp(-4 / 2**0.5 * predicted.uncertainty().float()).tolist()
         return [
-            (tuple(box), std, said * share)
-            for box, std, share, (_, said) in zip(boxes, stds, overlap, found, strict=True)
+            (tuple(box), std, probability * fraction)
+            for box, std, fraction, (_, probability) in zip(boxes, stds, overlap, found, strict=True)
         ]
 
     def _reference(self) -> str:
@@ -415,39 +452,3 @@ class GroundedPredictor(Predictor):
 
 def _watch_part(watch, part: Sequence[int], row: int, generated: Generated) -> None:
     watch(part[row], generated)
-
-
-def _regions(answer, text, size, logits, iou, presence, boxes, threshold) -> list[Region]:
-    regions, seg, box = [], 0, 0
-    for target in answer.targets:
-        phrase, span = target.phrase or asked_phrase(text), target.span
-        if target.box_fraction is not None:
-            height, width = size
-            box = tuple(v * side for v, side in zip(target.box_fraction, (width, height) * 2, strict=True))
-            regions.append(Region(phrase, box_xyxy_px=box, phrase_span=span))
-            continue
-        if target.token == SEG_TOKEN:
-            if seg >= len(logits):
-                continue
-            there = None if presence is None else float(presence[seg])
-            mask = (logits[seg] > 0).cpu().numpy()
-            if there is not None and there < threshold:
-                mask = np.zeros_like(mask)
-            regions.append(
-                Region(phrase, mask=mask, presence=there, confidence=_unit(float(iou[seg])), phrase_span=span,
-                       box_xyxy_px=box_of_mask(mask))
-            )  # fmt: skip
-            seg += 1
-        elif box < len(boxes):
-            (x1, y1, x2, y2), std, said = boxes[box]
-            if x2 > x1 and y2 > y1:
-                regions.append(
-                    Region(phrase, box_xyxy_px=(x1, y1, x2, y2), confidence=_unit(said), box_std_px=std,
-                           phrase_span=span)
-                )  # fmt: skip
-            box += 1
-    return regions
-
-
-def _unit(value: float) -> float:
-    return float(min(1.0, max(0.0, value)))

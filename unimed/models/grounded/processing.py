@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,12 +13,14 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from unimed.chat import TEMPLATES
 from unimed.models import foreign
+from unimed.models.backbones.families import FAMILIES
 from unimed.models.dialects import Dialect, build_dialect
 from unimed.models.grounded.answers import ParsedAnswer
 from unimed.models.grounded.assembly import Assembly, conversations_of
 from unimed.models.grounded.conversation import ConversationText, asked_phrase
-from unimed.models.grounded.framing import MASK_FITS, TILE_FITS, Frame, frame, normalised, one_tile, place
+from unimed.models.grounded.framing import MASK_FITS, TILE_FITS, Frame, frame, normalized, one_tile, place
 from unimed.models.grounded.llava_text import PHRASE_STYLES
+from unimed.models.grounded.native_inputs import NativeInputs
 from unimed.models.grounded.regions import PromptError, region_cells, region_masks, token_index
 from unimed.models.grounded.tiling import best_grid, tile
 from unimed.structures import Sample
@@ -28,7 +31,7 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
     """Tokenizer, tiling and chat template of one model.
 
     Args:
-        template: name of a chat template of `unimed.chat`.
+        template: name of a chat template of `unimed.chat`, or its fields.
         image_start, image_token, image_end: how an image stands in the text; `image_token` is repeated.
         tokens_per_tile: image tokens of one tile.
         tile_size: side of a tile in pixels; 0 where the image tokens come from the mask head's encoder.
@@ -55,6 +58,8 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
         stop: the stop word, where it is another one than the template's.
         max_answer_tokens: longer answers lose their end in training, never their stop word.
         cut_prompts: questions that are too long lose the middle of their text instead of being refused.
+        image_mark: what stands for an image in the text of a native backbone, whose own processor makes
+            `image_token`s of it; `native_family` is its `model_type`.
         compat: "reference" repeats what the published code of Uni-Med does (with a `PieceTokenizer`): <s> and </s> act
             in any text, prompts and answers are cut from the right, predictions begin with two BOS and end with one
             blank.
@@ -62,17 +67,36 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
 
     attributes = ["tokenizer"]
     tokenizer_class = "AutoTokenizer"
+    #: `NativeInputs` of a backbone that reads through its own processor.
+    native: NativeInputs | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """The processor of a folder or hub id, from its data files alone (see `unimed.models.foreign`)."""
         kwargs.pop("trust_remote_code", None)
-        return foreign.processor(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+        opened = foreign.processor(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+        if opened.native_family is not None:
+            folder = foreign.folder_of(pretrained_model_name_or_path) / foreign.BACKBONE_PROCESSOR
+            opened.read_through(foreign.processor(AutoProcessor.from_pretrained, folder))
+        return opened
+
+    def read_through(self, processor) -> GroundedProcessor:
+        """Let a processor of transformers make ids and pixels, as a native backbone needs it; gives self."""
+        processor.tokenizer = self.tokenizer
+        self.native = NativeInputs(processor, FAMILIES[self.native_family])
+        return self
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As transformers does; the processor of a native backbone lies in a folder of its own."""
+        written = super().save_pretrained(save_directory, *args, **kwargs)
+        if self.native is not None:
+            self.native.processor.save_pretrained(Path(save_directory) / foreign.BACKBONE_PROCESSOR)
+        return written
 
     def __init__(
         self,
         tokenizer=None,
-        template: str = "phi3_chat",
+        template: str | dict = "phi3_chat",
         image_start: str = "<img>",
         image_token: str = "<IMG_CONTEXT>",
         image_end: str = "</img>",
@@ -104,9 +128,12 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
         stop: str | None = None,
         max_answer_tokens: int | None = None,
         cut_prompts: bool = False,
+        image_mark: str = "",
+        native_family: str | None = None,
         compat: str | None = None,
         **kwargs,
     ):
+        self.image_mark, self.native_family = image_mark, native_family
         if compat not in (None, "reference"):
             raise PromptError(f"compat {compat!r} is not known; choose 'reference' or leave it out")
         self.image_join, self.image_gap, self.question_end, self.stop = image_join, image_gap, question_end, stop
@@ -124,7 +151,7 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
         self.tile_fit, self.mask_fit, self.mask_content = tile_fit, mask_fit, mask_content
         self.system, self.bos, self.separate_tokens = system, bos, separate_tokens
         self.phrase_style, self.box_token = phrase_style, box_token
-        if template not in TEMPLATES:
+        if isinstance(template, str) and template not in TEMPLATES:
             raise ValueError(f"no chat template {template!r}; known are {', '.join(TEMPLATES)}")
         self.template = template
         self.image_start, self.image_token, self.image_end = image_start, image_token, image_end
@@ -205,6 +232,11 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
         """As transformers does; the dialect by its name and arguments."""
         return super().to_dict(*args, **kwargs) | {"dialect": self.dialect.to_dict()}
 
+    @property
+    def opening(self) -> str:
+        """What a conversation begins with."""
+        return self.tokenizer.bos_token if self.bos and self.tokenizer.bos_token is not None else ""
+
     def write(self, sample: Sample) -> Sample:
         """A sample of any data set in the words of this model's dialect."""
         return self.dialect.write(sample, self.read_size)
@@ -228,8 +260,8 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
             return None
         if self.tile_fit != "tiles":
             return one_tile(image, self.tile_size, self.tile_fit, self.tile_mean, self.tile_std)
-        pictures = tile(Image.fromarray(image), self.tile_size, max_tiles or self.max_tiles)
-        return torch.stack([normalised(picture, self.tile_mean, self.tile_std) for picture in pictures])
+        tile_images = tile(Image.fromarray(image), self.tile_size, max_tiles or self.max_tiles)
+        return torch.stack([normalized(one, self.tile_mean, self.tile_std) for one in tile_images])
 
     def frame(self, size_hw: tuple[int, int]) -> Frame:
         """How an image of this size lies in the square of the mask head."""
@@ -272,6 +304,8 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
         Raises:
             PromptError: a region that does not fit, or image tokens that lie on no grid.
         """
+        if self.native is not None:
+            raise PromptError("this backbone reads images through its own forward pass, which takes no regions")
         return region_cells(region_masks(regions, size), self.token_grid(*size))
 
     def token_index(self, unit_count: int, cells: torch.Tensor | None) -> torch.Tensor:
@@ -301,6 +335,8 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
     def image_text(self, unit_count: int | Sequence[int]) -> str:
         """What stands for an image of so many units in the text; several numbers stand for frames, line by line."""
         counts = [unit_count] if isinstance(unit_count, int) else unit_count
+        if self.native is not None:
+            return self.image_join.join(self.image_mark for _ in counts)
         return self.image_join.join(
             self.image_start + self.image_token * (self.tokens_per_tile * count) + self.image_end for count in counts
         )

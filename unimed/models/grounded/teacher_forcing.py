@@ -35,12 +35,14 @@ def teacher_forced(model, images: Sequence, questions: Sequence[str], answers: S
             features = model.mask_head.encode(inputs.pop("mask_pixel_values"))
             output = model(**inputs, mask_features=features, return_logits=False)
             row, labels = inputs["input_ids"], inputs["labels"]
-            learnt = labels[labels != -100].tolist()
+            label_ids = labels[labels != -100].tolist()
             places = (row == model.config.box_token_id) & (labels != -100)
             states = list(model.prompting_states(output.hidden, places))
-            said = Generated(learnt, states, [model.config.box_token_id] * len(states), [1.0] * len(states), True)
-            parsed = processor.parse(learnt)
-            boxes = model._boxes_of(said, features, size)
+            generated = Generated(
+                label_ids, states, [model.config.box_token_id] * len(states), [1.0] * len(states), True
+            )
+            parsed = processor.parse(label_ids)
+            boxes = model._boxes_of(generated, features, size)
             regions = [
                 Region(one.phrase or question[:200], box_xyxy_px=box, confidence=sure, box_std_px=std,
                        phrase_span=one.span)

@@ -22,19 +22,19 @@ def decode_without_cache(model, image, text: str, max_new_tokens: int = 64):
     size = source.rgb.shape[:2]
     inputs = processor(images=source, text=text).to(model.device)
     prompt, pixels = inputs["input_ids"][0].tolist(), inputs["pixel_values"]
-    said: list[int] = []
+    generated: list[int] = []
     output = None
     for _ in range(max_new_tokens):
-        row = torch.tensor([prompt + said], device=model.device)
+        row = torch.tensor([prompt + generated], device=model.device)
         output = model(row, pixel_values=pixels, return_logits=False)
-        said.append(int(model.lm_head(output.hidden[:, -1]).argmax()))
-        if said[-1] in processor.stop_ids or processor.stopped(said):
+        generated.append(int(model.lm_head(output.hidden[:, -1]).argmax()))
+        if generated[-1] in processor.stop_ids or processor.stopped(generated):
             break
-    row = torch.tensor([prompt + said], device=model.device)
+    row = torch.tensor([prompt + generated], device=model.device)
     hidden = model(row, pixel_values=pixels, return_logits=False).hidden
     places = row == model.config.box_token_id
     places[:, : len(prompt)] = False
     states = list(model.prompting_states(hidden, places))
     features = model.mask_head.encode(inputs["mask_pixel_values"])
-    row_said = Generated(said, states, [model.config.box_token_id] * len(states), [1.0] * len(states), True)
-    return said, model._boxes_of(row_said, features, size)
+    row_generated = Generated(generated, states, [model.config.box_token_id] * len(states), [1.0] * len(states), True)
+    return generated, model._boxes_of(row_generated, features, size)

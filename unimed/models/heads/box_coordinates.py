@@ -11,8 +11,8 @@ import torch
 
 def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
     """Centre and size [..., 4] -> corners [..., 4], any unit."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: torch.Tensor) -> torch.Tensor:

@@ -107,16 +107,16 @@ def nig_nll(gamma, v, alpha, beta, target) -> torch.Tensor:
     )
 
 
-def nig_regulariser(gamma, v, alpha, target) -> torch.Tensor:
+def nig_regularizer(gamma, v, alpha, target) -> torch.Tensor:
     """Evidence claimed for wrong answers, elementwise (Amini et al. 2020)."""
     return (target - gamma).abs() * (2 * v + alpha)
 
 
 def evidential_loss(prediction, target, options) -> Terms:
     """The mean, and "nll" and "evidence" of the normal-inverse-gamma distribution (Amini et al. 2020)."""
-    evidence, centre_form = prediction.evidence, xyxy_to_cxcywh(target)
-    nll = nig_nll(**evidence, target=centre_form).mean()
-    claimed = nig_regulariser(evidence["gamma"], evidence["v"], evidence["alpha"], centre_form).mean()
+    evidence, center_form = prediction.evidence, xyxy_to_cxcywh(target)
+    nll = nig_nll(**evidence, target=center_form).mean()
+    claimed = nig_regularizer(evidence["gamma"], evidence["v"], evidence["alpha"], center_form).mean()
     extra = options["extra"]
     extra_terms = {"nll": 0.1 * extra * nll, "evidence": extra * options["evidence"] * claimed}
     return _answer(prediction, target) | extra_terms

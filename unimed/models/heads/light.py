@@ -87,6 +87,7 @@ class LightMaskDecoder(MaskDecoder):
     reads_image_tokens = True
     #: A task also trains masks of given boxes.
     learns_boxes = True
+    guided_by_boxes = True
 
     def __init__(self, config: LightMaskConfig):
         super().__init__()

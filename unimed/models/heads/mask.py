@@ -41,13 +41,28 @@ class MaskFeatures:
             None if self.tokens is None else self.tokens[image : image + 1],
         )
 
+    def copied(self) -> MaskFeatures:
+        """The same in memory of its own: a selection keeps all images of its batch alive."""
+        return replace(
+            self, embedding=self.embedding.clone(),
+            high_resolution=tuple(level.clone() for level in self.high_resolution),
+            pixels=None if self.pixels is None else self.pixels.clone(),
+        )  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors but the image tokens."""
+        parts = (self.embedding, *self.high_resolution, *(() if self.pixels is None else (self.pixels,)))
+        return sum(part.nbytes for part in parts)
+
 
 @dataclass
 class MaskOutput:
     """Masks of N prompts: `logits` [N, h, w], `iou` [N] in [0, 1], `object_logits` [N] (positive: it is there).
 
     `candidates` [N, K, h, w] and `candidate_iou` [N, K] are what the choice was made from; `pointers` [N, C] the
-    decoder tokens of the chosen masks, where the head has them.
+    decoder tokens of the chosen masks, where the head has them. `deep_logits` [N, K, h, w] are masks of coarser scales,
+    fine to coarse, which are supervised too.
     """
 
     logits: torch.Tensor
@@ -56,6 +71,7 @@ class MaskOutput:
     candidates: torch.Tensor | None = None
     candidate_iou: torch.Tensor | None = None
     pointers: torch.Tensor | None = None
+    deep_logits: torch.Tensor | None = None
 
 
 class MaskDecoder(nn.Module):
@@ -72,6 +88,10 @@ class MaskDecoder(nn.Module):
     reads_image_tokens = False
     #: Whether training also asks for masks of the boxes around the targets (`decode_boxes` is learnt, not published).
     learns_boxes = False
+    #: Whether `decode` also takes `boxes_xyxy` [N, 4], so that a [BOX] of the same phrase says where a [SEG] lies.
+    guided_by_boxes = False
+    #: Whether `decode_stack` reads the slices of a volume together.
+    reads_volumes = False
 
     @property
     def image_size(self) -> int:
@@ -106,6 +126,10 @@ class MaskDecoder(nn.Module):
     def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
         """Masks of N boxes given in pixels of the square the encoder sees."""
         raise NotImplementedError(f"{type(self).__name__} takes no boxes")
+
+    def decode_stack(self, pixels: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
+        """N * D masks of N language vectors in the slices [D, 3, S, S] of a volume (`reads_volumes`)."""
+        raise NotImplementedError(f"{type(self).__name__} reads slices one by one")
 
 
 def mask_decoder(config: type[PreTrainedConfig]):
@@ -188,10 +212,15 @@ def resize_mask_logits(
 
 
 class ImageFeatures:
-    """Features of the mask head for images [I, 3, S, S], each encoded when it is first asked for."""
+    """Features of the mask head for images [I, 3, S, S], each encoded when it is first asked for.
 
-    def __init__(self, mask_head, pixels: torch.Tensor | None):
-        self.mask_head, self.pixels = mask_head, pixels
+    Args:
+        cache: what keeps features between questions by the content of the pixels, see `GroundedPredictor`; None keeps
+            none.
+    """
+
+    def __init__(self, mask_head, pixels: torch.Tensor | None, cache=None):
+        self.mask_head, self.pixels, self.cache = mask_head, pixels, cache
         self._known: dict[int, MaskFeatures] = {}
         #: Image tokens of the backbone by image, where the decoder reads them.
         self.tokens: dict[int, torch.Tensor] = {}
@@ -199,10 +228,17 @@ class ImageFeatures:
     def encode(self, images: Iterable[int]) -> None:
         """Encode those of `images` that are not known yet."""
         missing = [image for image in dict.fromkeys(images) if image not in self._known]
+        if self.cache is not None:
+            keys = {image: ("mask", content_key(self.pixels[image])) for image in missing}
+            self._known |= {image: kept for image, key in keys.items() if (kept := self.cache.get(key)) is not None}
+            missing = [image for image in missing if image not in self._known]
         size = 1 if self.pixels is None or self.pixels.device.type == "cpu" else 8
         for chunk in (missing[start : start + size] for start in range(0, len(missing), size)):
             encoded = self.mask_head.encode(self.pixels[chunk])
             self._known |= {image: encoded.select(place) for place, image in enumerate(chunk)}
+            for image in chunk if self.cache is not None else ():
+                kept = self._known[image].copied() if len(chunk) > 1 else self._known[image]
+                self.cache.put(keys[image], kept, kept.nbytes)
 
     def get(self, image: int) -> MaskFeatures | None:
         known = self._known.get(image)
@@ -212,6 +248,14 @@ class ImageFeatures:
         """Embeddings of several images at once."""
         self.encode(images)
         return MaskFeatures(torch.cat([self._known[image].embedding for image in images]))
+
+
+def content_key(tensor: torch.Tensor) -> str:
+    """Digest of shape, type and values of a tensor."""
+    values = tensor.detach().contiguous().cpu()
+    digest = hashlib.sha1(f"{tuple(values.shape)} {values.dtype} ".encode(), usedforsecurity=False)
+    digest.update(values.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class FeatureCache:
@@ -229,7 +273,7 @@ class FeatureCache:
 
     def __call__(self, pixels: torch.Tensor, encode) -> torch.Tensor:
         """Embedding [B, C, h, w] of `pixels` [B, 3, S, S]; `encode` is asked for those not seen yet."""
-        keys = [hashlib.sha1(one.detach().cpu().numpy().tobytes()).hexdigest() for one in pixels]
+        keys = [content_key(one) for one in pixels]
         new = [row for row, key in enumerate(keys) if key not in self._kept]
         if new:
             fresh = encode(pixels[new]).detach()

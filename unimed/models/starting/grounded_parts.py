@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,11 +18,21 @@ from unimed.models.checkpoints.tokenizers import read_without_remote_code
 from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import GroundedProcessor
+from unimed.models.heads.box_heads import build_box_head
 from unimed.models.heads.mask import PromptProjection
+from unimed.tokens import BOX_TOKEN
 
 
 def build_on_parts(
-    backbone, sam2, *, presence_head: bool = False, template: str | None = None, seed: int = 0, dtype: str = "float32"
+    backbone,
+    sam2,
+    *,
+    presence_head: bool = False,
+    box_head: str | None = None,
+    connector: Mapping | None = None,
+    template: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
 ) -> GroundedMLLM:
     """A grounded model to be trained: vision encoder, language model and mask decoder are published, the rest is new.
 
@@ -32,6 +43,9 @@ def build_on_parts(
             Qwen2.5-VL or another type that `BACKBONES` knows how to start from.
         sam2: `sam2_hiera_*.pt` or `sam2.1_hiera_*.pt` as published.
         presence_head: also ask the state of a [SEG] whether the thing is there (UniBiomed does not).
+        box_head: kind of the head that reads [BOX], which becomes a token then; for folders as transformers writes
+            them.
+        connector: arguments of `build_connector` for a new connector in the place of the published projector.
         template: name of a chat template; that of the family by default ("phi3_chat" on published InternVL folders, as
             UniBiomed and Sa2VA train).
         seed: of the projection of [SEG] states and of the presence head.
@@ -53,7 +67,14 @@ def build_on_parts(
         )
     official = read_state_dict(sam2)
     if kind != "internvl_chat":
-        return _on_transformers_model(backbone, kind, official, presence_head, template, seed, getattr(torch, dtype))
+        heads = dict(presence_head=presence_head, box_head=box_head)
+        model = _on_transformers_model(backbone, kind, official, heads, template, seed, getattr(torch, dtype))
+        return _with_connector(model, connector)
+    if box_head is not None:
+        raise CheckpointError(
+            f"{backbone}: box_head={box_head!r} needs a folder as transformers writes it (OpenGVLab/*-HF); the "
+            "published InternVL layout is that of UniBiomed, which has no [BOX]"
+        )
     tokenizer = unibiomed.read_tokenizer(backbone, added=unibiomed.ADDED_TOKENS)
     state = read_state_dict(backbone) | {unibiomed.SAM + name: tensor for name, tensor in official.items()}
     for name in set(unibiomed.EMBEDDINGS) & set(state):
@@ -61,7 +82,13 @@ def build_on_parts(
     published["llm_config"] = {**published["llm_config"], "vocab_size": len(tokenizer)}
     published["template"] = template or "phi3_chat"
     new = _untrained(published["llm_config"]["hidden_size"], _prompt_width(official), presence_head, seed)
-    return unibiomed.assemble(published, tokenizer, state, backbone, dtype, new)[0]
+    return _with_connector(unibiomed.assemble(published, tokenizer, state, backbone, dtype, new)[0], connector)
+
+
+def _with_connector(model: GroundedMLLM, connector: Mapping | None) -> GroundedMLLM:
+    if connector is not None:
+        model.replace_connector(dict(connector))
+    return model
 
 
 def _untrained(hidden_dim: int, prompt_dim: int, presence_head: bool, seed: int) -> dict[str, torch.Tensor]:
@@ -81,12 +108,14 @@ def _prompt_width(official: dict) -> int:
     return official[name].shape[1]
 
 
-def _on_transformers_model(backbone: Path, kind: str, official: dict, presence_head, template, seed, dtype):
+def _on_transformers_model(backbone: Path, kind: str, official: dict, heads: dict, template, seed, dtype):
     from transformers import AutoModelForImageTextToText
 
     tokenizer = read_without_remote_code(backbone)
     vlm = foreign.model(AutoModelForImageTextToText, backbone, dtype=dtype)
-    tokenizer.add_tokens(list(unibiomed.ADDED_TOKENS), special_tokens=True)
+    box_head, presence_head = heads["box_head"], heads["presence_head"]
+    added = [*unibiomed.ADDED_TOKENS, *([BOX_TOKEN] if box_head else [])]
+    tokenizer.add_tokens(added, special_tokens=True)
     if len(tokenizer) > vlm.get_input_embeddings().num_embeddings:
         vlm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     # The head is untied: the grounding tokens are read and said in different ways.
@@ -98,10 +127,15 @@ def _on_transformers_model(backbone: Path, kind: str, official: dict, presence_h
         presence_head=presence_head,
         image_token_id=tokenizer.convert_tokens_to_ids(options["image_token"]),
         seg_token_id=tokenizer.convert_tokens_to_ids(unibiomed.SEG_TOKEN),
+        box_head={"kind": box_head} if box_head else None,
+        box_token_id=tokenizer.convert_tokens_to_ids(BOX_TOKEN) if box_head else None,
     )
     state = {f"backbone.vlm.{name}": tensor.clone() for name, tensor in vlm.state_dict().items()}
     state |= {f"mask_head.sam.{name}": tensor for name, tensor in sam2_layout.convert_state_dict(official).items()}
     state |= _untrained(vlm.config.get_text_config().hidden_size, _prompt_width(official), presence_head, seed)
+    if box_head:
+        boxes = build_box_head(box_head, vlm.config.get_text_config().hidden_size)
+        state |= {f"box_head.{name}": tensor for name, tensor in boxes.state_dict().items()}
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     model, _ = reading.build(GroundedMLLM, config, state, kind, backbone, dtype)
     options["template"] = template or options["template"]

@@ -70,7 +70,7 @@ def build_small(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    eyes = {
+    backbone = {
         "image_size": image_size,
         "patch_size": patch_size,
         "dim": vision_dim,
@@ -80,7 +80,7 @@ def build_small(
     }
     chosen = {"projector_type": "moe_mlp", "num_experts": 5, "resample_rate": 4, "task_token_c": 32} | (connector or {})
     torch.manual_seed(seed)
-    config = model_config(eyes, chosen, language, "full", freeze_vision=False)
+    config = model_config(backbone, chosen, language, "full", freeze_vision=False)
     model = GroundedMLLM(config)
     model.processor = processor_of(tokenizer, config, max_answer_tokens=128, max_prompt_tokens=768)
     return model

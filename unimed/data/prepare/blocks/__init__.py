@@ -6,6 +6,6 @@ BLOCKS = {
     "brain": "unimed.data.prepare.blocks.brain",
     "lesions": "unimed.data.prepare.blocks.lesions",
     "dicoms": "unimed.data.prepare.blocks.dicoms",
-    "pictures": "unimed.data.prepare.blocks.pictures",
+    "images": "unimed.data.prepare.blocks.images",
     "microscopy": "unimed.data.prepare.blocks.microscopy",
 }

@@ -35,7 +35,7 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
         (path,) = extract_all(archives["nilearn"], [MEMBER.format(name)], folder).values()
         # Axes to the patient's left, back and head: rows then run to the back as in a radiologist's display.
         volumes.append(reorient(*read(path), "LPS"))
-    (image, geometry), grey, white = volumes[0], volumes[1][0] > 127, volumes[2][0] > 127
+    (image, geometry), gray, white = volumes[0], volumes[1][0] > 127, volumes[2][0] > 127
     brain = image > 0
     image = image.astype(np.uint8)
     shared = dict(
@@ -51,7 +51,7 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
             slice_index = round(height_mm - geometry.affine[2, 3])
             masks = {
                 "brain": brain[:, :, slice_index].T,
-                "grey matter": grey[:, :, slice_index].T,
+                "grey matter": gray[:, :, slice_index].T,
                 "white matter": white[:, :, slice_index].T,
             }
             yield Case(
@@ -78,7 +78,7 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
             name=f"brain_volume_{split}",
             image=image[:, :, slab],
             split=split,
-            structures=(Structure("grey matter", grey[:, :, slab]), Structure("white matter", white[:, :, slab])),
+            structures=(Structure("grey matter", gray[:, :, slab]), Structure("white matter", white[:, :, slab])),
             note=f"slab from {low_mm} to {high_mm} mm; all splits show the same template, slabs 8 mm apart",
             geometry=replace(geometry, affine=affine),
             **shared,

@@ -37,7 +37,7 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
         array, geometry = reorient(*read(paths[MEMBER.format(name, "image")]), "LPS")
         label, _ = reorient(*read(paths[MEMBER.format(name, "label")]), "LPS")
         lesion = label > 0
-        grey = choose_window(array, geometry, site="lung" if modality == "CT" else "", modality=modality)(array)
+        gray = choose_window(array, geometry, site="lung" if modality == "CT" else "", modality=modality)(array)
         absent = ["nuclei"]
         if site != "brain":
             absent += ["grey matter", "white matter", "brain"]
@@ -52,12 +52,12 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
             license="BSD-3-Clause for the package; origin of the volume not stated in it",
             label_origin="mask shipped in package; the name 'lesion' was given by viewing, not by an expert",
         )
-        labelled = np.flatnonzero(lesion.any(axis=(0, 1)))
-        for index in (*labelled, *_without_lesion(labelled, array.shape[2], without)):
+        labeled = np.flatnonzero(lesion.any(axis=(0, 1)))
+        for index in (*labeled, *_without_lesion(labeled, array.shape[2], without)):
             mask = np.ascontiguousarray(lesion[:, :, index].T)
             yield Case(
                 name=f"lesion_{name}_s{index:02d}",
-                image=np.ascontiguousarray(grey[:, :, index].T),
+                image=np.ascontiguousarray(gray[:, :, index].T),
                 structures=(Structure("lesion", mask, piece="lesion", objects=(mask,)),) if mask.any() else (),
                 absent=tuple(absent) if mask.any() else (*absent, "lesion"),
                 note="one of five volumes; that they are different people is likely but not documented",
@@ -77,9 +77,9 @@ def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
         )
 
 
-def _without_lesion(labelled: np.ndarray, slices: int, count: int) -> list[int]:
+def _without_lesion(labeled: np.ndarray, slices: int, count: int) -> list[int]:
     """`count` slices spread over those that keep `MARGIN_SLICES` from every labelled one; the ends are left out."""
-    free = [i for i in range(1, slices - 1) if np.abs(labelled - i).min() > MARGIN_SLICES]
+    free = [i for i in range(1, slices - 1) if np.abs(labeled - i).min() > MARGIN_SLICES]
     if len(free) <= count:
         return free
     return [free[i] for i in np.linspace(0, len(free) - 1, count).round().astype(int)]

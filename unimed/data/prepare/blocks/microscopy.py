@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from unimed.data.prepare.blocks.pictures import NOT_IN_TISSUE, picture_cases
+from unimed.data.prepare.blocks.images import NOT_IN_TISSUE, image_cases
 from unimed.data.prepare.cases import Case
 
 PACKAGES = ("wsidicom-data", "mahotas")
-PICTURES = (
+IMAGES = (
     (
         "wsidicom-data",
         "wsidicom_data/data/test_tile.png",
@@ -33,4 +33,4 @@ PICTURES = (
 
 def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
     """Two pictures to test on."""
-    yield from picture_cases(PICTURES, "test", archives, folder)
+    yield from image_cases(IMAGES, "test", archives, folder)

@@ -188,5 +188,5 @@ def _suffix(data: bytes) -> str:
 
     if data[128:132] == b"DICM":
         return "dcm"
-    with Image.open(io.BytesIO(data)) as picture:
-        return _SUFFIXES.get(picture.format, "jpg")
+    with Image.open(io.BytesIO(data)) as image:
+        return _SUFFIXES.get(image.format, "jpg")

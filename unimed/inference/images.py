@@ -9,7 +9,7 @@ from unimed.io.windows import modality_of
 from unimed.models.boltzformer.configuration import V1_WINDOWS_HU
 
 
-def v1_picture(
+def v1_image(
     array: np.ndarray, modality: str = "", site: str = "", size: int = 1024, compat: str | None = None
 ) -> np.ndarray:
     """A slice or colour picture as v1's data were made: grey values, zero padding to a square, cubic resize.
@@ -28,28 +28,28 @@ def v1_picture(
     """
     from skimage.transform import resize
 
-    colour = array.ndim == 3
-    if colour:
-        grey = array[..., :3].astype(np.float64)
+    color = array.ndim == 3
+    if color:
+        gray = array[..., :3].astype(np.float64)
     elif modality_of(modality) == "CT":
         if site not in V1_WINDOWS_HU:
             raise WindowError(f"CT needs a site for its window, got {site!r}; known are {', '.join(V1_WINDOWS_HU)}")
         level, width = V1_WINDOWS_HU[site]
         low, high = level - width / 2, level + width / 2
-        grey = np.clip(array.astype(np.float64), low, high)
-        grey = grey if compat == "reference" else (grey - low) / (high - low) * 255
+        gray = np.clip(array.astype(np.float64), low, high)
+        gray = gray if compat == "reference" else (gray - low) / (high - low) * 255
     else:
         positive = array[array > 0]
         low, high = np.percentile(positive, (0.5, 99.5)) if positive.size else (0.0, 0.0)
-        grey = np.clip(array.astype(np.float64), low, high)
-        grey = grey if compat == "reference" else (grey - low) / max(high - low, 1e-12) * 255
-    if not colour and compat == "reference":
-        grey = (grey - grey.min()) / max(grey.max() - grey.min(), 1e-12) * 255
+        gray = np.clip(array.astype(np.float64), low, high)
+        gray = gray if compat == "reference" else (gray - low) / max(high - low, 1e-12) * 255
+    if not color and compat == "reference":
+        gray = (gray - gray.min()) / max(gray.max() - gray.min(), 1e-12) * 255
     rows, columns = array.shape[:2]
     side = max(rows, columns)
     before = ((side - rows) // 2, (side - columns) // 2)
     after = before if compat == "reference" else (side - rows - before[0], side - columns - before[1])
-    channels = np.moveaxis(grey, 2, 0) if colour else grey[None]
+    channels = np.moveaxis(gray, 2, 0) if color else gray[None]
     # One channel at a time: overshoot is clipped to the range of each.
     resized = np.stack(
         [
@@ -60,4 +60,4 @@ def v1_picture(
         axis=-1,
     )  # fmt: skip
     resized = np.clip(resized if compat == "reference" else np.rint(resized), 0, 255).astype(np.uint8)
-    return resized if colour else np.repeat(resized, 3, axis=2)
+    return resized if color else np.repeat(resized, 3, axis=2)

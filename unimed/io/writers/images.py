@@ -62,7 +62,7 @@ def as_overlay(prediction: Prediction, image=None, formats=()) -> dict:
 
 
 @WRITERS.register_module("mask-png")
-def as_mask_pictures(prediction: Prediction, image=None, formats=()) -> dict:
+def as_mask_images(prediction: Prediction, image=None, formats=()) -> dict:
     """`NAME-LABEL.png`: the mask of each region as 8-bit picture of 0 and 255.
 
     Raises:

@@ -12,7 +12,7 @@ from unimed.io.dicom_seg import write_object
 from unimed.io.dicom_source import DicomSegError, equipment, object_uids, silent_about_names, source_of_result
 from unimed.io.findings import NOTICE, findings_of
 from unimed.io.overlay import draw_regions
-from unimed.io.views import grey_values, key_slices, upright
+from unimed.io.views import gray_values, key_slices, upright
 from unimed.structures import Region
 
 QUANTITIES = ("probability", "uncertainty")
@@ -105,11 +105,11 @@ def as_secondary_capture(prediction, image=None, formats=(), *, deidentified: bo
         raise ImportError('writing DICOM captures needs highdicom: pip install "unimed[dicom]"') from error
     source = source_of_result(prediction.geometry, "secondary-capture", deidentified)
     files = {}
-    for number, picture in enumerate(pictures(prediction, image), 1):
+    for number, rendered in enumerate(rendered_slices(prediction, image), 1):
         with silent_about_names():
             made = highdicom.sc.SCImage.from_ref_dataset(
                 source.images[0],
-                pixel_array=picture,
+                pixel_array=rendered,
                 photometric_interpretation="RGB",
                 bits_allocated=8,
                 coordinate_system="PATIENT",
@@ -118,7 +118,7 @@ def as_secondary_capture(prediction, image=None, formats=(), *, deidentified: bo
                 instance_number=number,
                 manufacturer="unimed",
                 series_description=f"unimed pictures, {NOTICE}",
-                **_uids(prediction, source, f"SC {number}", "SC", picture.tobytes()),
+                **_uids(prediction, source, f"SC {number}", "SC", rendered.tobytes()),
             )
         made.SpecificCharacterSet = "ISO_IR 192"
         made.BurnedInAnnotation = "NO"  # of identifying texts there are none
@@ -130,16 +130,16 @@ def as_secondary_capture(prediction, image=None, formats=(), *, deidentified: bo
     return files
 
 
-def pictures(prediction, image=None, least_width: int = 320) -> list[np.ndarray]:
+def rendered_slices(prediction, image=None, least_width: int = 320) -> list[np.ndarray]:
     """HxWx3 uint8 pictures of the slices that show the findings best, drawn over the image; small ones are enlarged."""
     found = findings_of(prediction)
-    grey = grey_values(prediction, image)
-    if grey is None:
+    gray = gray_values(prediction, image)
+    if gray is None:
         return []
-    if grey.ndim == 2 or (grey.shape[2] == 3 and all(_is_flat(finding) for finding in found)):
+    if gray.ndim == 2 or (gray.shape[2] == 3 and all(_is_flat(finding) for finding in found)):
         shown = [finding for finding in found if finding.is_drawn or finding.region.box_xyxy_px is not None]
-        return [_drawn(grey, [f.region for f in shown], [f.color for f in shown], least_width)]
-    volume, geometry = upright(grey, prediction.geometry)
+        return [_drawn(gray, [f.region for f in shown], [f.color for f in shown], least_width)]
+    volume, geometry = upright(gray, prediction.geometry)
     # Pixels of slices need not be square; pictures have square ones.
     stretch = geometry.spacing[1] / geometry.spacing[0]
     made = []
@@ -158,18 +158,18 @@ def _is_flat(finding) -> bool:
     return finding.region.mask is None or finding.region.mask.ndim == 2
 
 
-def _drawn(grey: np.ndarray, regions, colors, least_width: int, stretch: float = 1.0) -> np.ndarray:
+def _drawn(gray: np.ndarray, regions, colors, least_width: int, stretch: float = 1.0) -> np.ndarray:
     """A picture with regions and, below it, the notice."""
     from PIL import Image, ImageDraw
 
-    height, width = grey.shape[:2]
+    height, width = gray.shape[:2]
     factor = max(1, -(-least_width // width))
     size = (width * factor, max(1, round(height * factor * stretch)))
     if size != (width, height):
-        grey = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
+        gray = np.asarray(Image.fromarray(gray).resize(size, Image.Resampling.BILINEAR))
         regions = [_resized(region, size, factor, stretch) for region in regions]
     canvas = Image.new("RGB", (size[0], size[1] + 14))
-    canvas.paste(Image.fromarray(draw_regions(grey, regions, 0.35, colors)), (0, 0))
+    canvas.paste(Image.fromarray(draw_regions(gray, regions, 0.35, colors)), (0, 0))
     ImageDraw.Draw(canvas).text((3, size[1] + 1), f"unimed, {NOTICE}", fill=(255, 255, 255))
     return np.ascontiguousarray(canvas)
 

@@ -5,7 +5,7 @@ import pytest
 from golden_files import SMALL
 
 from unimed.geometry import Geometry
-from unimed.inference.pictures import v1_picture
+from unimed.inference.images import v1_image
 from unimed.io.errors import ImageError, WindowError
 from unimed.io.images import load
 from unimed.io.windows import choose_window
@@ -30,7 +30,7 @@ def test_percentiles_of_v2(ignore_zero, name):
 
 @pytest.mark.parametrize("site", sorted(V1_WINDOWS_HU))
 def test_ct_pictures_of_v1(site):
-    picture = v1_picture(RECORDED["ct_hu"], "CT", site, compat="reference")
+    picture = v1_image(RECORDED["ct_hu"], "CT", site, compat="reference")
     assert picture.shape == (1024, 1024, 3)
     assert np.abs(picture[::8, ::8, 0].astype(int) - RECORDED[f"v1_ct.{site}.every8"]).max() <= 1
 
@@ -38,19 +38,19 @@ def test_ct_pictures_of_v1(site):
 def test_other_pictures_of_v1():
     tall = np.pad(RECORDED["mr"], ((0, 11), (0, 0)))
     for name, picture in {"v1_mr": RECORDED["mr"], "v1_mr_tall": tall}.items():
-        made = v1_picture(picture, "MRI", compat="reference")[::8, ::8, 0].astype(int)
+        made = v1_image(picture, "MRI", compat="reference")[::8, ::8, 0].astype(int)
         assert np.abs(made - RECORDED[f"{name}.every8"]).max() <= 1
-    colour = v1_picture(RECORDED["rgb"], compat="reference")[::8, ::8].astype(int)
+    colour = v1_image(RECORDED["rgb"], compat="reference")[::8, ::8].astype(int)
     for channel in range(3):
         assert np.abs(colour[..., channel] - RECORDED[f"v1_rgb.ch{channel}.every8"]).max() <= 1
     with pytest.raises(WindowError, match="needs a site"):
-        v1_picture(RECORDED["ct_hu"], "CT")
+        v1_image(RECORDED["ct_hu"], "CT")
 
 
 def test_a_window_is_not_stretched_by_default():
     flat = np.full((8, 8), 50.0)
-    assert v1_picture(flat, "CT", "abdomen", size=8).max() == 128
-    assert v1_picture(flat, "CT", "abdomen", size=8, compat="reference").max() == 0
+    assert v1_image(flat, "CT", "abdomen", size=8).max() == 128
+    assert v1_image(flat, "CT", "abdomen", size=8, compat="reference").max() == 0
 
 
 def test_a_slice_is_turned_to_how_it_is_looked_at(tmp_path):

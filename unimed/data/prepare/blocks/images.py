@@ -16,7 +16,7 @@ PACKAGES = ("scikit-image", "stardist")
 NOT_IN_TISSUE = ("brain", "grey matter", "white matter")
 
 #: (package, member, modality, site, license, caption, phrases that are certainly not in the picture).
-PICTURES = (
+IMAGES = (
     (
         "scikit-image",
         "skimage/data/retina.jpg",
@@ -50,12 +50,12 @@ SPLIT = "train"
 
 def cases(archives: dict[str, Path], folder: Path) -> Iterator[Case]:
     """Three pictures to train on."""
-    yield from picture_cases(PICTURES, SPLIT, archives, folder)
+    yield from image_cases(IMAGES, SPLIT, archives, folder)
 
 
-def picture_cases(pictures, split: str, archives: dict[str, Path], folder: Path) -> Iterator[Case]:
+def image_cases(images, split: str, archives: dict[str, Path], folder: Path) -> Iterator[Case]:
     """One case per line of a table like `PICTURES`."""
-    for package, member, modality, site, license, caption, absent in pictures:
+    for package, member, modality, site, license, caption, absent in images:
         path = extract_member(archives[package], member, folder / Path(member).name)
         if modality == "fluorescence microscopy":
             bright = read(path)[0]

@@ -1,0 +1,1 @@
+"""Bridges to other harnesses: our benchmarks as their tasks, our contestants as their models."""
