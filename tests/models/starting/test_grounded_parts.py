@@ -122,3 +122,7 @@ def test_a_family_that_does_not_fit_says_why(sam_file, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "florence2"}')
     with pytest.raises(ValueError, match="encoder-decoder"):
         build_on_parts(tmp_path, sam_file)
+    # And a folder whose processor was left out.
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
+    with pytest.raises(ValueError, match="processor"):
+        build_on_parts(tmp_path, sam_file)
