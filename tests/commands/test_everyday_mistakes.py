@@ -304,6 +304,8 @@ MISTAKES = {
     "no test data": ("test {no_test_py} --work-dir {root}/run", "no test_data"),
     "nothing to export": ("export {config_py} {nowhere} {root}/out", "nowhere"),
     "export over something": ("export {config_py} {nowhere} {empty}", "empty"),
+    "no masks to export": ("export-masks {contrastive} {root}/masks", "does not point at anything"),
+    "masks over something": ("export-masks {grounded} {grounded}", "grounded"),
     # -- the rest
     "nothing to serve": ("serve --model {nowhere}", "nowhere: no such file"),
     "viewer that is none": ("serve {grounded} --ohif {empty} --state {root}/state", "no index.html"),
@@ -326,7 +328,7 @@ MISTAKES = {
     "no size": ("cache --max-size large", "'large' is no size"),
     "no age": ("cache --prune --older-than soon", "'soon' is no age"),
     "runs are gone": ("compare-runs {nowhere} {empty} --metric dice", "nowhere"),
-    "no metric": ("compare-runs {empty}", "--metric"),
+    "no metric": ("compare-runs {cases_jsonl}", "--metric"),
     "unknown benchmark": ("benchmark vqa_red {grounded}", "unknown benchmark 'vqa_red'"),
     "no data of a benchmark": ("benchmark unimed/any no: --data {nowhere}", "no such folder for unimed/any"),
     "no contestant": ("benchmark unimed/any", "name a benchmark and a model"),
