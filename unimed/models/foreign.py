@@ -242,7 +242,7 @@ def model(kind, folder: str | os.PathLike, **options):
 
 
 def processor(kind, folder: str | os.PathLike, **options):
-    """A processor (ours or transformers'), whose `from_pretrained` is transformers' own, from a view of the folder."""
+    """A processor of ours, whose `from_pretrained` is transformers' own, from a view of the folder."""
     with view(folder_of(folder)) as shown:
         return kind(shown, trust_remote_code=False, **options)
 
@@ -263,6 +263,26 @@ def auto_processor(folder: str | os.PathLike):
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0].replace(str(shown), str(folder)) if str(error) else type(error).__name__
             raise ForeignError(f"{folder}: no processor that could be opened ({reason})") from error
+
+
+def image_text_processor(folder: str | os.PathLike):
+    """The processor of an image-text model of transformers, by a class of the installed library.
+
+    Raises:
+        ForeignError: it needs code of the folder, or files that are not there.
+    """
+    from transformers import AutoProcessor, ProcessorMixin
+
+    folder = folder_of(folder)
+    with view(folder) as shown:
+        try:
+            opened = AutoProcessor.from_pretrained(shown, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0].replace(str(shown), str(folder)) if str(error) else type(error).__name__
+            raise ForeignError(f"{folder}: no processor that could be opened ({reason})") from error
+    if not isinstance(opened, ProcessorMixin):
+        raise ForeignError(f"{folder}: a {type(opened).__name__} alone; images need their part of the processor, too")
+    return opened
 
 
 def open_clip_tokenizer(text: Mapping, source=None, context_length: int = 77, named: str = ""):

@@ -118,7 +118,12 @@ def test_a_model_starts_from_a_folder_and_looks_through_its_own_forward_pass(kin
     assert again.predict(picture, "What is there?", max_new_tokens=3).markup == said.markup
 
 
-def test_a_family_that_does_not_fit_says_why(sam_file, tmp_path):
+def test_a_family_that_does_not_fit_says_why(sam_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(sam2, "config_of", lambda official: unibiomed._tiny_mask_config(TINY_SAM2))
     (tmp_path / "config.json").write_text('{"model_type": "florence2"}')
     with pytest.raises(ValueError, match="encoder-decoder"):
+        build_on_parts(tmp_path, sam_file)
+    # And a folder whose processor was left out.
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
+    with pytest.raises(ValueError, match="processor"):
         build_on_parts(tmp_path, sam_file)

@@ -122,7 +122,7 @@ def _begin_native(backbone: Path, kind: str, mask_config, heads, template, dtype
     """The image-text model of a folder, a processor and a configuration for it; the model looks through its own."""
     from transformers import AutoModelForImageTextToText
 
-    processor = foreign.auto_processor(backbone)
+    processor = foreign.image_text_processor(backbone)
     vlm = foreign.model(AutoModelForImageTextToText, backbone, dtype=dtype)
     return vlm, *prepare(vlm, processor, mask_config, template)
 
