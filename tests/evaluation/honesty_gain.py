@@ -96,7 +96,7 @@ def tested(task, first, count):
     """(rows of presence, nonsense included, and masks; lines of the measures of honesty) on patients never seen."""
     samples = [DrawnPatients(first, count)[i] for i in range(3 * count)]
     predictions = task.predict_samples(samples)
-    asked = honesty_samples(samples, most=len(samples))
+    asked = honesty_samples(samples, most=60)
     presence = [row for s, p in zip(samples, predictions, strict=True) for row in presence_rows(s, p)]
     masks = [row for s, p in zip(samples, predictions, strict=True) for row in mask_rows(s, p)]
     scores = score_honesty(samples, predictions, asked, task.predict_samples(asked.samples), presence)
@@ -107,8 +107,8 @@ def tested(task, first, count):
 def main(steps):
     for name, hard in (("plain", None), ("with hard prompts", dict(mirrored=0.25, reworded=0.3, nonsense=0.1))):
         task = trained(hard, steps)
-        learn, _, _ = tested(task, 10_000, 60)
-        test, lines, quality = tested(task, 20_000, 60)
+        learn, _, _ = tested(task, 10_000, 40)
+        test, lines, quality = tested(task, 20_000, 40)
         calibration = Calibration.fit(learn, alpha=0.1)
         report = calibration.evaluate(test)
         print(f"## {name}: {steps} steps, Dice {quality:.3f}, threshold {calibration.presence.threshold:.4f}\n")

@@ -363,3 +363,14 @@ def _saved(folder, number):
     path = folder / f"{number}.png"
     path.write_bytes(png(number))
     return str(path)
+
+
+def test_pages_of_elsewhere_start_nothing_on_a_server_without_tokens(tmp_path, model):
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    app = application(tmp_path, model, tokens=False, origins=("http://viewer.example",))
+    with TestClient(app) as client:
+        for origin, status in (("http://evil.example", 403), ("null", 403), ("http://testserver", 200), (None, 200),
+                               ("http://viewer.example", 200)):  # fmt: skip
+            headers = {} if origin is None else {"Origin": origin}
+            assert client.post("/v1/chat/completions", json=body, headers=headers).status_code == status, origin
+        assert client.get("/v1/models", headers={"Origin": "http://evil.example"}).status_code == 200

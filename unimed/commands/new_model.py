@@ -34,7 +34,13 @@ def new_model(arguments=None, prog: str | None = None) -> int:
         "without it the language part starts from nothing",
     )
     parser.add_argument(
-        "--backbone", help="folder of OpenGVLab/InternVL2_5-*, or of transformers' own InternVL, LLaVA or Qwen-VL"
+        "--backbone",
+        help="folder of OpenGVLab/InternVL2_5-*, or an image-text model in transformers' layout (docs/models.md)",
+    )
+    parser.add_argument(
+        "--native",
+        action="store_true",
+        help="with --backbone: run InternVL, LLaVA, Qwen2-VL and Qwen2.5-VL by their own forward pass, too",
     )
     parser.add_argument("--sam2", help="sam2_hiera_*.pt or sam2.1_hiera_*.pt; belongs to --backbone")
     parser.add_argument(
@@ -107,6 +113,7 @@ def _from_published_parts(args) -> int:
     from unimed.models.starting.grounded_parts import build_on_parts
 
     options = dict(template=args.template, seed=args.seed, dtype=args.dtype, presence_head=args.presence_head)
+    options["native"] = args.native
     with atomic_folder(args.out) as folder:
         model = build_on_parts(args.backbone, args.sam2, **options)
         model.save_pretrained(folder)

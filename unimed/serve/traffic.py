@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 import time
+from urllib.parse import urlsplit
 
 from unimed.serve.core import LOG, Core
 from unimed.serve.problems import Problem, busy
@@ -100,6 +101,8 @@ class Traffic:
             if self.count > settings.max_in_flight and scope["path"] not in ALWAYS:
                 metrics.refused.labels("in flight").inc()
                 raise busy(f"{self.count - 1} requests are at work; try again later", 1)
+            if not settings.tokens and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+                _refuse_other_pages(headers, settings.origins)
             declared = headers.get(b"content-length", b"0")
             if declared.isdigit() and int(declared) > most:
                 raise _too_large(most, metrics)
@@ -124,6 +127,18 @@ class Traffic:
             values = {"request": name, "method": method, "route": route, "status": status,
                       "ms": round(1000 * seconds, 1)}  # fmt: skip
             LOG.info("request", extra={"values": values})
+
+
+def _refuse_other_pages(headers: dict[bytes, bytes], allowed) -> None:
+    """Without tokens a page of elsewhere, open in a browser of this machine, could send forms to the server.
+
+    Raises:
+        Problem: 403, the request says that it comes from another page than those of the server.
+    """
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    own = headers.get(b"host", b"").decode("latin-1")
+    if origin and origin not in allowed and urlsplit(origin).netloc != own:
+        raise Problem(403, "a page of another address may not ask (--origin allows it)", code="other_origin")
 
 
 class _Dropped(Exception):

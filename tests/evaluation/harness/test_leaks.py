@@ -1,6 +1,7 @@
 """Leaks between test and training are found by patient, equal image, look and long text, and printed by default."""
 
 import io
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -86,6 +87,17 @@ def test_they_are_printed_and_on_the_page_by_default(leaky, tmp_path, capsys):
     assert "Leaks" in (tmp_path / "run/run.html").read_text() and "patient-test0" not in said
     assert main([*words, "--out", str(tmp_path / "off"), "--no-leak-check"]) == 0
     assert "equal image" not in capsys.readouterr().out
+
+
+def test_a_training_part_that_is_not_there_is_said(leaky, tmp_path, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(leaky, own)
+    (own / "records/train.jsonl").unlink()
+    words = ["benchmark", "unimed/any", "no:", "--data", str(own), "--resamples", "5", "--worst", "0"]
+    with pytest.warns(UserWarning, match="no training part to compare with"):
+        assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "no training data to compare with" in said and "prior" not in said
 
 
 def test_records_of_a_model_are_compared_as_well(leaky, tmp_path, capsys):

@@ -134,6 +134,13 @@ def test_a_case_that_raises_is_named_and_counts_as_empty(data, right, tmp_path, 
     assert row["dice"] == 0 and not row["answered"]
 
 
+def test_nothing_is_scored_where_every_case_failed(data, tmp_path, capsys):
+    (tmp_path / "none.jsonl").write_text('{"case": "other"}')
+    words = ["benchmark", "unimed/any", f"predictions:{tmp_path / 'none.jsonl'}", "--data", str(data)]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 1
+    assert "every case failed" in capsys.readouterr().err and not (tmp_path / "run" / "cases.jsonl").exists()
+
+
 def test_an_unfinished_run_goes_on(data, tmp_path, monkeypatch):
     from unimed.evaluation.contestants import trivial
 

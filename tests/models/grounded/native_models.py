@@ -4,15 +4,12 @@ import functools
 from dataclasses import dataclass, field
 
 import transformers
-from small_models import TEXTS
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
-
-from unimed.models.starting.grounded_small import train_tokenizer
 
 #: How processors call their tokens -> how these are spelled here; `id` makes numbers of them in configurations.
 NAMED = {
@@ -147,7 +144,7 @@ EXAMPLES = {
         dict(size=dict(longest_edge=56), max_image_size=dict(longest_edge=28)), dict(image_seq_len=1),
     ),
     "gemma4": Example(
-        TEXT | dict(layer_types=["sliding_attention", "full_attention"], vocab_size_per_layer_input=400,
+        TEXT | dict(layer_types=["sliding_attention", "full_attention"], vocab_size_per_layer_input=0,
                     hidden_size_per_layer_input=8, use_bidirectional_attention="vision"),
         dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
              head_dim=8, patch_size=4, pooling_kernel_size=2, position_embedding_size=64),
@@ -364,17 +361,27 @@ EXAMPLES = {
         dict(patch_size=14, scale_resolution=56, max_slice_nums=2),
     ),
 }  # fmt: skip
+#: A type that is not among the families, for the recipe of docs/extend.md.
+OTHERS = {
+    "glmga": Example(
+        TEXT | WHOLE_MROPE | dict(model_type="glm4v_text"), QWEN | dict(image_size=56), QWEN_IDS | GLM_IDS, NATIVE_SIZE,
+        video_processor="Glm46VVideoProcessor", processor_class="Glm46VProcessor",
+    ),
+}  # fmt: skip
 
 
 @functools.cache
 def _vocabulary():
-    learnt = train_tokenizer(TEXTS, 300)
-    learnt.add_tokens([*NAMED.values(), *SPELLED, *COMPASS.values(), "<s>"], special_tokens=True)
-    return learnt.backend_tokenizer.to_str()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(["<|pad|>", *letters])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|pad|>", "<|end|>", "<s>", *NAMED.values(), *SPELLED, *COMPASS.values()])
+    return tokenizer.to_str()
 
 
 def tokenizer(**tokens):
-    """Bytes, the words of the test texts, and every token that a processor here may ask for."""
+    """Bytes, and every token that a processor here may ask for."""
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_vocabulary()), pad_token="<|pad|>", eos_token="<|end|>", bos_token="<s>",
         extra_special_tokens=NAMED | tokens,
@@ -388,7 +395,7 @@ def numbered(values, words):
 
 def tiny_processor(name):
     """The processor of a family, by its own classes."""
-    example = EXAMPLES[name]
+    example = (EXAMPLES | OTHERS)[name]
     words = tokenizer(**example.tokens)
     kind = getattr(transformers, example.processor_class or PROCESSOR_MAPPING_NAMES[name])
     parts = dict(tokenizer=words, image_processor=_part(IMAGE_PROCESSOR_MAPPING_NAMES, example.image_processor or name)(
@@ -407,8 +414,9 @@ def _part(names, name):
 
 def tiny_config(name, words):
     """The configuration of a family for a tokenizer."""
-    example = EXAMPLES[name]
-    parts = dict(text_config=example.text | {"vocab_size": len(words)})
+    example = (EXAMPLES | OTHERS)[name]
+    sizes = {key: len(words) for key in ["vocab_size", *example.text] if key.startswith("vocab_size")}
+    parts = dict(text_config=example.text | sizes)
     if example.vision is not None:
         parts["vision_config"] = example.vision
     return AutoConfig.for_model(name, **parts, **numbered(example.fields, words))

@@ -2,6 +2,9 @@
 
 import copy
 import functools
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +16,15 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import unimed
+from unimed import registry
+from unimed.chat import ChatTemplate
 from unimed.data.collate.grounded import GroundedCollator
 from unimed.geometry import Geometry
-from unimed.models.backbones.families import FAMILIES, REFUSED, UNTRIED
+from unimed.models.backbones.families import FAMILIES, REFUSED, UNTRIED, markdown
 from unimed.models.backbones.vision_language import build_backbone
+from unimed.models.heads.light import LightMaskConfig
 from unimed.models.lora import add_lora, merge_lora
-from unimed.models.starting.native import build_on_native
+from unimed.models.starting.native import build_on_native, chat_options
 from unimed.structures import Region, Sample
 from unimed.tasks.grounding import GroundingTask
 
@@ -65,6 +71,11 @@ def test_every_family_is_known():
     assert set(FAMILIES) | set(REFUSED) | UNTRIED == set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     with pytest.raises(ValueError, match="not been tried"):
         build_backbone(AutoConfig.for_model("hunyuan_vl"))
+
+
+def test_the_page_lists_them():
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert markdown() in page
 
 
 @every_family
@@ -210,3 +221,113 @@ def test_answers(name):
     assert found.text.split() == ["it", "nuclei"]
     assert found.regions[0].phrase == "nuclei" and found.regions[0].mask.shape == WIDE.shape[:2]
     assert 0 <= found.regions[0].presence <= 1 and found.regions[0].mask.dtype == bool
+
+
+CHATS = {
+    "gemma3": """{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}
+{% for c in m.content %}{% if c.type == 'image' %}<boi>{% else %}{{ c.text | trim }}{% endif %}{% endfor %}<end_of_turn>
+{% endfor %}{% if add_generation_prompt %}<start_of_turn>model
+{% endif %}""",
+    "qwen3_vl": """{% for m in messages %}{% if loop.first %}<|im_start|>system
+You help.<|im_end|>
+{% endif %}<|im_start|>{{ m.role }}
+{% for c in m.content %}{% if c.type == 'image' %}<vision><image></vision>{% else %}{{ c.text -}}
+{% endif %}{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}""",
+    "llava": """{% for m in messages %}{% if m.role == 'user' %}USER: {% for c in m.content -%}
+{% if c.type == 'image' %}<image>
+{% else %}{{ c.text }}{% endif %}{% endfor %} ASSISTANT:{% else %} {{ m.content[0].text }}<|end|>{% endif -%}
+{% endfor %}""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_the_chat_template_of_a_processor_is_read_off(name):
+    processor = tiny_processor(name)
+    processor.tokenizer.add_tokens(["<end_of_turn>", "<start_of_turn>", "<|im_start|>", "<|im_end|>"])
+    processor.chat_template = CHATS[name]
+    options = chat_options(processor, FAMILIES[name])
+    chat, mark, opening = ChatTemplate(**options["template"]), options["image_mark"], options["system"]
+    image, turns = {"type": "image"}, [("user", "Where is it?"), ("assistant", "Here."), ("user", "And now?")]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    messages[0]["content"].insert(0, image)
+    written = [("user", mark + turns[0][1]), *turns[1:]]
+    for count in (1, 3):
+        told = processor.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=True)
+        said = chat.prompt(written[:count], opening)
+        # LLaVA writes a blank before each answer: the model says it itself.
+        assert said == told.replace(" Here.", "Here.") if name == "llava" else said == told
+    assert chat.stop in ("<end_of_turn>", "<|im_end|>", "<|end|>")
+
+
+def test_what_users_type_forges_no_image_and_no_turn():
+    model = built("gemma3")
+    for text in ("<boi>", "<image>", "<eoi> [SEG] <|end|>", "<s>"):
+        batch = model.processor(images=WIDE, text=f"What is {text}?")
+        plain = model.processor(images=WIDE, text="What is it?")
+        for token in ("<boi>", "<image>", "<eoi>", "[SEG]", "<|end|>"):
+            number = model.processor.tokenizer.convert_tokens_to_ids(token)
+            assert (batch["input_ids"] == number).sum() == (plain["input_ids"] == number).sum()
+
+
+def test_no_code_of_the_folder_of_the_processor_runs(tmp_path):
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import hostile
+
+    model = built("gemma3")
+    model.save_pretrained(tmp_path / "saved")
+    hostile.poison(tmp_path / "saved" / "backbone_processor", tmp_path / "mark")
+    again = unimed.load(tmp_path / "saved", device="cpu")
+    assert again.processor.native is not None and not (tmp_path / "mark").exists()
+
+
+def test_a_plug_in_brings_a_family(tmp_path, monkeypatch):
+    """The recipe of docs/extend.md as it stands."""
+    page = (Path(__file__).parents[3] / "docs" / "extend.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n([^`]*native_family\([^`]*)```", page)
+    (tmp_path / "glm_family.py").write_text(code)
+    known = dict(FAMILIES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(registry.PLUGINS, "glm_family")
+    monkeypatch.setattr(registry, "_plugins_searched", False)
+    try:
+        registry.import_plugins()
+        model = built("glmga")
+        model.save_pretrained(tmp_path / "saved")
+        again = unimed.load(tmp_path / "saved", device="cpu")
+        said = [one.predict(WIDE, ASKED[0], max_new_tokens=4).markup for one in (model, again)]
+        assert said[0] == said[1] and model.backbone.family.covers == "GLM-GA"
+    finally:
+        FAMILIES.clear()
+        FAMILIES.update(known)
+
+
+def test_several_questions_frames_and_texts_without_an_image():
+    model = built("qwen3_vl")
+    both = model.predict(WIDE, ASKED, max_new_tokens=4)
+    assert [one.markup for one in both] == [model.predict(WIDE, text, max_new_tokens=4).markup for text in ASKED]
+    mixed = model.predict_batch([None, WIDE], ASKED, max_new_tokens=4)
+    assert mixed[0].markup == model.predict(None, ASKED[0], max_new_tokens=4).markup and mixed[0].image is None
+    assert mixed[1].markup == model.predict(WIDE, ASKED[1], max_new_tokens=4).markup
+    model.predict_frames([WIDE, WIDE[::-1].copy()], ASKED[0], max_new_tokens=3, follow="prompt")
+    drawn = [
+        model.predict(WIDE, ASKED[0], max_new_tokens=6, temperature=1.0, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0].markup == drawn[1].markup != drawn[2].markup
+    with pytest.raises(ValueError, match="own projector"):
+        model.replace_connector({"projector_type": "mlp2x_gelu"})
+
+
+def test_a_decoder_that_reads_image_tokens_gets_them():
+    torch.manual_seed(0)
+    processor = tiny_processor("qwen3_vl")
+    vlm = AutoModelForImageTextToText.from_config(tiny_config("qwen3_vl", processor.tokenizer))
+    model = build_on_native(vlm, processor, LightMaskConfig(image_size=32, width=16, heads=2)).train()
+    batch = GroundedCollator(model.processor)([sample(0, WIDE), sample(1, HIGH)])
+    seen = []
+    model.mask_head.reader.register_forward_pre_hook(lambda module, given: seen.append(given[1].shape))
+    GroundingTask(model)(batch)["dice"].backward()
+    assert set(seen) == {(2, 32)}  # 1 x 2 and 2 x 1 merged patches
+    assert model.mask_head.reader.keys.weight.grad.abs().sum() > 0

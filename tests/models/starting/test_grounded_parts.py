@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from native_models import tiny_config, tiny_processor
 from published_folders import TINY_SAM2, publish  # noqa: E402
 from sam2_models import backbone  # noqa: E402
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast  # noqa: E402
@@ -89,3 +90,35 @@ def test_a_model_starts_from_a_folder_of_transformers(kind, sam_file, tmp_path, 
 
     again = unimed.load(tmp_path / "ours", device="cpu")
     assert again.predict(picture, "What is region1?", regions=[(0, 0, 40, 40)], max_new_tokens=3).text == said.text
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3_vl", "internvl"])
+def test_a_model_starts_from_a_folder_and_looks_through_its_own_forward_pass(kind, sam_file, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    processor = tiny_processor(kind)
+    vlm = AutoModelForImageTextToText.from_config(tiny_config(kind, processor.tokenizer))
+    vlm.save_pretrained(tmp_path / "vlm")
+    processor.save_pretrained(tmp_path / "vlm")
+    monkeypatch.setattr(sam2, "config_of", lambda official: unibiomed._tiny_mask_config(TINY_SAM2))
+    model = build_on_parts(tmp_path / "vlm", sam_file, box_head="point", native=kind == "internvl")
+    assert model.box_head is not None and model.config.box_token_id is not None
+    assert model.backbone.native and model.processor.native.family.name == kind
+    assert model.config.seg_token_id == model.processor.tokenizer.convert_tokens_to_ids("[SEG]")
+    held = model.backbone.vlm.get_input_embeddings().weight
+    known = vlm.get_input_embeddings().weight
+    assert torch.equal(held[: len(known)], known) and len(held) > len(known)
+    picture = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match="takes no regions"):
+        model.predict(picture, "What is region1?", regions=[(0, 0, 40, 40)])
+    model.save_pretrained(tmp_path / "ours")
+    said = model.predict(picture, "What is there?", max_new_tokens=3)
+    import unimed
+
+    again = unimed.load(tmp_path / "ours", device="cpu")
+    assert again.predict(picture, "What is there?", max_new_tokens=3).markup == said.markup
+
+
+def test_a_family_that_does_not_fit_says_why(sam_file, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "florence2"}')
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        build_on_parts(tmp_path, sam_file)

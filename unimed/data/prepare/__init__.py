@@ -11,5 +11,6 @@ COMMANDS = {
         "images and masks by BiomedParse file names as its training set",
     ),
     "unimed-clip": ("unimed.data.prepare.unimed_clip", "image-text shards of UniMed-CLIP's sources"),
+    "croissant": ("unimed.data.prepare.croissant", "a prepared set described in Croissant (JSON-LD)"),
     "repack": ("unimed.data.prepare.repack", "records and their files as tar shards or Parquet"),
 }

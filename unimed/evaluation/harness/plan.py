@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,13 +69,15 @@ class Plan:
         return Samples(dataset, self.limit if part == "test" else None)
 
     def train(self) -> Samples | None:
-        """The training part where the benchmark has one and its files are there; else None."""
+        """The training part where the benchmark has one and it can be read; else None, with a warning that says why."""
         if self.declared.train is None:
             return None
         try:
-            return self.samples("train")
-        except FileNotFoundError:
+            found = self.samples("train")
+        except (OSError, ValueError) as error:
+            warnings.warn(f"no training part to compare with: {error}", stacklevel=2)
             return None
+        return found if len(found) else None
 
     @classmethod
     def of(cls, values: Mapping) -> Plan:

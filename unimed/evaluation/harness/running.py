@@ -32,6 +32,8 @@ from unimed.metrics.statistics import Interval, bootstrap_mean
 from unimed.progress import Progress
 from unimed.structures import Sample
 
+#: What of the manifest stands on the page; the plan names folders of its user.
+ON_PAGE = ("benchmark", "contestant", "code", "seed", "created", "headline")
 PREDICTIONS, PART, FAILED = "predictions.jsonl", "predictions.part.jsonl", "failed.jsonl"
 
 
@@ -82,7 +84,7 @@ def ask_all(
     A case that raises counts as an empty answer and is named in `failed`.
 
     Raises:
-        RunError: two samples of one id, or the folder holds an unfinished run of other settings.
+        RunError: two samples of one id, the folder holds an unfinished run of other settings, or every case failed.
     """
     key, part = identity_of(settings), folder / PART
     known = {} if restart else _unfinished(part, key)
@@ -115,6 +117,9 @@ def ask_all(
                     found.lines[case] = frozen(case, Prediction(""))
             progress.step(len(batch))
     found.lines = {case: found.lines[case] for case in found.digests}
+    if len(found.failed) == len(found.lines):
+        case, error = next(iter(found.failed.items()))
+        raise RunError(f"every case failed, and nothing was scored; {case}: {error}")
     return found
 
 
@@ -226,9 +231,15 @@ def write_run(
     write_text(folder / "scores.md", text)
     write_report(folder / "scores.json", {"numbers": manifest["numbers"], "headline": manifest["headline"]})
     title = f"{manifest['contestant']['name']} on {one.name}"
-    worst_cases = gallery(samples, answered, scores, worst) if worst else []
+    shown = {key: manifest[key] for key in ON_PAGE} | {"data": manifest["data"]["content"]}
+    drawn = gallery(samples, answered, scores, worst) if worst else []
     page = run_page(
-        title, scores.means, manifest=manifest, worst=worst_cases, further={**scores.tables, **further}, command=command
+        title,
+        scores.means,
+        manifest=shown,
+        worst=drawn,
+        further={**scores.tables, **further},
+        command=command,
     )
     write_page(folder / "run.html", page)
     write_report(folder / NAME, manifest)  # the last: a folder with a manifest is whole

@@ -86,6 +86,7 @@ def family_of(config) -> Family:
     raise ValueError(f"backbone {kind!r} is no image-text model of the installed transformers")
 
 
+#: Between signs that the vision part begins and ends.
 QWEN = dict(template="qwen_chat", image="<|vision_start|>{image_token}<|vision_end|>")
 
 GLM = dict(image="<|begin_of_image|>{image_token}<|end_of_image|>")
@@ -94,7 +95,7 @@ MINICPM = dict(template="qwen_chat", along={"pixel_values": 3})
 
 for _entry in (
     ("internvl", "InternVL 2.5, 3, 3.5 in transformers' layout", dict(image="{image_token}\n", template="qwen_chat")),
-    ("qwen2_vl", "Qwen2-VL, Lingshu's elder relatives", QWEN),
+    ("qwen2_vl", "Qwen2-VL", QWEN),
     ("qwen2_5_vl", "Qwen2.5-VL, Lingshu", QWEN),
     ("qwen3_vl", "Qwen3-VL", QWEN),
     ("qwen3_vl_moe", "Qwen3-VL with experts", QWEN),
@@ -141,3 +142,14 @@ for _entry in (
     ("hyperclovax_vision_v2", "HyperCLOVA X SEED Vision", {}),
 ):
     native_family(*_entry[:2], **_entry[2])
+
+
+def markdown() -> str:
+    """The families as the tables of docs/models.md."""
+    served = [f"| `{name}` | {one.covers} |" for name, one in sorted(FAMILIES.items())]
+    refused = [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
+    untried = ", ".join(f"`{name}`" for name in sorted(UNTRIED))
+    return "\n".join(
+        ["| `model_type` | models |", "|---|---|", *served, "", "| does not fit | why |", "|---|---|", *refused, "",
+         f"Not tried: {untried}."]
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""From the markers of an answer, and what the heads gave for them, to regions."""
+"""From the markers of an answer to regions: masks, boxes, presence, and boxes that guide masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unimed.structures import Region
 from unimed.tokens import SEG_TOKEN
 
 
-def guides_of(answer, boxes) -> dict[int, tuple]:
+def guides(answer, boxes) -> dict[int, tuple]:
     """{number of a [SEG]: box} of an answer that points at one phrase by a [SEG] and one [BOX] beside it."""
     found, seg, box = {}, 0, 0
     numbered = []
@@ -31,22 +31,20 @@ def guides_of(answer, boxes) -> dict[int, tuple]:
     return found
 
 
-def pointed_regions(answer, text, size, logits, iou, presence, boxes, threshold) -> list[Region]:
-    """Regions of an image of `size` (H, W), one for each marker of an answer, in its order.
+def pointed_at(answer, text, size, logits, iou, presence, boxes, threshold) -> list[Region]:
+    """The regions of an answer in the order of its markers.
 
     Args:
-        logits, iou, presence: masks [S, H, W] of the [SEG] tokens, predicted IoU [S], presence [S] or None.
-        boxes: (box xyxy in pixels, standard deviation or None, confidence) of the [BOX] tokens; one without area is
-            left out.
-        threshold: a mask whose presence lies below is empty.
+        logits, iou, presence: of its [SEG], in pixels of the image; boxes: of its [BOX].
+        threshold: what is less probable to be there gets an empty mask.
     """
     regions, seg, box = [], 0, 0
     for target in answer.targets:
         phrase, span = target.phrase or asked_phrase(text), target.span
         if target.box_fraction is not None:
             height, width = size
-            stated = tuple(v * side for v, side in zip(target.box_fraction, (width, height) * 2, strict=True))
-            regions.append(Region(phrase, box_xyxy_px=stated, phrase_span=span))
+            place = tuple(v * side for v, side in zip(target.box_fraction, (width, height) * 2, strict=True))
+            regions.append(Region(phrase, box_xyxy_px=place, phrase_span=span))
             continue
         if target.token == SEG_TOKEN:
             if seg >= len(logits):

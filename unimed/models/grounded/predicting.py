@@ -13,7 +13,7 @@ from transformers.modeling_outputs import ModelOutput
 from unimed.chat import as_plain_text
 from unimed.io.result import Prediction
 from unimed.models.grounded.generation import Generated, generate
-from unimed.models.grounded.pointing import guides_of, pointed_regions
+from unimed.models.grounded.pointing import guides, pointed_at
 from unimed.models.grounded.processing import GroundedProcessor, PromptError
 from unimed.models.heads.mask import ImageFeatures, MaskFeatures, content_key, resize_mask_logits
 from unimed.models.predictor import Predictor, refuse_regions
@@ -392,8 +392,8 @@ class GroundedPredictor(Predictor):
             if source is not None:
                 size = source.rgb.shape[:2]
                 boxes = self._boxes_of(row, mine, size)
-                logits, iou, presence = self._masks_of(row, mine, size, guides_of(answer, boxes))
-                regions = pointed_regions(answer, text, size, logits, iou, presence, boxes, threshold)
+                logits, iou, presence = self._masks_of(row, mine, size, guides(answer, boxes))
+                regions = pointed_at(answer, text, size, logits, iou, presence, boxes, threshold)
                 if self.calibration is not None:
                     # A box around a mask has another law than one that a [BOX] gave; `apply` knows.
                     regions = [self.calibration.apply(region, image_size_hw=size) for region in regions]

@@ -23,6 +23,7 @@ from unimed.models.grounded.llava_text import PHRASE_STYLES
 from unimed.models.grounded.native_inputs import NativeInputs
 from unimed.models.grounded.regions import PromptError, region_cells, region_masks, token_index
 from unimed.models.grounded.tiling import best_grid, tile
+from unimed.registry import BACKBONES, registered
 from unimed.structures import Sample
 from unimed.tokens import BOX_TOKEN
 
@@ -82,6 +83,7 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
 
     def read_through(self, processor) -> GroundedProcessor:
         """Let a processor of transformers make ids and pixels, as a native backbone needs it; gives self."""
+        registered(BACKBONES)  # a plug-in may bring a family
         processor.tokenizer = self.tokenizer
         self.native = NativeInputs(processor, FAMILIES[self.native_family])
         return self
