@@ -40,7 +40,7 @@ EXAMPLES = {
     "MultiTask": lambda: (multi.MultiTask(model=multi.SMALL, max_new_tokens=3), multi.MIXED, "GroundedCollator"),
     "ParseTask": lambda: (
         TASKS.build(dict(type="ParseTask", model=parsing.SMALL_MODEL)),
-        [parsing.image(n) for n in range(3)],
+        [parsing.picture(n) for n in range(3)],
         "ParseCollator",
     ),
     "ReportGrounding": lambda: (reports.task(), [reports.sample(n, n % 2 + 1) for n in range(3)], "GroundedCollator"),

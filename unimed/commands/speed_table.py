@@ -6,7 +6,6 @@ Weights are random. Each row also says what share of the machine's limit, measur
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -80,16 +79,11 @@ def machine(size: int) -> dict[str, float]:
 def decoding(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
     """Several questions on one image, against transformers' `generate` on the same rows as one batch."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from unimed.models.grounded.generation import generate
+    from unimed.models.starting.rivals import random_llama
 
-    heads = max(1, sizes.width // 64)
-    torch.manual_seed(0)
-    lm = LlamaForCausalLM(LlamaConfig(
-        vocab_size=2000, hidden_size=sizes.width, intermediate_size=sizes.width * 8 // 3, pad_token_id=0,
-        num_hidden_layers=sizes.layers, num_attention_heads=heads, bos_token_id=None, eos_token_id=None,
-    )).eval()  # fmt: skip
+    lm = random_llama(sizes.width, sizes.layers)
     model = _Parts(lm.model, lm.lm_head, lm.get_input_embeddings())
     weights = sum(p.numel() for p in lm.parameters() if p.ndim == 2)
     rows, begin = [], torch.randint(1, 2000, (sizes.shared,))
@@ -129,16 +123,14 @@ def zero_shot(sizes: Sizes, repeat: int) -> list[dict]:
     import torch
     from PIL import Image
 
-    if not importlib.util.find_spec("open_clip"):
-        return [{"what": "zero-shot features", "other": "open_clip is not installed"}]
-    from open_clip.transform import image_transform
-
     from unimed.models.starting.clip import build_small
+    from unimed.models.starting.rivals import open_clip_transform
 
     small = dict(width=sizes.clip_width, layers=sizes.clip_layers, text_width=32, text_layers=1)
     model = build_small(["a", "b"], image_size=sizes.side, **small).eval()
-    processor = model.processor
-    transform = image_transform(processor.size, False, tuple(processor.mean), tuple(processor.std))
+    transform = open_clip_transform(model.processor)
+    if transform is None:
+        return [{"what": "zero-shot features", "other": "open_clip is not installed"}]
     numbers = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         paths = []

@@ -147,9 +147,10 @@ def predict_frames(
 
 def _way(model, follow: str):
     """What segments the frames: reads them together, carries masks by memory, or prompts each."""
-    if follow == "volume" and not model.mask_head.reads_volumes:
+    together = model.mask_head is not None and model.mask_head.reads_volumes  # boxes as text need no mask head
+    if follow == "volume" and not together:
         raise PromptError("this model's mask head reads frames one by one; use follow='prompt' or 'memory'")
-    if model.mask_head.reads_volumes and follow in ("auto", "volume"):
+    if together and follow in ("auto", "volume"):
         return decode_together
     return propagate if _follows_by_memory(model, follow) else _each_prompted
 
