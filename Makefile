@@ -4,7 +4,7 @@ BIN = $(abspath $(VENV))/bin
 SMALL = configs/quickstart/unified_small.py
 RUN = work_dirs/unified_small
 
-.PHONY: install quickstart lint gpu-check test clean
+.PHONY: install quickstart lint docs gpu-check test test-fast clean
 
 # The stamp is rebuilt when the requirements change, so that a stale environment is never tested.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -31,6 +31,15 @@ quickstart: install
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# The documentation as a site in site/; a dead link is an error.
+docs: install
+	$(VENV)/bin/python -m mkdocs build --strict --site-dir site
+
+# What breaks most often, in about a minute: names, structure, formats of small files, metrics, losses.
+test-fast: lint
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest -n 2 -m "not slow" tests/metrics tests/losses \
+		tests/test_architecture.py tests/test_words.py tests/test_registry.py tests/test_geometry.py tests/test_files.py
 
 # On a machine with CUDA: everything computes there, compared with the CPU, and how fast; under ten minutes.
 gpu-check: install

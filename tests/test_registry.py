@@ -90,7 +90,7 @@ def test_nothing_close_gives_no_advice():
     assert did_you_mean("zzz", ["alpha", "beta"]) == ""
 
 
-@renames(many="count", color=None)
+@renames(many="count", colour=None)
 class Base:
     def __init__(self, count=1):
         self.count = count
@@ -110,7 +110,7 @@ def untold(monkeypatch):
 
 def test_former_names_of_arguments_are_understood_with_one_warning(untold, caplog):
     for _ in range(2):
-        built = DATASETS.build(dict(type=Derived, wide=5, many=7, color="red"))
+        built = DATASETS.build(dict(type=Derived, wide=5, many=7, colour="red"))
         assert (built.width, built.count) == (5, 7)
     assert sorted(record.message for record in caplog.records) == [
         "dataset 'Derived': 'colour' is gone and ignored",

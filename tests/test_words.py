@@ -72,7 +72,7 @@ SPELLINGS = {
     "quantised": "quantized", "regulariser": "regularizer", "optimiser": "optimizer", "behaviour": "behavior",
 }  # fmt: skip
 #: Former spelling of an argument that is still understood.
-FORMER = {"painted_voxels"}
+FORMER = {"painted_voxels", "swap_neighbours"}
 
 
 def identifiers(path):

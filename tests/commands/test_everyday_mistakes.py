@@ -304,6 +304,8 @@ MISTAKES = {
     "no test data": ("test {no_test_py} --work-dir {root}/run", "no test_data"),
     "nothing to export": ("export {config_py} {nowhere} {root}/out", "nowhere"),
     "export over something": ("export {config_py} {nowhere} {empty}", "empty"),
+    "no masks to export": ("export-masks {contrastive} {root}/masks", "does not point at anything"),
+    "masks over something": ("export-masks {grounded} {grounded}", "grounded"),
     # -- the rest
     "nothing to serve": ("serve --model {nowhere}", "nowhere: no such file"),
     "viewer that is none": ("serve {grounded} --ohif {empty} --state {root}/state", "no index.html"),

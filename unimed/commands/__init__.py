@@ -9,6 +9,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "train": ("training", "train", "train as a config says"),
     "test": ("training", "test", "test a checkpoint on the test data of a config"),
     "export": ("training", "export", "write a trained run as a Hugging Face folder"),
+    "export-masks": (
+        "export_masks",
+        "export_masks",
+        "write the mask stage of a model as ONNX, compared with the model",
+    ),
     "convert": ("convert", "convert", "convert a published checkpoint or configuration"),
     "check-weights": ("check_weights", "check_weights", "which code legacy weight files name, without running it"),
     "cache": ("cache", "cache", "list and prune the cache of converted checkpoints"),
@@ -45,7 +50,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "demo-zeroshot": ("zero_shot", "zero_shot", "which of the labels fits each image"),
     "quickstart-images": ("quickstart", "quickstart_images", "images of held-out answers of the sample model"),
     "doctor": ("doctor", "doctor", "what is installed, on what machine, and what is missing"),
-    "speed": ("speed", "speed", "speed of prediction, as ratios measured in one run"),
+    "speed": ("speed", "speed", "speed of prediction, and beside what one would run instead"),
     "speed-volumes": ("speed_volumes", "speed_volumes", "speed and memory of volumes by prompts"),
 }
 

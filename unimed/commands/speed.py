@@ -6,12 +6,17 @@ reports  four reports of one image, cached and encoded once, against everything 
          as uMedGround's released code decodes
 masks    the mask stage alone, five findings in one image, against encoding the image for each as UniBiomed's code does;
          MODEL may also be "sam2-large": SAM 2 large in full size with random weights
+all      `unimed speed all OUT`: no model; what decoding and zero-shot features take beside transformers' `generate` and
+         open_clip's loop, and as a share of what the machine can do; speed.json, speed.md and speed.png in OUT
+volumes  `unimed speed volumes speed|memory MODEL ...`: volumes by prompts, see `unimed speed volumes --help`
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
+from pathlib import Path
 
 from unimed.commands.common import Parser, count, guarded, load_model
 
@@ -31,20 +36,30 @@ REPORTS = [
 
 def speed(arguments=None, prog: str | None = None) -> int:
     """Measure one comparison in turns and print the median ratio."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["volumes"]:
+        from unimed.commands.speed_volumes import speed_volumes
+
+        return speed_volumes(words[1:], f"{prog or 'unimed speed'} volumes")
     parser = Parser(__doc__, prog=prog)
-    parser.add_argument("what", choices=("phrases", "batch", "reports", "masks"))
-    parser.add_argument("model", help="folder that unimed.load opens")
+    parser.add_argument("what", choices=("phrases", "batch", "reports", "masks", "all", "volumes"))
+    parser.add_argument("model", help="folder that unimed.load opens; with all: the folder to write")
     parser.add_argument("images", nargs="*", help="one image for phrases, up to eight for batch")
     parser.add_argument("--repeat", type=count, default=5, help="pairs of timings; the median ratio is printed")
     parser.add_argument("--max-new-tokens", type=int, default=24)
-    args = parser.parse_args(arguments)
-    if args.what != "masks" and not args.images:
+    args = parser.parse_args(words)
+    if args.what not in ("masks", "all") and not args.images:
         parser.error("give the images to ask about")
     return guarded(_speed, args)
 
 
 def _speed(args) -> int:
+    if args.what == "all":
+        from unimed.commands.speed_table import everything
 
+        everything(args.model, args.repeat)
+        print((Path(args.model) / "speed.md").read_text(encoding="utf-8"))
+        return 0
     if args.what == "masks":
         return _masks(args)
 

@@ -23,7 +23,7 @@ def other_side(text: str) -> str:
 
 
 @DATASETS.register_module()
-@renames(swap_neighbors="swap_neighbors")
+@renames(swap_neighbours="swap_neighbors")
 class AugmentedDataset:
     """Another dataset, changed at random: turned, mirrored, cropped, brighter or darker, noisy, speckled.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from unimed.io.boxes_given import box_within, window_around
 from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.heads.mask import resize_mask_logits
@@ -30,7 +31,7 @@ def segment_boxes(model, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] 
     height, width = source.rgb.shape[:2]
     phrases = list(phrases) or [f"box {index + 1}" for index in range(len(boxes_xyxy_px))]
     regions = [
-        Region(phrase, box_xyxy_px=_box_within(phrase, box, width, height))
+        Region(phrase, box_xyxy_px=box_within(phrase, box, width, height))
         for phrase, box in zip(phrases, boxes_xyxy_px, strict=True)
     ]
     if not regions:
@@ -66,29 +67,6 @@ def segment_boxes(model, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] 
         "", tuple(regions), source.geometry, {"masks": time.perf_counter() - begin}, model._reference(),
         image=source.source,
     )  # fmt: skip
-
-
-def window_around(box, zoom: float, width: int, height: int) -> tuple[int, int, int, int]:
-    """A square `zoom` times as large as the longer side of the box, moved into the image (x1, y1, x2, y2 in pixels)."""
-    side = int(np.ceil(max(box[2] - box[0], box[3] - box[1]) * zoom))
-    window = []
-    for low, high, limit in ((box[0], box[2], width), (box[1], box[3], height)):
-        length = min(side, limit)
-        start = int(np.clip(round((low + high - length) / 2), 0, limit - length))
-        window.append((start, start + length))
-    (left, right), (top, bottom) = window
-    return left, top, right, bottom
-
-
-def _box_within(phrase: str, box: Sequence, width: int, height: int) -> tuple:
-    """The box as it is, if it is four numbers and some of it lies on the image."""
-    box = tuple(box)
-    if len(box) != 4:
-        raise ValueError(f"region {phrase!r}: a box is (left, top, right, bottom) in pixels, got {box}")
-    left, top, right, bottom = box
-    if left >= width or top >= height or right <= 0 or bottom <= 0:
-        raise ValueError(f"region {phrase!r}: box {box} lies outside the image of {width} x {height} pixels")
-    return box
 
 
 def _unit(value: float) -> float:

@@ -78,7 +78,7 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
         opened = foreign.processor(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
         if opened.native_family is not None:
             folder = foreign.folder_of(pretrained_model_name_or_path) / foreign.BACKBONE_PROCESSOR
-            opened.read_through(foreign.processor(AutoProcessor.from_pretrained, folder))
+            opened.read_through(foreign.auto_processor(folder))
         return opened
 
     def read_through(self, processor) -> GroundedProcessor:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unimed.data.canonical import box_of_mask
+from unimed.io.boxes_given import window_around
 from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
-from unimed.models.grounded.given_boxes import window_around
 from unimed.structures import Region
 
 #: Question about a crop; the phrase is the model's own.

@@ -131,7 +131,7 @@ class LightMaskDecoder(MaskDecoder):
         Args:
             boxes_xyxy: [N, 4] in pixels of the square, where the place of each is known; otherwise the vectors say it.
         """
-        if not len(prompts):
+        if not prompts.shape[0]:
             return self._empty(features)
         prompts = prompts.to(self.no_words.dtype)
         if boxes_xyxy is None:
@@ -151,7 +151,7 @@ class LightMaskDecoder(MaskDecoder):
 
     def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
         """Masks of N boxes given in pixels of the square, without words."""
-        prompts = self.no_words.expand(len(boxes_xyxy), -1)
+        prompts = self.no_words.expand(boxes_xyxy.shape[0], -1)
         return self.decode(features, image_index, prompts, boxes_xyxy)
 
     def decode_tokens(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
@@ -164,7 +164,7 @@ class LightMaskDecoder(MaskDecoder):
 
     def _logits(self, one: MaskFeatures, prompts: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         quarter, half = one.high_resolution
-        count, (height, width) = len(prompts), one.embedding.shape[-2:]
+        count, (height, width) = prompts.shape[0], one.embedding.shape[-2:]
         x = one.embedding
         if self.reader is not None and one.tokens is not None and one.tokens[0] is not None:
             x = self.reader(x, one.tokens[0])

@@ -172,9 +172,10 @@ def per_image(features: MaskFeatures, image_index: torch.Tensor, decode, chunk: 
     Returns:
         outputs in the order of `image_index`; None where there is no prompt at all.
     """
-    if len(features) == 1 and len(image_index) <= chunk:
+    count = image_index.shape[0]  # `len` of a tensor would fix the number where the decoder is traced
+    if len(features) == 1 and count <= chunk:
         # The usual case has nothing to sort, and no look at the values of the index, which a GPU would wait for.
-        return decode(features, torch.arange(len(image_index), device=image_index.device)) if len(image_index) else None
+        return decode(features, torch.arange(count, device=image_index.device)) if count else None
     outputs, order = [], []
     for image in image_index.unique().tolist():
         rows = torch.nonzero(image_index == image).flatten()

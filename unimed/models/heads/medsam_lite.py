@@ -107,7 +107,7 @@ class TextMaskDecoder(nn.Module):
 
     def forward(self, embedding: torch.Tensor, pixels: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
         """[1, C, h, w], [1, 3, S, S], [P, D] -> [P, S, S]."""
-        count, (height, width) = len(prompts), embedding.shape[-2:]
+        count, (height, width) = prompts.shape[0], embedding.shape[-2:]
         rows = torch.linspace(-1, 1, height, device=embedding.device, dtype=embedding.dtype)
         columns = torch.linspace(-1, 1, width, device=embedding.device, dtype=embedding.dtype)
         place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
@@ -177,7 +177,7 @@ class MedSamLiteMaskHead(MaskDecoder):
 
     def decode(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
         """Masks [N, S, S] of language vectors [N, C]; `iou` is the mean probability inside each mask."""
-        if not len(prompts):
+        if not prompts.shape[0]:
             return self._empty(features)
 
         def decode_rows(one: MaskFeatures, rows: torch.Tensor) -> MaskOutput:
@@ -201,7 +201,7 @@ class MedSamLiteMaskHead(MaskDecoder):
 
     def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
         """Masks of boxes given in pixels of the square the encoder sees, by LiteMedSAM's own decoder."""
-        if not len(boxes_xyxy):
+        if not boxes_xyxy.shape[0]:
             return self._empty(features)
         place = self._position_code(features.embedding)
 

@@ -65,7 +65,7 @@ class SamMaskHead(MaskDecoder):
 
     def decode(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
         """Masks of N language vectors [N, C]; `image_index` [N] says which image each belongs to."""
-        if not len(prompts):
+        if not prompts.shape[0]:
             return self._empty(features)
 
         def decode_rows(one: MaskFeatures, rows: torch.Tensor) -> MaskOutput:
@@ -84,7 +84,7 @@ class SamMaskHead(MaskDecoder):
 
     def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
         """Masks of N boxes given in pixels of the square the encoder sees (one mask each, SAM's own way)."""
-        if not len(boxes_xyxy):
+        if not boxes_xyxy.shape[0]:
             return self._empty(features)
 
         def decode_rows(one: MaskFeatures, rows: torch.Tensor) -> MaskOutput:

@@ -57,12 +57,12 @@ class Sam2MaskHead(MaskDecoder):
             image_index: [N], which of the images a prompt belongs to.
             prompts: [N, C].
         """
-        if not len(prompts):
+        if not prompts.shape[0]:
             return self._empty(features)
         prompts = prompts.to(features.embedding.dtype)
 
         def decode_rows(one: MaskFeatures, rows: torch.Tensor) -> MaskOutput:
-            padding = self.sam.prompt_encoder.not_a_point_embed.weight[None, None].expand(1, len(rows), 2, -1)
+            padding = self.sam.prompt_encoder.not_a_point_embed.weight[None, None].expand(1, rows.shape[0], 2, -1)
             sparse = torch.cat([padding, prompts[rows][None, :, None]], dim=2)
             return self._decode_sparse(one, sparse, multimask=True)
 
@@ -70,7 +70,7 @@ class Sam2MaskHead(MaskDecoder):
 
     def decode_tokens(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
         """Output tokens [N, 5, C] of the decoder for N language vectors: IoU token, then the mask tokens."""
-        padding = self.sam.prompt_encoder.not_a_point_embed.weight.expand(len(prompts), 2, -1)
+        padding = self.sam.prompt_encoder.not_a_point_embed.weight.expand(prompts.shape[0], 2, -1)
         sparse = torch.cat([padding.to(prompts.dtype), prompts[:, None]], dim=1)
         place = self.sam.get_image_wide_positional_embeddings()
 
@@ -83,7 +83,7 @@ class Sam2MaskHead(MaskDecoder):
 
     def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
         """Masks of N boxes given in pixels of the square the encoder sees (one mask each, SAM2's own way)."""
-        if not len(boxes_xyxy):
+        if not boxes_xyxy.shape[0]:
             return self._empty(features)
         boxes_xyxy = boxes_xyxy.to(features.embedding.dtype)
 
@@ -134,7 +134,7 @@ class Sam2MaskHead(MaskDecoder):
         # [P, K, h, w], [P, K], [P, K, C]
         masks, iou, tokens = masks.flatten(0, 1), iou.flatten(0, 1), tokens.flatten(0, 1)
         best = iou.argmax(dim=1)
-        rows = torch.arange(len(best), device=best.device)
+        rows = torch.arange(best.shape[0], device=best.device)
         return MaskOutput(
             logits=masks[rows, best],
             iou=iou[rows, best],

@@ -96,7 +96,7 @@ class SamFamilyDecoder(MaskDecoder):
 
     def decode(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
         """Masks of language vectors [N, C]; `image_index` [N] says which image each belongs to."""
-        if not len(prompts):
+        if not prompts.shape[0]:
             return self._empty(features)
         sparse = self._sparse(prompts.to(features.embedding.dtype))
         return per_image(
@@ -105,7 +105,7 @@ class SamFamilyDecoder(MaskDecoder):
 
     def decode_boxes(self, features: MaskFeatures, image_index: torch.Tensor, boxes_xyxy: torch.Tensor) -> MaskOutput:
         """Masks of N boxes given in pixels of the square the encoder sees, one mask each."""
-        if not len(boxes_xyxy):
+        if not boxes_xyxy.shape[0]:
             return self._empty(features)
         boxes_xyxy = boxes_xyxy.to(features.embedding.dtype)
 
@@ -131,7 +131,7 @@ class SamFamilyDecoder(MaskDecoder):
     def _sparse(self, prompts: torch.Tensor) -> torch.Tensor:
         if not self.family.pyramid:
             return prompts[:, None]
-        padding = self.sam.prompt_encoder.not_a_point_embed.weight.expand(len(prompts), 2, -1)
+        padding = self.sam.prompt_encoder.not_a_point_embed.weight.expand(prompts.shape[0], 2, -1)
         return torch.cat([padding.to(prompts.dtype), prompts[:, None]], dim=1)
 
     def _embedding(self, one: MaskFeatures) -> torch.Tensor:
@@ -161,7 +161,7 @@ class SamFamilyDecoder(MaskDecoder):
         output = self.sam.mask_decoder(**options)
         masks, iou = output[0].flatten(0, 1), output[1].flatten(0, 1)  # [P, K, h, w], [P, K]
         best = iou.argmax(dim=1)
-        rows = torch.arange(len(best), device=best.device)
+        rows = torch.arange(best.shape[0], device=best.device)
         logits = masks[rows, best]
         there = output[3].reshape(-1) if self.family.pyramid else logits.flatten(1).amax(dim=1)
         return MaskOutput(logits, iou[rows, best], there, candidates=masks, candidate_iou=iou)

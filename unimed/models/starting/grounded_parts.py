@@ -120,9 +120,9 @@ def _prompt_width(official: dict) -> int:
 
 def _begin_native(backbone: Path, kind: str, mask_config, heads, template, dtype):
     """The image-text model of a folder, a processor and a configuration for it; the model looks through its own."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
-    processor = foreign.processor(AutoProcessor.from_pretrained, backbone)
+    processor = foreign.auto_processor(backbone)
     vlm = foreign.model(AutoModelForImageTextToText, backbone, dtype=dtype)
     return vlm, *prepare(vlm, processor, mask_config, template)
 

@@ -1,0 +1,209 @@
+"""`unimed speed all`: one table of what this package takes beside what a user would run instead, on this machine.
+
+Ways take turns, run after run, so that what else the machine does hits all of them; the median of the ratios counts.
+Weights are random. Each row also says what share of the machine's limit, measured in the same run, is used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the comparisons are; the small ones are for tests."""
+
+    width: int = 576
+    layers: int = 30
+    shared: int = 300
+    answer: int = 24
+    questions: tuple[int, ...] = (1, 2, 4, 8)
+    clip_width: int = 256
+    clip_layers: int = 6
+    images: int = 48
+    side: int = 224
+    matrix: int = 1024
+
+
+SMALL = Sizes(32, 2, 12, 4, (1, 3), 32, 1, 4, 32, 128)
+
+
+def paired(ways: dict[str, Callable], repeat: int) -> dict[str, dict[str, list[float]]]:
+    """CPU and wall seconds of every way, `repeat` times in turns, after one turn that warms up."""
+    spent = {name: {"cpu_s": [], "wall_s": []} for name in ways}
+    for turn in range(repeat + 1):
+        for name, work in ways.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            work()
+            if turn:
+                spent[name]["cpu_s"].append(time.process_time() - cpu)
+                spent[name]["wall_s"].append(time.perf_counter() - wall)
+    return spent
+
+
+def row(what: str, ways: dict[str, Callable], repeat: int, gflop: float = 0.0, peak: float = 0.0) -> dict:
+    """A row of the table; the first of the `ways` is ours.
+
+    Args:
+        gflop: work of ours, in 10^9 operations. peak: of the machine, in 10^9 operations a second.
+    """
+    spent = paired(ways, repeat)
+    ours, *others = spent
+    found = {"what": what, "ours_cpu_s": statistics.median(spent[ours]["cpu_s"]),
+             "ours_wall_s": statistics.median(spent[ours]["wall_s"])}  # fmt: skip
+    for other in others:
+        pairs = zip(spent[other]["cpu_s"], spent[ours]["cpu_s"], strict=True)
+        ratios = [theirs / max(mine, 1e-9) for theirs, mine in pairs]
+        found |= {"other": other, "ratio_cpu": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    if gflop and peak:
+        found["share_of_matrix_peak"] = gflop / found["ours_cpu_s"] / peak
+    return found
+
+
+def machine(size: int) -> dict[str, float]:
+    """Matrix products in GFLOP/s and copies of memory in GB/s, per CPU second."""
+    import torch
+
+    matrix, block = torch.randn(size, size), torch.empty(16 * size * size)
+    spent = paired({"product": lambda: matrix @ matrix, "copy": block.clone}, 5)
+    return {
+        "matrix_gflops": 2 * size**3 / 1e9 / max(min(spent["product"]["cpu_s"]), 1e-9),
+        "memory_gb_per_s": 2 * 4 * block.numel() / 1e9 / max(min(spent["copy"]["cpu_s"]), 1e-9),
+    }
+
+
+def decoding(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
+    """Several questions on one image, against transformers' `generate` on the same rows as one batch."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from unimed.models.grounded.generation import generate
+
+    heads = max(1, sizes.width // 64)
+    torch.manual_seed(0)
+    lm = LlamaForCausalLM(LlamaConfig(
+        vocab_size=2000, hidden_size=sizes.width, intermediate_size=sizes.width * 8 // 3, pad_token_id=0,
+        num_hidden_layers=sizes.layers, num_attention_heads=heads, bos_token_id=None, eos_token_id=None,
+    )).eval()  # fmt: skip
+    model = _Parts(lm.model, lm.lm_head, lm.get_input_embeddings())
+    weights = sum(p.numel() for p in lm.parameters() if p.ndim == 2)
+    rows, begin = [], torch.randint(1, 2000, (sizes.shared,))
+    for count in sizes.questions:
+        ids = torch.stack([torch.cat([begin, torch.randint(1, 2000, (8,))]) for _ in range(count)])
+        with torch.no_grad():
+            embeds, mask = model.embed_tokens(ids), torch.ones_like(ids)
+
+        def ours(embeds=embeds, mask=mask) -> None:
+            generate(model, embeds, mask, keep_states_of=[], max_new_tokens=sizes.answer, keep_last=False)
+
+        def theirs(embeds=embeds, mask=mask) -> None:
+            with torch.no_grad():
+                lm.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=sizes.answer, do_sample=False)
+
+        read = sizes.shared + count * (8 + sizes.answer)
+        rows.append({"axis": "questions", "n": count} | row(
+            f"decoding, {count} questions on one image", {"ours": ours, "transformers generate": theirs}, repeat,
+            2 * weights * read / 1e9, peak))  # fmt: skip
+    return rows
+
+
+@dataclass
+class _Parts:
+    """What the decoding loop needs of a language model."""
+
+    language_model: object
+    lm_head: object
+    embed_tokens: object
+
+
+def zero_shot(sizes: Sizes, repeat: int) -> list[dict]:
+    """Features of image files, against open_clip's own loop: its transform in a DataLoader, then `encode_image`."""
+    import tempfile
+
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    if not importlib.util.find_spec("open_clip"):
+        return [{"what": "zero-shot features", "other": "open_clip is not installed"}]
+    from open_clip.transform import image_transform
+
+    from unimed.models.starting.clip import build_small
+
+    small = dict(width=sizes.clip_width, layers=sizes.clip_layers, text_width=32, text_layers=1)
+    model = build_small(["a", "b"], image_size=sizes.side, **small).eval()
+    processor = model.processor
+    transform = image_transform(processor.size, False, tuple(processor.mean), tuple(processor.std))
+    numbers = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for number in range(sizes.images):
+            paths.append(Path(folder, f"{number}.png"))
+            Image.fromarray(numbers.integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(paths[-1])
+
+        class Files(torch.utils.data.Dataset):
+            def __len__(self):
+                return len(paths)
+
+            def __getitem__(self, index):
+                return transform(Image.open(paths[index]).convert("RGB"))
+
+        @torch.no_grad()
+        def theirs() -> None:
+            for batch in torch.utils.data.DataLoader(Files(), batch_size=16):
+                torch.nn.functional.normalize(model.towers.encode_image(batch), dim=-1)
+
+        return [row(f"zero-shot features of {len(paths)} files",
+                    {"ours": lambda: model.encode_image([str(p) for p in paths], batch_size=16),
+                     "open_clip loop": theirs}, repeat)]  # fmt: skip
+
+
+def everything(out: str | Path, repeat: int = 3, sizes: Sizes | None = None) -> list[dict]:
+    """Measure, and write speed.json, speed.md and speed.png into `out`; returns the rows."""
+    import torch
+
+    from unimed import progress
+    from unimed.evaluation.tables import markdown_table, this_command
+    from unimed.files import write_report, write_text
+
+    sizes, out = sizes or Sizes(), Path(out)
+    with progress.Progress("comparison", 3) as done:
+        limits = machine(sizes.matrix)
+        done.step()
+        rows = decoding(sizes, repeat, limits["matrix_gflops"])
+        done.step()
+        rows += zero_shot(sizes, repeat)
+        done.step()
+    out.mkdir(parents=True, exist_ok=True)
+    limits |= {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
+    write_report(out / "speed.json", {"machine": limits, "rows": rows})
+    draw(out / "speed.png", [one for one in rows if "n" in one])
+    columns = [c for c in ("what", "ours_cpu_s", "ours_wall_s", "other", "ratio_cpu", "least", "most",
+                           "share_of_matrix_peak") if any(c in one for one in rows)]  # fmt: skip
+    shown = [{key: value for key, value in one.items() if key in columns} for one in rows]
+    told = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in limits.items()
+    )
+    write_text(out / "speed.md", f"{told}\n\n{markdown_table(shown, columns=columns, command=this_command())}\n")
+    return rows
+
+
+def draw(path: Path, rows: list[dict]) -> None:
+    """Seconds against the number of questions, ours and the other, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    counts = [one["n"] for one in rows]
+    axes.plot(counts, [one["ours_cpu_s"] for one in rows], "o-", label="ours")
+    axes.plot(counts, [one["ours_cpu_s"] * one["ratio_cpu"] for one in rows], "s--", label=rows[0]["other"])
+    axes.set(xlabel="questions on one image", ylabel="CPU seconds", ylim=(0, None), title="decoding")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    FigureCanvasAgg(figure).print_png(str(path))

@@ -1,0 +1,34 @@
+"""Boxes that a user gives: whether they lie on the image, and the surroundings a decoder is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def window_around(box, zoom: float, width: int, height: int) -> tuple[int, int, int, int]:
+    """A square `zoom` times as large as the longer side of the box, moved into the image (x1, y1, x2, y2 in pixels)."""
+    side = int(np.ceil(max(box[2] - box[0], box[3] - box[1]) * zoom))
+    window = []
+    for low, high, limit in ((box[0], box[2], width), (box[1], box[3], height)):
+        length = min(side, limit)
+        start = int(np.clip(round((low + high - length) / 2), 0, limit - length))
+        window.append((start, start + length))
+    (left, right), (top, bottom) = window
+    return left, top, right, bottom
+
+
+def box_within(phrase: str, box: Sequence, width: int, height: int) -> tuple:
+    """The box as it is, if it is four numbers and some of it lies on the image.
+
+    Raises:
+        ValueError: it is not, or lies outside.
+    """
+    box = tuple(box)
+    if len(box) != 4:
+        raise ValueError(f"region {phrase!r}: a box is (left, top, right, bottom) in pixels, got {box}")
+    left, top, right, bottom = box
+    if left >= width or top >= height or right <= 0 or bottom <= 0:
+        raise ValueError(f"region {phrase!r}: box {box} lies outside the image of {width} x {height} pixels")
+    return box
