@@ -240,6 +240,6 @@ def test_bfloat16_answers_about_images_and_volumes(request, model):
 
 def test_options_nobody_knows_are_named(model):
     with pytest.raises((TypeError, ValueError), match="colour"):
-        model.predict(IMAGES[0], question(model), color="red")
+        model.predict(IMAGES[0], question(model), colour="red")
     with pytest.raises(ValueError, match="2 images for 1 texts"):
         model.predict_batch(IMAGES[:2], [question(model)])

@@ -247,24 +247,6 @@ def processor(kind, folder: str | os.PathLike, **options):
         return kind(shown, trust_remote_code=False, **options)
 
 
-def auto_processor(folder: str | os.PathLike):
-    """The processor of a folder or hub id, as `AutoProcessor` of transformers opens it, from data files alone.
-
-    Raises:
-        ForeignError: it needs code of the folder, or a class nobody here has.
-        OSError: nothing is there.
-    """
-    from transformers import AutoProcessor
-
-    folder = folder_of(folder)
-    with view(folder) as shown:
-        try:
-            return AutoProcessor.from_pretrained(shown, trust_remote_code=False)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error).splitlines()[0].replace(str(shown), str(folder)) if str(error) else type(error).__name__
-            raise ForeignError(f"{folder}: no processor that could be opened ({reason})") from error
-
-
 def image_text_processor(folder: str | os.PathLike):
     """The processor of an image-text model of transformers, by a class of the installed library.
 

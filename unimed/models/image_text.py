@@ -26,7 +26,7 @@ class ImageTextModel:
 
         chosen = device_of(device)
         self.model_type = str(foreign.read_json(foreign.folder_of(folder) / "config.json").get("model_type", ""))
-        self.processor = foreign.auto_processor(folder)
+        self.processor = foreign.image_text_processor(folder)
         kind = "auto" if dtype == "auto" else getattr(torch, dtype)
         self.model = foreign.model(AutoModelForImageTextToText, folder, dtype=kind).to(chosen).eval()
         self.dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
