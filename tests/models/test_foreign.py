@@ -18,6 +18,7 @@ from test_weights import FAMILIES
 
 import unimed
 from unimed.models import foreign
+from unimed.models.auto import LoadError
 from unimed.models.backbones.language import read_language_model
 from unimed.models.weights import ATTENTION
 
@@ -164,7 +165,7 @@ def test_half_precision_and_attention_are_by_a_list(tmp_path):
     with pytest.raises(ValueError, match="eager, sdpa"):
         type(model).from_pretrained(tmp_path / "model", attn_implementation="owner/kernel")
     assert type(model).from_pretrained(tmp_path / "model", dtype=torch.bfloat16).dtype == torch.bfloat16
-    with pytest.raises(unimed.models.auto.LoadError, match="float7"):
+    with pytest.raises(LoadError, match="float7"):
         unimed.load(tmp_path / "model", dtype="float7")
-    with pytest.raises(unimed.models.auto.LoadError, match="'foo'"):
+    with pytest.raises(LoadError, match="'foo'"):
         unimed.load(tmp_path / "model", device="foo")
