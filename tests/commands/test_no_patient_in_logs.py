@@ -30,7 +30,7 @@ PLANTED = {
 SECRETS = re.compile(r"planted|19010203|03\.02\.1901", re.IGNORECASE)
 #: Files of a run that people paste into a fault report.
 LOGS = ("*.log", "*.txt", "train.jsonl", "failed.jsonl", "env.json", "config.py", "cases.jsonl", "metrics.*", "*.md",
-        "rows.jsonl")  # fmt: skip
+        "rows.jsonl", "predictions.jsonl", "manifest.json", "*.html")  # fmt: skip
 SHAPE = (24, 20, 4)
 
 
@@ -183,6 +183,11 @@ LINES = {
     "prepare folder {root}/series --table {root}/table.csv --out {out}": 1,
     "clip speed {root}/contrastive {root}/scan": None,
     "calibrate {root}/cases.jsonl --output {out}.json": 0,
+    "benchmark unimed/any no: --data {root}/records/sound --out {out} --resamples 20": None,
+    "benchmark unimed/any prior: --data {root}/records/leak --out {out} --resamples 20": None,
+    "benchmark unimed/any {root}/grounded --data {root}/records/sound --out {out} --max-new-tokens 2": None,
+    "benchmark unimed/any no: --data {root}/records/torn --out {out}": 1,
+    "benchmark unimed/any no: --data {root}/records/gone --out {out}": None,
     "calibrate {root}/broken.jsonl --output {out}.json": 1,
 }
 
