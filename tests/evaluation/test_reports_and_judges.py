@@ -10,14 +10,18 @@ from evaluation.harness.test_contestants import stub
 from unimed.commands.cli import main
 from unimed.evaluation.judges import (
     CURRENT,
+    ERRORS,
     PROMPTS,
     EndpointJudge,
+    ErrorCounts,
     JudgeError,
     Judgement,
     RecordedJudge,
     agreement,
+    read_errors,
     read_judgement,
 )
+from unimed.evaluation.scorers.green import green
 from unimed.evaluation.scorers.radfact import one_way, radfact_rows, statements
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
@@ -99,6 +103,11 @@ def test_the_six_numbers_of_grounded_reports():
 def answering(messages):
     """A judge that reasons aloud, and entails what shares its last word."""
     asked = messages[1]["content"]
+    if asked.startswith("Reference report:"):
+        reference, candidate = asked.removeprefix("Reference report:\n").split("\n\nCandidate report:\n")
+        wrong = int(reference.strip() != candidate.strip())
+        counts = {"matched": 1, "significant": {"false_finding": wrong, "typo": 3}, "insignificant": {}}
+        return {"content": f"Counted. {json.dumps(counts)}"}
     statement = asked.rsplit("Statement: ", 1)[1]
     lines = [line.split(". ", 1) for line in asked.splitlines() if line[:1].isdigit()]
     evidence = [int(number) for number, text in lines if text.split()[-1] == statement.split()[-1]]
@@ -129,6 +138,31 @@ def test_answers_of_judges_are_read_strictly():
         assert read_judgement(text, 2) == Judgement(False, readable=False)
 
 
+def test_error_counts_are_read_strictly():
+    significant, minor = {"wrong_place": 1, "typo": 4, "missing_finding": 0}, {"wrong_severity": 2}
+    text = json.dumps({"matched": 2, "significant": significant, "insignificant": minor})
+    counts = read_errors(f"So {{it}} is: {text}")
+    assert counts == ErrorCounts(2, {"wrong_place": 1}, {"wrong_severity": 2}) and green(counts) == pytest.approx(2 / 3)
+    assert green(ErrorCounts(0, {"false_finding": 1})) == 0 and green(ErrorCounts(3)) == 1
+    for text in ("none", '{"matched": "two"}', '{"matched": -1}', '{"matched": true}', '{"matched": 1'):
+        assert not read_errors(text).readable and np.isnan(green(read_errors(text)))
+    assert read_errors('{"matched": 1, "significant": 3}') == ErrorCounts(1)
+
+
+def test_errors_are_counted_once_kept_and_played_back(tmp_path):
+    pytest.importorskip("openai")
+    record = tmp_path / "judgements.jsonl"
+    with stub(answering) as (url, seen):
+        judge = EndpointJudge("small", url, record=record)
+        found = judge.count_errors("a mass", "a cyst")
+        assert found == ErrorCounts(1, {"false_finding": 1}) == judge.count_errors("a mass", "a cyst")
+        assert judge.judge("a mass", ["the mass"]).entailed and len(seen) == 2
+    recorded = RecordedJudge(record)
+    assert recorded.count_errors("a mass", "a cyst") == found and recorded.judge("a mass", ["the mass"]).entailed
+    with pytest.raises(JudgeError, match="errors/1"):
+        recorded.count_errors("a cyst", "a mass")
+
+
 def test_agreement_of_judges():
     assert agreement([True, False, True, False], [True, False, False, False]) == {"agreement": 0.75, "kappa": 0.5}
     assert agreement([True, True], [True, False])["kappa"] == 0
@@ -153,7 +187,10 @@ def test_a_run_with_a_judge_is_scored_again_without_it(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "radfact_spatial_precision" in said and "small" in said and CURRENT in said and asked > 0
     assert main(["benchmark", "--rescore", str(tmp_path / "run")]) == 0  # the judge is gone
-    assert "radfact_logical_recall" in capsys.readouterr().out
+    again = capsys.readouterr().out
+    assert "radfact_logical_recall" in again and "green" in again and ERRORS in again
+    errors = [json.loads(line) for line in (tmp_path / "run/errors.jsonl").read_text().splitlines()]
+    assert [row["green"] for row in errors] == [1, 1]
     rows = [json.loads(line) for line in (tmp_path / "run/statements.jsonl").read_text().splitlines()]
     assert [row["radfact_spatial_recall"] for row in rows] == [1, 1]
 

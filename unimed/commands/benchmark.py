@@ -47,7 +47,7 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--dialect", default="", help="registered dialect that boxes in a text are read by")
     parser.add_argument("--url", default="", help="of an endpoint, http://HOST/v1")
     parser.add_argument("--key-variable", default="OPENAI_API_KEY", help="environment variable with its key")
-    parser.add_argument("--judge", default="", help="model that judges the statements of reports (RadFact)")
+    parser.add_argument("--judge", default="", help="model that judges reports: statements (RadFact), errors (GREEN)")
     parser.add_argument("--judge-url", default="", help="of the judge, http://HOST/v1; its key is in JUDGE_API_KEY")
     parser.add_argument("--model-card", nargs="+", metavar="RUN", help="print runs as model-index of a model card")
     parser.add_argument(

@@ -81,7 +81,8 @@ def case_row(
 
 
 def sample_row(sample: Sample, kind: str, target: str = "", **values) -> dict:
-    """`case_row` of a sample: its id, patient, source, modality and task."""
+    """`case_row` of a sample: its id, patient, source, modality and task, and the site where it has one."""
+    site = str(sample.labels.get("site") or "")
     return case_row(
         sample.sample_id,
         kind,
@@ -90,6 +91,7 @@ def sample_row(sample: Sample, kind: str, target: str = "", **values) -> dict:
         modality=sample.modality,
         task=str(sample.labels.get("task") or ""),
         target=target.lower(),
+        **({"site": site} if site else {}),
         **values,
     )
 

@@ -1,4 +1,4 @@
-"""Judges of statements: does a phrase follow from a report? A model behind OpenAI's interface, or a record.
+"""Judges of reports: does a phrase follow from a report, which errors does a report hold? A model, or a record.
 
 The prompt has a version, and what a judge said can be kept and played back, so that a score can be had again without
 the model, and two judges can be compared on the same questions.
@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -26,8 +26,20 @@ PROMPTS = {
         "from the report, with the same side, place, degree and certainty. Name the statements of the report that it "
         'follows from. Answer with one JSON object and nothing else: {"entailed": true or false, "evidence": [numbers]}'
     ),
+    "errors/1": (
+        "You compare a candidate radiology report with a reference report of the same images. Count the findings of "
+        "the candidate that match the reference, and count its errors by kind: false_finding (stated, not in the "
+        "reference), missing_finding (in the reference, not stated), wrong_place, wrong_severity, false_comparison "
+        "(a comparison with an earlier study that the reference does not make), missing_comparison. Count errors that "
+        "would change care as significant, others as insignificant. Style and order do not count. Answer with one JSON "
+        'object and nothing else: {"matched": number, "significant": {kind: number}, "insignificant": {kind: number}}'
+    ),
 }
 CURRENT = "entailment/1"
+ERRORS = "errors/1"
+#: Kinds of errors in a report, as GREEN counts them (arXiv 2405.03595).
+ERROR_KINDS = ("false_finding", "missing_finding", "wrong_place", "wrong_severity", "false_comparison",
+               "missing_comparison")  # fmt: skip
 
 
 class JudgeError(ValueError):
@@ -46,6 +58,19 @@ class Judgement:
     readable: bool = True
 
 
+@dataclass(frozen=True)
+class ErrorCounts:
+    """Findings of a report that match the reference, and its errors by kind (`ERROR_KINDS`, those that occur).
+
+    `readable` is False where the answer of a model was no such object.
+    """
+
+    matched: int = 0
+    significant: dict[str, int] = field(default_factory=dict)
+    insignificant: dict[str, int] = field(default_factory=dict)
+    readable: bool = True
+
+
 class Judge(Protocol):
     """Whoever judges; `name` and `prompt` (its version) stand beside every number that rests on it."""
 
@@ -54,6 +79,8 @@ class Judge(Protocol):
 
     def judge(self, phrase: str, report: Sequence[str]) -> Judgement: ...
 
+    def count_errors(self, candidate: str, reference: str) -> ErrorCounts: ...
+
 
 def question(phrase: str, report: Sequence[str]) -> str:
     """What is sent to a judge beside the instruction."""
@@ -61,9 +88,14 @@ def question(phrase: str, report: Sequence[str]) -> str:
     return "Report:\n" + "\n".join(lines) + f"\n\nStatement: {phrase}"
 
 
-def key_of(phrase: str, report: Sequence[str], prompt: str) -> str:
+def error_question(candidate: str, reference: str) -> str:
+    """What is sent to a judge that counts errors."""
+    return f"Reference report:\n{reference}\n\nCandidate report:\n{candidate}"
+
+
+def key_of(text: str, prompt: str) -> str:
     """Digest of a question in a version of the prompt."""
-    return hashlib.sha256(f"{prompt}\n{PROMPTS[prompt]}\n{question(phrase, report)}".encode()).hexdigest()
+    return hashlib.sha256(f"{prompt}\n{PROMPTS[prompt]}\n{text}".encode()).hexdigest()
 
 
 def read_judgement(text: str, statements: int) -> Judgement:
@@ -77,6 +109,29 @@ def read_judgement(text: str, statements: int) -> Judgement:
             numbers = [n for n in values.get("evidence") or () if isinstance(n, int) and 1 <= n <= statements]
             return Judgement(values["entailed"], tuple(n - 1 for n in numbers) if values["entailed"] else ())
     return Judgement(False, readable=False)
+
+
+def read_errors(text: str) -> ErrorCounts:
+    """The counts in an answer: the outermost JSON object with `matched`; kinds nobody asked for are left out."""
+    decoder = json.JSONDecoder()
+    for start in (found.start() for found in re.finditer(r"\{", text)):
+        try:
+            values, _ = decoder.raw_decode(text[start:])
+        except ValueError:
+            continue
+        if _is_count(values.get("matched")):
+            parts = (values.get(name) for name in ("significant", "insignificant"))
+            kept = [
+                {kind: part[kind] for kind in ERROR_KINDS if _is_count(part.get(kind)) and part[kind]}
+                if isinstance(part, dict) else {}
+                for part in parts
+            ]  # fmt: skip
+            return ErrorCounts(values["matched"], *kept)
+    return ErrorCounts(readable=False)
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class RecordedJudge:
@@ -94,9 +149,15 @@ class RecordedJudge:
         self.name = " and ".join(sorted(names)) + ", recorded"
 
     def judge(self, phrase: str, report: Sequence[str]) -> Judgement:
-        found = self.held.get(key_of(phrase, report, self.prompt))
+        return self._recorded(question(phrase, report), self.prompt, phrase)
+
+    def count_errors(self, candidate: str, reference: str) -> ErrorCounts:
+        return self._recorded(error_question(candidate, reference), ERRORS, candidate)
+
+    def _recorded(self, text: str, prompt: str, what: str):
+        found = self.held.get(key_of(text, prompt))
         if found is None:
-            raise JudgeError(f"{self.path}: holds no judgement of {phrase!r:.80} by prompt {self.prompt}")
+            raise JudgeError(f"{self.path}: holds no judgement of {what!r:.80} by prompt {prompt}")
         return found
 
 
@@ -129,23 +190,27 @@ class EndpointJudge:
         return openai.OpenAI(base_url=self.url, api_key=os.environ.get(self.key_variable) or "none", max_retries=2)
 
     def judge(self, phrase: str, report: Sequence[str]) -> Judgement:
-        key = key_of(phrase, report, self.prompt)
+        return self._ask(question(phrase, report), self.prompt, lambda text: read_judgement(text, len(report)), {
+            "phrase": phrase,
+        })  # fmt: skip
+
+    def count_errors(self, candidate: str, reference: str) -> ErrorCounts:
+        return self._ask(error_question(candidate, reference), ERRORS, read_errors, {})
+
+    def _ask(self, text: str, prompt: str, read, more: dict):
+        key = key_of(text, prompt)
         if key in self.held:
             return self.held[key]
-        messages = [
-            {"role": "system", "content": PROMPTS[self.prompt]}, {"role": "user", "content": question(phrase, report)},
-        ]  # fmt: skip
+        messages = [{"role": "system", "content": PROMPTS[prompt]}, {"role": "user", "content": text}]
         answer = self.client.chat.completions.create(model=self.name, temperature=0, max_tokens=256, messages=messages)
-        found = self.held[key] = read_judgement(answer.choices[0].message.content or "", len(report))
+        found = self.held[key] = read(answer.choices[0].message.content or "")
         if self.record is not None:
-            append_json_line(self.record, {
-                "key": key, "judge": self.name, "prompt": self.prompt, "phrase": phrase, "entailed": found.entailed,
-                "evidence": list(found.evidence), "readable": found.readable,
-            })  # fmt: skip
+            line = {"key": key, "judge": self.name, "prompt": prompt, **more, **asdict(found)}
+            append_json_line(self.record, line)
         return found
 
 
-def read_record(path: Path, judge: str | None = None) -> tuple[dict[str, Judgement], set[str]]:
+def read_record(path: Path, judge: str | None = None) -> tuple[dict[str, Judgement | ErrorCounts], set[str]]:
     """(judgements by the digest of their question, names of the judges) of a record.
 
     Args:
@@ -158,7 +223,12 @@ def read_record(path: Path, judge: str | None = None) -> tuple[dict[str, Judgeme
     for number, line in read_json_lines(path, error=JudgeError, torn_end=True):
         try:
             if judge is None or line["judge"] == judge:
-                held[line["key"]] = Judgement(bool(line["entailed"]), tuple(line["evidence"]), bool(line["readable"]))
+                readable = bool(line["readable"])
+                held[line["key"]] = (
+                    ErrorCounts(int(line["matched"]), line["significant"], line["insignificant"], readable)
+                    if "matched" in line
+                    else Judgement(bool(line["entailed"]), tuple(line["evidence"]), readable)
+                )
                 names.add(str(line["judge"]))
         except (KeyError, TypeError) as error:
             raise JudgeError(f"{path}:{number}: no judgement ({error} is missing)") from None

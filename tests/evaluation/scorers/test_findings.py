@@ -28,7 +28,7 @@ def test_perfect_missed_and_partly_found():
         Prediction("", (Region("it", mask=half),)),
         Prediction("nothing"),
     ]
-    scores = benchmark("rexgroundingct/findings").score(samples, predictions, resamples=50)
+    scores = benchmark("masks/rexgroundingct").score(samples, predictions, resamples=50)
     found = scores["summary"]
     assert found["hit_rate"] == pytest.approx(2 / 3) and found["global_dice"] == pytest.approx((1 + 2 / 3 + 0) / 3)
     assert found["instance_recall"] == 0.5 and found["instance_precision"] == 1
@@ -40,6 +40,6 @@ def test_perfect_missed_and_partly_found():
 def test_what_cannot_be_scored_is_named():
     wrong = Prediction("", (Region("it", mask=np.ones((2, 2, 2), bool)),))
     with pytest.raises(ValueError, match="s0"):
-        benchmark("rexgroundingct/findings").score([case(0)], [wrong])
+        benchmark("masks/rexgroundingct").score([case(0)], [wrong])
     with pytest.raises(ValueError, match="no sample has a finding"):
-        benchmark("rexgroundingct/findings").score([], [])
+        benchmark("masks/rexgroundingct").score([], [])

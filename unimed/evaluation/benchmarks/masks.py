@@ -25,8 +25,9 @@ declare(
     task="segmentation",
     reader="ReXGroundingCtDataset",
     reader_options={"split": "test"},
-    scorer=_SCORER,
-    metrics=_METRICS,
+    scorer="unimed.evaluation.scorers.findings:score_findings",
+    metrics=("dice", "finding_hit", "finding_instance_f1"),
+    published={"Global Dice": "global_dice", "HIT rate": "hit_rate", "Instance F1": "instance_f1"},
     files={"root": "."},
     train={"split": "train"},
     folder="rexgroundingct",
@@ -34,8 +35,9 @@ declare(
     license="CC BY-NC-SA 4.0",
     homepage="https://huggingface.co/datasets/rajpurkarlab/ReXGroundingCT",
     leaks="scans are those of CT-RATE, on which models may have been trained",
-    row_kind="mask",
-    note="the public test part changed from 100 to 300 scans: say which; masks of the challenge's test are hidden",
+    row_kind="instances",
+    note="the public test part changed from 100 to 300 scans: say which; masks of the challenge's test are hidden. "
+    "Which voxels of an instance touch is not published: those that share a face do here",
 )
 for _task in DECATHLON:
     declare(
