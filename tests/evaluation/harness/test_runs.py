@@ -12,7 +12,7 @@ from unimed.data.readers.records import RecordDataset
 from unimed.evaluation.contestants.base import asked
 from unimed.evaluation.harness.frozen import FrozenError, frozen, read_lines, thawed
 from unimed.evaluation.harness.manifest import ManifestError
-from unimed.evaluation.harness.plan import Plan, execute, repeat
+from unimed.evaluation.harness.plan import Plan, execute, repeat, rescore
 from unimed.evaluation.harness.running import RunError
 from unimed.evaluation.tables import read_cases
 from unimed.io.result import Prediction
@@ -153,6 +153,17 @@ def test_what_is_amiss_is_told_before_the_first_question(data, tmp_path):
     with pytest.raises(ValueError, match="--judge-url"):
         execute(plan(data, "no:", judge="some"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_scoring_again_tells_that_the_data_have_changed(tmp_path):
+    data = drawn.write(tmp_path / "data")
+    execute(plan(data, "no:", baselines=False, leak_check=False, worst=0, limit=2), tmp_path / "run")
+    records = data / "records" / "test.jsonl"
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    lines[0]["question"] += " Please."
+    records.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    with pytest.warns(UserWarning, match="data have changed"):
+        rescore(tmp_path / "run")
 
 
 def test_a_repetition_overwrites_no_other_run(data, tmp_path):

@@ -13,7 +13,15 @@ from unimed.evaluation.contestants.base import Settings, contestant
 from unimed.evaluation.harness.checks import baselines, frame_of, leaks_of, trained_on
 from unimed.evaluation.harness.frozen import Frozen, read_lines
 from unimed.evaluation.harness.judging import judge_of, judged
-from unimed.evaluation.harness.manifest import NAME, ManifestError, code, declaration, differences, read_manifest
+from unimed.evaluation.harness.manifest import (
+    NAME,
+    ManifestError,
+    code,
+    data_digest,
+    declaration,
+    differences,
+    read_manifest,
+)
 from unimed.evaluation.harness.running import (
     PREDICTIONS,
     Asked,
@@ -141,6 +149,8 @@ def rescore(run: str | Path, *, command: str = "") -> tuple[dict, str]:
     samples, train = plan.samples(), plan.train()
     with FolderLock(folder, "a benchmark"):
         found = frozen_predictions(samples, folder / PREDICTIONS)
+        if data_digest(found.digests) != old["data"]["content"]:
+            warnings.warn(f"{folder}: the data have changed since the run (questions, images or truth)", stacklevel=2)
         return _finish(plan, folder, samples, train, found, old["contestant"], command or old["command"])
 
 
