@@ -56,6 +56,11 @@ def test_a_table_has_the_cells_it_is_given(cells):
         assert bare.count("|") == 3 and "<" not in line
 
 
+def test_names_of_columns_are_escaped_like_cells():
+    head, rule, line = markdown_table([{"<b>run</b>|x": 1.0}]).strip("\n").split("\n")
+    assert head == "| &lt;b&gt;run&lt;/b&gt;\\|x |" and len(head) == len(rule) == len(line)
+
+
 @pytest.mark.parametrize("text", ALPHABETS)
 def test_alphabets_stay(text):
     assert plain_text(text) == plain_line(text) == for_html(text) == for_dicom(text) == text

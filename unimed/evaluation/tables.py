@@ -35,8 +35,9 @@ def markdown_table(
             raise ValueError(f"column {column!r} is in no row; there are {known}")
     columns = list(columns or known)
     cells = [[_cell(row.get(column), digits) for column in columns] for row in rows]
-    widths = [max(len(str(c)), 3, *(len(r[i]) for r in cells)) if cells else 3 for i, c in enumerate(columns)]
-    lines = ["| " + " | ".join(str(c).ljust(w) for c, w in zip(columns, widths, strict=True)) + " |"]
+    heads = [_cell(str(column), digits) for column in columns]
+    widths = [max(len(c), 3, *(len(r[i]) for r in cells)) if cells else 3 for i, c in enumerate(heads)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(heads, widths, strict=True)) + " |"]
     lines.append("|" + "|".join("-" * (w + 2) for w in widths) + "|")
     lines += ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
     if command:

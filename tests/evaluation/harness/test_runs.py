@@ -11,7 +11,8 @@ from unimed.commands.cli import main
 from unimed.data.readers.records import RecordDataset
 from unimed.evaluation.contestants.base import asked
 from unimed.evaluation.harness.frozen import FrozenError, frozen, read_lines, thawed
-from unimed.evaluation.harness.plan import Plan, execute, repeat
+from unimed.evaluation.harness.manifest import ManifestError
+from unimed.evaluation.harness.plan import Plan, execute, repeat, rescore
 from unimed.evaluation.harness.running import RunError
 from unimed.evaluation.tables import read_cases
 from unimed.io.result import Prediction
@@ -132,6 +133,49 @@ def test_a_case_that_raises_is_named_and_counts_as_empty(data, right, tmp_path, 
     assert failed["case"] == "test0-mask" and "holds no case" in failed["error"]
     row = next(row for row in read_cases(tmp_path / "run" / "cases.jsonl") if row["case"] == "test0-mask")
     assert row["dice"] == 0 and not row["answered"]
+
+
+def test_failed_cases_stay_failed_when_scored_again(data, right, tmp_path, capsys):
+    (tmp_path / "some.jsonl").write_text("\n".join(right.read_text().splitlines()[1:]))
+    run, quick = tmp_path / "run", ["--resamples", "5", "--worst", "0", "--no-baselines", "--no-leak-check"]
+    quick += ["--data", str(data), "--out", str(run)]
+    assert main(["benchmark", "unimed/any", f"predictions:{tmp_path / 'some.jsonl'}", *quick]) == 2
+    capsys.readouterr()
+    assert main(["benchmark", "--rescore", str(run)]) == 2
+    assert "holds no case" in capsys.readouterr().out and json.loads((run / "manifest.json").read_text())["failed"] == 1
+    assert main(["benchmark", "unimed/any", f"predictions:{right}", *quick, "--restart"]) == 0
+    assert not (run / "failed.jsonl").exists(), "those were of the run before"
+
+
+def test_what_is_amiss_is_told_before_the_first_question(data, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        execute(plan(data, "no:", against=str(tmp_path / "nowhere")), tmp_path / "run")
+    with pytest.raises(ValueError, match="--judge-url"):
+        execute(plan(data, "no:", judge="some"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_scoring_again_tells_that_the_data_have_changed(tmp_path):
+    data = drawn.write(tmp_path / "data")
+    execute(plan(data, "no:", baselines=False, leak_check=False, worst=0, limit=2), tmp_path / "run")
+    records = data / "records" / "test.jsonl"
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    lines[0]["question"] += " Please."
+    records.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    with pytest.warns(UserWarning, match="data have changed"):
+        rescore(tmp_path / "run")
+
+
+def test_a_repetition_overwrites_no_other_run(data, tmp_path):
+    quick = {"baselines": False, "leak_check": False, "worst": 0}
+    for word in ("no", "everything"):
+        execute(plan(data, f"{word}:", **quick), tmp_path / word)
+    before = (tmp_path / "no" / "manifest.json").read_bytes()
+    with pytest.raises(ManifestError, match="another run"):
+        repeat(tmp_path / "everything", tmp_path / "no")
+    assert (tmp_path / "no" / "manifest.json").read_bytes() == before
+    for _ in range(2):  # a repetition of the same run is renewed
+        assert all(line["equal"] for line in repeat(tmp_path / "no")[0])
 
 
 def test_nothing_is_scored_where_every_case_failed(data, tmp_path, capsys):

@@ -30,15 +30,24 @@ def frame_of(one: Contestant, name: str) -> FrameReport | None:
     return report
 
 
+def trained_on(against: str) -> Samples:
+    """The records a model was trained on.
+
+    Raises:
+        FileNotFoundError: there are none in that folder.
+    """
+    from unimed.data.readers.records import RecordDataset
+
+    return Samples(RecordDataset(against, split="train"))
+
+
 def leaks_of(samples: Samples, train: Samples | None, against: str | None) -> tuple[list[dict], str]:
     """(lines of the table, what was compared): with the training part, and records a model was trained on."""
     parts: list[tuple[str, Sequence[Sample]]] = []
     if train is not None:
         parts.append(("the training part", train))
     if against:
-        from unimed.data.readers.records import RecordDataset
-
-        parts.append((f"the records in {Path(against).name}", Samples(RecordDataset(against, split="train"))))
+        parts.append((f"the records in {Path(against).name}", trained_on(against)))
     if not parts:
         return [], "no training data to compare with: give those of the model with --against FOLDER"
     test = traces(samples, "test")

@@ -16,6 +16,15 @@ from unimed.structures import Task
 RECORD, ROWS, ERROR_ROWS, KEY = "judgements.jsonl", "statements.jsonl", "errors.jsonl", "JUDGE_API_KEY"
 
 
+def judge_of(plan, out: Path) -> EndpointJudge:
+    """The judge of a plan, not asked yet.
+
+    Raises:
+        ValueError: a model or its address is missing.
+    """
+    return EndpointJudge(plan.judge, plan.judge_url, KEY, record=out / RECORD)
+
+
 def judged(plan, out: Path, samples: Sequence, predictions: Sequence[Prediction], salted: Path) -> list[dict]:
     """Lines of the table over all samples whose answer is a report or a caption: RadFact's numbers and GREEN.
 
@@ -24,8 +33,8 @@ def judged(plan, out: Path, samples: Sequence, predictions: Sequence[Prediction]
     Judgements are kept in `judgements.jsonl` of the run, and none is asked for twice: a run is scored again without the
     judge.
     """
+    judge = judge_of(plan, out)
     places = [n for n in range(len(samples)) if samples[n].task in (Task.REPORT, Task.CAPTION) and samples[n].images]
-    judge = EndpointJudge(plan.judge, plan.judge_url, KEY, record=out / RECORD)
     with project(salted):
         asked, answered = [samples[n] for n in places], [predictions[n] for n in places]
         rows, errors = radfact_rows(asked, answered, judge), green_rows(asked, answered, judge)

@@ -10,10 +10,18 @@ from pathlib import Path
 
 from unimed.evaluation.benchmarks.declaring import Benchmark, benchmark, data_folder
 from unimed.evaluation.contestants.base import Settings, contestant
-from unimed.evaluation.harness.checks import baselines, frame_of, leaks_of
+from unimed.evaluation.harness.checks import baselines, frame_of, leaks_of, trained_on
 from unimed.evaluation.harness.frozen import Frozen, read_lines
-from unimed.evaluation.harness.judging import judged
-from unimed.evaluation.harness.manifest import NAME, ManifestError, code, declaration, differences, read_manifest
+from unimed.evaluation.harness.judging import judge_of, judged
+from unimed.evaluation.harness.manifest import (
+    NAME,
+    ManifestError,
+    code,
+    data_digest,
+    declaration,
+    differences,
+    read_manifest,
+)
 from unimed.evaluation.harness.running import (
     PREDICTIONS,
     Asked,
@@ -109,6 +117,10 @@ def execute(plan: Plan, out: str | Path, *, restart: bool = False, command: str 
     out = Path(out)
     if (out / NAME).exists() and not restart:
         raise RunError(f"{out}: holds a run; choose another folder with --out, or --restart")
+    if plan.leak_check and plan.against:
+        trained_on(plan.against)  # what is amiss is told before the first question, not after the last
+    if plan.judge or plan.judge_url:
+        judge_of(plan, out)
     samples, train = plan.samples(), plan.train()
     if not len(samples):
         raise RunError(f"{plan.benchmark}: the data hold no case")
@@ -137,16 +149,25 @@ def rescore(run: str | Path, *, command: str = "") -> tuple[dict, str]:
     samples, train = plan.samples(), plan.train()
     with FolderLock(folder, "a benchmark"):
         found = frozen_predictions(samples, folder / PREDICTIONS)
+        if data_digest(found.digests) != old["data"]["content"]:
+            warnings.warn(f"{folder}: the data have changed since the run (questions, images or truth)", stacklevel=2)
         return _finish(plan, folder, samples, train, found, old["contestant"], command or old["command"])
 
 
 def repeat(run: str | Path, out: str | Path | None = None, *, command: str = "") -> tuple[list[dict], Path]:
-    """Run again what a manifest says and compare: lines of `manifest.differences`, and the folder of the new run."""
+    """Run again what a manifest says and compare: lines of `manifest.differences`, and the folder of the new run.
+
+    Raises:
+        ManifestError: no manifest, or `out` holds another run, which would be lost.
+    """
     folder, old = read_manifest(run)
     out = Path(out) if out else folder.with_name(f"{folder.name}-repeated")
     if out.resolve() == folder.resolve():
         raise ManifestError(f"{out}: is the run that is repeated; choose another folder with --out")
-    new, _ = execute(Plan.of(old["plan"]), out, restart=True, command=command)
+    again = (out / NAME).exists()
+    if again and read_manifest(out)[1].get("plan") != old["plan"]:
+        raise ManifestError(f"{out}: holds another run, which is not overwritten; choose another folder with --out")
+    new, _ = execute(Plan.of(old["plan"]), out, restart=again, command=command)
     return differences(old, new, (read_lines(folder / PREDICTIONS), read_lines(out / PREDICTIONS))), out
 
 
@@ -172,5 +193,6 @@ def _finish(
     if plan.judge:
         further["Statements of reports"] = judged(plan, out, samples, lines, salted)
     if about.get("frame"):
-        further["Frame of boxes, by drawn images"] = [about["frame"]]
+        frame = {**about["frame"], "dialects": ", ".join(about["frame"]["dialects"])}
+        further["Frame of boxes, by drawn images"] = [frame]
     return write_run(out, one, samples, found, scores, manifest, further, worst=plan.worst, command=command)

@@ -152,7 +152,7 @@ def _unfinished(part: Path, key: str) -> dict[str, dict]:
 
 
 def frozen_predictions(samples: Samples, path: Path) -> Asked:
-    """Predictions of a run, for scoring them again.
+    """Predictions of a run, for scoring them again; cases that failed in it stay failed.
 
     Raises:
         RunError: a sample without a prediction.
@@ -164,6 +164,10 @@ def frozen_predictions(samples: Samples, path: Path) -> Asked:
             raise RunError(f"{path}: holds no case {sample.sample_id!r}; are these the data of the run?")
         found.lines[sample.sample_id] = lines[sample.sample_id]
         found.digests[sample.sample_id] = sample_digest(sample)
+    failed = path.with_name(FAILED)
+    if failed.is_file():
+        lines = [line for _, line in read_json_lines(failed, error=RunError)]
+        found.failed = {line["case"]: line["error"] for line in lines if line["case"] in found.lines}
     return found
 
 
@@ -225,6 +229,8 @@ def write_run(
     if failed:
         write_json_lines(folder / FAILED, failed)
         further = {"Failed cases, scored as empty answers": failed, **further}
+    else:
+        (folder / FAILED).unlink(missing_ok=True)  # of the run that was here before
     tables = {"Means": scores.means, **scores.tables, **further}
     text = "\n".join(f"## {name}\n\n{markdown_table(rows) if rows else 'none'}" for name, rows in tables.items())
     text += f"\n`{command}`\n\nResearch use only.\n" if command else "\nResearch use only.\n"
