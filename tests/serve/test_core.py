@@ -15,7 +15,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
 from fastapi.testclient import TestClient  # noqa: E402
-from serve.serving import TOKENS, application, bearer, data_url, png, settings  # noqa: E402
+from serve.serving import TOKENS, application, bearer, data_url, png, served, settings  # noqa: E402
 
 from unimed.inference.asking import open_source  # noqa: E402
 from unimed.io.limits import Limits  # noqa: E402
@@ -271,6 +271,45 @@ def test_the_log_tells_nothing_of_patients(tmp_path, model):
     rows = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [row["status"] for row in rows] == [201, 200, 200, 404] and rows[1]["route"] == "/v1/images/{id_}"
     assert not any(word in stream.getvalue() for word in ("Mustermann", made.json()["id"], *TOKENS.values()))
+
+
+def test_a_failure_is_logged_as_a_line_without_the_text_of_its_error(tmp_path, model):
+    import httpx
+
+    from unimed.serve.traffic import log_to
+
+    def door(core):
+        def add(app):
+            @app.get("/broken")
+            def broken():
+                raise RuntimeError("Mustermann")
+
+        return add
+
+    logs = [logging.getLogger(name) for name in ("unimed.serve", "uvicorn.error")]
+    with served(application(tmp_path, model, doors=[door])) as server:
+        before = [(log.handlers[:], log.level, log.propagate) for log in logs]
+        stream = io.StringIO()
+        log_to(stream)
+        try:
+            assert httpx.get(f"{server.url}/broken", headers=bearer("anna")).status_code == 500
+        finally:
+            for log, (handlers, level, propagate) in zip(logs, before, strict=True):
+                log.handlers[:], log.propagate = handlers, propagate
+                log.setLevel(level)
+    rows = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert {row.get("error") for row in rows} == {None, "RuntimeError"} and "Mustermann" not in stream.getvalue()
+
+
+def test_errors_of_the_framework_have_the_shape_of_all_others(tmp_path, model):
+    with TestClient(application(tmp_path, model)) as client:
+        multipart = {**bearer("anna"), "content-type": "multipart/form-data; boundary=x"}
+        for reply, status in [
+            (client.post("/v1/images", content=b"--y", headers=multipart), 400),
+            (client.post("/v1/jobs", content=b"\xff{", headers=bearer("anna")), 400),
+            (client.delete("/healthz", headers=bearer("anna")), 405),
+        ]:
+            assert reply.status_code == status and reply.json()["error"]["message"]
 
 
 def test_idle_uploads_and_models_go(tmp_path):

@@ -106,6 +106,15 @@ def test_metadata_files_and_frames_are_those_of_the_folder(live):
         assert httpx.get(f"{live.url}{path}", headers=bearer("anna")).status_code in (400, 404)
 
 
+def test_a_frame_that_is_named_many_times_is_kept_once(live):
+    from unimed.serve.dicom_web.pixels import frames_of
+
+    sop = client(live).search_for_instances(STUDY, SERIES)[0]["00080018"]["Value"][0]
+    (one,) = live.core.index.chosen("anna", STUDY, SERIES, sop)
+    made, _ = frames_of(one, [1] * 1000, "")
+    assert len(made) == 1000 and len({id(content) for content in made}) == 1
+
+
 def test_compressed_frames_are_sent_as_stored_or_decoded_as_the_caller_wants(live, tmp_path):
     from pydicom.uid import RLELossless, generate_uid
 

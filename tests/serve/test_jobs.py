@@ -1,6 +1,7 @@
 """Jobs: folders below one root, uploads, progress, files, cancel, and the next server goes on."""
 
 import json
+import sys
 import time
 
 import numpy as np
@@ -107,7 +108,11 @@ def test_a_running_job_is_cancelled_and_uploads_are_asked_about(tmp_path):
         body = {"images": [image], "texts": ["segment"] * 20, "max_new_tokens": 2}
         assert client.post("/v1/jobs", json=body, headers=bearer("ben")).status_code == 404
         assert client.post("/v1/jobs", json=body | {"path": "x"}, headers=bearer("anna")).status_code == 400
-        assert client.post("/v1/jobs", json=body | {"formats": ["x"]}, headers=bearer("anna")).status_code == 400
+        # A name of Python's is no format: it would be imported and called.
+        for form in ("x", "os.system", "../x", "unimed.registry.build", "this.d"):
+            reply = client.post("/v1/jobs", json=body | {"formats": [form]}, headers=bearer("anna"))
+            assert reply.status_code == 400 and "unknown format" in reply.json()["error"]["message"], form
+        assert "this" not in sys.modules
         id_ = client.post("/v1/jobs", json=body | {"texts": ["segment"]}, headers=bearer("anna")).json()["id"]
         other = client.post("/v1/jobs", json=body, headers=bearer("anna")).json()["id"]
         client.post(f"/v1/jobs/{other}/cancel", headers=bearer("anna"))

@@ -91,6 +91,9 @@ def test_a_rectangle_is_cut_out_and_keeps_its_label(client, model):
         assert (unpacked(item["value"]["rle"]).reshape(*mask.shape, 4)[..., 3] > 0).sum() == mask.sum()
     bad = {"type": "rectanglelabels", "value": {"x": "a"}}
     assert ask(client, data_url(png(1)), [bad]).status_code == 400
+    assert ask(client, data_url(png(1)), "x").status_code == 400
+    body = {"tasks": [], "label_config": CONFIG, "params": {"context": "x"}}
+    assert client.post("/label-studio/predict", json=body, headers=bearer("anna")).status_code == 400
     point = {"type": "keypointlabels", "value": {"x": 50, "y": 50, "width": 1, "keypointlabels": ["nuclei"]}}
     assert ask(client, data_url(png(1)), [point]).json()["results"][0]["result"][0]["value"]["brushlabels"] == [
         "nuclei"

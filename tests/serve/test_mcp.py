@@ -77,6 +77,11 @@ def test_an_agent_lists_segments_measures_compares_and_stays_inside(place):
             for path in ("../secret.png", "/etc/passwd", "link.png", "nothing.png", "a\0b"):
                 done, said, _ = await call("describe", path=path)
                 assert done.is_error and str(place) not in said
+                assert "path" in said or "read" in said or "nothing" in said, (
+                    said
+                )  # the reason, not only that it failed
+            done, said, _ = await call("segment", path="one.nii.gz", targets=["nuclei"], formats=["os.system"])
+            assert done.is_error and "unknown format" in said
             done, said, _ = await call("measure", labels="one.nii.gz")
             assert done.is_error or "measurements" in said
 

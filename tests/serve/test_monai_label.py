@@ -249,6 +249,14 @@ def test_an_adapter_is_trained_from_submitted_labels_and_answers_for_its_owner_a
     http.delete("/datastore/label", params={"id": "mine"})
     with pytest.raises(Exception, match="400"):
         client.train_start("tiny", {"max_steps": -1})
+    made = client.upload_image(str(tmp_path / "label.png"), "odd")
+    for content in (b"no file of labels", png(3, (7, 9))):  # an owner is told which label stands in the way
+        (tmp_path / "odd.png").write_bytes(content)
+        client.save_label("odd", str(tmp_path / "odd.png"), params={"label_info": [{"name": "nuclei", "idx": 1}]})
+        client.train_start("tiny", {"max_steps": 1})
+        failed = wait(http, "/train/", 60)
+        assert failed["status"] == "ERROR" and "label of odd" in str(failed["details"]), (made, failed)
+    http.delete("/datastore/image", params={"id": "odd"})
     client.train_start("tiny", {"tiny": {"max_steps": 3, "lora_rank": 2}})
     assert client.train_status(check_if_running=True)
     with pytest.raises(Exception, match="429"):

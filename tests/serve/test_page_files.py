@@ -44,6 +44,37 @@ def test_every_format_is_a_file_or_one_line(answered, form):
     assert written and all(folder in Path(path).resolve().parents for path in written)
 
 
+def test_a_visitor_names_no_file_of_the_server(tmp_path):
+    from fastapi.testclient import TestClient
+    from serve.serving import TOKENS
+
+    from unimed.serve.pages import pages_door
+
+    root = tmp_path / "elsewhere"
+    root.mkdir()
+    (root / "case.png").write_bytes(png(1))
+    given = {"path": str(root / "case.png"), "meta": {"_type": "gradio.FileData"}}
+    drawn = {"background": None, "layers": [given], "composite": given}
+    with TestClient(application(tmp_path, doors=[pages_door])) as client:
+        login = {"username": "anna", "password": TOKENS["anna"]}
+        assert client.post("/pages/login", data=login).status_code == 200
+        with (root / "case.png").open("rb") as stream:
+            (sent,) = client.post("/pages/gradio_api/upload", files={"files": stream}).json()
+        uploaded = given | {"path": sent}
+        for name, data, works in [
+            ("take", [[given], None, "tiny", ""], False),
+            ("take", [[uploaded | {"path": f"{sent}/../../../elsewhere/case.png"}], None, "tiny", ""], False),
+            ("zero_shot", ["tiny", given, "a\nb", "", ""], False),
+            ("ask", [None, "tiny", "", "what is it?", "", drawn], False),
+            ("take", [[uploaded], None, "tiny", ""], True),
+        ]:
+            event = client.post(f"/pages/gradio_api/call/{name}", json={"data": data}).json()["event_id"]
+            told = client.get(f"/pages/gradio_api/call/{name}/{event}").text
+            assert ("event: complete" in told and "case.png" in told) is works, told
+            assert works or "event: error" in told, told
+    assert (root / "case.png").is_file()
+
+
 def test_regions_are_points_boxes_or_what_was_painted():
     import numpy as np
 

@@ -109,7 +109,7 @@ def _server(loaders, args) -> int:
             flush=True,
         )
         config = uvicorn.Config(
-            app, host=args.host, port=args.port, log_level="warning", access_log=False, server_header=False,
+            app, host=args.host, port=args.port, log_config=None, access_log=False, server_header=False,
             timeout_keep_alive=15, timeout_graceful_shutdown=30, h11_max_incomplete_event_size=64 * 1024,
         )  # fmt: skip
         server = uvicorn.Server(config)

@@ -314,17 +314,17 @@ def _options_of(writers, options: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def writer_of(form: str):
-    """The registered writer of a format.
+    """The registered writer of a format. No other name is looked at: callers of a server choose this one.
 
     Raises:
         ValueError: unknown, with the known ones and the closest.
     """
-    from unimed.registry import WRITERS, RegistryError, look_up
+    from unimed.registry import WRITERS, did_you_mean, registered
 
-    try:
-        return look_up(form, WRITERS)
-    except RegistryError as error:
-        raise ValueError(str(error).replace("writer", "format", 1)) from error
+    known = registered(WRITERS)
+    if form not in known:
+        raise ValueError(f"unknown format {form!r}{did_you_mean(form, known)} Valid choices: {sorted(known)}")
+    return known[form]
 
 
 def _labeled(prediction: Prediction) -> list[tuple[int, Region]]:

@@ -14,9 +14,10 @@ from unimed.serve.traffic import Traffic
 from unimed.version import __version__
 
 try:
-    from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+    from fastapi import APIRouter, FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException as Refused
 except ImportError as error:
     raise ImportError("the server needs fastapi: pip install 'unimed[serve]'") from error
 
@@ -123,8 +124,8 @@ def _answers_to_errors(app: FastAPI) -> None:
     async def refused(request: Request, problem: Problem):
         return JSONResponse(problem.to_dict(), problem.status, problem.headers)
 
-    @app.exception_handler(HTTPException)
-    async def plain(request: Request, error: HTTPException):
+    @app.exception_handler(Refused)  # also what is raised while a body is parsed
+    async def plain(request: Request, error: Refused):
         return JSONResponse(Problem(error.status_code, str(error.detail)).to_dict(), error.status_code, error.headers)
 
     @app.exception_handler(404)

@@ -124,7 +124,8 @@ def label_studio_door(core: Core, address: str = "", model: str | None = None) -
     @router.post("/predict", summary="Regions of the labels, or of what was marked")
     async def predict(body: PredictRequest, request: Request, who: str = Depends(_user)):
         interface = read_interface(body.label_config)
-        context = ((body.params or {}).get("context") or {}).get("result") or []
+        context = (body.params or {}).get("context") or {}
+        context = (context.get("result") or []) if isinstance(context, dict) else context
         if not isinstance(context, list) or not all(isinstance(item, dict) for item in context):
             raise Problem(400, "params.context.result is no list of regions", param="params")
         results = []

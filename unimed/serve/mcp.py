@@ -44,6 +44,7 @@ def build_server(load: Callable[[], Any], root: str | Path, out: str = "unimed-r
     """
     try:
         from mcp.server.mcpserver import Context, MCPServer
+        from mcp.server.mcpserver.exceptions import ToolError
     except ImportError as error:
         raise ImportError("the MCP server needs mcp: pip install 'unimed[mcp]'") from error
     root = Path(root)
@@ -53,7 +54,10 @@ def build_server(load: Callable[[], Any], root: str | Path, out: str = "unimed-r
     server = MCPServer("unimed", instructions=INSTRUCTIONS, version=__version__)
 
     async def run(ctx, work, *args, **options) -> dict:
-        return await in_thread_with_progress(ctx, functools.partial(work, *args, **options), root)
+        try:
+            return await in_thread_with_progress(ctx, functools.partial(work, *args, **options), root)
+        except ValueError as error:  # of all others the agent is not told the sentence
+            raise ToolError(str(error)) from None
 
     @server.tool()
     async def list_tasks(ctx: Context) -> dict[str, Any]:

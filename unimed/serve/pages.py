@@ -77,6 +77,8 @@ def pages_door(core: Core) -> Callable:
             max_file_size=core.settings.limits.file_bytes, show_error=True, ssr_mode=False, pwa=False,
             enable_monitoring=False,
         )  # fmt: skip
+        # gradio asks only of launched pages whether a path that a visitor names is that of an upload.
+        blocks.has_launched = True
 
     return mount
 
@@ -162,8 +164,8 @@ class _Pages:
         """Keep an upload under an id and show it; the files that gradio wrote are deleted."""
         who = _owner(request)
         try:
-            files = [self.uploads.take(path, None) for path in paths or ()]
             with _told():
+                files = [self.uploads.take(path, None) for path in paths or ()]
                 stored = self.core.images.put(who, files)
                 source = self._source(who, stored.id, model, site)
         finally:

@@ -26,12 +26,13 @@ class JsonLines(logging.Formatter):
 
 
 def log_to(stream) -> None:
-    """Write the server's log as JSON lines to a stream."""
+    """Write the server's log as JSON lines to a stream, and uvicorn's: its tracebacks say what errors say of files."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
-    LOG.handlers[:] = [handler]
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False
+    for log, level in ((LOG, logging.INFO), (logging.getLogger("uvicorn.error"), logging.WARNING)):
+        log.handlers[:] = [handler]
+        log.setLevel(level)
+        log.propagate = False
 
 
 #: Answered also when the server is full: whoever watches it must see that.

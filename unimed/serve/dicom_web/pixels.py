@@ -53,14 +53,14 @@ def frames_of(one: Instance, numbers: Sequence[int], accept: str) -> tuple[list[
             return [stored[number - 1] for number in numbers], f"{media}; transfer-syntax={syntax}"
     array = decoded(dataset, one.path.name)
     array = array[None] if one.frames == 1 else array
-    made = []
-    for number in numbers:
+    made = {}  # by number: a caller may name one a thousand times
+    for number in set(numbers):
         frame = array[number - 1]
         if int(dataset.BitsAllocated) == 1:
-            made.append(np.packbits(frame.ravel().astype(bool), bitorder="little").tobytes())
+            made[number] = np.packbits(frame.ravel().astype(bool), bitorder="little").tobytes()
         else:
-            made.append(np.ascontiguousarray(frame.astype(frame.dtype.newbyteorder("<"))).tobytes())
-    return made, f"application/octet-stream; transfer-syntax={EXPLICIT}"
+            made[number] = np.ascontiguousarray(frame.astype(frame.dtype.newbyteorder("<"))).tobytes()
+    return [made[number] for number in numbers], f"application/octet-stream; transfer-syntax={EXPLICIT}"
 
 
 def rendered(one: Instance, frame: int | None, kind: str, query: dict[str, str]) -> bytes:

@@ -182,8 +182,11 @@ class Tasks:
         count = 0
         for name, path in sorted(store.labels(FINAL).items()):
             source = store.opened(self.core, name)
-            array = _renumbered(read_label(path), store.info(name, FINAL).get("label_info") or [], names)
-            _pair(folder, f"case{count}", source, array)
+            try:
+                array = _renumbered(read_label(path), store.info(name, FINAL).get("label_info") or [], names)
+                _pair(folder, f"case{count}", source, array)
+            except (Problem, ValueError) as error:  # its owner deletes or submits this one again
+                raise Problem(400, f"label of {name}: {error}") from error
             count += 1
         if not count or not names:
             raise Problem(400, "no label was submitted with names (label_info); nothing to train on")
