@@ -45,7 +45,7 @@ def test_every_data_set_builds_a_batch(name, sets, task):
             with torch.no_grad():
                 assert torch.isfinite(task(batch)["loss"]), kind
             losses += 1
-    assert set(batch) >= set(INPUTS) - {"pixel_values", "image_grid_thw", "position_ids"}
+    assert set(batch) >= set(INPUTS) - {"pixel_values", "image_grid_thw", "position_ids", "native"}
 
 
 @pytest.mark.parametrize("name", DIALECT_NAMES)
