@@ -62,7 +62,7 @@ def test_labels_end_at_line_feeds():
     assert parse_lines("a, b\n\n c\u2028d \r\n") == ["a, b", "c\u2028d"]
 
 
-def test_the_page_keeps_nothing(tmp_path):
+def test_the_page_keeps_nothing_and_prints_nothing(tmp_path, capfd):
     gradio = pytest.importorskip("gradio")
     client = pytest.importorskip("gradio_client")
     page = build_page({"teller": Teller})
@@ -79,6 +79,7 @@ def test_the_page_keeps_nothing(tmp_path):
         (tmp_path / "scan.png").write_bytes(b"broken: of a patient")
         with pytest.raises((ValueError, gradio.Error, client.exceptions.AppError)):
             visitor.predict("teller", send, "lung\nheart", "", "", api_name="/zero_shot")
+        assert "Traceback" not in "".join(capfd.readouterr())
         assert not [path for path in folder.rglob("*") if path.is_file() and b"patient" in path.read_bytes()]
     finally:
         page.close()

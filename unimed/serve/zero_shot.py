@@ -91,13 +91,13 @@ def labels_tab(
     def answer(name, upload, kept, labels, templates, site):
         kept = uploads.take(upload, kept)
         if kept is None:
-            raise gradio.Error("choose an image first")
+            raise gradio.Error("choose an image first", print_exception=False)
         try:
             with uploads.file(kept) as path:
                 shown = ask(name, lambda model: classify(model, path, labels, templates, site or ""))
         except (ValueError, OSError, AttributeError) as error:
             message = "this model compares no labels" if isinstance(error, AttributeError) else str(error)
-            raise gradio.Error(for_html(message.replace(f"{uploads.folder}/", ""))) from error
+            raise gradio.Error(for_html(message.replace(f"{uploads.folder}/", "")), print_exception=False) from error
         # Labels are what a visitor typed: they are shown as text.
         shown = {plain_line(label): probability for label, probability in shown.items()}
         return shown, None, kept, f"Asked about: {for_markdown(kept[0])}"
