@@ -1,5 +1,6 @@
 """MONAI Label's own client (the class in its wheel) against a live server of ours."""
 
+import io
 import json
 import time
 from pathlib import Path
@@ -204,6 +205,24 @@ def test_viewers_get_bare_voxels_in_their_order_and_send_them_back(live):
                      files={"label": ("label.bin", b"123")}).status_code) == 400  # fmt: skip
 
 
+def test_a_label_that_fits_no_image_replaces_no_other(live):
+    http = httpx.Client(base_url=live.url, headers=bearer("anna"), timeout=60)
+    where = {"image": "shared", "tag": "checked"}
+    mask = np.zeros((40, 30), np.uint8)
+    mask[5:20, 5:20] = 1
+    stream = io.BytesIO()
+    Image.fromarray(mask).save(stream, "PNG")
+    assert http.put("/datastore/label", params=where, files={"label": ("x.png", stream.getvalue())}).status_code == 200
+    bad = (("x.png", b"no file of labels", "label.png"), ("x.png", png(3, (7, 9)), "shape"),
+           ("x.nrrd", b"NRRD0004\n", "label.nrrd"), ("x.nii.gz", b"\x1f\x8b", "label"))  # fmt: skip
+    for name, content, reason in bad:
+        answer = http.put("/datastore/label", params=where, files={"label": (name, content)})
+        assert answer.status_code == 400 and reason in answer.text and "/tmp" not in answer.text, answer.text
+    kept = http.get("/datastore/label", params={"label": "shared", "tag": "checked"})
+    assert kept.content == stream.getvalue()
+    http.delete("/datastore/label", params={"id": "shared", "tag": "checked"})
+
+
 def test_slices_of_a_viewer_ascend_along_rows_times_columns():
     from unimed.geometry import Geometry
 
@@ -249,14 +268,6 @@ def test_an_adapter_is_trained_from_submitted_labels_and_answers_for_its_owner_a
     http.delete("/datastore/label", params={"id": "mine"})
     with pytest.raises(Exception, match="400"):
         client.train_start("tiny", {"max_steps": -1})
-    made = client.upload_image(str(tmp_path / "label.png"), "odd")
-    for content in (b"no file of labels", png(3, (7, 9))):  # an owner is told which label stands in the way
-        (tmp_path / "odd.png").write_bytes(content)
-        client.save_label("odd", str(tmp_path / "odd.png"), params={"label_info": [{"name": "nuclei", "idx": 1}]})
-        client.train_start("tiny", {"max_steps": 1})
-        failed = wait(http, "/train/", 60)
-        assert failed["status"] == "ERROR" and "label of odd" in str(failed["details"]), (made, failed)
-    http.delete("/datastore/image", params={"id": "odd"})
     client.train_start("tiny", {"tiny": {"max_steps": 3, "lora_rank": 2}})
     assert client.train_status(check_if_running=True)
     with pytest.raises(Exception, match="429"):

@@ -194,6 +194,23 @@ def read_label(path: Path) -> np.ndarray:
     return array.astype(np.uint8)
 
 
+def check_label(content: bytes, suffix: str, source: Source) -> None:
+    """That a submitted file is a label map of its image, before it takes the place of an earlier one.
+
+    Raises:
+        Problem: 400, no file that can be read as one, or one of another shape.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"label{suffix}"
+        path.write_bytes(content)
+        try:
+            shape = read_label(path).shape
+        except (ValueError, OSError) as error:
+            raise Problem(400, str(error).replace(f"{folder}/", ""), param="label") from error
+    if shape != shape_of(source):
+        raise Problem(400, f"a label has the shape {shape}, its image {shape_of(source)}", param="label")
+
+
 def multipart(values: Mapping, name: str, content: bytes) -> tuple[bytes, str]:
     """(body, content type) of the part `params` (JSON, no file name) and the part `image` (a file)."""
     boundary = secrets.token_hex(16)

@@ -22,6 +22,8 @@ from unimed.serve.store import Stored
 
 #: The tag of labels that a person has submitted, and of those that a model drew.
 FINAL, ORIGINAL = "final", "original"
+#: How files of labels end.
+LABEL_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".seg.nrrd", ".png")
 _NAME = re.compile(r"[A-Za-z0-9][\w.\- ]{0,127}")
 _LISTED_S = 5.0
 
@@ -154,7 +156,7 @@ class Datastore:
         """
         self.path(image)
         image, tag = _name(without_suffix(image)), _name(tag or FINAL)
-        if suffix not in (".nii", ".nii.gz", ".nrrd", ".seg.nrrd", ".png"):
+        if suffix not in LABEL_SUFFIXES:
             raise Problem(400, f"a label is NIfTI, NRRD or PNG, not {suffix[:20] or 'a file without suffix'}",
                           param="label")  # fmt: skip
         self._room(len(content))

@@ -17,8 +17,8 @@ from starlette.background import BackgroundTask
 from unimed.names import without_suffix
 from unimed.serve.access import owner
 from unimed.serve.core import Core, in_thread
-from unimed.serve.monai_label.answers import from_viewer, image_file
-from unimed.serve.monai_label.datastore import FINAL, Datastore, Datastores
+from unimed.serve.monai_label.answers import check_label, from_viewer, image_file
+from unimed.serve.monai_label.datastore import FINAL, LABEL_SUFFIXES, Datastore, Datastores
 from unimed.serve.monai_label.questions import parameters_of
 from unimed.serve.monai_label.tasks import STRATEGIES, Tasks
 from unimed.serve.problems import Problem, missing
@@ -99,6 +99,9 @@ def datastore_routes(core: Core, stores: Datastores, tasks: Tasks) -> APIRouter:
         if suffix == ".bin":  # OHIF sends the bare voxels
             source = await in_thread(store.opened, core, image)
             content, suffix = await in_thread(from_viewer, content, source), ".nrrd"
+        elif suffix in LABEL_SUFFIXES and len(content) <= core.settings.limits.file_bytes:
+            source = await in_thread(store.opened, core, image)
+            await in_thread(check_label, content, suffix, source)
         info = parameters_of(params)
         known = {"label_info": info["label_info"]} if isinstance(info.get("label_info"), list) else {}
         if len(json.dumps(known)) > 20_000:
