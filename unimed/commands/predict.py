@@ -184,3 +184,5 @@ def _show(row: dict, args) -> None:
             say(f"  {region['phrase']}: {region_line(region)}")
         for name in answer["files"]:
             print(f"  {Path(args.out) / name}")
+        for reason in answer.get("not_written", ()):
+            say(f"  not written: {reason}")

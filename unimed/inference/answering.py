@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.inference.asking import Source, ask, save_volume_prediction
+from unimed.io.result import NothingToWriteError
 from unimed.names import ResultNames
 
 
@@ -21,8 +22,8 @@ def answer_source(
         formats: written as well; see docs/results.md and docs/clinic.md.
 
     Returns:
-        plain values: `source` (name), `steps`, `answers` with question, text, regions and `files`; for a contrastive
-        model one answer over all texts.
+        plain values: `source` (name), `steps`, `answers` with question, text, regions and `files`, and `not_written`
+        where nothing was found that a format could hold; for a contrastive model one answer over all texts.
 
     Raises:
         ValueError: what cannot be asked or written.
@@ -40,9 +41,18 @@ def answer_source(
         else:
             written = one.save(out, name, ("json", "png"), image=source.pixels, deidentified=deidentified)
         more = [form for form in formats if form not in ("json", "png") + ("nifti",) * source.is_volume]
+        missing = []
         if more:
-            written += one.save(out, name, more, image=source.pixels, deidentified=deidentified)
-        answers.append(answer_row(question, one) | {"files": [path.name for path in written]})
+            try:
+                written += one.save(out, name, more, image=source.pixels, deidentified=deidentified)
+            except NothingToWriteError:  # an answer all the same: formats that can hold it are written
+                for form in more:
+                    try:
+                        written += one.save(out, name, (form,), image=source.pixels, deidentified=deidentified)
+                    except NothingToWriteError as error:
+                        missing.append(f"{form}: {error}")
+        row = answer_row(question, one) | {"files": [path.name for path in written]}
+        answers.append(row | ({"not_written": missing} if missing else {}))
     return {"source": source.path.name, "steps": steps, "answers": answers, "notice": "research use only"}
 
 

@@ -23,6 +23,7 @@ from unimed.io.dicom_source import (
     source_of_result,
 )
 from unimed.io.findings import NOTICE, Finding, findings_of, model_name, presence_words
+from unimed.io.result import NothingToWriteError
 from unimed.structures import Region
 from unimed.version import __version__
 
@@ -117,7 +118,8 @@ def build_segmentation(
         tracking: (identifier, UID) per region, where an earlier study gave them.
 
     Raises:
-        DicomSegError: no DICOM source, another grid, overlaps in a label map, or nothing that could be a segment.
+        DicomSegError: no DICOM source, another grid, or overlaps in a label map.
+        NothingToWriteError: nothing that could be a segment.
         ImportError: highdicom is not installed.
     """
     try:
@@ -135,10 +137,10 @@ def build_segmentation(
     source = source or source_of_result(prediction.geometry, where, deidentified)
     found = findings_of(prediction, source_uid=source.series_uid, tracking=tracking)
     if not found:
-        raise DicomSegError(f"{where}: the result has no region; write JSON instead")
+        raise NothingToWriteError(f"{where}: the result has no region; write JSON instead")
     drawn = [finding for finding in found if finding.is_drawn] or found
     if any(f.region.mask is None and f.region.box_xyxy_px is not None for f in drawn):
-        raise DicomSegError(f"{where}: the regions are boxes without masks; DICOM SR holds them (dicom-sr)")
+        raise NothingToWriteError(f"{where}: the regions are boxes without masks; DICOM SR holds them (dicom-sr)")
     maps, own = _maps(prediction, drawn, source, probabilities, segmentation_type, where)
     pixels = _pixels(maps, segmentation_type, where)
     if own is None and source.frames is not None:  # in the order in which the object of many frames holds them

@@ -25,6 +25,10 @@ NOTICE = "research use only"
 _ARRAYS = ("mask", "label_map", "probability")
 
 
+class NothingToWriteError(ValueError):
+    """Nothing was found that a format could hold: an answer, but no file of it."""
+
+
 @dataclass(frozen=True, eq=False)
 class ClassProbabilities:
     """How well each label fits an image. `probabilities` sum to 1 over the labels ("softmax") or are each label's own
@@ -372,11 +376,11 @@ def drawn_regions(prediction: Prediction) -> list[tuple[int, Region]]:
     """(label, region) of the regions that have a mask.
 
     Raises:
-        ValueError: no region has a mask, or masks differ in shape.
+        NothingToWriteError: no region has a mask. ValueError: masks differ in shape.
     """
     drawn = [(label, region) for label, region in _labeled(prediction) if _dimensions(region)]
     if not drawn:
-        raise ValueError("the prediction holds no mask to write; formats 'json' and 'png' need none")
+        raise NothingToWriteError("the prediction holds no mask to write; formats 'json' and 'png' need none")
     if prediction.labels is None and len({region.mask.shape for _, region in drawn}) > 1:
         raise ValueError(f"masks differ in shape: {sorted({region.mask.shape for _, region in drawn})}")
     return drawn

@@ -170,14 +170,7 @@ class Tools:
             options = {"max_new_tokens": self.max_new_tokens, "task": None}
             if segment and not source.is_volume and kind != "labels" and "nifti" not in formats:
                 formats = (*formats, "nifti")  # what measure reads
-            try:
-                row = answer_source(
-                    model, source, texts, self.out, plane=None, how=how, formats=formats, **options
-                )  # fmt: skip
-            except ValueError as error:
-                if "no mask to write" not in str(error):
-                    raise
-                row = answer_source(model, source, texts, self.out, plane=None, how=how, **options)
+            row = answer_source(model, source, texts, self.out, plane=None, how=how, formats=formats, **options)
         for answer in row["answers"]:
             answer["files"] = [f"{self.out_name}/{name}" for name in answer.get("files", ())]
         return row
