@@ -141,6 +141,13 @@ def test_only_data_urls_and_own_uploads_are_images(server, url):
     assert "/state/" not in str(caught.value) and server.core.images.of("anna") == []
 
 
+@pytest.mark.parametrize("asked", [{"tool_choice": "required"}, {"n": 2}], ids=["tools", "several answers"])
+def test_what_no_model_here_does_is_refused(server, asked):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client(server).chat.completions.create(model="tiny", messages=[user("x")], **asked)
+    assert next(iter(asked)) in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "messages", [[{"role": "robot", "content": "x"}], [{"role": "assistant", "content": "x"}], [user(" ")],
                  [{"role": "user", "content": [{"type": "audio"}]}], [{"role": "user", "content": 7}],

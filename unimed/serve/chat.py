@@ -38,6 +38,8 @@ def chat_door(core: Core) -> APIRouter:
         name = core.pool.name_of(body.model)
         if body.n not in (None, 1):
             raise Problem(400, "n must be 1: one answer per request", param="n")
+        if body.tool_choice not in (None, "none", "auto"):
+            raise Problem(400, "these models call no tools; leave tool_choice out", param="tool_choice")
         strict = Strict(body.response_format)
         asked = await in_thread(read_messages, body, core)
         question = await in_thread(_question, core, who, name, body, asked)

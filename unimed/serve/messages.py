@@ -49,6 +49,7 @@ class ChatRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     seed: int | None = None
     n: int | None = None
+    tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     regions: RegionFormat = RegionFormat()
     site: str = Field("", max_length=64)
