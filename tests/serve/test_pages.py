@@ -148,16 +148,16 @@ def test_a_volume_is_shown_with_slices_before_and_after_the_question(page, tmp_p
 def test_work_can_be_cancelled(page, live, tmp_path):
     upload(page, picture(tmp_path, "long.png"))
     gate = threading.Event()
-    blocker = live.core.call("tiny", lambda model: gate.wait(60))  # the question waits behind it
+    blocker = live.core.call("tiny", lambda model: gate.wait(300))  # the question waits behind it
     try:
         page.locator("#question textarea, #question input").first.fill("Say much.")
         page.locator("#ask").click()
-        page.wait_for_function("document.querySelector('#state')?.innerText.includes('Waiting')", timeout=30_000)
+        page.wait_for_function("document.querySelector('#state')?.innerText.includes('Waiting')", timeout=120_000)
         page.locator("#cancel").click()
-        page.wait_for_function("document.querySelector('#state')?.innerText.includes('Cancelled')", timeout=30_000)
+        page.wait_for_function("document.querySelector('#state')?.innerText.includes('Cancelled')", timeout=120_000)
     finally:
         gate.set()
-        blocker.future.result(30)
+        blocker.future.result(60)
 
 
 def test_what_is_wrong_is_one_line_without_markup(page):

@@ -74,7 +74,7 @@ def pages_door(core: Core) -> Callable:
         gradio.mount_gradio_app(
             app, blocks, PATH, auth=login, auth_message="User: the owner. Password: the token.", css=_CSS,
             theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]), footer_links=[],
-            max_file_size=core.settings.limits.file_bytes, show_error=True, ssr_mode=False, pwa=False,
+            max_file_size=core.settings.limits.file_bytes, show_error=False, ssr_mode=False, pwa=False,
             enable_monitoring=False,
         )  # fmt: skip
         # gradio asks only of launched pages whether a path that a visitor names is that of an upload.
