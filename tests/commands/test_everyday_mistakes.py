@@ -332,6 +332,7 @@ MISTAKES = {
     "unknown benchmark": ("benchmark vqa_red {grounded}", "unknown benchmark 'vqa_red'"),
     "no data of a benchmark": ("benchmark unimed/any no: --data {nowhere}", "no such folder for unimed/any"),
     "no contestant": ("benchmark unimed/any", "name a benchmark and a model"),
+    "model behind an option": ("benchmark unimed/any --data {nowhere} no:", "no such folder for unimed/any"),
     "nothing to repeat": ("benchmark --from {empty}", "no such manifest"),
     "grid over nothing": ("grid {config_py} --out {root}/grid", "--over"),
     "grid over an unknown axis": ("grid {config_py} --over conector=a,b --out {root}/grid", "did you mean 'connector'"),

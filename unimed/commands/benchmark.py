@@ -61,7 +61,7 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--no-frame-test", action="store_true", help="do not draw images to check the frame of boxes")
     for name in ("out", "device", "dtype", "batch-size", "max-new-tokens", "seed", "restart"):
         parser.flag(name)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     if args.lmms_tasks and not args.name:
         parser.error("name the benchmark that becomes a task")
     other = args.list is not None or args.manifest or args.rescore or args.model_card or args.lmms_tasks
