@@ -244,8 +244,12 @@ def wait(http, path, seconds=60):
     return found
 
 
-def test_batch_infer_labels_what_nobody_labelled(live, client):
+def test_batch_infer_labels_what_nobody_labelled(live, client, tmp_path):
     http = httpx.Client(base_url=live.url, headers=bearer("anna"), timeout=60)
+    saved_volume(tmp_path / "known.nii.gz", (16, 12, 4))
+    client.upload_image(str(tmp_path / "known.nii.gz"), "known.nii.gz")
+    file, _ = client.infer("tiny", "known", {"prompt": "lesion"})
+    client.save_label("known", file, params={"label_info": [{"name": "lesion", "idx": 1}]})
     assert http.post("/batch/infer/tiny", json={"prompt": "nuclei", "label_tag": "final"}).status_code == 400
     started = http.post("/batch/infer/tiny", params={"images": "unlabeled"}, json={"prompt": "nuclei"})
     assert started.status_code == 200
@@ -253,8 +257,9 @@ def test_batch_infer_labels_what_nobody_labelled(live, client):
     assert done["status"] == "DONE" and done["result"]["failed"] == 0, done
     objects = client.datastore()["objects"]
     assert "original" in objects["ct"]["labels"] and "original" in objects["shared"]["labels"]
-    assert "original" not in objects["mine"]["labels"]  # has one of a person
+    assert "original" not in objects["known"]["labels"]  # has one of a person
     assert "uncertainty" in objects["shared"]["image"]["info"]
+    http.delete("/datastore/image", params={"id": "known"})
 
 
 @pytest.mark.slow
