@@ -1,5 +1,6 @@
 """The field's terms in all that a user types or reads: arguments, config keys, flags, columns and pages."""
 
+import ast
 import inspect
 import re
 import tokenize
@@ -121,3 +122,31 @@ def test_former_verbs_are_understood_with_one_warning(monkeypatch, caplog, capsy
             main([old, "--help"])
         assert stopped.value.code == 0 and f"usage: unimed {new}" in capsys.readouterr().out
         assert f"unimed: {old!r} is called {new!r} now" in caplog.text
+
+
+def documented_arguments(text):
+    """Names that the section `Args` of a docstring begins lines with."""
+    section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", text or "", re.MULTILINE)
+    lines = section[1].splitlines() if section else []
+    found = [re.match(r"^ {4}(\*{0,2}\w+(?:, \*{0,2}\w+)*):", line) for line in lines]
+    return {name.strip("*") for one in found if one for name in one[1].split(", ")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "unimed").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_a_docstring_calls_an_argument_is_one(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        function, own = node, set()
+        if isinstance(node, ast.ClassDef):
+            function = next((one for one in node.body if getattr(one, "name", "") == "__init__"), None)
+            own = {one.target.id for one in node.body if isinstance(one, ast.AnnAssign)}
+            if function is None and not own:
+                continue  # its parent is built with them
+        arguments = getattr(function, "args", None)
+        if arguments is not None and arguments.kwarg is not None:
+            continue
+        taken = [] if arguments is None else [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs,
+                                              *filter(None, [arguments.vararg])]  # fmt: skip
+        unknown = documented_arguments(ast.get_docstring(node)) - own - {one.arg for one in taken}
+        assert not unknown, f"{path}:{node.lineno}: {node.name} takes no {', '.join(sorted(unknown))}"

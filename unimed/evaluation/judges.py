@@ -202,7 +202,7 @@ class EndpointJudge:
         if key in self.held:
             return self.held[key]
         messages = [{"role": "system", "content": PROMPTS[prompt]}, {"role": "user", "content": text}]
-        answer = self.client.chat.completions.create(model=self.name, temperature=0, max_tokens=256, messages=messages)
+        answer = self.client.chat.completions.create(model=self.name, temperature=0, max_tokens=512, messages=messages)
         found = self.held[key] = read(answer.choices[0].message.content or "")
         if self.record is not None:
             line = {"key": key, "judge": self.name, "prompt": prompt, **more, **asdict(found)}

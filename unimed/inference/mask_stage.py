@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from unimed.files import read_json
-from unimed.io.boxes_given import box_within, window_around
+from unimed.io.boxes_given import regions_of_boxes, window_around
 from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.io.squares import frame, placed, resized
@@ -96,13 +96,7 @@ class MaskStage:
         """
         source = load_image(image, site=site)
         height, width = source.rgb.shape[:2]
-        phrases = list(phrases) or [f"box {number + 1}" for number in range(len(boxes_xyxy_px))]
-        regions = [
-            Region(phrase, box_xyxy_px=box_within(phrase, box, width, height))
-            for phrase, box in zip(phrases, boxes_xyxy_px, strict=True)
-        ]
-        if not regions:
-            raise ValueError("no box to cut out; give at least one (left, top, right, bottom) in pixels of the image")
+        regions = regions_of_boxes(boxes_xyxy_px, phrases, width, height)
         began, zoom, known, found = time.perf_counter(), self.settings["box_zoom"], {}, []
         for region in regions:
             box = region.box_xyxy_px

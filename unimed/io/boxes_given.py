@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unimed.structures import Region
+
 
 def window_around(box, zoom: float, width: int, height: int) -> tuple[int, int, int, int]:
     """A square `zoom` times as large as the longer side of the box, moved into the image (x1, y1, x2, y2 in pixels)."""
@@ -32,3 +34,20 @@ def box_within(phrase: str, box: Sequence, width: int, height: int) -> tuple:
     if left >= width or top >= height or right <= 0 or bottom <= 0:
         raise ValueError(f"region {phrase!r}: box {box} lies outside the image of {width} x {height} pixels")
     return box
+
+
+def regions_of_boxes(boxes_xyxy_px: Sequence, phrases: Sequence[str], width: int, height: int) -> list[Region]:
+    """The boxes as regions with a phrase each; without phrases they are numbered.
+
+    Raises:
+        ValueError: no box, another number of phrases, or a box that is not four finite numbers, has no area or lies
+            outside the image.
+    """
+    phrases = list(phrases) or [f"box {number + 1}" for number in range(len(boxes_xyxy_px))]
+    regions = [
+        Region(phrase, box_xyxy_px=box_within(phrase, box, width, height))
+        for phrase, box in zip(phrases, boxes_xyxy_px, strict=True)
+    ]
+    if not regions:
+        raise ValueError("no box to cut out; give at least one (left, top, right, bottom) in pixels of the image")
+    return regions

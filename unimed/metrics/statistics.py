@@ -38,7 +38,7 @@ def bootstrap(
         statistic: takes an integer index array into the n items and returns a number; NaN results are left out.
         groups: patient of every item, [n]. Items of one patient are drawn together, as they are not independent;
             None draws items.
-        centre: move the draws so that their mean is the value. For statistics that resampling itself inflates, such
+        center: move the draws so that their mean is the value. For statistics that resampling itself inflates, such
             as calibration errors, whose plain interval may lie above the value; the low end stays at or above 0.
 
     Returns:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import pickle
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def read_plain_pickle(path: Path) -> list:
     return value
 
 
-class UniMedDataset:
+class UniMedDataset(ABC):
     """What the data sets share.
 
     Args:
@@ -122,8 +123,9 @@ class UniMedDataset:
         self.records = list(self.read())
         self.records = self.records if limit is None else self.records[:limit]
 
+    @abstractmethod
     def read(self):
-        raise NotImplementedError
+        """The records of the split, in the order of the file."""
 
     def __len__(self) -> int:
         return len(self.records)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from unimed.registry import DATASETS
 from unimed.structures import Region, Sample
 
 
-class _Volumes:
+class _Volumes(ABC):
     """One sample per scan with a region per name; DxHxW with D to the head, H to the back, W to the patient's left.
 
     A subclass gives `read()`, records with `id`, `image` and what `regions` needs.
@@ -41,12 +42,13 @@ class _Volumes:
         if not self.records:
             raise FieldError(f"{self.root}: holds no scan of the part {split!r}")
 
+    @abstractmethod
     def read(self) -> Iterator[dict]:
-        raise NotImplementedError
+        """Records with `id`, `image` and what `regions` needs."""
 
+    @abstractmethod
     def regions(self, record: dict, geometry: Geometry, shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
         """(phrase, bool mask in the grid of the file) of every name that is asked for."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.records)

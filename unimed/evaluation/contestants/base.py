@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ class Settings:
     key_variable: str = "OPENAI_API_KEY"
 
 
-class Contestant:
+class Contestant(ABC):
     """One that answers the questions of a benchmark.
 
     Args:
@@ -61,9 +62,9 @@ class Contestant:
     def learn(self, train: Sequence[Sample]) -> None:  # noqa: B027 - most do not
         """Look at the training part; called before the first question where the benchmark has one."""
 
+    @abstractmethod
     def answer(self, samples: Sequence[Sample]) -> list[Prediction]:
         """One prediction per sample, which are as `asked` leaves them: without their answers."""
-        raise NotImplementedError
 
     def answer_case(self, sample: Sample) -> Prediction:
         """The answer to one sample; where a batch failed, its samples are asked one by one."""

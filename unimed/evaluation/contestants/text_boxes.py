@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 from unimed.evaluation.contestants.base import Contestant, ContestantError, is_stack
@@ -40,9 +41,9 @@ class TextContestant(Contestant):
         """(height, width) of the image as the model sees it."""
         return size_hw
 
+    @abstractmethod
     def say(self, sample: Sample, question: str) -> str:
         """The answer in words."""
-        raise NotImplementedError
 
     def answer(self, samples: Sequence[Sample]) -> list[Prediction]:
         return [self.answer_case(sample) for sample in samples]

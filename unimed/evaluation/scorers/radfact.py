@@ -65,7 +65,7 @@ def _pixels(region: Region, grid: Sequence[int]) -> np.ndarray | None:
 
 
 def one_way(predicted: Sequence[tuple], other: Sequence[tuple], judge: Judge) -> dict[str, float]:
-    """logical, grounding and spatial of the statements in `said`, judged by those of `other`; NaN without any."""
+    """logical, grounding and spatial of the statements in `predicted`, judged by those of `other`; NaN without any."""
     report = [statement for statement, _ in other]
     true, there, placed, both = [], [], 0, 0
     for statement, place in predicted:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from unimed.io.boxes_given import box_within, window_around
+from unimed.io.boxes_given import regions_of_boxes, window_around
 from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.models.heads.mask import resize_mask_logits
@@ -29,13 +29,7 @@ def segment_boxes(model, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] 
     model.eval()
     source = load_image(image, site=site)
     height, width = source.rgb.shape[:2]
-    phrases = list(phrases) or [f"box {index + 1}" for index in range(len(boxes_xyxy_px))]
-    regions = [
-        Region(phrase, box_xyxy_px=box_within(phrase, box, width, height))
-        for phrase, box in zip(phrases, boxes_xyxy_px, strict=True)
-    ]
-    if not regions:
-        raise ValueError("no box to cut out; give at least one (left, top, right, bottom) in pixels of the image")
+    regions = regions_of_boxes(boxes_xyxy_px, phrases, width, height)
     begin = time.perf_counter()
     # LiteMedSAM is shown the surroundings of a box; the others the whole image, once for all boxes.
     zoom = getattr(getattr(model.mask_head, "config", None), "box_zoom", None)
