@@ -14,12 +14,8 @@ from unimed.io.write import write_npz
 
 def model_fingerprint(model) -> str:
     """Hash of weights, preprocessing and the reading of images; another model or size never meets its features."""
-    import torch
+    from unimed.models.weights import weights_digest
 
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     config = model.config
     road = (
         "raw features",
@@ -28,8 +24,7 @@ def model_fingerprint(model) -> str:
         sorted(config.preprocess_cfg.items()),
         model.processor.compat,
     )
-    digest.update(repr(road).encode())
-    return digest.hexdigest()[:24]
+    return hashlib.sha256(f"{weights_digest(model)} {road!r}".encode()).hexdigest()[:24]
 
 
 class FeatureCache:

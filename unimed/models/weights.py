@@ -6,6 +6,7 @@ No number is drawn in place of a missing tensor, and none stays without memory (
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -30,6 +31,15 @@ ATTENTION = (None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flas
 
 class WeightsError(ValueError):
     """Weights that are not those of the model: tensors missing, left over, of another shape, or without numbers."""
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over names and values of all parameters and buffers that are saved."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_attention(value) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -23,6 +24,7 @@ from unimed.models.connectors import RoutingStatistics
 from unimed.models.grounded import GroundedMLLM
 from unimed.models.heads.mask import FeatureCache
 from unimed.models.lora import add_lora
+from unimed.models.weights import weights_digest
 from unimed.registry import TASKS
 from unimed.structures import Sample
 from unimed.structures import Task as TaskName
@@ -63,7 +65,9 @@ class GroundingTask(Task):
             "caption" are also told from other pairs (`unimed.losses.pair_alignment`); what that learns beside the
             model is not exported.
         mask_points: points per mask the mask loss looks at; None looks at every pixel.
-        cache_images: images whose features are kept while the encoder is frozen; 0 encodes anew each time.
+        cache_images: images whose features are kept in memory while the encoder is frozen; 0 encodes anew each time.
+        cache_folder: with `cache_images`, folder in which features of a frozen encoder outlive the run (half a megabyte
+            per image of 128 px): resumed runs, tests, and other seeds find them by the encoder's weights.
         max_new_tokens, batch_size: of predictions during validation and test.
         learning_rates: {name prefix of parameters: factor on the learning rate}.
         box_options: changes to `unimed.losses.box.OPTIONS`.
@@ -93,6 +97,7 @@ class GroundingTask(Task):
         loss_weights: dict | None = None,
         mask_points: int | None = None,
         cache_images: int = 0,
+        cache_folder: str | None = None,
         max_new_tokens: int = 128,
         batch_size: int = 8,
         learning_rates: dict | None = None,
@@ -146,7 +151,14 @@ class GroundingTask(Task):
             elif frozen_dtype is not None and not parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, frozen_dtype))
         if cache_images and hasattr(self.model.mask_head, "cache"):
-            self.model.mask_head.cache = FeatureCache(cache_images)
+            self.model.mask_head.cache = FeatureCache(cache_images, self._features(cache_folder))
+
+    def _features(self, folder: str | None) -> Path | None:
+        """Folder of the features of this encoder, whatever is trained behind it."""
+        encoder = getattr(self.model.mask_head, "encoder", None)
+        if folder is None or encoder is None or any(p.requires_grad for p in encoder.parameters()):
+            return None
+        return Path(folder) / weights_digest(encoder)[:24]
 
     def forward(self, batch: dict, **_) -> dict[str, torch.Tensor]:
         """`{"loss", "text", "dice", "bce", "presence", "box", ...}` of one batch (see `GroundedCollator`)."""

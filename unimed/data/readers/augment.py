@@ -33,29 +33,50 @@ class AugmentedDataset:
     Args:
         dataset: config of the dataset that is augmented; its images are uint8.
         swap_neighbors: for slices with their neighbours as channels.
+        zoom, move: range of the window's size, and how far its center moves, as fractions of the image.
+        specks: fraction of pixels that become black or white.
+        variants: 0, or the number of epochs after which the same changes come again, so that features of a frozen
+            encoder can be kept.
         compat: None: a mirrored picture gets its prompts mirrored too ("left kidney" is then the right one), and noise
             goes both ways. "reference": prompts stay, and negative noise wraps around to bright values.
     """
 
-    def __init__(self, dataset: dict, swap_neighbors: bool = False, compat: str | None = None):
+    def __init__(
+        self,
+        dataset: dict,
+        swap_neighbors: bool = False,
+        compat: str | None = None,
+        zoom: tuple[float, float] = ZOOM,
+        move: float = MOVE,
+        specks: tuple[float, float] = SPECK_SHARE,
+        variants: int = 0,
+    ):
         if compat not in (None, "reference"):
             raise ValueError(f"compat {compat!r} is unknown; use None or 'reference'")
         self.dataset = DATASETS.build(dataset)
         self.swap_neighbors, self.compat = swap_neighbors, compat
+        self.zoom, self.move, self.specks = tuple(zoom), move, tuple(specks)
+        self.variants, self.epoch = variants, 0
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
         """Passed on to the dataset."""
+        self.epoch = epoch
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> Sample:
-        return augment(self.dataset[index], random, self.swap_neighbors, self.compat)
+        draw = random.Random(f"{index} {self.epoch % self.variants}") if self.variants else random
+        how = {"zoom": self.zoom, "move": self.move, "specks": self.specks}
+        return augment(self.dataset[index], draw, self.swap_neighbors, self.compat, **how)
 
 
-def augment(sample: Sample, draw=random, swap_neighbors: bool = False, compat: str | None = None) -> Sample:
+def augment(
+    sample: Sample, draw=random, swap_neighbors: bool = False, compat: str | None = None,
+    zoom: tuple[float, float] = ZOOM, move: float = MOVE, specks: tuple[float, float] = SPECK_SHARE,
+) -> Sample:  # fmt: skip
     """One sample by the published recipe; see `AugmentedDataset`.
 
     Args:
@@ -78,14 +99,14 @@ def augment(sample: Sample, draw=random, swap_neighbors: bool = False, compat: s
             return None if values is None else np.flip(np.rot90(values, turns, (0, 1)), flip)
 
         if draw.random() < CROP:
-            zoom, dy, dx = draw.uniform(*ZOOM), draw.uniform(-MOVE, MOVE), draw.uniform(-MOVE, MOVE)
+            size, dy, dx = draw.uniform(*zoom), draw.uniform(-move, move), draw.uniform(-move, move)
             rotated = place
 
             def place(values):
-                return None if values is None else zoom_in(rotated(values), zoom, dy, dx)
+                return None if values is None else zoom_in(rotated(values), size, dy, dx)
 
         image, instances, maps = place(image), place(instances), [place(mask) for mask in maps]
-        image = _intensities(image, draw, compat)
+        image = _intensities(image, draw, compat, specks)
     if swap_neighbors and image.ndim == 3 and draw.random() < NEIGHBORS:
         image = image[..., [0, 2, 1]]
     regions, conversation, intent = [], sample.conversation, sample.intent
@@ -146,7 +167,7 @@ def zoom_in(values: np.ndarray, zoom: float, dy: float, dx: float) -> np.ndarray
     return result.astype(values.dtype).reshape(values.shape)
 
 
-def _intensities(image: np.ndarray, draw, compat) -> np.ndarray:
+def _intensities(image: np.ndarray, draw, compat, specks) -> np.ndarray:
     """Shift, Gaussian noise, salt and pepper."""
     random_numbers = np.random.Generator(np.random.PCG64(draw.getrandbits(64)))
     changed = image.astype(np.float32) + draw.uniform(-SHIFT, SHIFT)
@@ -154,7 +175,7 @@ def _intensities(image: np.ndarray, draw, compat) -> np.ndarray:
         noise = random_numbers.normal(0, draw.uniform(0, NOISE_STD), image.shape)
         changed += noise.astype(np.int64).astype(np.uint8) if compat == "reference" else noise
     if draw.random() < SPECKS:
-        fraction, where = draw.uniform(*SPECK_SHARE), random_numbers.random(image.shape[:2])
+        fraction, where = draw.uniform(*specks), random_numbers.random(image.shape[:2])
         changed[where < fraction / 2] = 0
         changed[where > 1 - fraction / 2] = 255
     return changed.clip(0, 255).astype(np.uint8)

@@ -49,6 +49,30 @@ HELD_OUT_NONSENSE = (
     "zorbic sac", "the vintle artery", "posterior frumple", "gandric mass",
 )  # fmt: skip
 
+#: Beginnings, middles and ends of invented words.
+SYLLABLES = (
+    ("bra", "cru", "dro", "fle", "gli", "kro", "lum", "mor", "nar", "pli", "quo", "sni", "tre", "vor", "wex", "yol"),
+    ("b", "d", "ffl", "lg", "mb", "nd", "pt", "rv", "st", "t", "x", "z"),
+    ("al", "ed", "el", "ion", "ith", "oma", "or", "osis", "um", "ule", "ver", "y"),
+)
+#: Chance of each word of a question to be replaced in a garbled one; the phrase stays.
+GARBLED_WORDS = 0.35
+
+
+def invented_word(draw=random) -> str:
+    """A word that means nothing and stands in no list of tests."""
+    while True:
+        word = "".join(draw.choice(part) for part in SYLLABLES)
+        if word not in " ".join((*HELD_OUT_NONSENSE, *HELD_OUT_WORDINGS)):
+            return word
+
+
+def garbled(wording: str, draw=random) -> str:
+    """A wording some of whose words are invented ones; what holds `{}` stays."""
+    return " ".join(
+        word if "{}" in word or draw.random() >= GARBLED_WORDS else invented_word(draw) for word in wording.split()
+    )
+
 
 def single_target(sample: Sample) -> Region | None:
     """The one thing an image question asks for by its phrase, there or not; None for any other question."""
@@ -177,6 +201,8 @@ class HardPromptDataset:
         mirrored: fraction of samples mirrored, words included.
         reworded: fraction of questions for one thing asked in another of `wordings`.
         nonsense: fraction of questions for one thing replaced by one for what cannot be there.
+        invented: fraction of those whose name is of invented words, never the same, and not one of `phrases`.
+        garbled: fraction of wordings some of whose words are invented ones, so that the phrase has to be found.
         cropped: fraction of questions for one thing that is there asked about a crop around it, for second looks.
         wordings, phrases: sentences with `{}`, and names of what cannot be there.
 
@@ -191,11 +217,14 @@ class HardPromptDataset:
         reworded: float = 0.25,
         nonsense: float = 0.1,
         cropped: float = 0.0,
+        invented: float = 0.0,
+        garbled: float = 0.0,
         wordings: Sequence[str] = WORDINGS,
         phrases: Sequence[str] = NONSENSE,
     ):
         for name, value in (
             ("mirrored", mirrored), ("reworded", reworded), ("nonsense", nonsense), ("cropped", cropped),
+            ("invented", invented), ("garbled", garbled),
         ):  # fmt: skip
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a fraction from 0 to 1, got {value}")
@@ -203,6 +232,7 @@ class HardPromptDataset:
             raise ValueError(f"wording {bad[0]!r} has no {{}} for the phrase")
         self.dataset = DATASETS.build(dataset)
         self.mirrored, self.reworded, self.nonsense, self.cropped = mirrored, reworded, nonsense, cropped
+        self.invented, self.garbled = invented, garbled
         self.wordings, self.phrases = tuple(wordings), tuple(phrases)
         if hasattr(self.dataset, "length_of"):
             self.length_of = self.dataset.length_of
@@ -223,11 +253,19 @@ class HardPromptDataset:
             return sample
         if single_target(sample) is not None:
             wording = random.choice(self.wordings)
+            if random.random() < self.garbled:
+                wording = garbled(wording)
             if replace_by:
-                sample = asked_for_nonsense(sample, random.choice(self.phrases), wording)
+                sample = asked_for_nonsense(sample, self._nothing(), wording)
             elif reword and sample.conversation:
                 sample = asked_otherwise(sample, wording)
             shown = single_target(sample).mask
             if crop and shown is not None and shown.any():
                 sample = cropped(sample, random.uniform(*CROP_ZOOM))
         return mirrored(sample) if mirror else sample
+
+    def _nothing(self) -> str:
+        """A name of what cannot be there."""
+        if random.random() >= self.invented:
+            return random.choice(self.phrases)
+        return " ".join(invented_word() for _ in range(random.randint(1, 2)))

@@ -128,6 +128,7 @@ class RecordDataset:
             the folder above it if it lies in `records/`, else to its own folder.
         split: "train", "val", "test" or "aux"; ignored where `path` is a file.
         tasks: keep only records of these tasks; all if None.
+        phrases: keep only records that ask for one of these, there or not; all if None.
         limit: keep only the first so many records.
         slices: of a volume, keep only so many axial slices, spread evenly (for training; all are kept by default).
         foreground_fraction: fraction of these that shall show what the record points at.
@@ -153,6 +154,7 @@ class RecordDataset:
         foreground_fraction: float = 0.0,
         to_uint8: bool = False,
         contiguous: bool = False,
+        phrases: Sequence[str] | None = None,
     ):
         path = Path(path)
         self.contiguous = contiguous
@@ -163,6 +165,9 @@ class RecordDataset:
         if tasks is not None and (unknown := sorted(set(tasks) - set(TASKS))):
             raise RecordError(f"unknown task {', '.join(unknown)}; known are {', '.join(TASKS)}")
         records = [r for r in read_records(self.file) if tasks is None or r["task"] in tasks]
+        if phrases is not None:
+            asked = set(phrases)
+            records = [r for r in records if asked & {region.get("phrase") for region in r.get("regions") or ()}]
         self.records = records if limit is None else records[:limit]
 
     @property

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from unimed.files import write_atomic
 from unimed.registry import DECODERS, look_up
 
 
@@ -264,25 +267,45 @@ class FeatureCache:
     Kept in half precision on the CPU; the oldest go first.
 
     Args:
-        images: most images kept.
+        images: most images kept in memory.
+        folder: where they are kept beyond this process, one file per image; for the weights of one encoder alone (see
+            `unimed.models.weights.weights_digest`). None keeps them in memory only.
     """
 
-    def __init__(self, images: int = 2000):
+    def __init__(self, images: int = 2000, folder: str | Path | None = None):
         self.images = images
+        self.folder = None if folder is None else Path(folder)
         self._kept: dict[str, torch.Tensor] = {}
 
     def __call__(self, pixels: torch.Tensor, encode) -> torch.Tensor:
         """Embedding [B, C, h, w] of `pixels` [B, 3, S, S]; `encode` is asked for those not seen yet."""
         keys = [content_key(one) for one in pixels]
-        new = [row for row, key in enumerate(keys) if key not in self._kept]
-        if new:
-            fresh = encode(pixels[new]).detach()
-            for row, embedding in zip(new, fresh, strict=True):
-                self._kept[keys[row]] = embedding.half().cpu()
+        for key in set(keys) - set(self._kept):
+            if (found := self._read(key)) is not None:
+                self._kept[key] = found
+        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self._kept}
+        if first:
+            fresh = encode(pixels[list(first.values())]).detach()
+            for key, embedding in zip(first, fresh, strict=True):
+                self._kept[key] = embedding.half().cpu()
+                self._write(key)
         joined = torch.stack([self._kept[key] for key in keys]).to(pixels.device, pixels.dtype)
         while len(self._kept) > self.images:
             self._kept.pop(next(iter(self._kept)))
         return joined
+
+    def _read(self, key: str) -> torch.Tensor | None:
+        if self.folder is None:
+            return None
+        try:
+            return torch.from_numpy(np.load(self.folder / f"{key}.npy", allow_pickle=False))
+        except (OSError, ValueError, EOFError):
+            return None  # not there, or damaged: it is computed (again)
+
+    def _write(self, key: str) -> None:
+        if self.folder is not None:
+            array = self._kept[key].numpy()
+            write_atomic(self.folder / f"{key}.npy", lambda place: np.save(place, array, allow_pickle=False))
 
 
 class PromptProjection(nn.Sequential):

@@ -86,7 +86,8 @@ def build_small(
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
     )
-    mask_config = as_config(mask_config) or MedSamLiteConfig(image_size=image_size)
+    # Two thirds of the default width: the decoder is most of the cost of a step, and it takes less than half of it so.
+    mask_config = as_config(mask_config) or MedSamLiteConfig(image_size=image_size, text_width=64)
     torch.manual_seed(seed)
     model = GroundedMLLM(_config(language, tokenizer, mask_config, connector, box_head, vision_grid))
     model.processor = _processor(tokenizer, model.mask_head.image_size, vision_grid, "question_answer", dialect)
