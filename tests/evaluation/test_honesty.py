@@ -1,5 +1,6 @@
 """Wordings, nonsense and mirrored images: what is asked, what training may draw, and what the measures say."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -139,3 +140,20 @@ def test_training_draws_what_it_is_told_to():
     for wrong in (dict(mirrored=2), dict(wordings=["no place"])):
         with pytest.raises(ValueError):
             HardPromptDataset(inner, **wrong)
+
+
+def test_invented_words_and_garbled_questions_keep_the_phrase():
+    words = {hard_prompts.invented_word(random.Random(seed)) for seed in range(200)}
+    assert len(words) > 150
+    tested = " ".join((*hard_prompts.HELD_OUT_NONSENSE, *hard_prompts.HELD_OUT_WORDINGS))
+    assert not any(word in tested for word in words)
+    questions = {
+        hard_prompts.garbled("Where is the {}? Answer with a mask.", random.Random(seed)) for seed in range(30)
+    }
+    assert len(questions) > 20 and all(question.count("{}?") == 1 for question in questions)
+
+    data = HardPromptDataset(dict(type="_Kidneys"), 0.0, 1.0, 0.5, invented=1.0, garbled=1.0)
+    asked = [data[0] for _ in range(60)]
+    nonsense = {one.regions[0].phrase for one in asked if one.regions[0].presence == 0.0}
+    assert len(nonsense) > 15 and not nonsense & set(hard_prompts.NONSENSE)
+    assert all(one.regions[0].phrase in one.conversation[0][1] for one in asked)

@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     ),
     "benchmark": ("benchmark", "benchmark", "any model on any declared benchmark, frozen, scored and repeatable"),
     "compare-runs": ("compare_runs", "compare_runs", "which of several models is better, with tests and a page"),
+    "spread": ("spread", "spread", "what several runs of one recipe score together, and how far they lie apart"),
     "grid": ("grid", "grid", "train, test and compare every combination of some choices"),
     "serve": ("serve", "serve", "chat with regions, uploads and jobs over HTTP"),
     "mcp": ("mcp", "mcp", "tools for agents: describe, segment, measure, compare, report"),

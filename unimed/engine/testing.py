@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 from unimed.data.mixture import DataError
+from unimed.data.readers.augment import AugmentedDataset
+from unimed.data.readers.hard_prompts import HardPromptDataset
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine.config import ConfigError, load_config
 from unimed.engine.errors import traceback_kept_in
@@ -110,11 +112,15 @@ def _training_samples(task, settings) -> dict:
     """`{"train": samples}` for tasks that put baselines made of training data beside their scores."""
     if not task.scores_against_training_data or not settings["train_data"]:
         return {}
-    return {"train": read_all(settings["train_data"], "train_data")}
+    return {"train": read_all(settings["train_data"], "train_data", unchanged=True)}
 
 
-def read_all(entry: Mapping, key: str) -> list:
+def read_all(entry: Mapping, key: str, unchanged: bool = False) -> list:
     """Every sample of a data entry.
+
+    Args:
+        unchanged: without what `HardPromptDataset` and `AugmentedDataset` do to samples; baselines are made of
+            the data.
 
     Raises:
         DataError: one cannot be read; all count in a score, so none is left out.
@@ -122,6 +128,8 @@ def read_all(entry: Mapping, key: str) -> list:
     datasets, names, _, _ = build_datasets(entry)
     samples = []
     for dataset, name in zip(datasets, names, strict=True):
+        while unchanged and isinstance(dataset, (AugmentedDataset, HardPromptDataset)):
+            dataset = dataset.dataset
         for index in range(len(dataset)):
             try:
                 samples.append(dataset[index])

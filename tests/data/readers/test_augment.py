@@ -31,7 +31,7 @@ def sample(phrase="left kidney", size=(40, 30), channels=True):
 @pytest.fixture
 def quiet(monkeypatch):
     """Geometry alone."""
-    monkeypatch.setattr(module, "_intensities", lambda image, draw, compat: image)
+    monkeypatch.setattr(module, "_intensities", lambda image, *_: image)
 
 
 def test_masks_follow_their_image(quiet):
@@ -127,3 +127,39 @@ def test_the_wrapper_draws_from_the_global_generator_and_passes_the_epoch_on():
     object.__setattr__(broken, "images", (broken.images[0].astype(np.float32),))
     with pytest.raises(ValueError, match="uint8"):
         augment(broken)
+
+
+def test_few_variants_come_again_and_others_do_not():
+    class One:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return sample()
+
+    DATASETS.register_module("OneForVariants", module=One, force=True)
+    data = AugmentedDataset(dict(type="OneForVariants"), variants=3, zoom=(0.5, 0.6), move=0.0, specks=(0.0, 0.0))
+
+    def images(epoch):
+        data.set_epoch(epoch)
+        return [data[index].images[0] for index in range(3)]
+
+    first = images(0)
+    assert all(np.array_equal(a, b) for a, b in zip(first, images(3), strict=True))
+    later = [image for epoch in (1, 2) for image in images(epoch)]
+    assert not all(np.array_equal(a, b) for a, b in zip(first + first, later, strict=True))
+    # A window of twice the size shows everything smaller.
+    sizes = {
+        augment(sample(), random.Random(seed), zoom=(2.0, 2.0), move=0.0).regions[0].mask.sum() for seed in range(20)
+    }
+    assert min(sizes) < 0.5 * max(sizes) and max(sizes) == sample().regions[0].mask.sum()
+
+    # In a corner everything may move out of the window, unless that is refused.
+    def shown(**options):
+        moving = dict(variants=40, zoom=(0.5, 0.5), move=0.4)
+        data = AugmentedDataset(dict(type="OneForVariants"), **moving, **options)
+        for epoch in range(40):
+            data.set_epoch(epoch)
+            yield bool(data[0].regions[0].mask.any())
+
+    assert not all(shown()) and all(shown(keep_regions=True))

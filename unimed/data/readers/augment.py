@@ -37,6 +37,7 @@ class AugmentedDataset:
         specks: fraction of pixels that become black or white.
         variants: 0, or the number of epochs after which the same changes come again, so that features of a frozen
             encoder can be kept.
+        keep_regions: a sample of which a region would leave the image stays as it is.
         compat: None: a mirrored picture gets its prompts mirrored too ("left kidney" is then the right one), and noise
             goes both ways. "reference": prompts stay, and negative noise wraps around to bright values.
     """
@@ -50,13 +51,14 @@ class AugmentedDataset:
         move: float = MOVE,
         specks: tuple[float, float] = SPECK_SHARE,
         variants: int = 0,
+        keep_regions: bool = False,
     ):
         if compat not in (None, "reference"):
             raise ValueError(f"compat {compat!r} is unknown; use None or 'reference'")
         self.dataset = DATASETS.build(dataset)
         self.swap_neighbors, self.compat = swap_neighbors, compat
         self.zoom, self.move, self.specks = tuple(zoom), move, tuple(specks)
-        self.variants, self.epoch = variants, 0
+        self.variants, self.keep_regions, self.epoch = variants, keep_regions, 0
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -70,7 +72,10 @@ class AugmentedDataset:
     def __getitem__(self, index: int) -> Sample:
         draw = random.Random(f"{index} {self.epoch % self.variants}") if self.variants else random
         how = {"zoom": self.zoom, "move": self.move, "specks": self.specks}
-        return augment(self.dataset[index], draw, self.swap_neighbors, self.compat, **how)
+        sample = self.dataset[index]
+        changed = augment(sample, draw, self.swap_neighbors, self.compat, **how)
+        shown = [[r.mask is not None and bool(r.mask.any()) for r in one.regions] for one in (sample, changed)]
+        return sample if self.keep_regions and shown[0] != shown[1] else changed
 
 
 def augment(
@@ -167,7 +172,7 @@ def zoom_in(values: np.ndarray, zoom: float, dy: float, dx: float) -> np.ndarray
     return result.astype(values.dtype).reshape(values.shape)
 
 
-def _intensities(image: np.ndarray, draw, compat, specks) -> np.ndarray:
+def _intensities(image: np.ndarray, draw, compat, specks=SPECK_SHARE) -> np.ndarray:
     """Shift, Gaussian noise, salt and pepper."""
     random_numbers = np.random.Generator(np.random.PCG64(draw.getrandbits(64)))
     changed = image.astype(np.float32) + draw.uniform(-SHIFT, SHIFT)
