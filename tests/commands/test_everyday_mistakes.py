@@ -329,6 +329,7 @@ MISTAKES = {
     "no age": ("cache --prune --older-than soon", "'soon' is no age"),
     "runs are gone": ("compare-runs {nowhere} {empty} --metric dice", "nowhere"),
     "no metric": ("compare-runs {cases_jsonl}", "--metric"),
+    "runs without a test": ("spread {empty} {nowhere}", "test/scores.jsonl"),
     "unknown benchmark": ("benchmark vqa_red {grounded}", "unknown benchmark 'vqa_red'"),
     "no data of a benchmark": ("benchmark unimed/any no: --data {nowhere}", "no such folder for unimed/any"),
     "no contestant": ("benchmark unimed/any", "name a benchmark and a model"),
