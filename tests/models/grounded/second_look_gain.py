@@ -1,5 +1,6 @@
-"""What a second look is worth on drawn images with small lesions: python second_look_gain.py [STEPS].
+"""What a second look is worth: python second_look_gain.py [STEPS], or MODEL DATA [SPLIT].
 
+With a model and a set of records it is measured there. Without, a model is trained on drawn images with small lesions.
 Images of 128 px hold a lesion of 3 to 6 px radius; the model sees 32 px. It is trained on whole images and on crops.
 """
 
@@ -12,8 +13,12 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[3])]
 
+import unimed  # noqa: E402
 from unimed.data.collate.grounded import GroundedCollator  # noqa: E402
 from unimed.data.mixture import KeyedDatasets, Mixture  # noqa: E402
+from unimed.data.readers.hard_prompts import single_target  # noqa: E402
+from unimed.data.readers.records import RecordDataset  # noqa: E402
+from unimed.evaluation.honesty import shown_mask  # noqa: E402
 from unimed.evaluation.tables import markdown_table  # noqa: E402
 from unimed.geometry import Geometry  # noqa: E402
 from unimed.metrics.masks import dice  # noqa: E402
@@ -71,29 +76,42 @@ def trained(steps):
     return task.model.eval()
 
 
-def main(steps):
-    model, tests, rows, scores = trained(steps), DrawnLesions(90_000, 30), [], {}
+def compared(model, tests, max_new_tokens=10):
+    """Rows of one, two and three looks at samples that ask for one thing."""
+    rows, scores = [], {}
     for rounds in (1, 2, 3):
         looks, begin = [], time.process_time()
         values = []
         for sample in tests:
+            question = sample.conversation[0][1]
             answer = model.look_again(
-                sample.images[0], "Segment the lesion.", rounds=rounds, looks=looks, max_new_tokens=10
+                sample.images[0], question, rounds=rounds, looks=looks, max_new_tokens=max_new_tokens
             )
-            mask = np.zeros((LARGE, LARGE), bool)
-            for region in answer.regions:
-                mask |= region.mask
-            values.append(dice(mask, sample.regions[0].mask))
+            values.append(dice(shown_mask(answer.regions, sample.images[0].shape[:2]), sample.regions[0].mask))
         scores[rounds] = values
         seconds = (time.process_time() - begin) / len(tests)
         gain = paired_difference(values, scores[1])
-        rows.append({"looks": rounds, "dice": bootstrap_mean(values), "gain": gain, "further looks": len(looks),
-                     "cpu": seconds})  # fmt: skip
+        rows.append({"looks": rounds, "cases": len(tests), "dice": bootstrap_mean(values), "gain": gain,
+                     "further looks": len(looks), "cpu": seconds})  # fmt: skip
     one_look = rows[0]["cpu"]
     for row in rows:
         row["cpu"] = f"{row['cpu'] / one_look:.2f} x one look"
-    print(markdown_table(rows))
+    return rows
+
+
+def of_model(folder, data, split="test"):
+    """The same of a trained model on the records of a set, target by target."""
+    model, rows = unimed.load(folder), []
+    samples = [sample for sample in RecordDataset(data, split, ["referring"]) if single_target(sample) is not None]
+    for phrase in sorted({sample.regions[0].phrase for sample in samples}):
+        tests = [sample for sample in samples if sample.regions[0].phrase == phrase]
+        rows += [{"target": phrase} | row for row in compared(model, tests, max_new_tokens=48)]
+    return rows
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 400)
+    known = sys.argv[1:]
+    if known and not known[0].isdigit():
+        print(markdown_table(of_model(*known)))
+    else:
+        print(markdown_table(compared(trained(int(known[0]) if known else 400), DrawnLesions(90_000, 30))))
