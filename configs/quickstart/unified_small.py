@@ -35,8 +35,8 @@ task = dict(
 train_data = dict(
     mixture=[
         # Each kind of thing by itself: there are ten images of nuclei and ninety-nine masks of the brain.
-        dict(dataset=hard(tissues("referring")), weight=2.0),
-        dict(dataset=hard(records("train", "referring", phrases=["nuclei"])), weight=0.8),
+        dict(dataset=hard(tissues("referring")), weight=1.5),
+        dict(dataset=hard(records("train", "referring", phrases=["nuclei"])), weight=0.7),
         dict(dataset=hard(varied(records("train", "referring", phrases=["lesion"])), mirrored=0.0), weight=1.2),
         # Questions without a mask cost a tenth of others, and whether a thing is there is learnt slowest.
         dict(dataset=hard(tissues("absent"), nonsense=0.25), weight=3.0),
@@ -46,7 +46,7 @@ train_data = dict(
         dict(dataset=records("train", "vqa"), weight=3.0),
         dict(dataset=records("train", "classification"), weight=1.5),
         dict(dataset=records("train", "caption"), weight=0.4),
-        dict(dataset=records("train", "report"), weight=1.0),
+        dict(dataset=records("train", "report"), weight=0.8),
         dict(dataset=records("train", "region"), weight=0.75),
         # Four volumes, four slices each: this shows the road, not a result.
         dict(dataset=records("train", "volume", slices=4, foreground_fraction=0.6), weight=0.15),
@@ -67,9 +67,9 @@ collate = dict(type="GroundedCollator")
 optimizer = dict(weight_decay=0.02)
 schedule = dict(warmup=30)
 batch_size = 24
-max_steps = 300
+max_steps = 200
 checkpoint = dict(interval=100)
-validate_interval = 300
-validate_samples = 120
+validate_interval = 200
+validate_samples = 48
 test_batch_size = 32
 work_dir = "work_dirs/unified_small"

@@ -285,10 +285,14 @@ class FeatureCache:
                 self._kept[key] = found
         first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self._kept}
         if first:
-            fresh = encode(pixels[list(first.values())]).detach()
-            for key, embedding in zip(first, fresh, strict=True):
-                self._kept[key] = embedding.half().cpu()
-                self._write(key)
+            # Several images at once do not fit into the caches of a CPU: one by one takes less time and memory there.
+            size = 1 if pixels.device.type == "cpu" else len(first)
+            missing = list(first)
+            for part in (missing[start : start + size] for start in range(0, len(missing), size)):
+                fresh = encode(pixels[[first[key] for key in part]]).detach()
+                for key, embedding in zip(part, fresh, strict=True):
+                    self._kept[key] = embedding.half().cpu()
+                    self._write(key)
         joined = torch.stack([self._kept[key] for key in keys]).to(pixels.device, pixels.dtype)
         while len(self._kept) > self.images:
             self._kept.pop(next(iter(self._kept)))
