@@ -9,7 +9,7 @@ def records(split, *tasks, **arguments):
 
 def hard(dataset, **fractions):
     """Other wordings (some words of them invented), nonsense, mirrored images: what makes answers honest and steady."""
-    fractions = dict(mirrored=0.3, reworded=0.6, garbled=0.5, nonsense=0.0, invented=0.7) | fractions
+    fractions = dict(mirrored=0.3, reworded=0.6, garbled=0.3, nonsense=0.0, invented=0.7) | fractions
     return dict(type="HardPromptDataset", dataset=dataset, **fractions)
 
 
@@ -35,13 +35,13 @@ task = dict(
 train_data = dict(
     mixture=[
         # Each kind of thing by itself: there are ten images of nuclei and ninety-nine masks of the brain.
-        dict(dataset=hard(tissues("referring")), weight=1.5),
-        dict(dataset=hard(records("train", "referring", phrases=["nuclei"])), weight=0.7),
+        dict(dataset=hard(tissues("referring")), weight=3.0),
+        dict(dataset=hard(records("train", "referring", phrases=["nuclei"])), weight=1.0),
         dict(dataset=hard(varied(records("train", "referring", phrases=["lesion"])), mirrored=0.0), weight=1.2),
         # Questions without a mask cost a tenth of others, and whether a thing is there is learnt slowest.
-        dict(dataset=hard(tissues("absent"), nonsense=0.25), weight=3.0),
-        dict(dataset=hard(records("train", "absent", phrases=["nuclei"]), nonsense=0.25), weight=1.5),
-        dict(dataset=hard(records("train", "absent", phrases=["lesion"]), nonsense=0.25), weight=2.0),
+        dict(dataset=hard(tissues("absent"), nonsense=0.25), weight=2.5),
+        dict(dataset=hard(records("train", "absent", phrases=["nuclei"]), nonsense=0.25), weight=2.0),
+        dict(dataset=hard(records("train", "absent", phrases=["lesion"]), nonsense=0.25), weight=1.5),
         dict(dataset=records("train", "box"), weight=1.25),
         dict(dataset=records("train", "vqa"), weight=3.0),
         dict(dataset=records("train", "classification"), weight=1.5),
@@ -67,9 +67,9 @@ collate = dict(type="GroundedCollator")
 optimizer = dict(weight_decay=0.02)
 schedule = dict(warmup=30)
 batch_size = 24
-max_steps = 200
+max_steps = 300
 checkpoint = dict(interval=100)
-validate_interval = 200
+validate_interval = 300
 validate_samples = 48
 test_batch_size = 32
 work_dir = "work_dirs/unified_small"
