@@ -53,6 +53,9 @@ def test_masks_and_answers_are_printed_beside_their_baselines(tmp_path):
         device="cpu", work_dir=str(tmp_path / "run"),
     )  # fmt: skip
     train(config)
+    # Baselines are made of the records, whatever training does to them.
+    moved = dict(type="AugmentedDataset", dataset=records("train"), zoom=(9.0, 9.0))
+    config["train_data"] = dict(type="HardPromptDataset", dataset=moved, mirrored=1.0, nonsense=1.0)
     tables = evaluate(config)["tables"]
     (masks,) = tables["masks"]
     assert 0.5 < masks["copy_baseline_dice"].value <= 1

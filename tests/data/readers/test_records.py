@@ -68,6 +68,16 @@ def test_tasks_and_limit(folder):
         RecordDataset(folder, tasks=["guess"])
 
 
+def test_records_about_one_thing(folder):
+    absent = dict(task="absent", answer="No.", regions=[{"phrase": "cyst", "present": False}])
+    write(folder, record(), record(id="b", **absent), record(id="c", task="vqa", answer="Yes.", regions=[]))
+
+    def kept(*phrases):
+        return [one["id"] for one in RecordDataset(folder, "train", phrases=phrases).records]
+
+    assert kept("lesion") == ["a"] and kept("cyst") == ["b"] and kept("cyst", "lesion") == ["a", "b"]
+
+
 def test_volume_is_turned_head_back_left(folder):
     array = np.zeros((4, 5, 6), np.int16)
     array[3, 4, 5] = 7  # RAS: right, front, head
