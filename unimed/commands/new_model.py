@@ -27,6 +27,13 @@ def new_model(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--vision-grid", type=int, default=4, help="the language part sees the image as GRID x GRID tokens"
     )
+    parser.add_argument(
+        "--mask-width",
+        type=int,
+        default=96,
+        choices=(32, 64, 96),
+        help="channels of the mask decoder; 64 halves its cost",
+    )
     parser.add_argument("--box-head", default="point", help='kind of box head, or "none"')
     parser.add_argument(
         "--language-model",
@@ -58,7 +65,7 @@ def _new_model(args) -> int:
     options = dict(image_size=args.image_size, vision_grid=args.vision_grid, seed=args.seed)
     options["box_head"] = None if args.box_head == "none" else args.box_head
     if not args.language_model:
-        options |= dict(hidden_dim=args.hidden_dim, layers=args.layers)
+        options |= dict(hidden_dim=args.hidden_dim, layers=args.layers, mask_width=args.mask_width)
     with atomic_folder(args.out) as folder:
         done = make_small(
             folder, args.data, weights=args.mask_head, cache=args.cache, language_model=args.language_model, **options

@@ -60,6 +60,7 @@ def build_small(
     connector: str | Mapping = "mlp2x_gelu",
     box_head: str | Mapping | None = "point",
     mask_config: PreTrainedConfig | Mapping | None = None,
+    mask_width: int = 96,
     dialect: str | Mapping | None = None,
     seed: int = 0,
 ) -> GroundedMLLM:
@@ -71,6 +72,8 @@ def build_small(
         vision_grid: the image becomes `vision_grid`² tokens.
         connector, box_head: name, or arguments of `build_connector` and `build_box_head`.
         mask_config: configuration of the mask decoder, or its values with the `model_type`; LiteMedSAM's by default.
+        mask_width: channels of LiteMedSAM's decoder for language vectors, a multiple of 32: most of the cost of a step, of
+            which 64 takes half.
         dialect: how questions are worded and boxes written; see `unimed.models.dialects`.
     """
     tokenizer = train_tokenizer(texts_of(texts), vocabulary)
@@ -86,8 +89,7 @@ def build_small(
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
     )
-    # Two thirds of the default width: the decoder is most of the cost of a step, and it takes less than half of it so.
-    mask_config = as_config(mask_config) or MedSamLiteConfig(image_size=image_size, text_width=64)
+    mask_config = as_config(mask_config) or MedSamLiteConfig(image_size=image_size, text_width=mask_width)
     torch.manual_seed(seed)
     model = GroundedMLLM(_config(language, tokenizer, mask_config, connector, box_head, vision_grid))
     model.processor = _processor(tokenizer, model.mask_head.image_size, vision_grid, "question_answer", dialect)
