@@ -72,8 +72,8 @@ def build_small(
         vision_grid: the image becomes `vision_grid`² tokens.
         connector, box_head: name, or arguments of `build_connector` and `build_box_head`.
         mask_config: configuration of the mask decoder, or its values with the `model_type`; LiteMedSAM's by default.
-        mask_width: channels of LiteMedSAM's decoder for language vectors, a multiple of 32: most of the cost of a step, of
-            which 64 takes half.
+        mask_width: channels of LiteMedSAM's decoder for language vectors, a multiple of 32. It is most of the cost of a
+            step, and 64 halves it.
         dialect: how questions are worded and boxes written; see `unimed.models.dialects`.
     """
     tokenizer = train_tokenizer(texts_of(texts), vocabulary)
