@@ -3,8 +3,8 @@
     unimed new-model pretrained/unified_hard --data data/sample --mask-width 64
     bash tools/dist.sh train configs/quickstart/unified_hard.py 1
 
-It refuses nonsense and answers other wordings alike; at 200 steps it tells grey from white matter less well than
-`unified_small.py` does (docs/training.md has the figures).
+It refuses nonsense and finds nuclei in either question for less than half of the time of `unified_small.py`, which
+outlines tissues better; docs/training.md has the figures.
 """
 
 _base_ = "unified_small.py"
@@ -16,7 +16,7 @@ def records(split, *tasks, **arguments):
 
 def hard(dataset, **fractions):
     """Other wordings (some words of them invented), nonsense, mirrored images: what makes answers honest and steady."""
-    fractions = dict(mirrored=0.3, reworded=0.6, garbled=0.5, nonsense=0.0, invented=0.7) | fractions
+    fractions = dict(mirrored=0.3, reworded=0.6, garbled=0.3, nonsense=0.0, invented=0.7) | fractions
     return dict(type="HardPromptDataset", dataset=dataset, **fractions)
 
 
@@ -34,13 +34,13 @@ task = dict(model="pretrained/unified_hard", cache_images=1500)
 train_data = dict(
     mixture=[
         # Each kind of thing by itself: there are ten images of nuclei and ninety-nine masks of the brain.
-        dict(dataset=hard(tissues("referring")), weight=1.5),
-        dict(dataset=hard(records("train", "referring", phrases=["nuclei"])), weight=0.7),
+        dict(dataset=hard(tissues("referring")), weight=3.0),
+        dict(dataset=hard(records("train", "referring", phrases=["nuclei"])), weight=1.0),
         dict(dataset=hard(varied(records("train", "referring", phrases=["lesion"])), mirrored=0.0), weight=1.2),
         # Questions without a mask cost a tenth of others, and whether a thing is there is learnt slowest.
-        dict(dataset=hard(tissues("absent"), nonsense=0.25), weight=3.0),
-        dict(dataset=hard(records("train", "absent", phrases=["nuclei"]), nonsense=0.25), weight=1.5),
-        dict(dataset=hard(records("train", "absent", phrases=["lesion"]), nonsense=0.25), weight=2.0),
+        dict(dataset=hard(tissues("absent"), nonsense=0.25), weight=2.5),
+        dict(dataset=hard(records("train", "absent", phrases=["nuclei"]), nonsense=0.25), weight=2.0),
+        dict(dataset=hard(records("train", "absent", phrases=["lesion"]), nonsense=0.25), weight=1.5),
         dict(dataset=records("train", "box"), weight=1.25),
         dict(dataset=records("train", "vqa"), weight=3.0),
         dict(dataset=records("train", "classification"), weight=1.5),
@@ -53,7 +53,7 @@ train_data = dict(
 )
 schedule = dict(warmup=30)
 batch_size = 24
-max_steps = 200
+max_steps = 300
 checkpoint = dict(interval=100)
-validate_interval = 200
+validate_interval = 300
 work_dir = "work_dirs/unified_hard"
