@@ -40,6 +40,7 @@ LEVELS = [
         "unimed.pickles",
         "unimed.progress",
         "unimed.threads",
+        "unimed.workers",
     ],
 ]
 FORMAT_LIBRARIES = {"pydicom", "nibabel", "SimpleITK", "highdicom"}
