@@ -31,7 +31,15 @@ LEVELS = [
     ["unimed.metrics"],
     ["unimed.io"],
     ["unimed.structures", "unimed.chat"],
-    ["unimed.geometry", "unimed.files", "unimed.tokens", "unimed.registry", "unimed.version", "unimed.layouts"],
+    [
+        "unimed.geometry",
+        "unimed.files",
+        "unimed.tokens",
+        "unimed.registry",
+        "unimed.version",
+        "unimed.layouts",
+        "unimed.workers",
+    ],
     [
         "unimed.identity",
         "unimed.locks",
@@ -40,7 +48,6 @@ LEVELS = [
         "unimed.pickles",
         "unimed.progress",
         "unimed.threads",
-        "unimed.workers",
     ],
 ]
 FORMAT_LIBRARIES = {"pydicom", "nibabel", "SimpleITK", "highdicom"}

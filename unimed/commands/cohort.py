@@ -78,12 +78,7 @@ def predict_cohort(args: argparse.Namespace) -> int:
     from unimed.inference.cohort.running import PART_ROWS, run_cohort
 
     split = 1
-    while split < len(args.words) and (
-        args.text
-        or is_url(args.words[split])
-        or Path(args.words[split]).exists()
-        or looks_like_a_path(args.words[split])
-    ):
+    while split < len(args.words) and (args.text or _is_source(args.words[split])):
         split += 1
     texts = [*args.words[split:], *args.text]
     if not texts or not all(text.strip() for text in texts):

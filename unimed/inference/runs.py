@@ -154,7 +154,8 @@ def _run(cases, predict, work_dir: Path, settings: dict, batch_size: int, restar
         raise KeyboardInterrupt(f"{kept}; the same command goes on") from stop
     for name in failed:
         finished.pop(name, None)  # an answer of an earlier content is none of this one
-    write_json_lines(work_dir / "cases.jsonl", finished.values())
+    order = dict.fromkeys([*(name for name in names if name in finished), *finished])
+    write_json_lines(work_dir / "cases.jsonl", [finished[name] for name in order])
     write_json_lines(work_dir / "failed.jsonl", [{"case": name, "error": text} for name, text in failed.items()])
     return FolderReport([finished[name] for name in names if name in finished], failed, skipped)
 

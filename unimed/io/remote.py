@@ -24,8 +24,8 @@ SILENCE_S = 30.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, KeyError,
           ImportError, NotImplementedError)  # fmt: skip
-#: What tells whether a remote file was replaced, as far as its file system tells it.
-_STAMPS = ("size", "ETag", "etag", "checksum", "md5Hash", "mtime", "LastModified", "last_modified", "created")
+#: What tells whether a remote file was replaced: digests of its content, and times where there is none of them.
+_DIGESTS, _TIMES = ("ETag", "etag", "md5Hash", "checksum"), ("mtime", "LastModified", "last_modified", "created")
 
 
 class UnreachableError(OSError):
@@ -85,11 +85,9 @@ def retried(work: Callable[[], Result], where: str, patience_s: float = PATIENCE
     while True:
         try:
             return work()
-        except _FINAL:
-            raise
         except Exception as error:  # noqa: BLE001 - each file system has errors of its own
             status = getattr(error, "status", None)
-            if is_of_the_disk(error):
+            if is_of_the_disk(error) or (isinstance(error, _FINAL) and not _hides_the_network(error)):
                 raise
             text = f"{type(error).__name__}: {without_query(str(error))}"
             if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
@@ -100,6 +98,12 @@ def retried(work: Callable[[], Result], where: str, patience_s: float = PATIENCE
                 raise UnreachableError(f"{where}: not reached within {patience_s:g} s ({text})") from None
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _hides_the_network(error: Exception) -> bool:
+    """fsspec says of a web server that does not answer that the file is not there; the cause tells them apart."""
+    cause = error.__cause__
+    return isinstance(error, FileNotFoundError) and cause is not None and getattr(cause, "status", None) is None
 
 
 def read_range(url: str, start: int, size: int, patience_s: float = PATIENCE_S) -> bytes:
@@ -152,8 +156,14 @@ def _fetch_file(fs, path: str, where: str, destination: Path, patience_s: float)
 
 
 def stamp_of(information: Mapping) -> str:
-    """What a file system tells of a file that changes when the file is replaced, as a digest."""
-    known = [f"{key}={information[key]}" for key in _STAMPS if information.get(key) is not None]
+    """What a file system tells of a file that changes when the file is replaced, as a digest; listings and questions
+    about one file give the same."""
+    known = [str(information.get("size"))]
+    for keys in (_DIGESTS, _TIMES):
+        found = next((information[key] for key in keys if information.get(key) is not None), None)
+        if found is not None:
+            known.append(str(found.timestamp() if hasattr(found, "timestamp") else found))
+            break
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
 
 

@@ -22,7 +22,7 @@ class AskingModel:
         model: folder or published checkpoint.
         device, dtype: of `unimed.load`; "auto" gives each process on a machine a GPU of its own where there are any.
         choices: series, phase, irregular of `read_volume`.
-        others: as of `unimed.inference.answering.answer_source`.
+        task, plane, formats, deidentified, site, modality, window, page, max_new_tokens: flags of `unimed predict`.
     """
 
     model: str
