@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import random
 import re
 import shutil
 import sys
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from unimed import progress
 from unimed.data.prepare.cases import SPLITS, box_of, slug
 from unimed.data.prepare.pairing import FolderError, ImageFile, MaskFile, by_class, from_table, is_volume, pair
+from unimed.data.prepare.pieces import Pieces, add_workers, pieces_of
 from unimed.data.prepare.questions import BOX, IF_PRESENT, SEGMENT, Answer
-from unimed.files import atomic_folder, read_json, write_json_lines, write_report
+from unimed.files import is_of_the_disk, read_json, write_json_lines, write_report
+from unimed.identity import quick_stamp
 from unimed.io.errors import ImageError, MaskError, ReadError
 from unimed.io.images import load
 from unimed.io.masks import load_labels, load_mask
@@ -56,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--site", default="", help="body site of all images, for the CT window")
     parser.add_argument("--skip-bad", action="store_true", help="leave files out that cannot be used; they are named")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the wording")
+    add_workers(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,8 +82,13 @@ def run(args: argparse.Namespace) -> int:
         image.modality, image.site = image.modality or args.modality, image.site or args.site
         image.patient = image.patient or _patient(image, args.patient_pattern)
     remarks = assign_splits(images, args.split, args.seed)
-    with atomic_folder(args.out) as folder:
-        counts, broken = write(images, names, folder, args.seed)
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is already there; choose another name or remove it")
+    settings = {"names": [names.phrase, sorted(map(str, names.values.items()))], "seed": args.seed}
+    with pieces_of(out.absolute().parent / f".{out.name}.preparing", settings) as pieces:
+        folder = pieces.folder
+        counts, broken = write(images, names, pieces, args.seed, args.workers)
         problems += broken
         if problems and not args.skip_bad:
             for problem in problems[:20]:
@@ -91,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
             raise FolderError(
                 f"{root}: no record could be made; {problems[0] if problems else 'no mask, class or text'}"
             )
-        write_report(folder / "dataset.json", {"name": Path(args.out).name, "records": _by_split(counts)})
+        write_report(folder / "dataset.json", {"name": out.name, "records": _by_split(counts)})
+        os.replace(folder, out)
     for problem in problems:
         print(f"left out: {problem}")
     for remark in remarks:
@@ -196,31 +206,58 @@ def assign_splits(images: list[ImageFile], fractions, seed: int) -> list[str]:
     return remarks
 
 
-def write(images: list[ImageFile], names: Names, folder: Path, seed: int) -> tuple[Counter, list[str]]:
+def write(
+    images: list[ImageFile], names: Names, pieces: Pieces, seed: int, workers: int = 1
+) -> tuple[Counter, list[str]]:
     """Copy files and write records. Returns ({(split, task): records}, problems)."""
     records: dict[str, list[dict]] = {split: [] for split in SPLITS}
     counts, problems = Counter(), []
     classes = sorted({image.class_name for image in images if image.class_name})
     vocabulary = sorted({*names.values.values()} | {mask.phrase for image in images for mask in image.masks} - {""})
     stems = Counter(slug(image.key) for image in images)
-    with progress.Progress("image", len(images)) as done:
-        for number, image in enumerate(images):
-            done.at(number)
-            stem = slug(image.key) or "image"
-            if stems[slug(image.key)] > 1 or not slug(image.key):
-                stem = f"{stem}_{number}"
-            try:
-                made = list(_records(image, stem, names, vocabulary, classes, folder, seed))
-            except BROKEN as error:
-                problems.append(str(error) if str(image.path) in str(error) else f"{image.path}: {error}")
-                continue
-            for record in made:
-                records[image.split].append(record)
-                counts[image.split, record["task"]] += 1
+    items, keys = [], []
+    for number, image in enumerate(images):
+        stem = slug(image.key) or "image"
+        if stems[slug(image.key)] > 1 or not slug(image.key):
+            stem = f"{stem}_{number}"
+        items.append((image, stem))
+        files = [image.path, *(mask.path for mask in image.masks)]
+        keys.append([stem, repr(image), [quick_stamp(path) for path in files], vocabulary, classes])
+    make = _RecordsOf(names, vocabulary, classes, pieces.folder, seed)
+    for image, made in zip(images, pieces.results(make, items, keys, workers, "image"), strict=True):
+        if isinstance(made, str):
+            problems.append(made)
+            continue
+        for record in made:
+            records[image.split].append(record)
+            counts[image.split, record["task"]] += 1
     for split, rows in records.items():
         if rows or split != "aux":
-            write_json_lines(folder / "records" / f"{split}.jsonl", rows)
+            write_json_lines(pieces.folder / "records" / f"{split}.jsonl", rows)
     return counts, problems
+
+
+@dataclass(frozen=True)
+class _RecordsOf:
+    """Makes the records of an image and copies its files; what is wrong with it is a text instead."""
+
+    names: Names
+    vocabulary: list[str]
+    classes: list[str]
+    folder: Path
+    seed: int
+
+    def __call__(self):
+        return self.of
+
+    def of(self, item: tuple[ImageFile, str]) -> list[dict] | str:
+        image, stem = item
+        try:
+            return list(_records(image, stem, self.names, self.vocabulary, self.classes, self.folder, self.seed))
+        except BROKEN as error:
+            if is_of_the_disk(error):
+                raise
+            return str(error) if str(image.path) in str(error) else f"{image.path}: {error}"
 
 
 def _records(image: ImageFile, stem: str, names: Names, vocabulary, classes, folder: Path, seed: int):
@@ -292,7 +329,7 @@ def _masks(mask: MaskFile, names: Names, source, volume: bool):
 
 
 def _copied(path: Path, destination: Path, stem: str, folder: Path) -> str:
-    destination.mkdir(exist_ok=True)
+    destination.mkdir(parents=True, exist_ok=True)
     suffix = path.name[len(without_suffix(path.name)) :]
     copy = destination / f"{stem}{suffix.lower()}"
     shutil.copyfile(path, copy)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unimed.files import scratch_folder
-from unimed.inference.cohort.records import CohortRecord, local_stamp
+from unimed.identity import quick_stamp
+from unimed.inference.cohort.records import CohortRecord
 from unimed.io.errors import ReadError
 from unimed.io.remote import fetch, is_url, read_range, stamp
 from unimed.names import safe_name
@@ -39,7 +40,7 @@ def _copy(record: CohortRecord, folder: Path, patience_s: float) -> Path:
     if remote and record.stamp and not record.place.endswith("/"):
         now = stamp(record.place, patience_s)
     else:
-        now = record.stamp if remote else local_stamp(record.place)
+        now = record.stamp if remote else quick_stamp(record.place)
     if now != record.stamp and record.stamp:
         raise ReadError(f"{record.source}: it was replaced since the cohort was planned; run the command again")
     if not record.member:

@@ -11,6 +11,7 @@ from typing import Any
 
 from unimed.data.readers.shards import expand_shards
 from unimed.data.readers.tars import ShardError, by_key, tar_members
+from unimed.identity import quick_stamp
 from unimed.inference.asking import IMAGE_SUFFIXES, find_sources
 from unimed.inference.cohort.manifests import MANIFEST_SUFFIXES, read_manifest
 from unimed.inference.volume_files import SUFFIXES as VOLUME_SUFFIXES
@@ -121,7 +122,7 @@ def _bare(word: str) -> str:
 def _of_path(place: Path, one_series: bool) -> Iterator[CohortRecord]:
     for path in find_sources([place]):
         source = path.relative_to(place).as_posix() if path != place else path.name
-        record = CohortRecord(source or path.name, os.path.abspath(path), stamp=local_stamp(path))
+        record = CohortRecord(source or path.name, os.path.abspath(path), stamp=quick_stamp(path))
         if path.is_dir() and not one_series:
             yield from _series_of(path, record)
         else:
@@ -142,21 +143,6 @@ def _series_of(folder: Path, record: CohortRecord) -> Iterator[CohortRecord]:
         yield replace(record, series=series.uid, name=f"{record.source}-series-{series.first.get('SeriesNumber', '')}")
 
 
-def local_stamp(path: str | Path) -> str:
-    """Size and time of a file, or of all files of a folder; "missing" where there is none."""
-    path = Path(path)
-    try:
-        if not path.is_dir():
-            status = path.stat()
-            return f"{status.st_size}-{status.st_mtime_ns}"
-        with os.scandir(path) as entries:
-            files = sorted((entry.name, entry.stat()) for entry in entries if entry.is_file())
-        rows = "".join(f"{name}\0{status.st_size}-{status.st_mtime_ns}\n" for name, status in files)
-        return hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    except OSError:
-        return "missing"
-
-
 def _of_manifest(word: str, patience_s: float) -> Iterator[CohortRecord]:
     for row in read_manifest(word, patience_s):
         record = CohortRecord(
@@ -166,7 +152,7 @@ def _of_manifest(word: str, patience_s: float) -> Iterator[CohortRecord]:
         if row.problem or is_url(row.place):
             yield record  # a request for each row is made when it is worked on, not before
         else:
-            yield replace(record, stamp=local_stamp(row.place))
+            yield replace(record, stamp=quick_stamp(row.place))
 
 
 def _of_url(url: str, patience_s: float) -> Iterator[CohortRecord]:
@@ -211,7 +197,7 @@ def _of_shard(shard: str, patience_s: float) -> Iterator[CohortRecord]:
             token = stamp(shard, patience_s)
             members, problem = retried(lambda: tar_members(path, fs.open), label, patience_s)
         else:
-            token = local_stamp(shard)
+            token = quick_stamp(shard)
             members, problem = tar_members(shard)
         keys = by_key(label, members)
     except ShardError as error:
