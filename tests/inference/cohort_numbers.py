@@ -241,7 +241,8 @@ def shards(root):
         cut = 1024 + number * 4000
         (root / f"cut-{number}.tar").write_bytes(data[:cut])
         report = run(root / f"out{number}", [root / f"cut-{number}.tar"], DigestOf(str(root / f"log{number}")))
-        good += report.finished == report.rows and report.failed == 1 and report.rows - 1 in (cut // 1536, cut // 1536 + 1)
+        whole = report.rows - 1 in (cut // 1536, cut // 1536 + 1)  # the last may lack its padding alone
+        good += report.finished == report.rows and report.failed == 1 and whole
     print(f"| a shard cut off: a row for each whole member, and one that names the loss | {good} of 10 | 10 | 0 |")
 
 

@@ -143,3 +143,25 @@ def test_volumes_in_processes_go_on(tmp_path, monkeypatch):
         biomed_volumes.build(*places, tmp_path / "three")
     biomed_volumes.build(*places, tmp_path / "three")
     assert asked == ["v0", "v1", "v1", "v2"] and tree(tmp_path / "one") == tree(tmp_path / "three")
+
+
+def test_a_biomedparse_folder_is_checked_by_processes_as_by_one(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in (split, f"{split}_mask"):
+            (tmp_path / name).mkdir()
+        for number in range(4):
+            image, mask = rng.integers(0, 255, (20, 16), dtype=np.uint8), np.zeros((20, 16), np.uint8)
+            mask[3:9, 4 : 5 + number] = 255
+            Image.fromarray(image).save(tmp_path / split / f"{split}p{number}_CT_abdomen.png")
+            Image.fromarray(mask).save(tmp_path / f"{split}_mask" / f"{split}p{number}_CT_abdomen_liver.png")
+    (tmp_path / "train" / "trainp1_CT_abdomen.png").write_bytes(b"no image")
+    Image.fromarray(np.zeros((20, 16), np.uint8)).save(tmp_path / "test_mask" / "testp2_CT_abdomen_liver.png")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "test_mask" / "testp3_CT_abdomen_liver.png")
+    said = []
+    for flags in ([], ["--workers", "2"]):
+        assert main(["prepare", "biomedparse", str(tmp_path), "--skip-bad", *flags]) == 0
+        said.append((capsys.readouterr().out, tree(tmp_path)))
+    assert said[0] == said[1]
+    for part in ("trainp1", "mask is empty", "testp3", "no image trainp1_CT_abdomen.png"):
+        assert part in said[0][0]
