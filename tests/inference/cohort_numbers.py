@@ -1,8 +1,9 @@
-"""Cohorts in numbers: `python tests/inference/cohort_numbers.py [engines] [growth] [workers] [faults] [ray-faults]`.
+"""Cohorts in numbers: `python tests/inference/cohort_numbers.py [engines] [growth] [workers] [faults] [sources]
+[ray-faults]`.
 
 - engines: a tiny model on one process, on two, and on Ray with two actors: seconds, rows a second, the same bytes;
 - growth: seconds and peak memory of 100 to 100,000 rows that cost nothing; workers: the same 20,000 rows on 1, 2 and 4;
-- faults, ray-faults: n runs each that are killed, cut off or filled, and go on: how many end in the bytes of a run
+- faults, sources, ray-faults: n runs that are killed, cut off or filled, and go on: how many end in the bytes of one
   without faults, and how many records were worked on twice (at most the one in hand of each killed process).
 """
 
@@ -223,6 +224,10 @@ def faults():
             child("job", root, out, "local", 1)
             full.append(out)
         judged("no file may grow (EFBIG), then it may", root, full, 10)
+
+
+def sources():
+    print("| fault of a source | whole and the same | faults | records worked on twice |\n|---|---|---|---|")
     with folder() as root:
         shards(root)
     with folder() as root:
@@ -280,7 +285,8 @@ def ray_faults():
         judged("the command killed", root, *killed(root, "ray", 2, 3, "driver"))
 
 
-PARTS = {"engines": engines, "growth": growth, "workers": workers, "faults": faults, "ray-faults": ray_faults}
+PARTS = {"engines": engines, "growth": growth, "workers": workers, "faults": faults, "sources": sources,
+         "ray-faults": ray_faults}  # fmt: skip
 
 if __name__ == "__main__":
     if "--child" in sys.argv:
