@@ -91,8 +91,8 @@ class PartWorker:
 
         folder.mkdir(parents=True, exist_ok=True)
         report = run_cases(cases, predict, folder, settings={"cohort": self.identity}, ends=_ends_all, log=False)
+        mark.path.unlink(missing_ok=True)  # before the rows, with which the part is finished
         _write_rows(plan.rows_of(part), _rows(records, report, f"parts/{part.name}"), self.form)
-        mark.path.unlink(missing_ok=True)
         forget_names(folder)
         return report
 
