@@ -343,10 +343,13 @@ def _dumped(value) -> str:
     return text
 
 
-def append_json_line(path: str | Path, row) -> None:
+def append_json_line(path: str | Path, row, sync: bool = True) -> None:
     """Add one object to a file of JSON lines, on disk when this returns.
 
     What a killed process left of a last line is cut off first, so that the new one stands on its own.
+
+    Args:
+        sync: False leaves it to the system when it is on the disk; then a kill loses nothing, a power cut may.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -358,7 +361,8 @@ def append_json_line(path: str | Path, row) -> None:
                 _end_line(stream, size)
         stream.write(json_line(row).encode())
         stream.flush()
-        os.fsync(stream.fileno())
+        if sync:
+            os.fsync(stream.fileno())
 
 
 def _end_line(stream, size: int) -> None:

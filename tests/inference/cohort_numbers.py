@@ -2,7 +2,7 @@
 [ray-faults]`.
 
 - engines: a tiny model on one process, on two, and on Ray with two actors: seconds, rows a second, the same bytes;
-- growth: seconds and peak memory of 100 to 100,000 rows that cost nothing; workers: the same 20,000 rows on 1, 2 and 4;
+- growth: seconds and peak memory of 100 to 100,000 rows that cost nothing; workers: the same 10,000 rows on 1, 2 and 4;
 - faults, sources, ray-faults: n runs that are killed, cut off or filled, and go on: how many end in the bytes of one
   without faults, and how many records were worked on twice (at most the one in hand of each killed process).
 """
@@ -118,7 +118,7 @@ def workers():
     print("| rows | workers | s | rows a second | MB at most, of this process |\n|---|---|---|---|---|")
     for count in (1, 2, 4):
         with folder() as root:
-            child("grow", root, 20_000, count)
+            child("grow", root, 10_000, count)
 
 
 def grow(root, count, processes):

@@ -3,7 +3,7 @@
 A run folder holds
 
 - `progress.jsonl`: how far it was, every few seconds, where a command runs it;
-- `cases.jsonl`: one line per finished case, written as soon as the case is done;
+- `cases.jsonl`: one line per finished case, written as soon as the case is done, and on the disk within a second;
 - `failed.jsonl`: one line per case that raised, with the kind and text of the error;
 - `run.json`: the settings of the run, so that results of different settings never mix, and the content of the model.
 
@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ from unimed.markup import plain_line
 from unimed.names import same_on_disk, source_of
 from unimed.progress import Progress, logged
 from unimed.structures import Case
+
+#: Seconds between two waits for the disk; cases take longer as a rule, so that each is waited for.
+_SYNC_S = 1.0
 
 
 class FolderError(ValueError):
@@ -129,15 +133,19 @@ def _run(cases, predict, work_dir: Path, settings: dict, batch_size: int, restar
     todo = [case for case in cases if finished.get(case.name, {}).get("content") != contents[case.name]]
     skipped = len(cases) - len(todo)
     failed: dict[str, str] = {}
+    synced = 0.0
 
     def keep(case: Case, row: Mapping) -> None:
+        nonlocal synced
         if case_content(case) != contents[case.name]:
             failed[case.name] = "ChangedError: its files were changed while it was worked on; run again"
             return
         source = source_of(work_dir, case.name)
         kept = {"case": case.name, **plain(dict(row)), "content": contents[case.name]}
         finished[case.name] = kept | ({"source_id": source} if source else {})
-        append_json_line(work_dir / "cases.jsonl", finished[case.name])
+        due = time.monotonic() - synced > _SYNC_S
+        append_json_line(work_dir / "cases.jsonl", finished[case.name], sync=due)
+        synced = time.monotonic() if due else synced
 
     try:
         with Progress("case", len(cases), skipped) as progress:

@@ -91,7 +91,7 @@ class PartWorker:
 
         folder.mkdir(parents=True, exist_ok=True)
         report = run_cases(cases, predict, folder, settings={"cohort": self.identity}, ends=_ends_all, log=False)
-        mark.path.unlink(missing_ok=True)  # before the rows, with which the part is finished
+        mark.remove()  # before the rows, with which the part is finished
         _write_rows(plan.rows_of(part), _rows(records, report, f"parts/{part.name}"), self.form)
         forget_names(folder)
         return report
@@ -117,7 +117,7 @@ class _Mark:
     """Which record is worked on, so that the next process knows over which one the last died."""
 
     def __init__(self, path: Path, token: str):
-        self.path, self.token, self.deaths = path, token, {}
+        self.path, self.token, self.deaths, self.stream = path, token, {}, None
         try:
             found = json.loads(path.read_bytes())
             if found["run"] == token:
@@ -127,7 +127,15 @@ class _Mark:
             pass  # none, or torn by the death of its process
 
     def set(self, case: str) -> None:
-        self.path.write_text(json.dumps({"run": self.token, "case": case, "deaths": self.deaths}), encoding="utf-8")
+        self.stream = self.stream or open(self.path, "wb", buffering=0)
+        self.stream.seek(0)
+        self.stream.write(json.dumps({"run": self.token, "case": case, "deaths": self.deaths}).encode())
+        self.stream.truncate()
+
+    def remove(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+        self.path.unlink(missing_ok=True)
 
 
 def _rows(records: Sequence[CohortRecord], report, place: str) -> list[dict]:
