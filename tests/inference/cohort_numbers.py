@@ -1,10 +1,10 @@
-"""Cohorts in numbers: `python tests/inference/cohort_numbers.py [engines] [growth] [workers] [faults] [sources]
-[ray-faults]`.
+"""Cohorts in numbers: `python tests/inference/cohort_numbers.py [engines] [growth] [workers] [faults] [full-disk]
+[sources] [ray-faults]`.
 
 - engines: a tiny model on one process, on two, and on Ray with two actors: seconds, rows a second, the same bytes;
 - growth: seconds and peak memory of 100 to 100,000 rows that cost nothing; workers: the same 10,000 rows on 1, 2 and 4;
-- faults, sources, ray-faults: n runs that are killed, cut off or filled, and go on: how many end in the bytes of one
-  without faults, and how many records were worked on twice (at most the one in hand of each killed process).
+- faults, full-disk, sources, ray-faults: n runs that are killed, cut off or filled, and go on: how many end in the
+  bytes of one without faults, and how many records were worked on twice (at most the one in hand of each killed process).
 """
 
 import contextlib
@@ -226,6 +226,31 @@ def faults():
         judged("no file may grow (EFBIG), then it may", root, full, 10)
 
 
+def full_disk():
+    """Disks in memory that are too small, in a name space of its own (Linux), and then larger ones."""
+    print("| a full disk | whole and the same | faults | records worked on twice |\n|---|---|---|---|", flush=True)
+    subprocess.run(["unshare", "-rm", sys.executable, __file__, "--child", "disks"])
+
+
+def disks():
+    with folder() as root:
+        prepared(root)
+        place, outs, stopped = root / "disk", [], 0
+        place.mkdir()
+        for number in range(20):
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={40 + 16 * number}k", "tmpfs", place], check=True)
+            predictor = Slow(str(root / f"disk-{number}.log"), seconds=0)
+            with contextlib.suppress(OSError):  # not even the plan finds room
+                report = run(place / "out", [root / "in" / "list.csv"], predictor, part_rows=5)
+                stopped += bool(report.stopped and report.missing)
+            subprocess.run(["mount", "-o", "remount,size=8m", place], check=True)
+            run(place / "out", [root / "in" / "list.csv"], predictor, part_rows=5)
+            shutil.copytree(place / "out", root / f"disk-{number}")
+            outs.append(f"disk-{number}")
+            subprocess.run(["umount", place], check=True)
+        judged(f"full at another record each time ({stopped} named what is missing)", root, outs, len(outs))
+
+
 def sources():
     print("| fault of a source | whole and the same | faults | records worked on twice |\n|---|---|---|---|")
     with folder() as root:
@@ -286,13 +311,13 @@ def ray_faults():
         judged("the command killed", root, *killed(root, "ray", 2, 3, "driver"))
 
 
-PARTS = {"engines": engines, "growth": growth, "workers": workers, "faults": faults, "sources": sources,
-         "ray-faults": ray_faults}  # fmt: skip
+PARTS = {"engines": engines, "growth": growth, "workers": workers, "faults": faults, "full-disk": full_disk,
+         "sources": sources, "ray-faults": ray_faults}  # fmt: skip
 
 if __name__ == "__main__":
     if "--child" in sys.argv:
         name, *words = sys.argv[sys.argv.index("--child") + 1 :]
-        {"grow": grow, "job": job, "limited": limited}[name](*words)
+        {"grow": grow, "job": job, "limited": limited, "disks": disks}[name](*words)
     else:
         for name in sys.argv[1:] or PARTS:
             PARTS[name]()
