@@ -4,7 +4,8 @@
 - engines: a tiny model on one process, on two, and on Ray with two actors: seconds, rows a second, the same bytes;
 - growth: seconds and peak memory of 100 to 100,000 rows that cost nothing; workers: the same 10,000 rows on 1, 2 and 4;
 - faults, full-disk, sources, ray-faults: n runs that are killed, cut off or filled, and go on: how many end in the
-  bytes of one without faults, and how many records were worked on twice (at most the one in hand of each killed process).
+  bytes of one without faults, and how many records were worked on twice (at most the one in hand of each that was
+  killed).
 """
 
 import contextlib
