@@ -36,10 +36,15 @@ def spice_missing() -> str:
     """Why SPICE cannot run here; empty where it can. Its language models are fetched apart from the package."""
     if why := missing():
         return why
-    places = importlib.util.find_spec("pycocoevalcap").submodule_search_locations
-    if any(any(Path(place, "spice", "lib").glob("stanford-corenlp-*.jar")) for place in places):
+    if any(any(place.glob("spice/lib/stanford-corenlp-*.jar")) for place in _places("pycocoevalcap")):
         return ""
     return "SPICE needs Stanford CoreNLP 3.6.0 in pycocoevalcap/spice/lib (its own get_stanford_models fetches it)"
+
+
+def _places(package: str) -> list[Path]:
+    """Folders of a package, without importing it."""
+    spec = importlib.util.find_spec(package)
+    return [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
 
 
 def caption_scores(
@@ -117,18 +122,21 @@ def meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         try:
             counts = [_ask(program, " ||| ".join(["SCORE", *refs, hyp])) for hyp, refs in pairs]
             _ask(program, " ||| ".join(["EVAL", *counts]), lines=len(pairs))
-            value = program.stdout.readline().strip()
-            return float(value)
+            return float(_line_of(program))
         except ValueError as error:
             raise RuntimeError(f"METEOR did not answer with a number: {error}") from None
         finally:
             program.kill()
 
 
+def _line_of(program) -> str:
+    return program.stdout.readline().strip()
+
+
 def _ask(program, line: str, lines: int = 1) -> str:
     program.stdin.write(line + "\n")
     program.stdin.flush()
-    answers = [program.stdout.readline().strip() for _ in range(lines)]
+    answers = [_line_of(program) for _ in range(lines)]
     if not answers[-1] or answers[-1].startswith("Error"):
         raise RuntimeError(f"METEOR gave no score for {line[:80]!r}: {answers[-1] or 'the program ended'}")
     return answers[-1]
@@ -145,7 +153,7 @@ def _java_tokens(hypotheses, lists) -> tuple[list[str], list[list[str]]]:
     flat = [*hypotheses, *(words for entry in lists for words in entry)]
     # An empty line may be lost on the way, so each text is closed by a word of its own.
     lines = "".join(f"{one_line(words)} {_NOTHING}\n" for words in flat)
-    folder = next(iter(importlib.util.find_spec("pycocoevalcap.tokenizer").submodule_search_locations))
+    folder = _places("pycocoevalcap.tokenizer")[0]
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", STANFORD_CORENLP_3_4_1_JAR]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     done = subprocess.run(command, cwd=folder, input=lines.encode(), capture_output=True, check=False)
