@@ -28,7 +28,11 @@ def recorded():
         "BiomedParse v1": shapes("biomedparse/state_dict_shapes.json", "v1_full_without_biomed_encoder"),
         "box decoder": shapes("umedground/sam_box_decoder_fullsize_keys.json"),
     }
-    for words, stem in (("B/16", "b16"), ("l14_base", "l14_base_text_encoder"), ("l14_large", "l14_large_text_encoder")):
+    for words, stem in (
+        ("B/16", "b16"),
+        ("l14_base", "l14_base_text_encoder"),
+        ("l14_large", "l14_large_text_encoder"),
+    ):
         found[words] = shapes(f"unimed_clip/manifests/unimed_clip_vit_{stem}.json", "keys")
     return {words: (len(one), sum(math.prod(shape) for shape in one.values())) for words, one in found.items()}
 
