@@ -14,6 +14,7 @@ from unimed.engine.report import readable
 from unimed.engine.strategy import Strategy, start_processes
 from unimed.engine.testing import run_of
 from unimed.engine.training import build_task
+from unimed.evaluation.evaluating import scores_of
 from unimed.files import atomic_folder, write_text
 from unimed.models.cards import model_card
 
@@ -79,7 +80,7 @@ def measured(folder: Path, name: str) -> dict:
     from huggingface_hub import EvalResult
 
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    summary = found.get("summary", found)
+    summary = scores_of(found)["summary"]
     numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     results = [
         EvalResult(
