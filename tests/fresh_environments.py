@@ -66,7 +66,7 @@ def size_of(folder: Path) -> int:
     return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
 
 
-def check(python: str, wheel: Path, place: Path, out: Path, oldest: bool) -> dict:
+def check(python: str, wheel: Path, place: Path, out: Path, oldest: bool, tests: list[str]) -> dict:
     """Install into `place` and try; returns what is written about it."""
     name = f"{Path(python).name}{'-lowest' if oldest else ''}"
     log = out / f"{name}.log"
@@ -96,7 +96,7 @@ def check(python: str, wheel: Path, place: Path, out: Path, oldest: bool) -> dic
             "use": [interpreter, ROOT / "tests" / "installed_package.py", "--train"],
             # Not `-m pytest`, which would put the clone on the path.
             "tests": ["pytest", "-p", "no:cacheprovider", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml", "-n", "2",
-                      "-m", "not slow", *(ROOT / "tests" / name for name in TESTS)],
+                      "-m", "not slow", *(ROOT / "tests" / name for name in tests)],
         }  # fmt: skip
         for step, command in steps.items():
             before = time.monotonic()
@@ -113,6 +113,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--python", action="append", required=True, help="an interpreter; may be given several times")
     parser.add_argument("--lowest", action="store_true", help="the oldest packages within the bounds")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/environments"), help="folder of logs and results")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="below tests/ (default: those that need no clone)")
     parser.add_argument("--keep", action="store_true", help="leave the environments in --out, and go on with them")
     args = parser.parse_args(arguments)
     out = args.out.resolve()
@@ -126,10 +127,13 @@ def main(arguments=None) -> int:
             name = f"{Path(python).name}{'-lowest' if args.lowest else ''}"
             place = out / f"venv-{name}"
             try:
-                results[name] = check(python, wheel, place, out, args.lowest)
+                results[name] = check(python, wheel, place, out, args.lowest, args.tests)
             finally:
                 if not args.keep:
                     shutil.rmtree(place, ignore_errors=True)
+            # Another run may have written in between.
+            others = json.loads(written.read_text()) if written.is_file() else {}
+            results = {**others, name: results[name]}
             written.write_text(json.dumps(results, indent=2) + "\n")
             verdict = results[name].get("failed")
             failed |= bool(verdict)
