@@ -192,6 +192,7 @@ MISTAKES = {
     "unknown task": ("predict {answers} {image} what --task segment", "segment"),
     "output is a file": ("predict {grounded} {image} what --out {broken_json}", "broken.json"),
     "output cannot be made": ("predict {grounded} {image} what --out /proc/nothing", "/proc/nothing"),
+    "demo of a missing image": ("demo --image {nowhere} --box 1 2 3 4", "nowhere"),
     # -- UniBiomed's demos
     "neither set nor image": ("demo-seg2d --model {grounded}", "--val_folder"),
     "image without text": ("demo-seg2d --model {grounded} --image {image}", "--text"),
