@@ -26,6 +26,16 @@ def image(path, size=(80, 60)):
     return made
 
 
+def sample(folder):
+    """`data/sample` in miniature: a record of every task in each split."""
+    from data.tiny_sets import records
+
+    rows = (records(folder) / "records" / "train.jsonl").read_text()
+    for split in ("val", "test"):
+        changed = rows.replace('"patient_id": "p"', f'"patient_id": "{split}"').replace('"train"', f'"{split}"')
+        (folder / "records" / f"{split}.jsonl").write_text(changed)
+
+
 class Page:
     """A page, and how its lines are run on tiny data: `config` stands for `tiny`, `quick` makes commands short."""
 
@@ -112,3 +122,119 @@ def test_unibiomed(here, capsys):
     found = ours.snippets(image=image(here / "a.png"), np=np)
     assert found["masks"][0][0].shape == (60, 80) and len(found["volume"]["prediction_masks"][0]) == 2
     assert Path("out/GRG.txt").is_file() and Path("exports/moved/model.safetensors").is_file()
+
+
+def test_umedground(here, capsys):
+    import torch
+    from data.readers import test_umedground as grounding
+    from models.checkpoints import test_umedground_layout as layout
+    from models.heads import test_sam
+    from transformers import SamModel
+
+    base, clip = here / "pretrained" / "llava-llama-2-13b", here / "pretrained" / "clip-vit-large-patch14"
+    layout.write_base(base)
+    layout.write_clip(clip)
+    (here / "runs" / "mine").mkdir(parents=True)
+    torch.save(layout.random_state(), here / "runs" / "mine" / "pytorch_model.bin")
+    merged = layout.random_state("merged_saved_keys_without_vision_tower")
+    for name, state, tokens in (
+        ("runs/merged", merged, ["[BOX]", "<im_start>", "<im_end>"]),
+        ("pretrained/LISA-7B-v1", layout.lisa_state(), ["[SEG]", "<im_start>", "<im_end>"]),
+        ("pretrained/llava-v1", layout.llava_state(), []),
+    ):
+        (here / name).mkdir(parents=True)
+        layout.shards(here / name, state, base, tokens=tokens)
+    torch.save(
+        test_sam.official_names(SamModel(test_sam.tiny_sam_config()).state_dict()),
+        here / "pretrained" / "medsam_vit_b.pth",
+    )
+    data = here / "data" / "ReasonGro" / "MS_CXR"
+    (data / "images").mkdir(parents=True)
+    grounding.root.__wrapped__(data / "images")
+    grounding.mrg(data, "MS_CXR_S_train.pth")
+    others = [grounding.PATH.format(n=number) for number in (3, 4)]
+    grounding.mrg(data, "MS_CXR_S_test.pth", image_paths=others)
+    sample(here / "data" / "sample")
+    image(here / "chest.png")
+    short = ["--work-dir", "work_dirs/moved", "--cfg-options", "val_data=None", *SHORT]
+    asked = ["--limit", "1", "--max-new-tokens", "2", "--resamples", "5", "--worst", "0", "--no-leak-check"]
+    quick = {
+        "tools/train.py": short, "tools/test.py": [*short, "task.max_new_tokens=2"], "benchmark": asked,
+        "demo/demo_mrg.py": ["--max-new-tokens", "2"],
+    }  # fmt: skip
+    ours = Page("umedground", "configs/umedground/mrg_ms_cxr.py", "configs/umedground/_tiny.py", quick)
+    ours.settings()
+    assert ours.commands(capsys) == 12
+    assert ours.snippets()["prediction"].text is not None
+    ours.layouts()
+
+
+def test_biomedparse(here, capsys):
+    from data.readers import test_biomedparse as png_sets
+    from data.readers import test_biomedparse_volumes as volumes
+    from models.checkpoints import test_biomedparse_layout as layout
+
+    for version in (1, 2):
+        layout.write_published(here, version)
+    volumes.save(here / "volumes")
+    for number, split in enumerate(("train", "val", "test")):
+        values = np.random.default_rng(number).integers(0, 255, (3, 6, 8), dtype=np.uint8)
+        volumes.save(here / "data" / "my_volumes" / split, f"CT_{split}", imgs=values)
+    png_sets.folder.__wrapped__(here / "data" / "BiomedParse")
+    for path in ("p1_CT_abdomen.png", "images/p2_CT_abdomen.png"):
+        image(here / path)
+    sample(here / "data" / "sample")
+    moved = ["--work-dir", "work_dirs/moved", "--cfg-options", "val_data=None", *SHORT]
+    asked = ["--limit", "1", "--resamples", "5", "--worst", "0", "--no-leak-check", "--no-baselines"]
+    quick = {"tools/train.py": moved, "benchmark": asked, "tools/score_volumes.py": ["--no-surfaces"]}
+    ours = Page("biomedparse", "configs/biomedparse/finetune.py", "configs/biomedparse/_tiny.py", quick)
+    ours.settings()
+    assert ours.commands(capsys) == 13
+    found = ours.snippets()
+    assert found["segs"].shape == (3, 6, 8) and len(found["there"]) == 2
+    ours.layouts()
+
+
+def test_uni_med(here, capsys, monkeypatch):
+    import functools
+
+    from data.readers import test_uni_med as sets
+    from evaluation.harness import layouts
+    from models.checkpoints import test_uni_med_layout as layout
+    from models.checkpoints import test_uni_med_yaml as yaml
+    from models.uni_med.recorded import CONNECTOR
+
+    from unimed.evaluation.benchmarks.uni_med import SETS
+    from unimed.models.checkpoints import uni_med
+
+    _, eva, llama = layout.published.__wrapped__(here)
+    eva.rename(here / "pretrained" / "eva_vit_g.pth")
+    llama.rename(here / "pretrained" / "Llama-2-7b-chat-hf")
+    # The sizes of an encoder stand in no file; those of the recordings differ from EVA-ViT-g.
+    monkeypatch.setattr(uni_med, "convert", functools.partial(uni_med.convert, vision=layout.SIZES))
+    (here / "data" / "uni_med").mkdir(parents=True)
+    sets.root.__wrapped__(here / "data" / "uni_med")
+    for name in SETS:
+        layouts.maker_of(f"uni_med/{name}")(here / "data" / "bench" / name)
+    sample(here / "data" / "sample")
+    image(here / "chest.png")
+    (here / "train_configs").mkdir()
+    text = yaml.YAML.replace("/models/llama", "pretrained/Llama-2-7b-chat-hf").replace("amp: True", "amp: False")
+    text = text.replace("image_size: 224", "image_size: 112").replace("task_token_c: 5632", "task_token_c: 24")
+    (here / "train_configs" / "uni_med.yaml").write_text(text)
+    tiny = {"patch_size": 14, **{key: layout.SIZES[key] for key in layout.SIZES}, "image_size": 112}
+    medqa = "train_data=dict(type='MedQADataset',root='data/uni_med/MedQA')"
+    parts = ["--cfg-options", f"task.model.vision={tiny}".replace(" ", ""), medqa, "task.model.max_prompt_tokens=200"]
+    assert CONNECTOR["num_experts"] == 5
+    moved = ["--work-dir", "work_dirs/moved", "--cfg-options", "val_data=None", *SHORT]
+    asked = ["--limit", "1", "--max-new-tokens", "2", "--resamples", "5", "--worst", "0", "--no-leak-check",
+             "--no-baselines", "--no-frame-test"]  # fmt: skip
+    quick = {
+        "--cfg-path": [*parts, *SHORT], "configs_mine/uni_med.py": ["--work-dir", "work_dirs/several", *parts, *SHORT],
+        "configs/uni_med/_tiny.py": [*moved, "task.max_new_tokens=2"], "benchmark": asked,
+    }  # fmt: skip
+    ours = Page("uni_med", "configs/uni_med/published.py", "configs/uni_med/_tiny.py", quick)
+    ours.settings()
+    ours.layouts()
+    assert ours.commands(capsys) == 17
+    assert ours.snippets()["text"] is not None
