@@ -54,7 +54,8 @@ class Page:
         lines = self.found(COMMANDS, lambda one: one.split()[0] in ("python", "bash", "unimed") and " " in one)
         for line in lines:
             status = run(re.sub(r"configs/\w+/[a-z]\w*\.py", self.tiny, line), self.quick)
-            assert status == 0, (line, status, capsys.readouterr())
+            # Published prompts are not ours to ship: those of the test are told from them, with the exit code.
+            assert status == ("import-prompts" in line), (line, status, capsys.readouterr())
         return len(lines)
 
     def snippets(self, **names):
@@ -238,3 +239,42 @@ def test_uni_med(here, capsys, monkeypatch):
     ours.layouts()
     assert ours.commands(capsys) == 17
     assert ours.snippets()["text"] is not None
+
+
+def test_unimed_clip(here, capsys):
+    import shutil
+
+    import torch
+    from data.prepare import test_unimed_clip as sources
+    from data.readers import test_zero_shot_sets as zero_shot
+    from evaluation.harness import layouts
+    from models.clip.recorded import FOLDER
+
+    recorded = FOLDER / "model"
+    shutil.copy(recorded / "train_checkpoint.pt", here / "pretrained" / "unimed_clip_vit_b16.pt")
+    shutil.copy(recorded / "open_clip_config.json", here / "pretrained")
+    for name in ("text_encoder", "BiomedBERT-base"):
+        shutil.copytree(recorded / "text_encoder", here / "pretrained" / name)
+    (here / "raw").mkdir()
+    for name in ("chexpert", "openi"):
+        sources.make_inputs(name, here / "raw" / name)
+    layouts.maker_of("zero_shot/acl_mri")(here / "sets" / "acl_mri")
+    zero_shot.write_constants(here / "constants.py")
+    sample(here / "data" / "sample")
+    image(here / "chest.png")
+    moved = ["--work-dir", "work_dirs/moved", "--cfg-options", "val_data=None", *SHORT[:2], "batch_size=2"]
+    asked = ["--limit", "2", "--resamples", "5", "--worst", "0", "--no-leak-check", "--no-baselines"]
+    quick = {
+        "tools/train.py": moved,
+        "benchmark": asked,
+        "zero-shot": ["--resamples", "5"],
+        "retrieval": ["--resamples", "5"],
+    }
+    ours = Page("unimed_clip", "configs/unimed_clip/vit_b16.py", "configs/unimed_clip/_tiny.py", quick)
+    ours.settings()
+    assert ours.commands(capsys) == 12
+    with torch.no_grad():
+        found = ours.snippets(unit=lambda features: torch.nn.functional.normalize(features, dim=-1))
+    assert found["texts"].shape[0] == 2 and abs(float(found["probabilities"].sum()) - 1) < 1e-5
+    assert found["train_transform"](here / "chest.png").dtype == torch.uint8
+    ours.layouts()
