@@ -106,7 +106,7 @@ def here(tmp_path, monkeypatch):
 
 
 SHAPES = "dict(type='BiomedDataset',root='data/Biomed/Shapes',split='test')"
-SHORT = ["device=cpu", "max_steps=1", "batch_size=1", "accumulate=1", "num_workers=0"]
+SHORT = ["device=cpu", "max_steps=1", "batch_size=1", "accumulate=1", "num_workers=0", "log.curves=False"]
 
 
 def test_unibiomed(here, capsys):

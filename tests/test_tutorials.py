@@ -12,7 +12,15 @@ from page_commands import ROOT, lines, run
 from PIL import Image
 
 PAGES = sorted(path.stem for path in (ROOT / "docs" / "tutorials").glob("*.md"))
-SHORT = ["--cfg-options", "device=cpu", "max_steps=1", "batch_size=1", "num_workers=0", "validate_samples=1"]
+SHORT = [
+    "--cfg-options",
+    "device=cpu",
+    "max_steps=1",
+    "batch_size=1",
+    "num_workers=0",
+    "validate_samples=1",
+    "log.curves=False",
+]
 ASKED = ["--limit", "1", "--max-new-tokens", "2", "--resamples", "5", "--worst", "0", "--no-frame-test"]
 QUICK = {
     "train": SHORT,
@@ -128,7 +136,7 @@ def test_new_backbone(here):
     processor.save_pretrained(folder)
     drawn.write(here / "data" / "mine", patients=2, test_patients=2)
     ran, names = play("new_backbone", QUICK | {"benchmark": [*ASKED, "--no-leak-check", "--no-baselines"]})
-    assert ran == 6 and type(names["model"].mask_head).__name__ == "LightMaskHead"
+    assert ran == 6 and type(names["model"].mask_head).__name__ == "LightMaskDecoder"
 
 
 def test_calibrate(here, speaker):
