@@ -92,7 +92,8 @@ def test_first_hour(here, monkeypatch, capsys):
     test_demo.packaged.__wrapped__(here, monkeypatch)
     sample(here / "data" / "sample")
     small = ["--hidden-dim", "32", "--layers", "1"]
-    trained = ["val_data=None", "task.model=pretrained/unified_small"]
+    few = "dict(type='RecordDataset',path='data/sample',split='{}',tasks=['referring'])"
+    trained = ["val_data=None", f"train_data={few.format('train')}", f"test_data={few.format('test')}"]
     quick = QUICK | {
         "new-model": small,
         "train": [*SHORT, *trained],
