@@ -40,11 +40,18 @@ def convert(arguments=None, prog: str | None = None) -> int:
     return guarded(_convert, args)
 
 
+def _names_a_file(path: Path) -> bool:
+    return path.suffix.lower() in (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".yaml", ".yml", ".gguf")
+
+
 def _convert(args) -> int:
     from unimed.files import write_report
 
     source = Path(args.source)
     if not source.exists():
+        # OWNER/NAME or OWNER/NAME/FILE; a file name alone, or a path that is mistyped, is not asked the hub for.
+        if args.source.count("/") not in (1, 2) or (args.source.count("/") == 1 and _names_a_file(source)):
+            raise FileNotFoundError(f"{args.source}: no such file or folder")
         from unimed.models.auto import LoadError, source_of
 
         try:
