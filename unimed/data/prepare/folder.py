@@ -2,6 +2,7 @@
 
 unimed prepare folder images/ masks/ --out data/mine --phrase tumor --modality MRI
 unimed prepare folder imagesTr/ labelsTr/ --out data/mine --labels 1=liver 2="liver tumor" --modality CT --site abdomen
+unimed prepare folder dicom/ masks/ --out data/mine --labels 1=liver        (dicom/CASE/*.dcm, masks/CASE.nii.gz)
 unimed prepare folder images/ --classes --out data/mine
 unimed prepare folder images/ --table list.csv --out data/mine
 
