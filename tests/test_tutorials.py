@@ -29,7 +29,7 @@ QUICK = {
 }  # fmt: skip
 
 
-def play(name, quick=QUICK, before=lambda line: None, skip=(), curl=None):
+def play(name, quick=QUICK, before=lambda line: None, curl=None):
     """Run the blocks of a tutorial in their order; the number of lines and programs, and the names programs left."""
     text = (ROOT / "docs" / "tutorials" / f"{name}.md").read_text(encoding="utf-8")
     ran, names = 0, {}
@@ -42,8 +42,9 @@ def play(name, quick=QUICK, before=lambda line: None, skip=(), curl=None):
             before(line)
             if line.startswith("curl "):
                 curl(line)
-            elif not line.startswith(tuple(skip)):
-                assert run(line, quick) == 0, line
+            else:
+                # The doctor's exit code is about this machine.
+                assert run(line, quick) == 0 or line == "unimed doctor", line
             ran += 1
     return ran, names
 
@@ -87,10 +88,8 @@ def started(model):
 
 def test_first_hour(here, monkeypatch, capsys):
     from commands import test_demo
-    from test_moving_in import sample
 
     test_demo.packaged.__wrapped__(here, monkeypatch)
-    sample(here / "data" / "sample")
     small = ["--hidden-dim", "32", "--layers", "1"]
     few = "dict(type='RecordDataset',path='data/sample',split='{}',tasks=['referring'])"
     trained = ["val_data=None", f"train_data={few.format('train')}", f"test_data={few.format('test')}"]
@@ -99,8 +98,9 @@ def test_first_hour(here, monkeypatch, capsys):
         "train": [*SHORT, *trained],
         "test": [*QUICK["test"], *trained],
         "demo": ["--device", "cpu"],
+        "sample": ["--blocks", "nuclei"],
     }
-    ran, names = play("first_hour", quick, skip=["unimed prepare sample", "unimed doctor"])
+    ran, names = play("first_hour", quick)
     assert ran == 9 and names["prediction"].text is not None and (here / "first" / "nuclei.html").is_file()
 
 
