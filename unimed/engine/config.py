@@ -33,7 +33,7 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "epochs": ((*NUMBER, NONE), None),
     "precision": ((str,), "fp32"),
     "strategy": ((str,), "auto"),
-    "checkpoint": ((dict,), {"interval": 500, "keep": 3, "weights": "all", "background": False}),
+    "checkpoint": ((dict,), {"interval": 500, "keep": 3, "weights": "all", "background": False, "sharded": False}),
     "log": ((dict,), {"interval": 10, "to": (), "curves": True}),
     "validate_interval": ((int,), 0),
     "validate_samples": ((int,), 16),

@@ -76,6 +76,8 @@ def _train(settings, folder: Path, resume: str | None, shutdown: GracefulShutdow
     if settings["gradient_checkpointing"]:
         task.gradient_checkpointing_enable()
     strategy = build_strategy(settings["strategy"], task, device, settings["precision"])
+    if settings["checkpoint"]["sharded"] and not strategy.has_shards:
+        raise ConfigError(f"checkpoint.sharded=True does not go with strategy={strategy.name!r}; use 'fsdp2'")
     if settings["compile"]:
         task.compile(**({"backend": settings["compile"]} if isinstance(settings["compile"], str) else {}))
     # Asked for after the strategy wrapped the task: sharding replaces the parameters.
