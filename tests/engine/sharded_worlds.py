@@ -1,4 +1,4 @@
-"""Run by test_sharded.py: checkpoints in parts, written and read by 1, 2 and 4 ranks below the folder of the argument."""
+"""Run by test_sharded.py: checkpoints in parts by 1, 2 and 4 ranks, below the folder of the argument."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Checkpoints in parts: nothing is gathered, 1, 2 and 4 ranks read the same tensors, faults leave the last whole one."""
+"""Checkpoints in parts: nothing is gathered, 1, 2 and 4 ranks read the same, faults leave the last whole one."""
 
 import os
 import subprocess

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from unimed.engine import sharded
-from unimed.engine.checkpoint import Checkpoint, CheckpointError, finish, fingerprint, write_tables, writing
+from unimed.engine.checkpoint import Checkpoint, CheckpointError, fingerprint, finish, write_tables, writing
 from unimed.engine.strategy import world
 
 

@@ -1,7 +1,7 @@
 """Tensors of several ranks in one folder, each writing and reading its own part (torch.distributed.checkpoint).
 
-Files are safetensors, one per rank; where a part lies in its tensor stands in the header. So nothing is gathered, nothing
-is pickled, and another number of ranks, or one process, reads the same tensors.
+Files are safetensors, one per rank; where a part lies in its tensor stands in the header. So nothing is gathered,
+nothing is pickled, and another number of ranks, or one process, reads the same tensors.
 """
 
 from __future__ import annotations
