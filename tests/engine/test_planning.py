@@ -54,7 +54,7 @@ def measured_peak(values, batch):
     ("model", "size", "changes"),
     [
         (TINY, 2, {}),
-        (TINY, 3, dict(precision="bf16", gradient_checkpointing=True)),
+        pytest.param(TINY, 3, dict(precision="bf16", gradient_checkpointing=True), marks=pytest.mark.slow),
         (SMALL, 4, dict(optimizer=dict(type="SGD", lr=1e-2))),
     ],
     ids=["tiny", "tiny, bf16, recomputed", "small, SGD"],
@@ -98,31 +98,28 @@ def test_advice_is_the_smallest_change_that_fits():
 
     base = dict(batch_size=8, accumulate=2, gradient_checkpointing=False, strategy="auto")
     room = planning.GIB / (1 - planning.RESERVED)
-    expected = {
-        2500: dict(strategy="ddp"),
-        1700: dict(strategy="zero3"),
-        800: dict(strategy="ddp", gradient_checkpointing=True),
-        300: dict(strategy="zero1", gradient_checkpointing=True, batch_size=1, accumulate=16),
-    }
     found = {}
-    for limit in expected:
+    for limit in (2500, 800, 330):
         advice = planning.advise(base, 4, limit / room, measured)
         found[limit] = advice.options
         assert advice.ranks == 4 and advice.need.total <= limit
-    assert found[2500] == expected[2500] and found[800]["gradient_checkpointing"] is True
-    assert found[300]["batch_size"] < 8 and found[300]["batch_size"] * found[300]["accumulate"] == 16
+    assert found[2500] == dict(strategy="ddp")
+    assert found[800] == dict(strategy="ddp", gradient_checkpointing=True)
+    smaller = found[330]
+    assert smaller["batch_size"] < 8 and smaller["batch_size"] * smaller["accumulate"] == 16
+    assert planning.advise(base, 4, 150 / room, measured).ranks > 4
     assert planning.advise(base, 4, 1 / room, measured) is None
 
 
 def test_the_verb_prints_a_table_and_says_what_to_change(tmp_path, capsys):
     config = tmp_path / "tiny.py"
-    config.write_text(f"task = dict(type='GroundingTask', model={TINY!r})\ncollate = dict(type='GroundedCollator')\n"
-                      "batch_size = 4\n")  # fmt: skip
+    config.write_text(f"task = dict(type='GroundingTask', model={SMALL!r})\ncollate = dict(type='GroundedCollator')\n"
+                      "batch_size = 2\n")  # fmt: skip
     options = [str(config), "--tokens", "64", "--image-size", "100", "--gpus", "2"]
     assert main(["plan", *options, "--memory", "1"]) == 0
     said = capsys.readouterr().out
     assert all(f"| {name} " in said for name in planning.STRATEGIES) and "Fits with --cfg-options strategy=ddp" in said
-    assert main(["plan", *options, "--memory", "0.04"]) in (0, 1)
+    assert main(["plan", *options, "--memory", "0.001"]) == 1
     said = capsys.readouterr().out
     assert "| no " in said and "batch_size=" in said
     assert (

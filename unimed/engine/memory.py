@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -67,6 +67,8 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":
+            return result  # questions for a device or a layout
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self._note(tensor)
@@ -93,11 +95,7 @@ class _Allocations(TorchDispatchMode):
 
 
 class _ShapesOfParameters(TorchDispatchMode):
-    """Computes what depends on real tensors alone, and only shapes of everything else."""
-
-    def __init__(self, fake: FakeTensorMode):
-        super().__init__()
-        self.fake = fake
+    """Within a FakeTensorMode: computes what depends on real tensors alone, and only shapes of everything else."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -105,15 +103,17 @@ class _ShapesOfParameters(TorchDispatchMode):
         if func is _READ and isinstance(args[0], FakeTensor):
             return 1.0 if args[0].is_floating_point() else 1
         if tensors and not any(isinstance(t, FakeTensor) for t in tensors):
-            return func(*args, **kwargs)
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
         if func._schema.name.endswith("_") and type(args[0]) is torch.Tensor:
             return args[0]  # statistics of what was computed, kept outside of the model
         if func.overloadpacket in _INDEXING:
-            args = (args[0], _places(args[1]), *args[2:])
-        with self.fake:
-            result = func(*args, **kwargs)
+            with unset_fake_temporarily():
+                args = (args[0], _places(args[1]), *args[2:])
+        result = func(*args, **kwargs)
         if not tensors and any(isinstance(t, torch.Tensor) and not t.is_floating_point() for t in tree_iter(result)):
-            return func(*args, **kwargs)  # new integers, such as an index
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)  # new integers, such as an index
         return result
 
 
@@ -173,7 +173,7 @@ def step_memory(
     learning = [p for p in task.parameters() if p.requires_grad]
     given = [t for t in tree_iter(dict(batch)) if isinstance(t, torch.Tensor)]
     autocast = torch.autocast("cpu", dtype) if dtype is not None else contextlib.nullcontext()
-    with _ShapesOfParameters(fake), _Allocations([*kept, *given]) as step:
+    with fake, _ShapesOfParameters(), _Allocations([*kept, *given]) as step:
         with autocast:
             loss = task(batch)["loss"]
         activations = step.alive
@@ -193,7 +193,7 @@ def step_memory(
         if "foreach" in group and foreach is not None:
             group["foreach"] = foreach
     gradients = [p.grad for p in learning]
-    with _ShapesOfParameters(fake), _Allocations([*kept, *gradients]) as step:
+    with fake, _ShapesOfParameters(), _Allocations([*kept, *gradients]) as step:
         built.step()
     states = [t for state in built.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     return StepMemory(

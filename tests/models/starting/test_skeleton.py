@@ -53,7 +53,7 @@ def test_a_configuration_that_is_there_comes_first(tmp_path):
 
 def test_what_is_not_known_is_named():
     with pytest.raises(
-        ShapeError, match="config.json is not there, and 'Mine' is not in the table of shapes: .*3_5-8B"
+        ShapeError, match="'Mine' is not in the table of shapes: .*3_5-8B"
     ):
         skeleton_of_parts("pretrained/Mine", "sam2_hiera_large.pt")
     with pytest.raises(ShapeError, match="the size of SAM 2 is not in the name"):
