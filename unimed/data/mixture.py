@@ -123,7 +123,6 @@ class Mixture:
             self._orders[dataset, epoch] = order
         return self._orders[dataset, epoch]
 
-
     def _by_groups(self, dataset: int, epoch: int) -> np.ndarray:
         draw, starts = generator(self.seed, 2, dataset, epoch), np.asarray(self.groups[dataset])
         turns = draw.permutation(len(starts) - 1)

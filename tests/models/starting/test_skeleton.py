@@ -52,9 +52,7 @@ def test_a_configuration_that_is_there_comes_first(tmp_path):
 
 
 def test_what_is_not_known_is_named():
-    with pytest.raises(
-        ShapeError, match="'Mine' is not in the table of shapes: .*3_5-8B"
-    ):
+    with pytest.raises(ShapeError, match="'Mine' is not in the table of shapes: .*3_5-8B"):
         skeleton_of_parts("pretrained/Mine", "sam2_hiera_large.pt")
     with pytest.raises(ShapeError, match="the size of SAM 2 is not in the name"):
         skeleton_of_parts("pretrained/InternVL2_5-1B", "sam2_mine.pt")

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from unimed.data.readers.records import TASKS, RecordDataset, RecordError, check_record
 from unimed.data.readers import remote
+from unimed.data.readers.records import TASKS, RecordDataset, RecordError, check_record
 from unimed.data.readers.shards import IMAGES, expand_shards, members_of
 from unimed.data.readers.tars import ShardError, by_key
 from unimed.io.errors import ImageError, MaskError, ReadError

@@ -46,7 +46,9 @@ def find(pattern: str) -> list[str]:
     try:
         return sorted(system.unstrip_protocol(found) for found in system.glob(path))
     except Exception as error:  # of the library behind the protocol
-        raise ShardError(f"{pattern}: cannot be listed ({_named(error)}); name the shards: {{000000..000099}}") from error
+        raise ShardError(
+            f"{pattern}: cannot be listed ({_named(error)}); name the shards: {{000000..000099}}"
+        ) from error
 
 
 def stamp(path: str | Path) -> list[int]:
@@ -114,9 +116,7 @@ def _fetched(url: str, known: list[int]) -> IO[bytes]:
             return stream
         size = known[0]
         with unfinished_file(folder) as place:
-            with _held(folder / "cache.lock"):
-                _make_room(folder, size)
-                os.truncate(place, size)  # counts from now on
+            _take_room(folder, place, size)
             _fetch(url, place, known)
             os.replace(place, kept)
         # Whoever makes room may remove it now; what is open stays readable.
@@ -147,14 +147,15 @@ def _fetch(url: str, place: Path, known: list[int]) -> None:
 
 def _patiently(url: str, work) -> Any:
     """What `work` gives, tried again while errors may pass and patience lasts."""
-    patience = float(os.environ.get(PATIENCE_VARIABLE) or DEFAULT_PATIENCE_S)
+    patience = _patience_s()
     end, wait = time.monotonic() + patience, WAIT_S[0]
     while True:
         try:
             return work()
-        except FileNotFoundError as error:
-            raise ShardError(f"{url}: no such shard") from error
         except Exception as error:  # each protocol has error classes of its own
+            # A server that does not answer is "not found" to fsspec, which names the reason as the cause.
+            if isinstance(error, FileNotFoundError) and not (error.__cause__ and _may_pass(error.__cause__)):
+                raise ShardError(f"{url}: no such shard") from error
             if not _may_pass(error):
                 raise ShardError(f"{url}: cannot be read ({_named(error)})") from error
             if time.monotonic() + wait > end:
@@ -163,7 +164,7 @@ def _patiently(url: str, work) -> Any:
             wait = min(2 * wait, WAIT_S[1])
 
 
-def _may_pass(error: Exception) -> bool:
+def _may_pass(error: BaseException) -> bool:
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return status >= 500 or status in _PASSING_STATUS
@@ -194,14 +195,30 @@ def _system(url: str) -> tuple[Any, str]:
         raise ImportError(f"{url}: `pip install unimed[stream]` reads {protocol}:// ({error})") from error
 
 
-def _make_room(folder: Path, size: int) -> None:
-    """Remove what was used longest ago until `size` bytes fit."""
+def _take_room(folder: Path, place: Path, size: int) -> None:
+    """Make `place` a file of `size` bytes without content, once that many are free; what is fetched elsewhere counts.
+
+    Raises:
+        ShardError: it would not fit into an empty cache.
+    """
     limit = float(os.environ.get(SIZE_VARIABLE) or DEFAULT_SIZE_GB) * 1e9
     if size > limit:
         raise ShardError(
-            f"a file of {size / 1e9:.1f} GB does not fit into the cache of {limit / 1e9:g} GB ({folder}); "
+            f"a file of {size / 1e9:.1g} GB does not fit into the cache of {limit / 1e9:g} GB ({folder}); "
             f"{SIZE_VARIABLE} sets its size"
         )
+    end = time.monotonic() + _patience_s()
+    while True:
+        with _held(folder / "cache.lock"):
+            # After so long the others are taken for dead.
+            if _free(folder, limit - size) or time.monotonic() > end:
+                os.truncate(place, size)
+                return
+        time.sleep(0.05)
+
+
+def _free(folder: Path, most: float) -> bool:
+    """Remove what was used longest ago until at most so many bytes are taken; whether that could be reached."""
     entries = []
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -209,10 +226,15 @@ def _make_room(folder: Path, size: int) -> None:
             entries.append((status.st_mtime_ns, status.st_size, path))
     taken = sum(entry[1] for entry in entries)
     for _, length, path in sorted(entry for entry in entries if entry[2].suffix == ".part_of_cache"):
-        if taken + size <= limit:
-            return
+        if taken <= most:
+            break
         path.unlink(missing_ok=True)
         taken -= length
+    return taken <= most
+
+
+def _patience_s() -> float:
+    return float(os.environ.get(PATIENCE_VARIABLE) or DEFAULT_PATIENCE_S)
 
 
 @contextlib.contextmanager
