@@ -16,10 +16,11 @@ fi
 root=${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}
 export NNODES=${SLURM_NNODES:-1}
 export PORT=${PORT:-$((20000 + ${SLURM_JOB_ID:-0} % 10000))}
-MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
-export MASTER_ADDR
+hosts=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST")}
+export MASTER_ADDR=${hosts%%$'\n'*}
 extra=()
 [ "$1" = train ] && extra=(--resume auto)
+set -m # else what runs in the background ignores Ctrl-C
 srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_NODEID exec bash "$0" "$@"' "$root/tools/dist.sh" "$@" "${extra[@]}" &
 step=$!
 asked=

@@ -179,3 +179,35 @@ def test_two_agents_of_torchrun(tiny, runs, tmp_path):
     step = re.search(r"stopped by SIGTERM at step (\d+), saved", (tmp_path / "out0.txt").read_text())
     assert step and int(checkpoint.find(run / "checkpoints").name[5:]) == int(step[1])
     assert left_behind(run) == []
+
+
+def test_a_machine_that_dies_and_returns_goes_on_from_the_last_checkpoint(tiny, runs, tmp_path):
+    """torchrun's elastic agents: the one left waits for another, and all start again with --resume auto."""
+    run, port = tmp_path / "run", free_port()
+    config = config_file(tiny, tmp_path, max_steps=60, checkpoint=dict(interval=10, keep=2))
+
+    def agent(name):
+        return runs(
+            name,
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 3,
+             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "elastic",
+             "--rdzv-conf", f"is_host={int(name == 'first')},read_timeout=60,last_call_timeout=2",
+             ROOT / "tools" / "train.py", config, "--work-dir", run, "--resume", "auto"],
+        )  # fmt: skip
+
+    agents = [agent("first"), agent("second")]
+    end = time.monotonic() + 600
+    while not (run / "checkpoints" / "step_00000020").is_dir():
+        assert all(a.poll() is None for a in agents) and time.monotonic() < end, (tmp_path / "first.txt").read_text()
+        time.sleep(0.05)
+    os.killpg(agents[1].pid, signal.SIGKILL)
+    left_behind_by_second = agents[1].wait()
+    assert left_behind_by_second == -signal.SIGKILL
+    agents[1] = agent("second-again")
+    assert [a.wait(timeout=600) for a in agents] == [0, 0], (tmp_path / "first.txt").read_text()[-3000:]
+    log = "".join(path.read_text() for path in [*tmp_path.glob("*.txt"), *run.rglob("*.log")])
+    resumed = [int(step) for step in re.findall(r"resumed \S+ at step (\d+)", log)]
+    assert resumed and min(resumed) >= 20
+    assert checkpoint.find(run / "checkpoints").name == "step_00000060"
+    assert checkpoint.load(run / "checkpoints" / "step_00000060").state["world_size"] == 2
+    assert left_behind(run) == []

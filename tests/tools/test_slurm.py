@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >> "$CALLS"
 [ "$1" = --kill-on-bad-exit=1 ] && shift
+set -m # as a program of its own it ignores no signal
 children=()
 for node in $(seq 0 $((SLURM_NNODES - 1))); do
     SLURM_NODEID=$node "$@" & children+=($!)
@@ -121,8 +122,11 @@ def test_directives_are_those_that_sbatch_reads():
 def test_machines_may_differ(tmp_path):
     """Three ranks in all: two on the first machine, one on the second."""
     script = tmp_path / "rank.py"
-    script.write_text("import os, sys; open(sys.argv[1] + os.environ['RANK'], 'w').write(' '.join(os.environ[n] for n in "
-                      "('WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')))")  # fmt: skip
+    names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    script.write_text(f"""import os, sys
+with open(sys.argv[1] + os.environ["RANK"], "w") as out:
+    out.write(" ".join(os.environ[name] for name in {names}))
+""")
     from unimed.engine.launcher import Ranks, main
 
     for node in (0, 1):
