@@ -7,11 +7,15 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch
+
 if "engine_tiny" not in sys.modules:
     specification = importlib.util.spec_from_file_location("engine_tiny", Path(__file__).parent / "tiny.py")
     sys.modules["engine_tiny"] = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(sys.modules["engine_tiny"])
 tiny = sys.modules["engine_tiny"]
+# Threads of OpenMP do not survive a fork.
+torch.set_num_threads(1)
 
 
 def run(size, work, folder, *arguments):

@@ -68,7 +68,7 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
 OPEN = {"task", "train_data", "val_data", "test_data", "collate", "optimizer", "custom_imports", "grid"}
 WORDS = {
     "precision": ("fp32", "bf16", "fp16"),
-    "strategy": ("auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"),
+    "strategy": ("auto", "single", "ddp", "fsdp2", "tp", "zero1", "zero2", "zero3"),
     "schedule.type": ("constant", "linear", "cosine", "multistep"),
     "checkpoint.weights": ("all", "trainable"),
 }

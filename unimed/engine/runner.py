@@ -43,6 +43,8 @@ class EngineRunner(Runner):
         self.settings, self.folder, self.strategy, self.stream = settings, folder, strategy, stream
         self._wanted, self._start_from = resume, load_from
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        #: How many ranks read different samples.
+        self.data_ranks = (strategy.data_ranks or world())[1]
         decay = settings["ema"]
         self._average = {k: v.clone() for k, v in strategy.local_parameters().items()} if decay else None
         backends = [] if world()[0] else [dict(type=TRACKERS[word]) for word in settings["log"]["to"]]
@@ -58,7 +60,8 @@ class EngineRunner(Runner):
             custom_hooks=[_build_hook(hook) for hook in settings["hooks"]],
             launcher="pytorch" if world()[1] > 1 else "none",
             visualizer=dict(type="Visualizer", vis_backends=backends, save_dir=str(folder)),
-            randomness=dict(seed=settings["seed"] + world()[0]),
+            # Ranks that work on the same samples must drop the same units.
+            randomness=dict(seed=settings["seed"] + (strategy.data_ranks or world())[0]),
             experiment_name=f"{folder.name}-{os.getpid()}-{_runs}",
             default_scope="mmengine",
             cfg=settings,
@@ -121,6 +124,7 @@ class EngineRunner(Runner):
             "random": numbers,
             "weights": options["weights"],
             "world_size": world()[1],
+            "data_ranks": self.data_ranks,
             "batch_size": self.settings["batch_size"],
         }
         if options["sharded"]:
@@ -211,10 +215,11 @@ class EngineRunner(Runner):
         if self._average is not None and "ema" in loaded.tables:
             self._average = {name: self.strategy.scatter(name, full) for name, full in loaded.tables["ema"].items()}
         self.train_loop.restore(state)
-        if (state["world_size"], state["batch_size"]) != (world()[1], self.settings["batch_size"]):
+        saved_ranks = state.get("data_ranks", state["world_size"])
+        if (saved_ranks, state["batch_size"]) != (self.data_ranks, self.settings["batch_size"]):
             # Windows are counted in joined batches; with another size the count of samples is what carries over.
-            samples = state["position"]["window"] * state["world_size"] * state["batch_size"]
-            position = {"window": samples // (world()[1] * self.settings["batch_size"]), "used": 0}
+            samples = state["position"]["window"] * saved_ranks * state["batch_size"]
+            position = {"window": samples // (self.data_ranks * self.settings["batch_size"]), "used": 0}
             self.stream.restore(position)
             self.logger.warning(f"resumed with another number of ranks or batch size: data go on at {position}")
         if not restore_random_states(loaded, self.strategy.device):

@@ -108,6 +108,8 @@ class Strategy:
 
     #: True where parameters are gathered by all ranks together, so that all must run every batch, also to validate.
     collective = False
+    #: (rank, number of ranks) among those that read different samples; None: all do.
+    data_ranks: tuple[int, int] | None = None
     #: True where each rank can write and read its own part of a checkpoint.
     has_shards = True
 
