@@ -44,7 +44,7 @@ def test_what_cannot_be_shared_out_is_named():
     language, plan = _planned(model)
     assert plan["layers.*.self_attn.q_proj"] == "colwise" and _pattern("layers.11.mlp") == "layers.*.mlp"
     _check(language, 2)
-    with pytest.raises(ValueError, match="num_attention_heads=4 of the language model is no multiple of 3 ranks"):
+    with pytest.raises(ValueError, match="num_attention_heads=4 of the language model cannot be shared out to 3"):
         _check(language, 3)
     with pytest.raises(ValueError, match="no language model whose family has a plan"):
         _planned(torch.nn.Linear(2, 2))
