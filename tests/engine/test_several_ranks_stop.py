@@ -184,7 +184,10 @@ def test_two_agents_of_torchrun(tiny, runs, tmp_path):
 def test_a_machine_that_dies_and_returns_goes_on_from_the_last_checkpoint(tiny, runs, tmp_path):
     """torchrun's elastic agents: the one left waits for another, and all start again with --resume auto."""
     run, port = tmp_path / "run", free_port()
-    config = config_file(tiny, tmp_path, max_steps=60, checkpoint=dict(interval=10, keep=2))
+    config = config_file(
+        tiny, tmp_path, max_steps=60, checkpoint=dict(interval=10, keep=2),
+        train_data=dict(type="TinyPoints", sleep_s=0.03),
+    )  # fmt: skip
 
     def agent(name):
         return runs(
@@ -200,9 +203,11 @@ def test_a_machine_that_dies_and_returns_goes_on_from_the_last_checkpoint(tiny, 
     while not (run / "checkpoints" / "step_00000020").is_dir():
         assert all(a.poll() is None for a in agents) and time.monotonic() < end, (tmp_path / "first.txt").read_text()
         time.sleep(0.05)
-    os.killpg(agents[1].pid, signal.SIGKILL)
-    left_behind_by_second = agents[1].wait()
-    assert left_behind_by_second == -signal.SIGKILL
+    # The machine loses its power: the agent and its rank are gone together.
+    rank = Path(f"/proc/{agents[1].pid}/task/{agents[1].pid}/children").read_text().split()
+    for process in (agents[1].pid, *map(int, rank)):
+        os.kill(process, signal.SIGKILL)
+    assert rank and agents[1].wait() == -signal.SIGKILL
     agents[1] = agent("second-again")
     assert [a.wait(timeout=600) for a in agents] == [0, 0], (tmp_path / "first.txt").read_text()[-3000:]
     log = "".join(path.read_text() for path in [*tmp_path.glob("*.txt"), *run.rglob("*.log")])
