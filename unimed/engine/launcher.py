@@ -1,6 +1,6 @@
 """Several ranks on this machine: `python -m unimed.engine.launcher --processes 2 tools/train.py CONFIG ...`.
 
-What torchrun does, without its restarts, and with what a training on a cluster needs: SIGTERM, SIGUSR1, SIGHUP and
+What torchrun does, with what a training on a cluster needs: SIGTERM, SIGUSR1, SIGHUP and
 Ctrl-C are passed on to every rank, which saves and ends; a rank that fails or hangs does not leave the others behind;
 the error of a rank is one line, printed once; the exit code is that of the ranks (75: stopped and saved).
 """
@@ -208,6 +208,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--grace", type=float, default=GRACE_S, metavar="SECONDS",
         help=f"time for the other ranks when one has failed (default: {GRACE_S:g})",
     )  # fmt: skip
+    parser.add_argument(
+        "--restarts", type=int, default=0, metavar="N",
+        help="start the ranks again so often when they fail; those of other machines are waited for (default: 0)",
+    )  # fmt: skip
     parser.add_argument("script", help="what every rank runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     args = parser.parse_args(arguments)
@@ -217,10 +221,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--processes names {len(args.processes)} machines, --nodes {args.nodes}")
     command = [sys.executable, args.script, *args.arguments]
     counts = args.processes[0] if len(args.processes) == 1 else args.processes
-    return Ranks(
-        command, counts, args.nodes, args.node_rank, args.master_addr, args.master_port,
-        args.stop_timeout, args.grace,
-    ).run()  # fmt: skip
+    for left in range(args.restarts, -1, -1):
+        ranks = Ranks(
+            command, counts, args.nodes, args.node_rank, args.master_addr, args.master_port,
+            args.stop_timeout, args.grace,
+        )  # fmt: skip
+        code = ranks.run()
+        if code in (0, PREEMPTED) or ranks.asked_to_stop or not left:
+            break
+        print(f"the ranks are started again, {left} more times at most", file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":
