@@ -339,6 +339,8 @@ MISTAKES = {
     "grid over nothing": ("grid {config_py} --out {root}/grid", "--over"),
     "grid over an unknown axis": ("grid {config_py} --over conector=a,b --out {root}/grid", "did you mean 'connector'"),
     "grid of one value": ("grid {config_py} --over connector= --out {root}/grid", "AXIS=VALUE,VALUE"),
+    "card of no model": ("card {nowhere}", "no config.json"),
+    "card of a run without a test": ("card {grounded} --run {nowhere}", "no test/metrics.json"),
     "a question to the doctor": ("doctor why", "unrecognized arguments: why"),
     "unknown verb": ("predikt {grounded}", "did you mean 'predict'"),
 }  # fmt: skip

@@ -50,6 +50,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "demo-parse3d": ("biomedparse", "parse_3d", "segment what prompts name in volumes"),
     "demo-zeroshot": ("zero_shot", "zero_shot", "which of the labels fits each image"),
     "quickstart-images": ("quickstart", "quickstart_images", "images of held-out answers of the sample model"),
+    "card": ("card", "card", "model card of a folder: parts, licenses, intended use, measured tables"),
     "doctor": ("doctor", "doctor", "what is installed, on what machine, and what is missing"),
     "speed": ("speed", "speed", "speed of prediction, and beside what one would run instead"),
     "speed-volumes": ("speed_volumes", "speed_volumes", "speed and memory of volumes by prompts"),

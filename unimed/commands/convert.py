@@ -65,6 +65,10 @@ def _convert(args) -> int:
         print(f"  dropped {name}: {reason}")
     for note in report.notes:
         print(f"  note: {note}")
+    if (Path(args.destination) / "config.json").is_file():
+        from unimed.data.licenses import published, write_sources
+
+        write_sources(args.destination, [published("weights", args.source, f"layout {report.layout}")])
     if args.report:
         write_report(args.report, report.to_dict())
     return DONE

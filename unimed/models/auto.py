@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 from unimed.layouts import LAYOUTS
 from unimed.models import foreign
@@ -92,7 +93,7 @@ def _open(source: Path, options: dict):
     from transformers import MODEL_MAPPING, AutoModel
 
     settings = foreign.config(source)
-    kind = MODEL_MAPPING[type(settings)] if type(settings) in MODEL_MAPPING else AutoModel
+    kind: Any = MODEL_MAPPING[type(settings)] if type(settings) in MODEL_MAPPING else AutoModel
     if kind is not AutoModel and kind.__module__.startswith("unimed."):
         return kind.from_pretrained(source, **options)
     return foreign.model(AutoModel, source, **options)
