@@ -4,7 +4,7 @@ BIN = $(abspath $(VENV))/bin
 SMALL = configs/quickstart/unified_small.py
 RUN = work_dirs/unified_small
 
-.PHONY: install quickstart lint types coverage environments wheel docs gpu-check test test-fast clean
+.PHONY: install demo quickstart lint types coverage environments wheel docs gpu-check test test-fast clean
 
 # The stamp is rebuilt when the requirements change, so that a stale environment is never tested.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -15,6 +15,10 @@ $(VENV)/.installed: setup.py pyproject.toml
 	touch $@
 
 install: $(VENV)/.installed
+
+# A result within a minute of an installed environment: published weights, given boxes, a page to open.
+demo: install
+	$(BIN)/python -m unimed demo
 
 # Sample data, a model that starts from nothing but LiteMedSAM's eyes, training, test, export, pictures.
 # Every step finds what an interrupted run left and goes on from there.

@@ -32,7 +32,15 @@ LEVELS = [
     ["unimed.metrics"],
     ["unimed.io"],
     ["unimed.structures", "unimed.chat"],
-    ["unimed.geometry", "unimed.files", "unimed.tokens", "unimed.registry", "unimed.version", "unimed.layouts"],
+    [
+        "unimed.geometry",
+        "unimed.files",
+        "unimed.tokens",
+        "unimed.registry",
+        "unimed.version",
+        "unimed.layouts",
+        "unimed.workers",
+    ],
     [
         "unimed.identity",
         "unimed.locks",

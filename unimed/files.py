@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -37,6 +38,17 @@ _LEFT_OVER_S = 24 * 3600
 #: A folder that is being replaced; where its place stands empty it is put back, not removed.
 _PREVIOUS = "-previous-"
 _cleaned: set[tuple[str, int]] = set()
+#: No space, quota, limit of size, read-only: matters of the disk, the same for the next file.
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
+def is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full or read-only disk, a quota or a limit of size."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
@@ -342,10 +354,13 @@ def _dumped(value) -> str:
     return text
 
 
-def append_json_line(path: str | Path, row) -> None:
+def append_json_line(path: str | Path, row, sync: bool = True) -> None:
     """Add one object to a file of JSON lines, on disk when this returns.
 
     What a killed process left of a last line is cut off first, so that the new one stands on its own.
+
+    Args:
+        sync: False leaves it to the system when it is on the disk; then a kill loses nothing, a power cut may.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -357,7 +372,8 @@ def append_json_line(path: str | Path, row) -> None:
                 _end_line(stream, size)
         stream.write(json_line(row).encode())
         stream.flush()
-        os.fsync(stream.fileno())
+        if sync:
+            os.fsync(stream.fileno())
 
 
 def _end_line(stream, size: int) -> None:

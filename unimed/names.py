@@ -108,6 +108,12 @@ def source_of(folder: str | os.PathLike, name: str) -> str:
     return next((source for source, other in given.items() if other == name), "")
 
 
+def forget_names(folder: str | os.PathLike) -> None:
+    """Drop what this process knows of the names in a folder where it works no more."""
+    _given.pop(os.path.realpath(folder), None)
+    _filled.discard(os.path.realpath(folder))
+
+
 class ResultNames:
     """Gives each source a name of its own among the results in a folder, the same at every call.
 

@@ -76,26 +76,38 @@ def wanted() -> int | None:
 
 
 @contextlib.contextmanager
-def chosen() -> Iterator[int]:
+def chosen(count: int | None = None) -> Iterator[int]:
     """Compute with this many threads within the block, in torch, numpy and child processes; yields the number.
+
+    Args:
+        count: by default what somebody set, else the free cores.
 
     Raises:
         ValueError: see `wanted`.
     """
-    count = wanted() or free_cores()
-    before = {name: os.environ.get(name) for name in _READ_BY_LIBRARIES}
+    count = count or wanted() or free_cores()
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else None
-    os.environ.update(dict.fromkeys(before, str(count)))
     if torch and threads != count:
         torch.set_num_threads(count)
     try:
-        yield count
+        with environment(count):
+            yield count
+    finally:
+        if torch and threads != count:
+            torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def environment(count: int) -> Iterator[None]:
+    """Child processes that are started within the block compute with this many threads."""
+    before = {name: os.environ.get(name) for name in _READ_BY_LIBRARIES}
+    os.environ.update(dict.fromkeys(before, str(count)))
+    try:
+        yield
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
-        if torch and threads != count:
-            torch.set_num_threads(threads)
 
 
 def _affinity() -> set[int]:

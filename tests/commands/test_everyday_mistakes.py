@@ -49,6 +49,9 @@ def place(tmp_path_factory):
 
     rng = np.random.default_rng(0)
     grid = Geometry(np.diag([-1.0, -1, 2, 1]))
+    (root / "text.csv").write_text("name,age\na,1\n")
+    (root / "text.json").write_text("{}")
+    made |= {"text_csv": root / "text.csv", "text_json": root / "text.json"}
     noise = rng.integers(0, 255, (24, 20), dtype=np.uint8)
     Image.fromarray(noise).save(root / "image.png")
     pages = [Image.fromarray(noise), Image.fromarray(255 - noise)]
@@ -167,6 +170,16 @@ MISTAKES = {
     "malformed config.json": ("predict {broken_config} {image} what", "broken_config"),
     "config.json of something else": ("predict {strange_config} {image} what", "gpt-9"),
     "unknown device": ("predict {grounded} {image} what --device foo", "foo"),
+    "workers without an engine": ("predict {grounded} {image} what --workers 2", "--workers is of cohorts"),
+    "unknown engine": ("predict {grounded} {image} what --engine spark", "spark"),
+    "no workers": ("predict {grounded} {image} what --engine local --workers 0", "at least 1"),
+    "cohort of nothing": ("predict {grounded} {nowhere} what --engine local --out {root}/c1", "no such file or folder"),
+    "cohort without a question": ("predict {grounded} {image} --engine local --out {root}/c2", "no question"),
+    "cohort without a model": ("predict {nowhere} {image} what --engine local --out {root}/c3", "nowhere"),
+    "table without files": ("predict {grounded} {text_csv} --text what --engine local --out {root}/c4", "no file"),
+    "unknown kind of URL": ("predict {grounded} nope://a/b.png what --engine local --out {root}/c5", "nope"),
+    "job is gone": ("predict --job {nowhere}", "nowhere"),
+    "job is none": ("predict --job {text_json}", "a job names model, sources and texts"),
     "missing GPU": ("predict {grounded} {image} what --device cuda:9", "cuda:9"),
     "unknown dtype": ("predict {grounded} {image} what --dtype float33", "float33"),
     "no new tokens": ("predict {grounded} {image} what --max-new-tokens 0", "at least 1"),
@@ -192,6 +205,8 @@ MISTAKES = {
     "unknown task": ("predict {answers} {image} what --task segment", "segment"),
     "output is a file": ("predict {grounded} {image} what --out {broken_json}", "broken.json"),
     "output cannot be made": ("predict {grounded} {image} what --out /proc/nothing", "/proc/nothing"),
+    "image without a box": ("demo --image {image}", "--image and --box belong together"),
+    "demo of a missing image": ("demo --image {nowhere} --box 1 2 3 4", "nowhere"),
     # -- UniBiomed's demos
     "neither set nor image": ("demo-seg2d --model {grounded}", "--val_folder"),
     "image without text": ("demo-seg2d --model {grounded} --image {image}", "--text"),
@@ -284,6 +299,7 @@ MISTAKES = {
     "a small model over something else": ("new-model {grounded} --data {empty}", "already there"),
     "unknown data": ("prepare mimic", "mimic"),
     "no data": ("prepare", "KIND"),
+    "no processes": ("prepare repack {nowhere} {root}/packed --workers 0", "at least 1"),
     "repack nothing": ("prepare repack {nowhere} {root}/packed", "nowhere"),
     "BiomedParse folder is gone": ("prepare biomedparse {nowhere}", "nowhere"),
     "table is gone": ("prepare unimed-clip rocov2 {nowhere} {root}/shards", "nowhere"),
@@ -296,6 +312,9 @@ MISTAKES = {
     # -- training
     "config is gone": ("train {nowhere}.py", "nowhere.py"),
     "config that is no Python": ("train {syntax_py}", "syntax.py"),
+    "YAML is gone": ("train --cfg-path {nowhere}.yaml --work-dir {root}/run", "nowhere.yaml"),
+    "options without a YAML": ("train {config_py} --options run.init_lr=1", "--options belongs to --cfg-path"),
+    "no source of volumes": ("demo-parse3d --model {grounded}", "give one SOURCE"),
     "unknown key": ("train {mine_py} --work-dir {root}/run", "did you mean 'batch_size'"),
     "wrong type": ("train {config_py} --work-dir {root}/run --cfg-options batch_size=many", "batch_size must be int"),
     "wrong value": ("train {config_py} --work-dir {root}/run --cfg-options precision=bf61", "did you mean 'bf16'"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cohorts import tree
 from models.clip.recorded import converted
 from PIL import Image
 from small_models import tiny_model
@@ -193,3 +194,25 @@ def test_a_dicom_series_gets_the_files_of_a_hospital(place, tmp_path, capsys):
     assert written and all(found_in(path.read_bytes(), texts) == [] for path in written)
     assert main(["predict", *arguments[1:3], "liver", "--formats", "dicom-sg", "--out", str(tmp_path / "c")]) == 1
     assert "did you mean 'dicom-seg'" in capsys.readouterr().err
+
+
+def test_a_cohort_asks_every_source_and_keeps_what_failed_as_rows(place, tmp_path, capsys):
+    (place / "in" / "broken.png").write_bytes(b"no image")
+    try:
+        words = ["predict", str(place / "parser"), str(place / "in"), "liver", "--out", str(tmp_path / "a")]
+        code = main([*words, "--engine", "local", "--rows", "jsonl", "--part-rows", "2", "--site", "abdomen"])
+        said = capsys.readouterr()
+        assert code == 2 and "5 of 5 rows" in said.out and "1 without an answer" in said.out, said.err
+        job = {"model": str(place / "parser"), "sources": [str(place / "in")], "texts": "liver", "engine": "local",
+               "rows": "jsonl", "part_rows": 2, "site": "abdomen", "restart": False,
+               "out": str(tmp_path / "b")}  # fmt: skip
+        (tmp_path / "job.json").write_text(json.dumps(job))
+        assert main(["predict", "--job", str(tmp_path / "job.json"), "--out", str(tmp_path / "c")]) == 2
+        assert tree(tmp_path / "a") == tree(tmp_path / "c") and not (tmp_path / "b").exists()
+        rows = [json.loads(line) for path in sorted((tmp_path / "a" / "rows").iterdir()) for line in path.open()]
+        assert [row["source"] for row in rows] == ["a.png", "broken.png", "ct.nii.gz", "deep/a.png", "slice.nii.gz"]
+        assert "broken.png" in rows[1]["error"] and [row["error"] for row in rows].count(None) == 4
+        assert all((tmp_path / "a" / name).is_file() for row in rows for name in row["files"])
+        assert any(name.endswith("00000002-ct-0.nii.gz") for name in rows[2]["files"])
+    finally:
+        (place / "in" / "broken.png").unlink()

@@ -5,6 +5,7 @@ A verb is a function `(arguments, prog) -> exit code`, in a module that is impor
 
 #: Verb -> (module below `unimed.commands`, function, one line for the table of verbs).
 VERBS: dict[str, tuple[str, str, str]] = {
+    "demo": ("demo", "demo", "a result within a minute: what lies in given boxes, by published weights"),
     "predict": ("predict", "predict", "answer questions about images and volumes, and point at what is said"),
     "train": ("training", "train", "train as a config says"),
     "test": ("training", "test", "test a checkpoint on the test data of a config"),

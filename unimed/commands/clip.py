@@ -16,7 +16,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from unimed.commands.common import Parser, exit_code, guarded, load_model
+from unimed.commands.common import Parser, count, exit_code, guarded, load_model
 from unimed.files import read_json, read_lines
 
 
@@ -63,7 +63,8 @@ def clip(arguments=None, prog: str | None = None) -> int:
     verb("overlap", overlap, out,
          argument("first", help="folder of images, or pattern of shards (*.tar)"),
          argument("second", help="the same; its images are looked for in the first"),
-         argument("--bits", type=int, default=2, help="of 64 that may differ (default: 2)"))  # fmt: skip
+         argument("--bits", type=int, default=2, help="of 64 that may differ (default: 2)"),
+         argument("--workers", type=count, default=1, help="processes that read images (default: 1)"))  # fmt: skip
     verb("average", average, argument("start"), argument("tuned"), argument("destination"),
          argument("--alpha", type=float, default=0.5, help="fraction of the tuned weights (default: 0.5)"),
          argument("--curve", help="a folder per class: accuracy for alpha 0 to 1 instead"), templates)  # fmt: skip
@@ -209,7 +210,8 @@ def overlap(args) -> int:
     from unimed.data.overlap import find_overlap, fingerprints_of
 
     broken: list[str] = []
-    rows = find_overlap(fingerprints_of(args.first, broken), fingerprints_of(args.second, broken), args.bits)
+    first, second = (fingerprints_of(place, broken, args.workers) for place in (args.first, args.second))
+    rows = find_overlap(first, second, args.bits)
     for name in broken:
         print(f"skipped: {name}", file=sys.stderr)
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in ("equal bytes", "looks alike")}

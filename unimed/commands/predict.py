@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from unimed.commands.cohort import add_cohort_flags, predict_cohort, refuse_cohort_flags, with_job
 from unimed.commands.common import DONE, Parser, guarded, load_model, print_steps, region_line, say
 from unimed.commands.volume_flags import add_volume_choices, volume_choices
 from unimed.names import ResultNames
@@ -16,10 +17,12 @@ _DESCRIPTION = """Answer questions about images and volumes and point at what is
     unimed predict MODEL ct.nii.gz "Segment the liver." "Segment the spleen." --site abdomen
     unimed predict MODEL images/ more.dcm --text "Describe the image." --out results --json
     unimed predict MODEL "Segment the liver." --dicomweb http://localhost:8042/dicom-web --study UID --stow
+    unimed predict MODEL cohort.csv s3://bucket/scans/ --text "Segment the liver." --engine local --workers 4
 
 MODEL is of any family: a grounded model or Uni-Med is asked, BiomedParse looks for what is named (several joined by
 [SEP]), a contrastive model compares the texts as labels. Folders are searched; a folder of DICOM slices is one volume.
-Several sources are a run that can be stopped and goes on; finished ones stand in OUT/cases.jsonl.
+Several sources are a run that can be stopped and goes on; finished ones stand in OUT/cases.jsonl. With --engine they
+are a cohort: tables, shards and URLs too, on several processes or a Ray cluster (docs/cohorts.md).
 Exit codes: 0 all was done, 2 a part of it, 1 nothing."""
 
 
@@ -49,7 +52,8 @@ def predict(arguments=None, prog: str | None = None) -> int:
         parser.flag(name)
     add_volume_choices(parser)
     parser.flag("max-new-tokens", default=256)
-    return guarded(_predict, parser.parse_args(arguments))
+    add_cohort_flags(parser)
+    return guarded(_predict, parser.parse_args(with_job(parser, sys.argv[1:] if arguments is None else arguments)))
 
 
 def sources_and_texts(words: list[str], texts: list[str]) -> tuple[list[Path], list[str]]:
@@ -74,6 +78,9 @@ def sources_and_texts(words: list[str], texts: list[str]) -> tuple[list[Path], l
 def _predict(args) -> int:
     if args.dicomweb or args.study or args.stow:
         return _on_server(args)
+    if args.engine:
+        return predict_cohort(args)
+    refuse_cohort_flags(args)
     return _on(*sources_and_texts(args.words, args.text), args)
 
 

@@ -3,7 +3,7 @@
 A run folder holds
 
 - `progress.jsonl`: how far it was, every few seconds, where a command runs it;
-- `cases.jsonl`: one line per finished case, written as soon as the case is done;
+- `cases.jsonl`: one line per finished case, written as soon as the case is done, and on the disk within a second;
 - `failed.jsonl`: one line per case that raised, with the kind and text of the error;
 - `run.json`: the settings of the run, so that results of different settings never mix, and the content of the model.
 
@@ -13,22 +13,35 @@ again, and a run whose model was replaced is refused.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unimed.evaluation.tables import write_cases
-from unimed.files import FolderLock, append_json_line, plain, read_json, read_json_lines, write_text
+from unimed.files import (
+    FolderLock,
+    append_json_line,
+    is_of_the_disk,
+    plain,
+    read_json,
+    read_json_lines,
+    write_json_lines,
+    write_text,
+)
 from unimed.identity import content_digest, identity_of
 from unimed.markup import plain_line
 from unimed.names import same_on_disk, source_of
 from unimed.progress import Progress, logged
 from unimed.structures import Case
+
+#: Seconds between two waits for the disk; cases take longer as a rule, so that each is waited for.
+_SYNC_S = 1.0
 
 
 class FolderError(ValueError):
@@ -60,6 +73,8 @@ def run_cases(
     settings: Mapping[str, Any],
     batch_size: int = 1,
     restart: bool = False,
+    ends: Callable[[Exception], bool] = is_of_the_disk,
+    log: bool = True,
 ) -> FolderReport:
     """Call `predict` on batches of the cases that are not finished.
 
@@ -70,8 +85,11 @@ def run_cases(
             and those that raise alone are reported as failed and tried again in the next run.
         settings: what decides the results (model, flags); kept in `run.json`.
         restart: forget earlier results.
+        ends: whether what `predict` raised ends the run, since every further case would fail the same way.
+        log: write `progress.jsonl`.
 
     Raises:
+        Exception: what `predict` raised and `ends` holds true of; what was finished is kept.
         FolderError: two cases of one name, or `work_dir` holds results of other settings (both are shown).
         FolderInUseError: another process writes in `work_dir`.
     """
@@ -80,8 +98,8 @@ def run_cases(
     work_dir = Path(work_dir)
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-    with FolderLock(work_dir, "a run over cases"), logged(work_dir):
-        return _run(cases, predict, work_dir, run_settings(settings), batch_size, restart)
+    with FolderLock(work_dir, "a run over cases"), logged(work_dir) if log else contextlib.nullcontext():
+        return _run(cases, predict, work_dir, run_settings(settings), batch_size, restart, ends)
 
 
 def run_settings(settings: Mapping[str, Any]) -> dict:
@@ -108,28 +126,32 @@ def _refuse_shared_names(cases: Sequence[Case]) -> None:
             )
 
 
-def _run(cases, predict, work_dir: Path, settings: dict, batch_size: int, restart: bool) -> FolderReport:
+def _run(cases, predict, work_dir: Path, settings: dict, batch_size: int, restart: bool, ends) -> FolderReport:
     names = [case.name for case in cases]
     finished = _start(work_dir, settings, restart)
     contents = {case.name: case_content(case) for case in cases}
     todo = [case for case in cases if finished.get(case.name, {}).get("content") != contents[case.name]]
     skipped = len(cases) - len(todo)
     failed: dict[str, str] = {}
+    synced = 0.0
 
     def keep(case: Case, row: Mapping) -> None:
+        nonlocal synced
         if case_content(case) != contents[case.name]:
             failed[case.name] = "ChangedError: its files were changed while it was worked on; run again"
             return
         source = source_of(work_dir, case.name)
         kept = {"case": case.name, **plain(dict(row)), "content": contents[case.name]}
         finished[case.name] = kept | ({"source_id": source} if source else {})
-        append_json_line(work_dir / "cases.jsonl", finished[case.name])
+        due = time.monotonic() - synced > _SYNC_S
+        append_json_line(work_dir / "cases.jsonl", finished[case.name], sync=due)
+        synced = time.monotonic() if due else synced
 
     try:
         with Progress("case", len(cases), skipped) as progress:
             for start in range(0, len(todo), batch_size):
                 batch = todo[start : start + batch_size]
-                for case, row in zip(batch, _rows_of(predict, batch), strict=True):
+                for case, row in zip(batch, _rows_of(predict, batch, ends), strict=True):
                     if isinstance(row, Exception):
                         failed[case.name] = f"{type(row).__name__}: {row}"
                     else:
@@ -140,8 +162,9 @@ def _run(cases, predict, work_dir: Path, settings: dict, batch_size: int, restar
         raise KeyboardInterrupt(f"{kept}; the same command goes on") from stop
     for name in failed:
         finished.pop(name, None)  # an answer of an earlier content is none of this one
-    write_cases(work_dir / "cases.jsonl", finished.values())
-    write_cases(work_dir / "failed.jsonl", [{"case": name, "error": text} for name, text in failed.items()])
+    order = dict.fromkeys([*(name for name in names if name in finished), *finished])
+    write_json_lines(work_dir / "cases.jsonl", [finished[name] for name in order])
+    write_json_lines(work_dir / "failed.jsonl", [{"case": name, "error": text} for name, text in failed.items()])
     return FolderReport([finished[name] for name in names if name in finished], failed, skipped)
 
 
@@ -170,23 +193,18 @@ def print_windows(rows: Sequence[Mapping], most: int = 5) -> None:
         print(f"{sum(counts.values()) - sum(n for _, n in counts.most_common(most))} more: see cases.jsonl")
 
 
-def _rows_of(predict, batch: list[Case]) -> list:
+def _rows_of(predict, batch: list[Case], ends) -> list:
     """A row, or what was raised, per case."""
     try:
         rows = list(predict(batch))
-    except Exception as error:  # noqa: BLE001 - a broken file must not end a run over thousands
-        rows = [error] if len(batch) == 1 else [_alone(predict, case) for case in batch]
+    except Exception as error:
+        if ends(error):
+            raise
+        # A broken file must not end a run over thousands.
+        rows = [error] if len(batch) == 1 else [_rows_of(predict, [case], ends)[0] for case in batch]
     if len(rows) != len(batch):
         raise RuntimeError(f"predict gave {len(rows)} rows for {len(batch)} cases")
     return rows
-
-
-def _alone(predict, case: Case):
-    try:
-        (row,) = predict([case])
-        return row
-    except Exception as error:  # noqa: BLE001
-        return error
 
 
 def _start(work_dir: Path, settings: dict, restart: bool) -> dict[str, dict]:
@@ -201,7 +219,7 @@ def _start(work_dir: Path, settings: dict, restart: bool) -> dict[str, dict]:
             raise FolderError(other_settings(work_dir, before, settings))
     write_text(record, json.dumps(settings, indent=1, ensure_ascii=False))
     finished = read_finished(results)
-    write_cases(results, finished.values())
+    write_json_lines(results, finished.values())
     return finished
 
 

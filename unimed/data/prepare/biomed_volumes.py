@@ -6,11 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from unimed.files import read_json, resolve_inside, scratch_folder, write_text
+from unimed.data.prepare.pieces import add_workers, pieces_of
+from unimed.files import read_json, resolve_inside, write_text
+from unimed.identity import quick_stamp
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".npz")
 
@@ -26,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--site", default="", help="CT window: abdomen, brain, lung, ... (default: by file, percentiles)"
     )
     parser.add_argument("--modality", default="", help="CT, MR, ...; default: as the file says")
+    add_workers(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         names = read_json(args.names)
-        print(build(args.images, args.labels, names, args.out, args.split, args.site, args.modality))
+        print(build(args.images, args.labels, names, args.out, args.split, args.site, args.modality,
+                    args.workers))  # fmt: skip
     except (OSError, ReadError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -42,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def build(
-    images, labels, names: Mapping[str, str], out, split: str = "train", site: str = "", modality: str = ""
-) -> Path:
-    """Write one split of a 3D set; it appears whole or not at all.
+    images, labels, names: Mapping[str, str], out, split: str = "train", site: str = "", modality: str = "",
+    workers: int = 1,
+) -> Path:  # fmt: skip
+    """Write one split of a 3D set; it appears whole or not at all, and an interrupted one goes on.
 
     Every axial slice is written, seen as usual (the patient's left on the right, the back below); a mask is written for
     each slice that shows the structure.
@@ -72,16 +78,32 @@ def build(
         raise ValueError(f"{images}: no volume in it; known are {', '.join(SUFFIXES)} and folders of DICOM files")
     if absent := sorted(set(sources) - set(maps)):
         raise FileNotFoundError(f"{labels}: no label map for {', '.join(absent[:5])}")
-    with scratch_folder(out) as temporary:
-        volumes = {
-            name: _write(name, sources[name], maps[name], wanted, temporary, site, modality) for name in sorted(sources)
-        }
-        for folder in sorted(temporary.iterdir()):
+    settings = {"names": wanted, "site": site, "modality": modality}
+    with pieces_of(out / f".preparing-{split}", settings) as pieces:
+        items = [(name, sources[name], maps[name]) for name in sorted(sources)]
+        keys = [[name, quick_stamp(image), quick_stamp(label)] for name, image, label in items]
+        make = _VolumeOf(wanted, pieces.folder, site, modality)
+        made = pieces.results(make, items, keys, workers, "volume")
+        volumes = {name: one for (name, *_), one in zip(items, made, strict=True)}
+        for folder in sorted(pieces.folder.iterdir()):
             if (out / folder.name).exists():
                 raise FileExistsError(f"{out / folder.name} is there already; volumes of both splits need other names")
-        for folder in sorted(temporary.iterdir()):
+        for folder in sorted(pieces.folder.iterdir()):
             folder.rename(out / folder.name)
-    return write_text(meta, json.dumps({"volumes": volumes}))
+        return write_text(meta, json.dumps({"volumes": volumes}))
+
+
+@dataclass(frozen=True)
+class _VolumeOf:
+    """Writes the slices of a volume."""
+
+    wanted: dict[int, str]
+    root: Path
+    site: str
+    modality: str
+
+    def __call__(self):
+        return lambda item: _write(*item, self.wanted, self.root, self.site, self.modality)
 
 
 def _volumes(folder: Path) -> dict[str, Path]:
@@ -118,8 +140,8 @@ def _write(name: str, image_path: Path, label_path: Path, wanted, root: Path, si
     image = choose_window(image, geometry, site=site, modality=modality)(image)
     truth = whole_numbers(truth, str(label_path))
     image, truth = reorient(image, geometry, "SPL")[0], reorient(truth, geometry, "SPL")[0]
-    (root / name).mkdir()
-    (root / f"{name}_mask").mkdir()
+    (root / name).mkdir(exist_ok=True)
+    (root / f"{name}_mask").mkdir(exist_ok=True)
     slices = [f"{name}-s{index:04d}.png" for index in range(len(image))]
     for file, plane in zip(slices, image, strict=True):
         Image.fromarray(np.ascontiguousarray(plane)).save(root / name / file)

@@ -12,11 +12,14 @@ import json
 import re
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from unimed.data.prepare.pieces import add_workers
 from unimed.files import resolve_inside
+from unimed.workers import in_order
 
 KINDS = ("name", "missing file", "mask", "unreadable", "duplicate", "patient leakage")
 
@@ -33,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=512, help="NPZ only: side of the slices (default: 512)")
     parser.add_argument("--prompts", help="NPZ only: JSON file with the table of prompts, where the files hold none")
     parser.add_argument("--most", type=int, default=20, help="how many problems to print (default: 20)")
+    add_workers(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
             report, written = prepare_volumes(args)
         else:
-            report, tables = check_images(folder, args.patient_pattern)
+            report, tables = check_images(folder, args.patient_pattern, args.workers)
             written = [] if args.check_only or (report.problems and not args.skip_bad) else write(folder, tables)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -61,11 +65,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_images(folder: Path, patient_pattern: str | None = None):
+def check_images(folder: Path, patient_pattern: str | None = None, workers: int = 1):
     """Check every split of PNG pairs.
 
     Names follow the grammar; every mask has its image and its size, is not empty, has one value besides 0; no target
     is there twice, no image has the pixels of one in another split, no patient is in two splits.
+
+    Args:
+        workers: processes that read images and masks.
 
     Returns:
         (Report, {split: rows}), a row being {"image": ParseName, "file", "size", "patient", "masks": {target: file}},
@@ -75,10 +82,8 @@ def check_images(folder: Path, patient_pattern: str | None = None):
         FileNotFoundError: no folder pair SPLIT, SPLIT_mask.
     """
     from unimed.data.checks import Report
-    from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name, parse_mask_name
+    from unimed.data.readers.biomedparse_names import FileNameError, parse_mask_name
     from unimed.data.wordings.biomedparse_targets import category
-    from unimed.io.errors import ImageError, MaskError, ReadError
-    from unimed.io.images import load
 
     splits = sorted(p.name for p in folder.iterdir() if p.is_dir() and (folder / f"{p.name}_mask").is_dir())
     if not splits:
@@ -88,24 +93,21 @@ def check_images(folder: Path, patient_pattern: str | None = None):
     unknown, masks_without = set(), 0
     for split in splits:
         images, found = {}, {}
-        for path in sorted((folder / split).iterdir()):
-            try:
-                name = parse_image_name(path.name)
-                source = load(resolve_inside(folder, f"{split}/{path.name}", error=ReadError), modality=name.modality)
-                image = source.pixels
-            except FileNameError as error:
-                report.problems.append((split, "name", str(error)))
+        files = [path.name for path in sorted((folder / split).iterdir())]
+        looked = in_order(_same(_image_of), [(folder, split, file) for file in files], workers)
+        for file, (kind, found_there) in zip(files, looked, strict=True):
+            if kind:
+                report.problems.append((split, kind, found_there))
                 continue
-            except (ReadError, ImageError) as error:
-                report.problems.append((split, "unreadable", str(error)))
-                continue
-            patient = re.search(patient_pattern, path.name) if patient_pattern else None
-            row = {"image": name, "file": path.name, "size": image.shape[:2], "masks": {}, "source": source.source}
+            name, size, source, content = found_there
+            patient = re.search(patient_pattern, file) if patient_pattern else None
+            row = {"image": name, "file": file, "size": size, "masks": {}, "source": source}
             row["patient"] = patient.group(1) if patient else ""
             images[name.stem] = row
-            contents[hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()].add((split, path.name))
+            contents[content].add((split, file))
             if patient:
-                patients[patient.group(1)][split].append(path.name)
+                patients[patient.group(1)][split].append(file)
+        named, looks = [], []
         for path in sorted((folder / f"{split}_mask").iterdir()):
             try:
                 name = parse_mask_name(path.name)
@@ -116,16 +118,13 @@ def check_images(folder: Path, patient_pattern: str | None = None):
             if row is None:
                 report.problems.append((split, "missing file", f"{path.name}: no image {name.stem}.png in {split}"))
                 continue
-            try:
-                path = resolve_inside(folder, f"{split}_mask/{path.name}", error=ReadError)
-                problem, remarks = _mask_problem(path, row)
-                report.remarks += [f"{split}/{path.name}: {one}" for one in remarks]
-            except (ReadError, MaskError) as error:
-                kind = "mask" if isinstance(error, MaskError) else "unreadable"
-                report.problems.append((split, kind, str(error)))
-                continue
-            if problem:
-                report.problems.append((split, "mask", f"{path.name}: {problem}"))
+            named.append((path, name, row))
+            looks.append((folder, f"{split}_mask/{path.name}", row["size"], row["source"]))
+        masks = in_order(_same(_mask_of), looks, workers)
+        for (path, name, row), (kind, problem, remarks) in zip(named, masks, strict=True):
+            report.remarks += [f"{split}/{path.name}: {one}" for one in remarks]
+            if kind:
+                report.problems.append((split, kind, problem))
                 continue
             if name.target.lower() in (t.lower() for t in row["masks"]):
                 report.problems.append((split, "duplicate", f"{path.name}: {name.target!r} is there twice"))
@@ -215,20 +214,53 @@ def write(folder: Path, tables: dict[str, list[dict]]) -> list[Path]:
     return paths
 
 
-def _mask_problem(path: Path, row) -> tuple[str, tuple[str, ...]]:
-    """What is wrong with a mask, "" for nothing, and what should be looked at."""
+def _same(function):
+    """What gives each process its work."""
+    return partial(partial, function)
+
+
+def _image_of(item: tuple[Path, str, str]):
+    """("", (name, size, source, digest of the pixels)) of an image, or (kind of problem, its text)."""
+    from unimed.data.readers.biomedparse_names import FileNameError, parse_image_name
+    from unimed.io.errors import ImageError, ReadError
+    from unimed.io.images import load
+
+    folder, split, file = item
+    try:
+        name = parse_image_name(file)
+        source = load(resolve_inside(folder, f"{split}/{file}", error=ReadError), modality=name.modality)
+        image = source.pixels
+    except FileNameError as error:
+        return "name", str(error)
+    except (ReadError, ImageError) as error:
+        return "unreadable", str(error)
+    content = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+    return "", (name, image.shape[:2], source.source, content)
+
+
+def _mask_of(item) -> tuple[str, str, tuple[str, ...]]:
+    """(kind of problem or "", its text, what should be looked at) of a mask."""
+    from unimed.io.errors import MaskError, ReadError
     from unimed.io.images import Image
     from unimed.io.masks import load_mask
 
-    # The mask belongs to the picture as it is shown; of that only its size and its EXIF turn are needed here.
-    image = Image(np.broadcast_to(np.uint8(0), (*row["size"], 3)), source=row["source"])
-    mask, remarks = load_mask(path, image=image, name=path.name)
+    folder, file, size, source = item
+    try:
+        path = resolve_inside(folder, file, error=ReadError)
+        # The mask belongs to the image as it is shown; of that only its size and its EXIF turn are needed here.
+        image = Image(np.broadcast_to(np.uint8(0), (*size, 3)), source=source)
+        mask, remarks = load_mask(path, image=image, name=path.name)
+    except MaskError as error:
+        return "mask", str(error), ()
+    except ReadError as error:
+        return "unreadable", str(error), ()
     if not mask.any():
-        return "mask is empty", ()
+        return "mask", f"{path.name}: mask is empty", ()
     several = [one for one in remarks if "count" in one]
     if several:
-        return f"mask is not binary: {several[0]}; threshold it, or split it into one file per target", ()
-    return "", remarks
+        problem = f"mask is not binary: {several[0]}; threshold it, or split it into one file per target"
+        return "mask", f"{path.name}: {problem}", ()
+    return "", "", remarks
 
 
 def _places(places) -> str:

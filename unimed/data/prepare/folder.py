@@ -2,6 +2,7 @@
 
 unimed prepare folder images/ masks/ --out data/mine --phrase tumor --modality MRI
 unimed prepare folder imagesTr/ labelsTr/ --out data/mine --labels 1=liver 2="liver tumor" --modality CT --site abdomen
+unimed prepare folder dicom/ masks/ --out data/mine --labels 1=liver        (dicom/CASE/*.dcm, masks/CASE.nii.gz)
 unimed prepare folder images/ --classes --out data/mine
 unimed prepare folder images/ --table list.csv --out data/mine
 
@@ -12,23 +13,38 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import random
 import re
 import shutil
 import sys
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from unimed import progress
 from unimed.data.prepare.cases import SPLITS, box_of, slug
-from unimed.data.prepare.pairing import FolderError, ImageFile, MaskFile, by_class, from_table, is_volume, pair
+from unimed.data.prepare.label_names import Names
+from unimed.data.prepare.pairing import (
+    FolderError,
+    ImageFile,
+    MaskFile,
+    by_class,
+    dicom_patient,
+    from_table,
+    is_volume,
+    pair,
+)
+from unimed.data.prepare.pieces import Pieces, add_workers, pieces_of
 from unimed.data.prepare.questions import BOX, IF_PRESENT, SEGMENT, Answer
-from unimed.files import atomic_folder, read_json, write_json_lines, write_report
+from unimed.files import is_of_the_disk, write_json_lines, write_report
+from unimed.geometry import GeometryError, align
+from unimed.identity import quick_stamp
 from unimed.io.errors import ImageError, MaskError, ReadError
 from unimed.io.images import load
-from unimed.io.masks import load_labels, load_mask
+from unimed.io.masks import load_mask, whole_numbers
+from unimed.io.read import read
 from unimed.names import without_suffix
 
 #: Things that are not there are asked for at most so often per image, so that "no" does not outnumber the masks.
@@ -45,9 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="folder of the data set to write; must not be there yet")
     parser.add_argument("--phrase", default="", help="what the masks show, where their names do not say it")
     parser.add_argument(
-        "--labels", nargs="+", metavar="VALUE=NAME", help="values of label maps, or a JSON file such as nnU-Net's"
+        "--labels",
+        nargs="+",
+        metavar="VALUE=NAME",
+        help="values of label maps, or a JSON file such as nnU-Net's; every value has a name, `background` is left out",
     )
-    parser.add_argument("--colors", nargs="+", metavar="RRGGBB=NAME", help="colors of color maps, in hexadecimal")
+    parser.add_argument(
+        "--colors",
+        nargs="+",
+        metavar="RRGGBB=NAME",
+        help="colors of color maps, in hexadecimal; every color but black has a name",
+    )
     parser.add_argument("--classes", action="store_true", help="images lie in one folder per class")
     parser.add_argument("--table", help="CSV or TSV: image, mask, phrase, class, patient, split, question, answer, ...")
     parser.add_argument("--patient-pattern", help="regular expression; its group is the patient in a file name")
@@ -56,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--site", default="", help="body site of all images, for the CT window")
     parser.add_argument("--skip-bad", action="store_true", help="leave files out that cannot be used; they are named")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the wording")
+    add_workers(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,10 +102,19 @@ def run(args: argparse.Namespace) -> int:
     for image in images:
         image.modality, image.site = image.modality or args.modality, image.site or args.site
         image.patient = image.patient or _patient(image, args.patient_pattern)
-    remarks = assign_splits(images, args.split, args.seed)
-    with atomic_folder(args.out) as folder:
-        counts, broken = write(images, names, folder, args.seed)
+    from_header = _name_dicom_patients(images)
+    remarks = from_header + assign_splits(images, args.split, args.seed)
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is already there; choose another name or remove it")
+    named = [names.phrase, sorted(map(str, names.known)), sorted(map(str, names.values.items()))]
+    settings = {"names": named, "seed": args.seed}
+    with pieces_of(out.absolute().parent / f".{out.name}.preparing", settings) as pieces:
+        folder = pieces.folder
+        counts, broken = write(images, names, pieces, args.seed, args.workers)
         problems += broken
+        if len(problems) == 1 and not args.skip_bad:
+            raise FolderError(f"{problems[0]}; nothing was written, --skip-bad leaves it out")
         if problems and not args.skip_bad:
             for problem in problems[:20]:
                 print(f"problem: {problem}", file=sys.stderr)
@@ -91,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
             raise FolderError(
                 f"{root}: no record could be made; {problems[0] if problems else 'no mask, class or text'}"
             )
-        write_report(folder / "dataset.json", {"name": Path(args.out).name, "records": _by_split(counts)})
+        write_report(folder / "dataset.json", {"name": out.name, "records": _by_split(counts)})
+        os.replace(folder, out)
     for problem in problems:
         print(f"left out: {problem}")
     for remark in remarks:
@@ -104,55 +139,25 @@ def run(args: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
-class Names:
-    """What values and colors of label maps are called; `phrase` is for masks whose names say nothing."""
-
-    def __init__(self, phrase: str = "", values: dict | None = None):
-        self.phrase, self.values = phrase, values or {}
-
-    @classmethod
-    def of(cls, args) -> Names:
-        values: dict = {}
-        given = args.labels or []
-        if len(given) == 1 and given[0].lower().endswith(".json"):
-            held = read_json(given[0], error=FolderError)
-            held = held.get("labels", held)
-            for one, other in held.items():
-                name, value = (one, other) if isinstance(other, int) else (other, one)
-                if str(value) != "0":
-                    values[_whole(value, given[0])] = str(name).replace("_", " ")
-        else:
-            for entry in given:
-                value, _, name = entry.partition("=")
-                values[_whole(value, f"--labels {entry}")] = _named(name, f"--labels {entry}")
-        for entry in args.colors or []:
-            color, _, name = entry.partition("=")
-            color = color.removeprefix("#")
-            if not re.fullmatch("[0-9a-fA-F]{6}", color):
-                raise FolderError(f"--colors {entry}: write a color as RRGGBB, e.g. ff0000=tumor")
-            values[tuple(bytes.fromhex(color))] = _named(name, f"--colors {entry}")
-        return cls(args.phrase, values)
-
-
-def _whole(value, where: str) -> int:
-    if not str(value).isdigit():
-        raise FolderError(f"{where}: {value!r} is no whole number; write 1=liver 2=kidney")
-    return int(value)
-
-
-def _named(name: str, where: str) -> str:
-    if not name.strip():
-        raise FolderError(f"{where}: says no name; write VALUE=NAME")
-    return name.strip()
-
-
 def _patient(image: ImageFile, pattern: str | None) -> str:
     if not pattern:
         return ""
-    match = re.search(pattern, image.path.name)
+    match = re.search(pattern, image.path.name) or re.search(pattern, image.key)
     if match is None:
         raise FolderError(f"{image.path}: --patient-pattern {pattern!r} finds no patient in its name")
     return match.group(1) if match.groups() else match.group()
+
+
+def _name_dicom_patients(images: list[ImageFile]) -> list[str]:
+    """Patients of DICOM files whose patient nobody named, by their headers; numbered, so that no record tells who.
+
+    Returns remarks.
+    """
+    numbers: dict[str, int] = {}
+    for image in images:
+        if not image.patient and (found := dicom_patient(image.path)):
+            image.patient = f"dicom-patient-{numbers.setdefault(found, len(numbers) + 1)}"
+    return [f"{len(numbers)} patients were told apart by the headers of DICOM files"] if numbers else []
 
 
 def assign_splits(images: list[ImageFile], fractions, seed: int) -> list[str]:
@@ -173,7 +178,9 @@ def assign_splits(images: list[ImageFile], fractions, seed: int) -> list[str]:
     for patient, members in groups.items():
         stated = {image.split for image in members if image.split}
         if len(stated) > 1:
-            raise FolderError(f"patient {members[0].key}: images in {' and '.join(sorted(stated))}; keep one split")
+            places = {image.split: image.path or image.key for image in members}
+            where = ", ".join(f"{places[split]} in {split}" for split in sorted(stated))
+            raise FolderError(f"one patient lies in several splits: {where}; keep one split per patient")
         if not stated:
             free.append(patient)
         for image in members:
@@ -196,37 +203,68 @@ def assign_splits(images: list[ImageFile], fractions, seed: int) -> list[str]:
     return remarks
 
 
-def write(images: list[ImageFile], names: Names, folder: Path, seed: int) -> tuple[Counter, list[str]]:
+def write(
+    images: list[ImageFile], names: Names, pieces: Pieces, seed: int, workers: int = 1
+) -> tuple[Counter, list[str]]:
     """Copy files and write records. Returns ({(split, task): records}, problems)."""
     records: dict[str, list[dict]] = {split: [] for split in SPLITS}
     counts, problems = Counter(), []
     classes = sorted({image.class_name for image in images if image.class_name})
     vocabulary = sorted({*names.values.values()} | {mask.phrase for image in images for mask in image.masks} - {""})
     stems = Counter(slug(image.key) for image in images)
-    with progress.Progress("image", len(images)) as done:
-        for number, image in enumerate(images):
-            done.at(number)
-            stem = slug(image.key) or "image"
-            if stems[slug(image.key)] > 1 or not slug(image.key):
-                stem = f"{stem}_{number}"
-            try:
-                made = list(_records(image, stem, names, vocabulary, classes, folder, seed))
-            except BROKEN as error:
-                problems.append(str(error) if str(image.path) in str(error) else f"{image.path}: {error}")
-                continue
-            for record in made:
-                records[image.split].append(record)
-                counts[image.split, record["task"]] += 1
+    items, keys = [], []
+    for number, image in enumerate(images):
+        stem = slug(image.key) or "image"
+        if stems[slug(image.key)] > 1 or not slug(image.key):
+            stem = f"{stem}_{number}"
+        items.append((image, stem))
+        files = [image.path, *(mask.path for mask in image.masks)]
+        keys.append([stem, repr(image), [quick_stamp(path) for path in files], vocabulary, classes])
+    make = _RecordsOf(names, vocabulary, classes, pieces.folder, seed)
+    for image, made in zip(images, pieces.results(make, items, keys, workers, "image"), strict=True):
+        if isinstance(made, str):
+            problems.append(made)
+            continue
+        for record in made:
+            records[image.split].append(record)
+            counts[image.split, record["task"]] += 1
     for split, rows in records.items():
         if rows or split != "aux":
-            write_json_lines(folder / "records" / f"{split}.jsonl", rows)
+            write_json_lines(pieces.folder / "records" / f"{split}.jsonl", rows)
     return counts, problems
+
+
+@dataclass(frozen=True)
+class _RecordsOf:
+    """Makes the records of an image and copies its files; what is wrong with it is a text instead."""
+
+    names: Names
+    vocabulary: list[str]
+    classes: list[str]
+    folder: Path
+    seed: int
+
+    def __call__(self):
+        return self.of
+
+    def of(self, item: tuple[ImageFile, str]) -> list[dict] | str:
+        image, stem = item
+        try:
+            return list(_records(image, stem, self.names, self.vocabulary, self.classes, self.folder, self.seed))
+        except BROKEN as error:
+            if is_of_the_disk(error):
+                raise
+            return str(error) if str(image.path) in str(error) else f"{image.path}: {error}"
 
 
 def _records(image: ImageFile, stem: str, names: Names, vocabulary, classes, folder: Path, seed: int):
     volume = is_volume(image.path)
     draw = random.Random(f"{seed}/{image.key}")
-    source = None if volume else load(image.path, modality=image.modality, site=image.site)
+    if volume:
+        array, geometry = read(image.path)
+        source = (array.shape, geometry)
+    else:
+        source = load(image.path, modality=image.modality, site=image.site)
     found = [entry for mask in image.masks for entry in _masks(mask, names, source, volume)]
     common = {
         ("volume" if volume else "image"): _copied(image.path, folder / "images", stem, folder),
@@ -273,10 +311,12 @@ def _records(image: ImageFile, stem: str, names: Names, vocabulary, classes, fol
 
 def _masks(mask: MaskFile, names: Names, source, volume: bool):
     """(phrase, mask, value in its file, bool array) of everything a mask file shows."""
-    if names.values and not mask.phrase and mask.value is None:
+    if names.known and not mask.phrase and mask.value is None:
+        names.refuse_unknown(mask.path, volume)
+        labels = _volume_labels(mask.path, *source) if volume else None
         for value, phrase in names.values.items():
             if volume:
-                inside = load_labels(mask.path)[0] == value
+                inside = labels == value
             else:
                 inside = load_mask(mask.path, label=value, image=source, name=str(mask.path))[0]
             yield phrase, mask, value, inside
@@ -285,14 +325,30 @@ def _masks(mask: MaskFile, names: Names, source, volume: bool):
     if not phrase:
         raise MaskError(f"{mask.path}: nothing says what it shows; give --phrase, or --labels for a label map")
     if volume:
-        labels = load_labels(mask.path)[0]
+        labels = _volume_labels(mask.path, *source)
         yield phrase, mask, mask.value, (labels > 0 if mask.value is None else labels == mask.value)
     else:
         yield phrase, mask, mask.value, load_mask(mask.path, label=mask.value, image=source, name=str(mask.path))[0]
 
 
+def _volume_labels(path: Path, shape: tuple[int, ...], target) -> np.ndarray:
+    """The label map of a volume in the order of its axes.
+
+    Raises:
+        MaskError: it lies on another grid.
+    """
+    labels, geometry = read(path)
+    try:
+        return align(whole_numbers(labels, str(path)), geometry, target, shape)[0]
+    except GeometryError as error:
+        raise MaskError(f"{path}: mask is {labels.shape}, its image {shape}: {error}; resample it first") from error
+
+
 def _copied(path: Path, destination: Path, stem: str, folder: Path) -> str:
-    destination.mkdir(exist_ok=True)
+    destination.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, destination / stem, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+        return (destination / stem).relative_to(folder).as_posix()
     suffix = path.name[len(without_suffix(path.name)) :]
     copy = destination / f"{stem}{suffix.lower()}"
     shutil.copyfile(path, copy)

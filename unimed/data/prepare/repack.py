@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+from unimed.data.prepare.pieces import add_workers, pieces_of
 from unimed.data.readers.records import RecordDataset, RecordError
-from unimed.files import atomic_folder, resolve_inside
+from unimed.files import atomic_folder, resolve_inside, write_atomic
+from unimed.identity import quick_stamp
 
 
 def add_arguments(parser) -> None:
@@ -18,6 +22,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--to", choices=("shards", "arrow"), default="shards", help="default: shards")
     parser.add_argument("--splits", nargs="+", default=["train", "val", "test"], help="default: train val test")
     parser.add_argument("--per-shard", type=int, default=1000, help="records per shard (default: 1000)")
+    add_workers(parser)
 
 
 def run(args) -> int:
@@ -31,7 +36,7 @@ def run(args) -> int:
             print(f"warning: {args.source}: split {split} is empty, left out", file=sys.stderr)
             continue
         if args.to == "shards":
-            written = write_shards(records, destination, split, args.per_shard)
+            written = write_shards(records, destination, split, args.per_shard, args.workers)
         else:
             written = [write_arrow(records, destination / split)]
         print(f"{split}: {len(records)} records in {', '.join(str(path) for path in written)}")
@@ -55,47 +60,72 @@ def _suffix(name: str) -> str:
     return Path(name).name.partition(".")[2]
 
 
-def write_shards(records: RecordDataset, folder: str | Path, name: str, per_shard: int = 1000) -> list[Path]:
-    """Tar files `NAME-000000.tar` ... as `ShardDataset` and WebDataset read them; each appears whole.
+def write_shards(
+    records: RecordDataset, folder: str | Path, name: str, per_shard: int = 1000, workers: int = 1
+) -> list[Path]:
+    """Tar files `NAME-000000.tar` ... as `ShardDataset` and WebDataset read them; they appear when all are whole, and
+    an interrupted run goes on. The same records give the same bytes.
 
     Raises:
         FileExistsError: shards of this name are there.
         ImportError: the library webdataset is not installed.
     """
     try:
-        import webdataset
+        import webdataset  # noqa: F401
     except ImportError as error:
         raise ImportError("shards need the library webdataset: `pip install unimed[train]`") from error
-    from unimed.files import write_atomic
-
     folder = Path(folder)
     if found := sorted(folder.glob(f"{name}-*.tar")):
         raise FileExistsError(f"{found[0]} is there already; remove it or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    items, keys = [], []
     for start in range(0, len(records), per_shard):
+        rows = [records.records[index] for index in range(start, min(start + per_shard, len(records)))]
+        items.append((f"{name}-{start // per_shard:06d}.tar", start, rows))
+        keys.append([rows, [quick_stamp(records.root / path) for row in rows for path in _files(row).values()]])
+    with pieces_of(folder / f".preparing-{name}", {"per_shard": per_shard}) as pieces:
+        make = _ShardOf(pieces.folder, records.root, records.file)
+        written = list(pieces.results(make, items, keys, workers, "shard"))
+        for file in written:
+            if (pieces.folder / file).exists():  # else it was moved by a run that was killed right then
+                os.replace(pieces.folder / file, folder / file)
+    return [folder / file for file in written]
 
-        def fill(temporary, start=start):
-            with webdataset.TarWriter(str(temporary)) as writer:
-                for index in range(start, min(start + per_shard, len(records))):
-                    writer.write(_entry(records, index))
 
-        path = folder / f"{name}-{start // per_shard:06d}.tar"
-        write_atomic(path, fill)
-        written.append(path)
-    return written
+@dataclass(frozen=True)
+class _ShardOf:
+    """Writes a shard; `file` is where the records stand."""
 
+    folder: Path
+    root: Path
+    file: Path
 
-def _entry(records: RecordDataset, index: int) -> dict:
-    record = json.loads(json.dumps(records.records[index]))
-    kind = "image" if "image" in record else "volume"
-    entry = {name: _bytes(records, record, path) for name, path in _files(record).items()}
-    record[kind] = _suffix(record[kind])
-    for number, region in enumerate(record.get("regions") or ()):
-        if region.get("mask"):
-            region["mask"] = f"{number}.mask.{_suffix(region['mask'])}"
-    # Keys hold no dot: what follows the first one is the kind of file.
-    return {"__key__": f"{index:08d}", "json": json.dumps(record).encode(), **entry}
+    def __call__(self):
+        return self.write
+
+    def write(self, item: tuple[str, int, list[dict]]) -> str:
+        import webdataset
+
+        name, start, rows = item
+
+        def fill(temporary: Path) -> None:
+            with webdataset.TarWriter(str(temporary), mtime=0) as writer:
+                for index, record in enumerate(rows, start):
+                    writer.write(self.entry(record, index))
+
+        write_atomic(self.folder / name, fill)
+        return name
+
+    def entry(self, record: dict, index: int) -> dict:
+        record = json.loads(json.dumps(record))
+        kind = "image" if "image" in record else "volume"
+        entry = {name: _bytes(self.root, self.file, record, path) for name, path in _files(record).items()}
+        record[kind] = _suffix(record[kind])
+        for number, region in enumerate(record.get("regions") or ()):
+            if region.get("mask"):
+                region["mask"] = f"{number}.mask.{_suffix(region['mask'])}"
+        # Keys hold no dot: what follows the first one is the kind of file.
+        return {"__key__": f"{index:08d}", "json": json.dumps(record).encode(), **entry}
 
 
 def write_arrow(records: RecordDataset, folder: str | Path) -> Path:
@@ -157,13 +187,13 @@ def _each(records: RecordDataset):
 
 
 def _image(records: RecordDataset, record: dict, name: str | None) -> dict | None:
-    return None if not name else {"bytes": _bytes(records, record, name), "path": Path(name).name}
+    return None if not name else {"bytes": _bytes(records.root, records.file, record, name), "path": Path(name).name}
 
 
-def _bytes(records: RecordDataset, record: dict, name: str) -> bytes:
+def _bytes(root: Path, file: Path, record: dict, name: str) -> bytes:
     """The content of a file of the data set; what lies elsewhere is nobody's to pack."""
-    where = f"{records.file}: record {record['id']}"
-    path = resolve_inside(records.root, name, where=where, error=RecordError)
+    where = f"{file}: record {record['id']}"
+    path = resolve_inside(root, name, where=where, error=RecordError)
     try:
         return path.read_bytes()
     except OSError as error:

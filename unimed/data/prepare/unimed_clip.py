@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from unimed.data.prepare.pieces import add_workers
 from unimed.markup import plain_line
 
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-shard", type=int, default=1000, help="pairs per tar file (default: 1000)")
     parser.add_argument("--max-skipped", type=int, default=1000, help="broken or missing images allowed (1000)")
     parser.add_argument("--limit", type=int, help="only so many records, for a trial")
+    add_workers(parser)
     parser.add_argument("--llm-url", help="OpenAI-compatible server that writes captions from labels (default: none)")
     parser.add_argument("--llm-model", default="", help="its model")
     parser.add_argument("--llm-key", default="OPENAI_API_KEY", help="environment variable with its key")
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             max_skipped=args.max_skipped,
             limit=args.limit,
             settings=settings,
+            workers=args.workers,
         )
     except (SourceError, CaptionError, OSError, ValueError, KeyError) as error:
         message = plain_line(f"field {error} is missing" if isinstance(error, KeyError) else str(error))

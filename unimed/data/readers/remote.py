@@ -192,7 +192,7 @@ def _system(url: str) -> tuple[Any, str]:
             options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=10, sock_read=30)}
         return fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
     except ImportError as error:
-        raise ImportError(f"{url}: `pip install unimed[stream]` reads {protocol}:// ({error})") from error
+        raise ImportError(f"{url}: `pip install unimed[remote]` reads {protocol}:// ({error})") from error
 
 
 def _take_room(folder: Path, place: Path, size: int) -> None:

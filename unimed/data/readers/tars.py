@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +20,13 @@ class Member(NamedTuple):
     size: int
 
 
-def tar_members(path: str | Path) -> tuple[list[Member], str]:
+def tar_members(path: str | Path, opened: Callable = open) -> tuple[list[Member], str]:
     """The files of an uncompressed tar in their order, and what is wrong with its end ("" where nothing is).
 
     Hidden files (as macOS adds them) are left out.
+
+    Args:
+        opened: `opened(path, "rb")` gives the stream, for tars that lie elsewhere.
 
     Raises:
         FileNotFoundError: no such file.
@@ -32,7 +35,7 @@ def tar_members(path: str | Path) -> tuple[list[Member], str]:
     members: list[Member] = []
     problem, end = "", 0
     try:
-        with tarfile.open(path, "r:") as archive:
+        with opened(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             try:
                 for member in archive:
                     end = member.offset_data + -(-member.size // 512) * 512
@@ -44,12 +47,12 @@ def tar_members(path: str | Path) -> tuple[list[Member], str]:
         raise
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ShardError(f"{path}: not an uncompressed tar file, or it cannot be read ({error})") from error
-    return members, problem or _end_of(path, end)
+    return members, problem or _end_of(path, end, opened)
 
 
-def _end_of(path: str | Path, end: int) -> str:
+def _end_of(path: str | Path, end: int, opened: Callable) -> str:
     """What is wrong after the last whole member: a tar file ends in blocks of zeros."""
-    with open(path, "rb") as stream:
+    with opened(path, "rb") as stream:
         stream.seek(end)
         block = stream.read(512)
     return "" if len(block) == 512 and not block.strip(b"\0") else "the file ends early"

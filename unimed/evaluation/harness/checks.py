@@ -50,7 +50,7 @@ def leaks_of(samples: Samples, train: Samples | None, against: str | None) -> tu
         parts.append((f"the records in {Path(against).name}", trained_on(against)))
     if not parts:
         return [], "no training data to compare with: give those of the model with --against FOLDER"
-    test = traces(samples, "test")
+    test = list(traces(samples, "test"))
     lines = []
     for name, part in parts:
         found = find_leaks(traces(part, "training"), test)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from unimed.data.overlap import Fingerprint, find_overlap, look_of
+from unimed.data.near_duplicates import DigestTable, Names
+from unimed.data.overlap import Fingerprint, Seen, look_of
 from unimed.evaluation.contestants.base import is_stack
 from unimed.evaluation.rows import answer_of
 from unimed.io.windows import to_uint8
@@ -43,38 +44,52 @@ def trace_of(sample: Sample) -> Trace:
     return Trace(sample.sample_id, sample.patient_id, tuple(images), text if len(text.split()) >= LONG_WORDS else "")
 
 
-def traces(samples: Sequence[Sample], what: str) -> list[Trace]:
-    """Traces of all samples, with progress."""
-    found = []
+def traces(samples: Sequence[Sample], what: str) -> Iterator[Trace]:
+    """Traces of all samples, one by one, with progress."""
     with Progress(f"{what} sample, for leaks", len(samples)) as progress:
         for index in range(len(samples)):
-            found.append(trace_of(samples[index]))
+            yield trace_of(samples[index])
             progress.step()
-    return found
 
 
 def find_leaks(train: Iterable[Trace], test: Sequence[Trace], bits: int = 2) -> dict[str, list[dict]]:
     """Kind -> test cases that are also in training: {"case", "found_as", "bits"}.
 
     Args:
+        train: taken one by one; of each some 200 bytes are kept.
         bits: of 64 that may differ for two images to look alike. Slices of one scan, and radiographs of one view, often
             do without being the same: look at what is found. An image that is equal is not listed as alike.
     """
-    train = list(train)
-    patients = {one.patient: one.case for one in train if one.patient}
-    texts = {one.text: one.case for one in train if one.text}
-    prints = [Fingerprint(one.case, digest, look) for one in train for digest, look in one.images]
+    names, patients, texts = Names(), DigestTable(), DigestTable()
+
+    def prints() -> Iterator[Fingerprint]:
+        for one in train:
+            place = names.add(one.case)
+            if one.patient:
+                patients.add(_digest(one.patient), place)
+            if one.text:
+                texts.add(_digest(one.text), place)
+            yield from (Fingerprint(one.case, digest, look) for digest, look in one.images)
+
+    seen = Seen(prints(), bits)
     found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
-    for one in test:
-        if one.patient in patients:
-            found["patient"].append({"case": one.case, "found_as": patients[one.patient]})
-        if one.text in texts:
-            found["equal text"].append({"case": one.case, "found_as": texts[one.text]})
+    for kind, table, of in (
+        ("patient", patients, lambda one: one.patient),
+        ("equal text", texts, lambda one: one.text),
+    ):
+        places = table.find([_digest(of(one)) for one in test])
+        for one, place in zip(test, places.tolist(), strict=True):
+            if place >= 0 and of(one):
+                found[kind].append({"case": one.case, "found_as": names[place]})
     mine = [Fingerprint(one.case, digest, look) for one in test for digest, look in one.images]
-    for row in find_overlap(prints, mine, bits):
+    for row in seen.find(mine):
         kind = "equal image" if row["kind"] == "equal bytes" else "image looks alike"
         found[kind].append({"case": row["image"], "found_as": row["found_as"], "bits": row["bits"]})
     return found
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def leak_table(found: dict[str, list[dict]], tests: int, trains: int) -> list[dict]:

@@ -7,7 +7,8 @@ import json
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from unimed.data.packages import sha256_of
 from unimed.data.prepare.pairs.sources import Pair, Source, SourceError, clean_captions, published_text
 from unimed.files import append_json_line, read_json_lines, write_atomic, write_json_lines
 from unimed.io.images import load
+from unimed.progress import Progress as Steps
+from unimed.workers import in_order
 
 LAYOUTS = ("json", "published")
+#: Pairs that a process reads together, and its threads.
+_AT_A_TIME, _THREADS = 32, 8
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "BMP": "bmp", "WEBP": "webp"}
 
 
@@ -47,6 +52,7 @@ def write_shards(
     max_skipped: int = 1000,
     limit: int | None = None,
     settings: dict | None = None,
+    workers: int = 1,
     report=print,
 ) -> dict:
     """Write `dataset-000001.tar` and so on with the bytes of the images as they are.
@@ -58,6 +64,7 @@ def write_shards(
         max_skipped: images that are missing or broken, and pairs without a caption, are skipped and named in
             `skipped.jsonl`, up to so many.
         limit: of records, for a trial.
+        workers: processes that read and check images.
 
     Returns:
         the content of `manifest.json`, which is written last: source, settings, totals, every shard's sha256.
@@ -77,25 +84,27 @@ def write_shards(
         report(f"{source.name}: {progress.records} records are done ({len(progress.shards)} shards), going on")
     rest = islice(pairs, progress.records, limit)
     done, waiting = progress.records, []
-    with ThreadPoolExecutor(8) as pool:
-        while chunk := list(islice(rest, per_shard)):
-            for pair, (data, problem) in zip(chunk, pool.map(lambda p: _read(source, p), chunk), strict=True):
+    chunks = iter(lambda: list(islice(rest, _AT_A_TIME)), [])
+    known = None if limit is None else limit - progress.records
+    make = _Reading(replace(source, read=_unread), layout)
+    with Steps("record", known) as steps, closing(in_order(make, chunks, workers)) as read:
+        for chunk in read:
+            for image, members, problem in chunk:
                 done += 1
-                captions = clean_captions(pair) if layout == "json" else pair.captions
-                problem = problem or ("" if any(c.strip() for c in captions) else "no caption")
                 if problem:
-                    skip = {"record": done, "image": str(pair.image), "reason": problem}
+                    skip = {"record": done, "image": image, "reason": problem}
                     progress.skipped.append(skip)
                     if len(progress.skipped) > max_skipped:
                         raise SourceError(
                             f"{source.name}: {len(progress.skipped)} records skipped, more than {max_skipped}; the "
-                            f"last is record {done}, {pair.image}: {problem}. Correct the folder or raise --max-skipped"
+                            f"last is record {done}, {image}: {problem}. Correct the folder or raise --max-skipped"
                         )
                     continue
-                waiting.append(_members(source, pair, data, layout))
+                waiting.append(members)
                 if len(waiting) == per_shard:
                     _write(out, progress, waiting, done, described)
                     waiting = []
+            steps.step(len(chunk))
     if waiting:
         _write(out, progress, waiting, done, described)
     _name_skipped(out, progress)
@@ -110,6 +119,31 @@ def write_shards(
     write_atomic(out / "manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
     report(f"{source.name}: {progress.samples} pairs in {len(progress.shards)} shards, {len(progress.skipped)} skipped")
     return manifest
+
+
+def _unread(*_):
+    raise NotImplementedError("a process that reads images does not list them")
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Reads and checks images, a few at a time: (image, members of the shard, problem) of each pair."""
+
+    source: Source
+    layout: str
+
+    def __call__(self):
+        return self.read_all
+
+    def read_all(self, pairs: list[Pair]) -> list[tuple[str, list[tuple[str, bytes]], str]]:
+        with ThreadPoolExecutor(_THREADS) as pool:  # reading waits for the disk
+            return list(pool.map(self.read, pairs))
+
+    def read(self, pair: Pair) -> tuple[str, list[tuple[str, bytes]], str]:
+        data, problem = _read(self.source, pair)
+        captions = clean_captions(pair) if self.layout == "json" else pair.captions
+        problem = problem or ("" if any(c.strip() for c in captions) else "no caption")
+        return str(pair.image), [] if problem else _members(self.source, pair, data, self.layout), problem
 
 
 def _resume(out: Path, described: dict) -> Progress:
