@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash tools/dist.sh train|test CONFIG GPUS [--checkpoint C] [--work-dir D] [--resume auto] [--cfg-options a.b=1 ...]
-# GPUS is the number of processes per machine; without GPUs they are gloo ranks on the CPU.
-# Several machines: NNODES, NODE_RANK, MASTER_ADDR, PORT. DEEPSPEED names a strategy, e.g. DEEPSPEED=zero2.
+# GPUS is the number of processes per machine (4,2 where two machines differ); without GPUs they are gloo ranks.
+# Several machines: NNODES, NODE_RANK, MASTER_ADDR, PORT; RESTARTS starts failed ranks again. DEEPSPEED names a strategy, e.g. DEEPSPEED=zero2.
 # Exit codes: 0 done, 1 error, 75 asked to stop and saved.
 set -euo pipefail
 
@@ -12,7 +12,7 @@ fi
 verb=$1 config=$2 count=$3
 shift 3
 case "$verb" in train | test) ;; *) echo "unknown verb '$verb'; valid: train, test" >&2; exit 2 ;; esac
-case "$count" in '' | *[!0-9]* | 0) echo "GPUS must be a number from 1, got '$count'" >&2; exit 2 ;; esac
+case "$count" in '' | *[!0-9,]* | 0) echo "GPUS must be a number from 1, got '$count'" >&2; exit 2 ;; esac
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
@@ -42,5 +42,5 @@ if [ "$nnodes" != 1 ] || [ -n "${PORT:-}" ]; then
         --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
 fi
 # It passes SIGTERM, SIGUSR1, SIGHUP and Ctrl-C on to the ranks and ends with their exit code.
-exec "$python" -m unimed.engine.launcher --processes "$count" ${several[@]+"${several[@]}"} \
+exec "$python" -m unimed.engine.launcher --processes "$count" --restarts "${RESTARTS:-0}" ${several[@]+"${several[@]}"} \
     "$root/tools/$verb.py" "$config" "$@"

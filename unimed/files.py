@@ -123,6 +123,17 @@ def atomic_folder(destination: str | Path, replace: bool = False) -> Iterator[Pa
 
 
 @contextmanager
+def unfinished_file(folder: Path) -> Iterator[Path]:
+    """An empty temporary file in a folder, to be renamed to its name; it is removed if it is still there at the end."""
+    place = folder / _unfinished_name("")
+    place.touch(exist_ok=False)
+    try:
+        yield place
+    finally:
+        place.unlink(missing_ok=True)
+
+
+@contextmanager
 def scratch_folder(parent: str | Path) -> Iterator[Path]:
     """A temporary folder in `parent`, whose parts are renamed to where they belong; it is removed at the end."""
     parent = Path(parent)

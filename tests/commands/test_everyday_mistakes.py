@@ -354,6 +354,8 @@ MISTAKES = {
     "no contestant": ("benchmark unimed/any", "name a benchmark and a model"),
     "model behind an option": ("benchmark unimed/any --data {nowhere} no:", "no such folder for unimed/any"),
     "nothing to repeat": ("benchmark --from {empty}", "no such manifest"),
+    "plan without a config": ("plan {nowhere}.py", "nowhere.py"),
+    "plan for no GPU": ("plan {config_py} --gpus 0", "at least 1, got 0"),
     "grid over nothing": ("grid {config_py} --out {root}/grid", "--over"),
     "grid over an unknown axis": ("grid {config_py} --over conector=a,b --out {root}/grid", "did you mean 'connector'"),
     "grid of one value": ("grid {config_py} --over connector= --out {root}/grid", "AXIS=VALUE,VALUE"),

@@ -179,3 +179,36 @@ def test_two_agents_of_torchrun(tiny, runs, tmp_path):
     step = re.search(r"stopped by SIGTERM at step (\d+), saved", (tmp_path / "out0.txt").read_text())
     assert step and int(checkpoint.find(run / "checkpoints").name[5:]) == int(step[1])
     assert left_behind(run) == []
+
+
+def test_a_machine_that_dies_and_returns_goes_on_from_the_last_checkpoint(tiny, runs, tmp_path):
+    """The ranks that are left fail, are started again, and wait for the machine that is gone."""
+    run, port = tmp_path / "run", str(free_port())
+    config = config_file(
+        tiny, tmp_path, max_steps=60, checkpoint=dict(interval=10, keep=2),
+        train_data=dict(type="TinyPoints", sleep_s=0.03),
+    )  # fmt: skip
+
+    def machine(name, number):
+        return runs(name, dist(config, run, 1, "--resume", "auto"), NNODES="2", NODE_RANK=str(number), PORT=port,
+                    MASTER_ADDR="127.0.0.1", RESTARTS="2")  # fmt: skip
+
+    agents = [machine("first", 0), machine("second", 1)]
+    end = time.monotonic() + 600
+    while not (run / "checkpoints" / "step_00000020").is_dir():
+        assert all(a.poll() is None for a in agents) and time.monotonic() < end, (tmp_path / "first.txt").read_text()
+        time.sleep(0.05)
+    # It loses its power: the rank and its launcher are gone together.
+    launcher = agents[1].pid
+    rank = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for process in (*map(int, rank), launcher):
+        os.kill(process, signal.SIGKILL)
+    assert rank and agents[1].wait() == -signal.SIGKILL
+    agents[1] = machine("second-again", 1)
+    assert [a.wait(timeout=600) for a in agents] == [0, 0], (tmp_path / "first.txt").read_text()[-3000:]
+    said = (tmp_path / "first.txt").read_text()
+    assert said.count("the ranks are started again") == 1
+    assert int(re.search(r"resumed \S+ at step (\d+)", said)[1]) >= 20
+    assert checkpoint.find(run / "checkpoints").name == "step_00000060"
+    assert checkpoint.load(run / "checkpoints" / "step_00000060").state["world_size"] == 2
+    assert left_behind(run) == []

@@ -9,6 +9,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "predict": ("predict", "predict", "answer questions about images and volumes, and point at what is said"),
     "train": ("training", "train", "train as a config says"),
     "test": ("training", "test", "test a checkpoint on the test data of a config"),
+    "plan": ("plan", "plan", "memory of a training on each GPU before it starts: what fits, what to change"),
     "export": ("training", "export", "write a trained run as a Hugging Face folder"),
     "export-masks": (
         "export_masks",

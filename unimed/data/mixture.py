@@ -53,18 +53,32 @@ class Mixture:
         weights: share of each dataset in the stream, any positive numbers; None means by length.
         seed: of the order.
         shuffle: False keeps the order of a single dataset (for validation).
+        buffer: 0 shuffles freely; else data sets with `groups` come one group after the other, in a new order in each
+            epoch, and every sample moves by fewer than so many places.
+        groups: per dataset where samples that are stored together begin, and the number of all at the end; or None.
 
     Raises:
         DataError: an empty dataset, or weights that are not positive or do not fit.
     """
 
-    def __init__(self, lengths: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0, shuffle=True):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        buffer: int = 0,
+        groups: Sequence[Sequence[int] | None] | None = None,
+    ):
         if not lengths or min(lengths) < 1:
             raise DataError(f"every dataset of a mixture needs at least one sample, got lengths {list(lengths)}")
         weights = list(lengths) if weights is None else list(weights)
         if len(weights) != len(lengths) or not np.isfinite(weights).all() or min(weights) <= 0:
             raise DataError(f"a mixture of {len(lengths)} datasets needs as many positive weights, got {weights}")
+        if buffer < 0:
+            raise DataError(f"shuffle_buffer must be a number of samples, got {buffer}")
         self.lengths, self.seed, self.shuffle = list(lengths), seed, shuffle
+        self.buffer, self.groups = buffer, groups or [None] * len(lengths)
         self.weights = np.asarray(weights, dtype=np.float64) / np.sum(weights)
         self._counts = [np.zeros(len(lengths), dtype=np.int64)]  # draws of each dataset before block b
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -99,13 +113,22 @@ class Mixture:
     def _order(self, dataset: int, epoch: int) -> np.ndarray:
         if (dataset, epoch) not in self._orders:
             length = self.lengths[dataset]
-            if self.shuffle:
+            if self.shuffle and self.buffer and self.groups[dataset] is not None:
+                order = self._by_groups(dataset, epoch)
+            elif self.shuffle:
                 order = generator(self.seed, 2, dataset, epoch).permutation(length)
             else:
                 order = np.arange(length)
             self._orders = {k: v for k, v in self._orders.items() if k[0] != dataset or k[1] == epoch - 1}
             self._orders[dataset, epoch] = order
         return self._orders[dataset, epoch]
+
+    def _by_groups(self, dataset: int, epoch: int) -> np.ndarray:
+        draw, starts = generator(self.seed, 2, dataset, epoch), np.asarray(self.groups[dataset])
+        turns = draw.permutation(len(starts) - 1)
+        order = np.concatenate([np.arange(starts[turn], starts[turn + 1]) for turn in turns])
+        # Sorted by jittered places nothing passes what is `buffer` places away, as in a buffer of that size.
+        return order[np.argsort(np.arange(len(order)) + draw.uniform(0, self.buffer, len(order)), kind="stable")]
 
 
 def balanced_weights(

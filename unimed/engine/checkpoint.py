@@ -8,7 +8,8 @@
         state.json             step, data position, loop counters, optimizer groups, generator states that are numbers
         metadata.json          written last: format, step, sha256 and size of every file above
 
-A folder is written under a temporary name, every file flushed, then renamed. Nothing is ever unpickled.
+A folder is written under a temporary name, every file flushed, then renamed. Nothing is ever unpickled. Where ranks
+write their parts (`unimed.engine.sharded`), `shards/` stands in the place of the tables of weights and optimizer.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unimed.engine import sharded
 from unimed.files import share
 
-FORMAT = 1
+#: The newest format that is read: 1 holds whole tensors, 2 the parts of the ranks.
+FORMAT = 2
 NAME = re.compile(r"step_(\d{8,})")
 logger = logging.getLogger("unimed.engine")
 
@@ -52,46 +56,69 @@ def save(root: str | Path, checkpoint: Checkpoint, keep: int = 3) -> Path:
     Raises:
         CheckpointError: it could not be written whole (disk full, folder not writable). Nothing old was touched.
     """
-    from safetensors.torch import save_file
+    with writing(root, checkpoint.step) as temporary:
+        files = write_tables(temporary, checkpoint.tables, checkpoint.state)
+        finish(root, temporary, checkpoint.step, files, 1, keep)
+    return Path(root) / f"step_{checkpoint.step:08d}"
 
+
+@contextmanager
+def writing(root: str | Path, step: int) -> Iterator[Path]:
+    """A temporary folder for the checkpoint of a step, which is removed unless `finish` gave it its name.
+
+    Raises:
+        CheckpointError: whatever went wrong within the block.
+    """
     root = Path(root)
-    final = root / f"step_{checkpoint.step:08d}"
-    temporary = root / f".writing-{final.name}-{os.getpid()}"
+    temporary = root / f".writing-step_{step:08d}-{os.getpid()}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(root)
         temporary.mkdir()
-        for name, table in checkpoint.tables.items():
-            save_file({key: value.contiguous() for key, value in table.items()}, temporary / f"{name}.safetensors")
-            share(temporary / f"{name}.safetensors")
-        (temporary / "state.json").write_text(json.dumps(checkpoint.state))
-        files = {path.name: _fingerprint(path, flush=True) for path in sorted(temporary.iterdir())}
-        metadata = temporary / "metadata.json"
-        metadata.write_text(json.dumps({"format": FORMAT, "step": checkpoint.step, "files": files}, indent=1))
-        _flush(metadata)
-        _flush(temporary)
-        if final.exists():
-            # The same step is saved again (a run resumed and stopped at once): the old one goes aside, then away.
-            old = root / f".replaced-{final.name}-{os.getpid()}"
-            os.rename(final, old)
-            os.rename(temporary, final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(temporary, final)
-        _flush(root)
-        verify(final)
+        yield temporary
     # safetensors reports a full disk as its own error, which is no OSError.
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"checkpoint of step {checkpoint.step} could not be written to {root}: {type(error).__name__}: {error}. "
+            f"checkpoint of step {step} could not be written to {root}: {type(error).__name__}: {error}. "
             "Older checkpoints are untouched; free space or make the folder writable, then resume."
         ) from error
+
+
+def write_tables(folder: Path, tables: Mapping[str, Mapping], state: Mapping) -> dict[str, dict]:
+    """Write tables of tensors and the state into a folder; returns {file name: {"sha256", "bytes"}}, all flushed."""
+    from safetensors.torch import save_file
+
+    names = ["state.json"]
+    for name, table in tables.items():
+        names.append(f"{name}.safetensors")
+        save_file({key: value.contiguous() for key, value in table.items()}, folder / names[-1])
+        share(folder / names[-1])
+    (folder / "state.json").write_text(json.dumps(state))
+    return {name: fingerprint(folder / name, flush=True) for name in sorted(names)}
+
+
+def finish(root: str | Path, temporary: Path, step: int, files: Mapping[str, dict], version: int, keep: int) -> None:
+    """Give a written folder its metadata and its name, verify it, delete those beyond the newest `keep` (0: none)."""
+    root, final = Path(root), Path(root) / f"step_{step:08d}"
+    metadata = temporary / "metadata.json"
+    metadata.write_text(json.dumps({"format": version, "step": step, "files": files}, indent=1))
+    _flush(metadata)
+    _flush(temporary)
+    if final.exists():
+        # The same step is saved again (a run resumed and stopped at once): the old one goes aside, then away.
+        old = root / f".replaced-{final.name}-{os.getpid()}"
+        os.rename(final, old)
+        os.rename(temporary, final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(temporary, final)
+    _flush(root)
+    verify(final, shards=False)  # ranks have read theirs back themselves
     for path in _folders(root)[keep:] if keep > 0 else ():
         shutil.rmtree(path, ignore_errors=True)
-    return final
 
 
 class Writer:
@@ -152,8 +179,11 @@ def discard(path: str | Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def verify(path: str | Path) -> dict[str, Any]:
+def verify(path: str | Path, shards: bool = True) -> dict[str, Any]:
     """Read every file of a checkpoint and compare size and sha256 with the metadata.
+
+    Args:
+        shards: also read the parts that ranks have written; without, their sizes are compared.
 
     Returns:
         the metadata.
@@ -168,7 +198,7 @@ def verify(path: str | Path) -> dict[str, Any]:
         expected = [(name, entry["bytes"], entry["sha256"]) for name, entry in files.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}/metadata.json cannot be read: {type(error).__name__} {error}") from error
-    if not (type(version) is int and type(step) is int and all(Path(name).name == name for name, _, _ in expected)):
+    if not (type(version) is int and type(step) is int and all(_is_plain(name) for name, _, _ in expected)):
         raise CheckpointError(
             f"{path}/metadata.json is damaged: format, step and names of files are not what is written"
         )
@@ -176,7 +206,8 @@ def verify(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has format {version}, this version reads up to {FORMAT}; update unimed")
     for name, size, sha256 in expected:
         try:
-            found = _fingerprint(path / name)
+            by_size = not shards and "/" in name
+            found = {"bytes": (path / name).stat().st_size, "sha256": sha256} if by_size else fingerprint(path / name)
         except OSError as error:
             raise CheckpointError(f"{path / name} cannot be read: {error}") from error
         if found["bytes"] != size:
@@ -186,8 +217,16 @@ def verify(path: str | Path) -> dict[str, Any]:
     return metadata
 
 
-def load(path: str | Path, tables: tuple[str, ...] | None = None) -> Checkpoint:
+def is_sharded(path: str | Path) -> bool:
+    """Whether ranks wrote their parts of the checkpoint."""
+    return (Path(path) / sharded.FOLDER).is_dir()
+
+
+def load(path: str | Path, tables: tuple[str, ...] | None = None, whole: bool = True) -> Checkpoint:
     """Verify and read one checkpoint; `tables` limits what is read (e.g. ("model",)).
+
+    Args:
+        whole: also put the parts of ranks together; without, `unimed.engine.sharded.read_into` reads what each needs.
 
     Raises:
         CheckpointError: as `verify`.
@@ -195,12 +234,16 @@ def load(path: str | Path, tables: tuple[str, ...] | None = None) -> Checkpoint:
     from safetensors.torch import load_file
 
     path = Path(path)
-    metadata = verify(path)
-    names = [name.removesuffix(".safetensors") for name in metadata["files"] if name.endswith(".safetensors")]
+    metadata = verify(path, shards=whole)
+    files = [name for name in metadata["files"] if name.endswith(".safetensors") and "/" not in name]
+    names = [name.removesuffix(".safetensors") for name in files]
     wanted = names if tables is None else [name for name in names if name in tables]
+    found = {name: load_file(path / f"{name}.safetensors") for name in wanted}
+    if whole and is_sharded(path):
+        found |= sharded.read_whole(path / sharded.FOLDER, tables)
     return Checkpoint(
         step=metadata["step"],
-        tables={name: load_file(path / f"{name}.safetensors") for name in wanted},
+        tables=found,
         state=json.loads((path / "state.json").read_text()),
         path=path,
     )
@@ -267,7 +310,8 @@ def _remove_leftovers(root: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _fingerprint(path: Path, flush: bool = False) -> dict[str, Any]:
+def fingerprint(path: Path, flush: bool = False) -> dict[str, Any]:
+    """{"sha256", "bytes"} of a file; with `flush` it is on the disk afterwards."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         if flush:
@@ -275,6 +319,11 @@ def _fingerprint(path: Path, flush: bool = False) -> dict[str, Any]:
         while chunk := stream.read(1 << 22):
             digest.update(chunk)
         return {"sha256": digest.hexdigest(), "bytes": stream.tell()}
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it names a file of the folder, or of its shards."""
+    return Path(name).name == name.removeprefix(f"{sharded.FOLDER}/")
 
 
 def _flush(path: Path) -> None:

@@ -33,7 +33,7 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "epochs": ((*NUMBER, NONE), None),
     "precision": ((str,), "fp32"),
     "strategy": ((str,), "auto"),
-    "checkpoint": ((dict,), {"interval": 500, "keep": 3, "weights": "all", "background": False}),
+    "checkpoint": ((dict,), {"interval": 500, "keep": 3, "weights": "all", "background": False, "sharded": False}),
     "log": ((dict,), {"interval": 10, "to": (), "curves": True}),
     "validate_interval": ((int,), 0),
     "validate_samples": ((int,), 16),
@@ -68,7 +68,7 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
 OPEN = {"task", "train_data", "val_data", "test_data", "collate", "optimizer", "custom_imports", "grid"}
 WORDS = {
     "precision": ("fp32", "bf16", "fp16"),
-    "strategy": ("auto", "single", "ddp", "fsdp2", "zero1", "zero2", "zero3"),
+    "strategy": ("auto", "single", "ddp", "fsdp2", "tp", "zero1", "zero2", "zero3"),
     "schedule.type": ("constant", "linear", "cosine", "multistep"),
     "checkpoint.weights": ("all", "trainable"),
 }

@@ -1,6 +1,6 @@
 """Several ranks on this machine: `python -m unimed.engine.launcher --processes 2 tools/train.py CONFIG ...`.
 
-What torchrun does, without its restarts, and with what a training on a cluster needs: SIGTERM, SIGUSR1, SIGHUP and
+What torchrun does, with what a training on a cluster needs: SIGTERM, SIGUSR1, SIGHUP and
 Ctrl-C are passed on to every rank, which saves and ends; a rank that fails or hangs does not leave the others behind;
 the error of a rank is one line, printed once; the exit code is that of the ranks (75: stopped and saved).
 """
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.engine.shutdown import PREEMPTED, SIGNALS
@@ -31,7 +32,7 @@ class Ranks:
 
     Args:
         command: of every rank.
-        processes: how many.
+        processes: how many; a list where machines differ, one number for each.
         nodes, node_rank: number of machines, and which one this is.
         master_addr, master_port: where rank 0 listens; None takes a free port of this machine.
         stop_timeout_s, grace_s: see `STOP_TIMEOUT_S` and `GRACE_S`.
@@ -40,7 +41,7 @@ class Ranks:
     def __init__(
         self,
         command: list[str],
-        processes: int,
+        processes: int | Sequence[int],
         nodes: int = 1,
         node_rank: int = 0,
         master_addr: str = "127.0.0.1",
@@ -48,12 +49,15 @@ class Ranks:
         stop_timeout_s: float = STOP_TIMEOUT_S,
         grace_s: float = GRACE_S,
     ):
-        self.command, self.count = command, processes
+        counts = [processes] * nodes if isinstance(processes, int) else list(processes)
+        if len(counts) != nodes:
+            raise ValueError(f"{len(counts)} numbers of processes for {nodes} machines; give one for each")
+        self.command, self.count = command, counts[node_rank]
         self.stop_timeout_s, self.grace_s = stop_timeout_s, grace_s
-        self.first = node_rank * processes
+        self.first = sum(counts[:node_rank])
         self.common = {
-            "WORLD_SIZE": str(nodes * processes),
-            "LOCAL_WORLD_SIZE": str(processes),
+            "WORLD_SIZE": str(sum(counts)),
+            "LOCAL_WORLD_SIZE": str(self.count),
             "MASTER_ADDR": master_addr,
             "MASTER_PORT": str(master_port or _free_port()),
             "UNIMED_LAUNCHER_PID": str(os.getpid()),
@@ -179,9 +183,19 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _counts(word: str) -> list[int]:
+    counts = [int(part) for part in word.split(",")]
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"every machine needs at least one process, got {word}")
+    return counts
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, required=True, help="ranks on this machine")
+    parser.add_argument(
+        "--processes", type=_counts, required=True, metavar="N[,N...]",
+        help="ranks on each machine; where machines differ, a number for each: 4,2",
+    )  # fmt: skip
     parser.add_argument("--nodes", type=int, default=1, help="machines (default: 1)")
     parser.add_argument("--node-rank", type=int, default=0, help="number of this machine, from 0")
     parser.add_argument("--master-addr", default="127.0.0.1", help="address of the machine with number 0")
@@ -194,16 +208,29 @@ def main(arguments: list[str] | None = None) -> int:
         "--grace", type=float, default=GRACE_S, metavar="SECONDS",
         help=f"time for the other ranks when one has failed (default: {GRACE_S:g})",
     )  # fmt: skip
+    parser.add_argument(
+        "--restarts", type=int, default=0, metavar="N",
+        help="start the ranks again so often when they fail; those of other machines are waited for (default: 0)",
+    )  # fmt: skip
     parser.add_argument("script", help="what every rank runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     args = parser.parse_args(arguments)
     if args.nodes > 1 and args.master_port is None:
         parser.error("several machines need --master-port")
+    if len(args.processes) not in (1, args.nodes):
+        parser.error(f"--processes names {len(args.processes)} machines, --nodes {args.nodes}")
     command = [sys.executable, args.script, *args.arguments]
-    return Ranks(
-        command, args.processes, args.nodes, args.node_rank, args.master_addr, args.master_port,
-        args.stop_timeout, args.grace,
-    ).run()  # fmt: skip
+    counts = args.processes[0] if len(args.processes) == 1 else args.processes
+    for left in range(args.restarts, -1, -1):
+        ranks = Ranks(
+            command, counts, args.nodes, args.node_rank, args.master_addr, args.master_port,
+            args.stop_timeout, args.grace,
+        )  # fmt: skip
+        code = ranks.run()
+        if code in (0, PREEMPTED) or ranks.asked_to_stop or not left:
+            break
+        print(f"the ranks are started again, {left} more times at most", file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

@@ -152,7 +152,10 @@ class EngineLoop(BaseLoop):
         self._iter += 1
         self.note_broken(broken, int(sums[2]))
         record = {**scalars, "loss": sums[5] / world()[1], "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
-        runner.reporter.step(self._iter, record, waited, time.perf_counter() - began, sums[3], sums[4])
+        copies = world()[1] / runner.data_ranks  # of each sample
+        runner.reporter.step(
+            self._iter, record, waited, time.perf_counter() - began, sums[3] / copies, sums[4] / copies
+        )
         runner.call_hook("after_train_iter", batch_idx=self._iter - 1, data_batch=batches, outputs=record)
         if sums[1]:
             self._stop()

@@ -15,6 +15,7 @@ _WARNINGS = (
     (r".*monai", FutureWarning),
     (r"Setting OMP_NUM_THREADS environment variable", UserWarning),
     (r"pkg_resources is deprecated", UserWarning),
+    (r"torch\.distributed is disabled, unavailable or uninitialized", UserWarning),  # a save by one process
 )
 
 

@@ -17,8 +17,10 @@ from mmengine.registry import HOOKS as HOST_HOOKS
 from mmengine.runner import Runner
 
 from unimed.engine import checkpoint as checkpoints
+from unimed.engine import sharded
 from unimed.engine.loop import EngineLoop, random_states, restore_random_states
 from unimed.engine.report import TRACKERS, Reporter
+from unimed.engine.shard_writer import ShardWriter
 from unimed.engine.strategy import world
 from unimed.registry import HOOKS
 
@@ -41,6 +43,8 @@ class EngineRunner(Runner):
         self.settings, self.folder, self.strategy, self.stream = settings, folder, strategy, stream
         self._wanted, self._start_from = resume, load_from
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        #: How many ranks read different samples.
+        self.data_ranks = (strategy.data_ranks or world())[1]
         decay = settings["ema"]
         self._average = {k: v.clone() for k, v in strategy.local_parameters().items()} if decay else None
         backends = [] if world()[0] else [dict(type=TRACKERS[word]) for word in settings["log"]["to"]]
@@ -56,13 +60,15 @@ class EngineRunner(Runner):
             custom_hooks=[_build_hook(hook) for hook in settings["hooks"]],
             launcher="pytorch" if world()[1] > 1 else "none",
             visualizer=dict(type="Visualizer", vis_backends=backends, save_dir=str(folder)),
-            randomness=dict(seed=settings["seed"] + world()[0]),
+            # Ranks that work on the same samples must drop the same units.
+            randomness=dict(seed=settings["seed"] + (strategy.data_ranks or world())[0]),
             experiment_name=f"{folder.name}-{os.getpid()}-{_runs}",
             default_scope="mmengine",
             cfg=settings,
         )
         options = settings["checkpoint"]
-        self.writer = checkpoints.Writer(folder / "checkpoints", options["keep"], options["background"])
+        kind = ShardWriter if options["sharded"] else checkpoints.Writer
+        self.writer = kind(folder / "checkpoints", options["keep"], options["background"])
         self.reporter = Reporter(
             folder, settings, self.logger, self.visualizer, world()[0] == 0, strategy.task.headline_metrics
         )
@@ -108,25 +114,35 @@ class EngineRunner(Runner):
         beside those that `checkpoint.keep` keeps, for `discard_checkpoint`.
         """
         self.watchdog.beat(f"saving after step {self.train_loop.iter}", waiting=world()[0] > 0)
-        weights = self.strategy.weights(self.settings["checkpoint"]["weights"])
-        table, groups = self.strategy.optimizer_table(self.optim_wrapper.optimizer)
+        options, optimizer = self.settings["checkpoint"], self.optim_wrapper.optimizer
         rng, numbers = random_states(self.strategy.device)
         state = {
             **self.train_loop.state(),
-            "optimizer_groups": groups,
+            "optimizer_groups": self.strategy.optimizer_groups(optimizer),
             "base_rates": self.base_rates,
             "scaler": self.strategy.scaler.state_dict(),
             "random": numbers,
-            "weights": self.settings["checkpoint"]["weights"],
+            "weights": options["weights"],
             "world_size": world()[1],
+            "data_ranks": self.data_ranks,
             "batch_size": self.settings["batch_size"],
         }
-        tables = {"model": weights, "optimizer": table, "rng": rng}
+        if options["sharded"]:
+            shards = self.strategy.shards(options["weights"], optimizer)
+            if self._average is not None:
+                shards["ema"] = dict(self._average)
+            self.writer.write(checkpoints.Checkpoint(self.train_loop.iter, {"rng": rng}, state), shards, wait, prune)
+            return
+        tables = {
+            "model": self.strategy.weights(options["weights"]),
+            "optimizer": self.strategy.optimizer_table(optimizer)[0],
+            "rng": rng,
+        }
         if self._average is not None:
             tables["ema"] = {name: self.strategy.gather(name, value) for name, value in self._average.items()}
         problem = [None]
         if world()[0] == 0:
-            if self.settings["checkpoint"]["background"] and self.strategy.device.type == "cpu":
+            if options["background"] and self.strategy.device.type == "cpu":
                 # On the CPU these tables are the live tensors, which the next step changes.
                 tables = {name: {k: v.clone() for k, v in table.items()} for name, table in tables.items()}
             try:
@@ -140,8 +156,9 @@ class EngineRunner(Runner):
 
     def discard_checkpoint(self) -> None:
         """Delete the checkpoint of this step, which was needed for the time of a validation only."""
-        if world()[0] == 0:
+        if world()[0] == 0 or self.settings["checkpoint"]["sharded"]:
             self.writer.wait()
+        if world()[0] == 0:
             checkpoints.discard(self.folder / "checkpoints" / f"step_{self.train_loop.iter:08d}")
 
     def finish_saving(self) -> None:
@@ -170,29 +187,39 @@ class EngineRunner(Runner):
         path = [None]
         if world()[0] == 0:
             found = checkpoints.find(root) if self._wanted == "auto" else checkpoints.resolve(self._wanted)
+            if found is not None and self._wanted != "auto":
+                checkpoints.verify(found)
             path = [str(found) if found else None]
         if world()[1] > 1:
             dist.broadcast_object_list(path)
         if path[0] is None:
             self.logger.info(f"nothing to resume in {root}; starting anew")
             return
-        self.restore(checkpoints.load(path[0]))
+        by_parts = self.strategy.has_shards and checkpoints.is_sharded(path[0])
+        self.restore(checkpoints.load(path[0], whole=not by_parts), by_parts)
 
-    def restore(self, loaded: checkpoints.Checkpoint) -> None:
-        """Everything as it was after the step of the checkpoint."""
-        state = loaded.state
-        self.strategy.load_weights(loaded.tables["model"], strict=state["weights"] == "all")
-        optimizer = self.optim_wrapper.optimizer
-        self.strategy.load_optimizer(optimizer, loaded.tables["optimizer"], state["optimizer_groups"])
+    def restore(self, loaded: checkpoints.Checkpoint, by_parts: bool = False) -> None:
+        """Everything as it was after the step of the checkpoint; `by_parts` each rank reads its own part of tensors."""
+        state, optimizer = loaded.state, self.optim_wrapper.optimizer
+        whole_model = state["weights"] == "all"
+        if by_parts:
+            folder = loaded.path / sharded.FOLDER
+            self.strategy.load_shards(folder, optimizer, state["optimizer_groups"], whole_model)
+            if self._average is not None and "ema" in sharded.describe(folder):
+                sharded.read_into(folder, {"ema": self._average})
+        else:
+            self.strategy.load_weights(loaded.tables["model"], strict=whole_model)
+            self.strategy.load_optimizer(optimizer, loaded.tables["optimizer"], state["optimizer_groups"])
         if state["scaler"]:
             self.strategy.scaler.load_state_dict(state["scaler"])
         if self._average is not None and "ema" in loaded.tables:
             self._average = {name: self.strategy.scatter(name, full) for name, full in loaded.tables["ema"].items()}
         self.train_loop.restore(state)
-        if (state["world_size"], state["batch_size"]) != (world()[1], self.settings["batch_size"]):
+        saved_ranks = state.get("data_ranks", state["world_size"])
+        if (saved_ranks, state["batch_size"]) != (self.data_ranks, self.settings["batch_size"]):
             # Windows are counted in joined batches; with another size the count of samples is what carries over.
-            samples = state["position"]["window"] * state["world_size"] * state["batch_size"]
-            position = {"window": samples // (world()[1] * self.settings["batch_size"]), "used": 0}
+            samples = state["position"]["window"] * saved_ranks * state["batch_size"]
+            position = {"window": samples // (self.data_ranks * self.settings["batch_size"]), "used": 0}
             self.stream.restore(position)
             self.logger.warning(f"resumed with another number of ranks or batch size: data go on at {position}")
         if not restore_random_states(loaded, self.strategy.device):

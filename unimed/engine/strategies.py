@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from unimed.engine.strategy import FullyShardedStrategy, Strategy, world
+from unimed.engine.tensor_parallel import TensorParallelStrategy
 
 
 def build_strategy(name: str, task: nn.Module, device: torch.device, precision: str) -> Strategy:
@@ -27,4 +28,6 @@ def build_strategy(name: str, task: nn.Module, device: torch.device, precision: 
         from unimed.engine.zero import ZeroStrategy
 
         return ZeroStrategy(name, task, device, precision)
+    if name == "tp":
+        return TensorParallelStrategy(name, task, device, precision)
     return (FullyShardedStrategy if name == "fsdp2" else Strategy)(name, task, device, precision)

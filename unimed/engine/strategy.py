@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from unimed.engine import sharded
+
 
 def world() -> tuple[int, int]:
     """(rank, world size); (0, 1) without a process group."""
@@ -99,13 +101,21 @@ class Strategy:
     """
 
     def __init__(self, name: str, task: nn.Module, device: torch.device, precision: str):
-        self.name, self.task, self.device = name, task.to(device), device
+        self.name, self.task, self.device = name, self._placed(task, device), device
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.module = self._wrap()
 
     #: True where parameters are gathered by all ranks together, so that all must run every batch, also to validate.
     collective = False
+    #: (rank, number of ranks) among those that read different samples; None: all do.
+    data_ranks: tuple[int, int] | None = None
+    #: True where each rank can write and read its own part of a checkpoint.
+    has_shards = True
+
+    @staticmethod
+    def _placed(task: nn.Module, device: torch.device) -> nn.Module:
+        return task.to(device)
 
     def prepare(self, optimizer: torch.optim.Optimizer, clip: float | None) -> torch.optim.Optimizer:
         """Take over the optimizer before the first step; returns the one to use from now on."""
@@ -168,6 +178,41 @@ class Strategy:
     def scatter(self, name: str, full: torch.Tensor) -> torch.Tensor:
         """Inverse of `gather`: this rank's part."""
         return _like(full, self.named_parameters()[name])
+
+    def shards(self, which: str, optimizer) -> dict[str, dict[str, torch.Tensor]]:
+        """{"model": weights, "optimizer": states}: this rank's part of each (DTensor), or what all ranks hold alike."""
+        chosen = self.named_parameters() if which == "trainable" else None
+        model = {n: t.detach() for n, t in self.task.state_dict().items() if chosen is None or n in chosen}
+        return {"model": model, "optimizer": dict(self._states(optimizer))}
+
+    def _states(self, optimizer):
+        """("<parameter>/<state>", tensor) of everything that the optimizer keeps."""
+        names = {id(p): name for name, p in self.named_parameters().items()}
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                yield f"{names[id(parameter)]}/{key}", value if torch.is_tensor(value) else torch.tensor(value)
+
+    def load_shards(self, folder, optimizer, groups: list[dict], strict: bool = True) -> None:
+        """Inverse of `shards`, in place: each rank reads its own part, whatever ranks have written it.
+
+        Raises:
+            ValueError: as `load_weights` and `load_optimizer`; a part is missing.
+        """
+        kept, own, parameters = sharded.describe(folder), self.task.state_dict(), self.named_parameters()
+        model = kept.get("model", {})
+        self._compare(model, {name: tensor.shape for name, tensor in own.items()}, strict)
+        self._set_groups(optimizer, groups)
+        tables = {"model": {name: own[name] for name in model}, "optimizer": {}}
+        for name, one in kept.get("optimizer", {}).items():
+            parameter, key = name.rsplit("/", 1)
+            target = parameters[parameter].detach()
+            if one.shape == tuple(target.shape) and key != "step":
+                value = torch.empty_like(target, dtype=one.dtype)
+            else:
+                device = "cpu" if key == "step" else self.device
+                value = torch.empty(one.shape, dtype=one.dtype, device=device)
+            optimizer.state[parameters[parameter]][key] = tables["optimizer"][name] = value
+        sharded.read_into(folder, tables)
 
     def weights(self, which: str = "all") -> dict[str, torch.Tensor]:
         """Full tensors on the CPU under the task's names; "trainable" leaves out the frozen. Called by all ranks."""
@@ -234,29 +279,32 @@ class Strategy:
 
     def optimizer_table(self, optimizer) -> tuple[dict[str, torch.Tensor], list[dict]]:
         """Optimizer state as {"<parameter>/<state>": tensor} and the groups without their parameters."""
-        names = {id(p): name for name, p in self.named_parameters().items()}
-        table = {}
-        for parameter, state in optimizer.state.items():
-            for key, value in state.items():
-                value = value if torch.is_tensor(value) else torch.tensor(value)
-                table[f"{names[id(parameter)]}/{key}"] = _full(value).clone()
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        return table, groups
+        table = {name: _full(value).clone() for name, value in self._states(optimizer)}
+        return table, self.optimizer_groups(optimizer)
 
-    def load_optimizer(self, optimizer, table: Mapping[str, torch.Tensor], groups: list[dict]) -> None:
-        """Inverse of `optimizer_table`."""
+    @staticmethod
+    def optimizer_groups(optimizer) -> list[dict]:
+        """The parameter groups without their parameters."""
+        return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+    @staticmethod
+    def _set_groups(optimizer, groups: list[dict]) -> None:
         if len(groups) != len(optimizer.param_groups):
             raise ValueError(
                 f"the checkpoint has {len(groups)} parameter groups, the task {len(optimizer.param_groups)}"
             )
+        for group, saved in zip(optimizer.param_groups, groups, strict=True):
+            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+
+    def load_optimizer(self, optimizer, table: Mapping[str, torch.Tensor], groups: list[dict]) -> None:
+        """Inverse of `optimizer_table`."""
+        self._set_groups(optimizer, groups)
         parameters = self.named_parameters()
         for name, tensor in table.items():
             parameter, key = name.rsplit("/", 1)
             target = parameters[parameter]
             value = tensor if key == "step" else _like(tensor, target)
             optimizer.state[target][key] = value.clone() if key == "step" else value
-        for group, saved in zip(optimizer.param_groups, groups, strict=True):
-            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
 
 
 class FullyShardedStrategy(Strategy):
@@ -269,13 +317,20 @@ class FullyShardedStrategy(Strategy):
 
     collective = True
 
+    @staticmethod
+    def _placed(task: nn.Module, device: torch.device) -> nn.Module:
+        return task  # the whole may not fit: each unit goes to the device when it is split
+
     def _wrap(self) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         if world()[1] > 1:
             for tensor in self.task.state_dict().values():
-                dist.broadcast(tensor, 0)
+                placed = tensor.to(self.device)
+                dist.broadcast(placed, 0)
+                if placed is not tensor:
+                    tensor.copy_(placed)
         mesh = init_device_mesh(self.device.type, (world()[1],))
         step = _Step(self.task)
         for module in self.task.shard_modules():

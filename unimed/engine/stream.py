@@ -130,13 +130,14 @@ class Stream:
         self, config: Mapping, collator, *, batch_size, rank, world_size, seed, num_workers=0, restarts=3, timeout_s=0
     ):
         datasets, names, weights, options = build_datasets(config, tell=rank == 0)
-        unknown = set(options) - {"group_by_length", "token_budget", "shuffle"}
+        unknown = set(options) - {"group_by_length", "token_budget", "shuffle", "shuffle_buffer"}
         if unknown:
             raise DataError(
                 f"train_data: unknown key {sorted(unknown)[0]!r}; "
-                "valid: mixture, balance, group_by_length, token_budget, shuffle"
+                "valid: mixture, balance, group_by_length, token_budget, shuffle, shuffle_buffer"
             )
-        shuffle = options.pop("shuffle", True)
+        shuffle, buffer = options.pop("shuffle", True), options.pop("shuffle_buffer", 0)
+        groups = [getattr(dataset, "groups", None) for dataset in datasets]
         length_of = None
         if all(hasattr(dataset, "length_of") for dataset in datasets):
 
@@ -144,7 +145,7 @@ class Stream:
                 return datasets[key.dataset].length_of(key.index)
 
         self.plan = Plan(
-            Mixture([len(d) for d in datasets], weights, seed, shuffle),
+            Mixture([len(d) for d in datasets], weights, seed, shuffle, buffer, groups),
             batch_size,
             world_size,
             length_of=length_of,

@@ -76,6 +76,8 @@ def _train(settings, folder: Path, resume: str | None, shutdown: GracefulShutdow
     if settings["gradient_checkpointing"]:
         task.gradient_checkpointing_enable()
     strategy = build_strategy(settings["strategy"], task, device, settings["precision"])
+    if settings["checkpoint"]["sharded"] and not strategy.has_shards:
+        raise ConfigError(f"checkpoint.sharded=True does not go with strategy={strategy.name!r}; use 'fsdp2'")
     if settings["compile"]:
         task.compile(**({"backend": settings["compile"]} if isinstance(settings["compile"], str) else {}))
     # Asked for after the strategy wrapped the task: sharding replaces the parameters.
@@ -83,19 +85,20 @@ def _train(settings, folder: Path, resume: str | None, shutdown: GracefulShutdow
     optimizer = build_optimizer(settings["optimizer"], with_rates(parameters, settings["optimizer"]["lr"]))
     optimizer = strategy.prepare(optimizer, settings["clip"])
     collator = build_collator(settings["collate"], task)
+    data_rank, data_ranks = strategy.data_ranks or world()
     stream = Stream(
         settings["train_data"],
         collator,
         batch_size=settings["batch_size"],
-        rank=world()[0],
-        world_size=world()[1],
+        rank=data_rank,
+        world_size=data_ranks,
         seed=settings["seed"],
         num_workers=settings["num_workers"],
         restarts=settings["guards"]["max_worker_restarts"],
         timeout_s=settings["guards"]["worker_timeout_s"],
     )
     validation = Validation(settings, collator) if settings["val_data"] else None
-    epochs = _epochs_to_steps(settings, stream.length)
+    epochs = _epochs_to_steps(settings, stream.length, data_ranks)
     watchdog = Watchdog(limit, folder, world()[0])
     runner = EngineRunner(
         settings, folder, strategy, stream, optimizer, resume, settings["load_from"], validation, shutdown, watchdog
@@ -139,11 +142,11 @@ def build_task(settings) -> Task:
     return task
 
 
-def _epochs_to_steps(settings, samples: int) -> str:
+def _epochs_to_steps(settings, samples: int, ranks: int) -> str:
     """Set `max_steps` where the config gives `epochs`; returns what to tell."""
     if settings["epochs"] is None:
         return ""
-    per_step = settings["batch_size"] * settings["accumulate"] * world()[1]
+    per_step = settings["batch_size"] * settings["accumulate"] * ranks
     settings["max_steps"] = max(1, math.ceil(settings["epochs"] * samples / per_step))
     told = f"{settings['epochs']:g} epochs of {samples} samples are {settings['max_steps']} steps of {per_step}"
     settings["epochs"] = None

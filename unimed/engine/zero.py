@@ -46,6 +46,8 @@ class ZeroStrategy(Strategy):
         ValueError: precision "fp16".
     """
 
+    has_shards = False  # DeepSpeed's parts are pieces of flat groups
+
     def __init__(self, name: str, task: nn.Module, device: torch.device, precision: str):
         if precision == "fp16":
             raise ValueError(f"strategy={name!r} knows precision 'fp32' and 'bf16'; fp16 needs 'ddp' or 'single'")
@@ -251,7 +253,7 @@ class ZeroStrategy(Strategy):
     def optimizer_table(self, optimizer):
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        table, states = {}, self._states()
+        table, states = {}, self._flat_states()
         if states:
             self._link_states()
         for name, parameter in self.named_parameters().items():
@@ -260,14 +262,13 @@ class ZeroStrategy(Strategy):
                     table[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().clone()
                 else:
                     table[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).cpu().clone()
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        return table, groups
+        return table, self.optimizer_groups(optimizer)
 
     def _flat(self) -> list[torch.Tensor]:
         zero = self._zero
         return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
-    def _states(self) -> dict:
+    def _flat_states(self) -> dict:
         """The state of one flat part, from which the kinds of state and the step are read; {} before the first step."""
         flat = self._flat()
         return dict(self._zero.optimizer.state.get(flat[0], {})) if flat else {}
@@ -281,10 +282,7 @@ class ZeroStrategy(Strategy):
     def load_optimizer(self, optimizer, table, groups):
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        if len(groups) != len(optimizer.param_groups):
-            raise ValueError(
-                f"the checkpoint has {len(groups)} parameter groups, the task {len(optimizer.param_groups)}"
-            )
+        self._set_groups(optimizer, groups)
         parameters = self.named_parameters()
         scalars, tensors = {}, set()
         for name, tensor in table.items():
@@ -307,8 +305,6 @@ class ZeroStrategy(Strategy):
                 safe_set_local_optimizer_state(parameters[parameter], self.scatter(parameter, tensor), key)
             else:
                 safe_set_full_optimizer_state(parameters[parameter], tensor.to(self.device), key)
-        for group, saved in zip(optimizer.param_groups, groups, strict=True):
-            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
 
 
 def _fill(late: list[tuple[int, nn.Parameter]]) -> None:

@@ -13,9 +13,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from unimed.data.readers import remote
 from unimed.data.readers.records import TASKS, RecordDataset, RecordError, check_record
-from unimed.data.readers.shards import IMAGES, expand_shards
-from unimed.data.readers.tars import ShardError, by_key, tar_members
+from unimed.data.readers.shards import IMAGES, expand_shards, members_of
+from unimed.data.readers.tars import ShardError, by_key
 from unimed.io.errors import ImageError, MaskError, ReadError
 from unimed.io.read import read, read_bytes
 from unimed.registry import DATASETS
@@ -87,13 +88,15 @@ class ShardDataset(_Contained):
         files = [str(path) for path in expand_shards(shards)]
         self.file = Path(files[0]) if len(files) == 1 else Path(files[0]).parent
         self.records = _ShardRecords(files)
+        if tasks is None and limit is None:
+            self.groups = self.records.starts
         self._only(tasks, limit)
 
     def _source(self, record: dict, name: str) -> bytes:
-        shard, members = record["__members__"]
+        shard, members, known = record["__members__"]
         if name.lower() not in members:
             raise FileNotFoundError(f"{shard}: record {record['id']} names {name}, which is not beside it")
-        return _bytes_at(shard, *members[name.lower()])
+        return _bytes_at(shard, *members[name.lower()], known)
 
 
 class _ShardRecords(Sequence):
@@ -101,29 +104,40 @@ class _ShardRecords(Sequence):
 
     def __init__(self, files: Sequence[str]):
         self.places: list[tuple[str, str, dict[str, tuple[int, int]]]] = []
+        self.stamps: dict[str, list[int]] = {}
+        self.starts = [0]
         for file in files:
-            for key, members in _members(file).items():
+            self.stamps[file] = _stamp(file)
+            for key, members in _members(file, self.stamps[file]).items():
                 if "json" not in members:
                     raise RecordError(f"{file}: key {key} has no record {key}.json; a key ends at the first dot")
                 self.places.append((file, key, members))
+            self.starts.append(len(self.places))
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: int) -> dict:
         file, key, members = self.places[index]
+        known = self.stamps[file]
         try:
-            record = json.loads(_bytes_at(file, *members["json"]))
+            record = json.loads(_bytes_at(file, *members["json"], known))
         except ValueError as error:
             raise RecordError(f"{file}: {key}.json is not JSON ({error})") from error
         check_record(record, f"{file}: {key}.json")
-        return {**record, "__members__": (file, members)}
+        return {**record, "__members__": (file, members, known)}
 
 
-def _members(file: str) -> dict[str, dict[str, tuple[int, int]]]:
+def _stamp(file: str) -> list[int]:
+    if not remote.is_remote(file) and not Path(file).exists():
+        raise FileNotFoundError(f"{file}: no such shard")
+    return remote.stamp(file)
+
+
+def _members(file: str, known: list[int]) -> dict[str, dict[str, tuple[int, int]]]:
     """{key: {rest of the name: (offset, size)}} in the order of the shard."""
     try:
-        members, problem = tar_members(file)
+        members, problem = members_of(file, known)
         keys = by_key(file, members)
     except ShardError as error:
         raise RecordError(f"{error}; unpack .tar.gz to .tar first") from error
@@ -132,8 +146,8 @@ def _members(file: str) -> dict[str, dict[str, tuple[int, int]]]:
     return {key: {rest: member[1:] for rest, member in parts.items()} for key, parts in keys.items()}
 
 
-def _bytes_at(file: str, offset: int, size: int) -> bytes:
-    with open(file, "rb") as stream:
+def _bytes_at(file: str, offset: int, size: int, known: list[int]) -> bytes:
+    with remote.opened(file, known) as stream:
         stream.seek(offset)
         content = stream.read(size)
     if len(content) < size:

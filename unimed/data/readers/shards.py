@@ -10,7 +10,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unimed.data.readers import remote
 from unimed.data.readers.tars import Member, ShardError, by_key, tar_members, twice
 from unimed.data.wordings.captions import parse_captions
 from unimed.files import cache_folder
@@ -36,8 +36,8 @@ COLUMNS = ("image", "image_size", "text", "text_size", "is_json")
 INDEX_VERSION = 2
 
 
-def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Paths from `a/{000001..000103}.tar`, `a/*.tar`, several joined by `::`, or a list of such.
+def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path | str]:
+    """Paths from `a/{000001..000103}.tar`, `a/*.tar`, several joined by `::`, or a list of such; URLs stay texts.
 
     Raises:
         ShardError: a pattern with `*` that fits nothing, or no pattern.
@@ -47,8 +47,10 @@ def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     paths: list[str] = []
     for pattern in patterns:
         for text in _expand_braces(str(pattern)):
-            if any(sign in text for sign in "*?["):
-                found = sorted(glob.glob(text))
+            text = text.removeprefix("file://")
+            # A question mark of a URL begins its query.
+            if any(sign in text for sign in ("*[" if text.startswith("http") else "*?[")):
+                found = remote.find(text) if remote.is_remote(text) else sorted(glob.glob(text))
                 if not found:
                     raise ShardError(f"{text}: no shard of that pattern is there")
                 paths += found
@@ -56,7 +58,12 @@ def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
                 paths.append(text)
     if not paths:
         raise ShardError("no shard was given")
-    return [Path(path) for path in paths]
+    return [path if remote.is_remote(path) else Path(path) for path in paths]
+
+
+def _name(path: Path | str) -> str:
+    """The name of a shard, without the query of a URL."""
+    return Path(str(path).partition("?")[0] if remote.is_remote(path) else path).name
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -75,7 +82,7 @@ def _expand_braces(pattern: str) -> list[str]:
     return [text for word in words for text in _expand_braces(before + word + after)]
 
 
-def read_index(path: Path) -> tuple[list[str], np.ndarray, str]:
+def read_index(path: Path | str) -> tuple[list[str], np.ndarray, str]:
     """Names and places of the samples of a tar file, and what is wrong with its end ("" where nothing is).
 
     A key ends at the first dot of the file's name, as WebDataset has it, so that `KEY.seg.png` is a further file of
@@ -85,10 +92,7 @@ def read_index(path: Path) -> tuple[list[str], np.ndarray, str]:
     Raises:
         ShardError: the file is missing or no tar file, or a key has two images or two texts of one kind.
     """
-    try:
-        members, problem = tar_members(path)
-    except FileNotFoundError as error:
-        raise ShardError(f"{path}: no such shard") from error
+    members, problem = members_of(path)
     plain, dotted = {}, {}
     order = {member: number for number, member in enumerate(members)}
     for key, parts in by_key(path, members).items():
@@ -108,7 +112,22 @@ def read_index(path: Path) -> tuple[list[str], np.ndarray, str]:
     return [name for name, _ in samples], np.array(rows, dtype=np.int64).reshape(-1, len(COLUMNS)), problem
 
 
-def _row(path: Path, name: str, parts: list[tuple[str, Member]]) -> list[int]:
+def members_of(path: Path | str, known: list[int] | None = None) -> tuple[list[Member], str]:
+    """As `tar_members`, of a path or URL.
+
+    Raises:
+        ShardError: as `tar_members`; there is no such shard.
+    """
+    with remote.local(path, known or remote.stamp(path)) as place:
+        try:
+            return tar_members(place)
+        except FileNotFoundError as error:
+            raise ShardError(f"{path}: no such shard") from error
+        except ShardError as error:
+            raise ShardError(str(error).replace(str(place), str(path))) from error
+
+
+def _row(path: Path | str, name: str, parts: list[tuple[str, Member]]) -> list[int]:
     row, image = [-1, 0, -1, 0, 0], None
     for suffix, member in parts:
         if suffix in IMAGES:
@@ -128,7 +147,7 @@ class ImageTextShards:
     `{"captions": [...], "weights": [...], "label": ...}`.
 
     Args:
-        shards: see `expand_shards`.
+        shards: see `expand_shards`; URLs are read through `unimed.data.readers.remote`.
         name: of the source, in messages and samples.
         index_dir: where indices are kept; `$UNIMED_CACHE/shards` or `~/.cache/unimed/shards` by default.
         compat: "reference" draws captions as the published training did.
@@ -162,6 +181,8 @@ class ImageTextShards:
         counts = [len(table) + bool(problem) for table, problem in zip(self.tables, self.problems, strict=True)]
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.length = int(self.starts[-1] if limit is None else min(limit, self.starts[-1]))
+        #: Where each shard begins; `shuffle_buffer` reads one shard after the other.
+        self.groups = np.minimum(self.starts, self.length)
         if self.length == 0:
             raise ShardError(f"{self.paths[0]}: no sample in {len(self.paths)} shard(s)")
 
@@ -192,10 +213,7 @@ class ImageTextShards:
         if text < 0:
             raise ShardError(f"{where} has no text (.txt or .json)")
         try:
-            with open(path, "rb") as stream:
-                status = os.fstat(stream.fileno())
-                if [status.st_size, status.st_mtime_ns] != self.stamps[shard]:
-                    raise ShardError(f"{path}: the shard was changed since the run began; start anew to index it again")
+            with remote.opened(path, self.stamps[shard]) as stream:
                 stream.seek(image)
                 data = stream.read(image_size)
                 stream.seek(text)
@@ -208,9 +226,9 @@ class ImageTextShards:
         return Sample(
             images=(image.pixels,),
             geometry=Geometry.pixels(source_format=image.geometry.source_format),
-            sample_id=f"{path.name}/{key}",
+            sample_id=f"{_name(path)}/{key}",
             labels=self._labels(words, bool(is_json), where),
-            source=self.name or path.parent.name,
+            source=self.name or Path(path).parent.name,
         )
 
     def _labels(self, words: bytes, is_json: bool, where: str) -> dict:
@@ -224,13 +242,10 @@ class ImageTextShards:
             raise ShardError(f"{where} has an empty text")
         return {**stored, "captions": captions}
 
-    def _index(self, path: Path):
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise ShardError(f"{path}: no such shard") from error
-        stamp = [status.st_size, status.st_mtime_ns]
-        kept = self.index_dir / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.npz"
+    def _index(self, path: Path | str):
+        stamp = remote.stamp(path)
+        named = path if remote.is_remote(path) else str(Path(path).resolve())
+        kept = self.index_dir / f"{hashlib.sha256(str(named).encode()).hexdigest()[:24]}.npz"
         if kept.is_file():
             try:
                 with np.load(kept, allow_pickle=False) as archive:

@@ -1,0 +1,55 @@
+"""Two ranks that share the layers of a language model are one process with the whole model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unimed.engine import checkpoint
+from unimed.engine.tensor_parallel import _check, _pattern, _planned
+from unimed.models.starting.grounded_small import build_small
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_model_of_one(tmp_path):
+    path = os.pathsep.join(str(ROOT / part) for part in ("", "tests/engine", "tests"))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "tests" / "engine" / "tensor_worlds.py", tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    said = "".join(file.read_text()[-3000:] for file in (tmp_path / "output").glob("*.txt"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.load(tmp_path / "done.pt")["codes"] == [0, 0], said
+    one, two, cut = (
+        checkpoint.load(tmp_path / name / "checkpoints" / "step_00000004").tables for name in ("one", "two", "cut")
+    )
+    start = checkpoint.load(tmp_path / "one" / "checkpoints" / "step_00000002").tables["model"]
+    assert one["model"].keys() == two["model"].keys()
+    largest = max((one["model"][k] - two["model"][k]).abs().max().item() for k in start)
+    moved = max((one["model"][k] - start[k]).abs().max().item() for k in start)
+    print(f"largest weight difference after 4 steps {largest:.1e}, where weights moved by up to {moved:.1e}")
+    assert largest < 5e-5 < moved / 10
+    # Resumed from the whole checkpoint, saved in parts.
+    for table in ("model", "optimizer"):
+        assert all(torch.equal(two[table][key], cut[table][key]) for key in two[table])
+
+
+def test_what_cannot_be_shared_out_is_named():
+    model = build_small(["a disc"], hidden_dim=64, layers=1, heads=4, mask_config=dict(
+        model_type="unimed_light", image_size=32, width=16))  # fmt: skip
+    language, plan = _planned(model)
+    assert plan["layers.*.self_attn.q_proj"] == "colwise" and _pattern("layers.11.mlp") == "layers.*.mlp"
+    _check(language, 2)
+    with pytest.raises(ValueError, match="num_attention_heads=4 of the language model cannot be shared out to 3"):
+        _check(language, 3)
+    with pytest.raises(ValueError, match="no language model whose family has a plan"):
+        _planned(torch.nn.Linear(2, 2))
+    from unimed.models.lora import add_lora
+
+    add_lora(model.language_model, dict(r=2))
+    with pytest.raises(ValueError, match="leave out task.lora, or use 'fsdp2'"):
+        _planned(model)
