@@ -47,6 +47,11 @@ def predict(arguments=None, prog: str | None = None) -> int:
     parser.flag("out", default="predictions")
     for name in ("device", "dtype", "site", "modality", "window", "page", "restart"):
         parser.flag(name)
+    parser.add_argument(
+        "--text-from", metavar="URL",
+        help="a server (vLLM, SGLang, ...) writes the text of answers about images (docs/serving.md)",
+    )  # fmt: skip
+    parser.add_argument("--text-model", metavar="NAME", help="of --text-from: the model there, where it has several")
     add_volume_choices(parser)
     parser.flag("max-new-tokens", default=256)
     return guarded(_predict, parser.parse_args(arguments))
@@ -118,6 +123,12 @@ def _on(paths: list[Path], texts: list[str], args) -> int:
     # A single source is read first: a wrong path or page should not cost the loading of a model.
     first = open_source(paths[0], **options) if len(paths) == 1 else None
     model = load_model(args.model, device=args.device, dtype=args.dtype)
+    if args.text_from:
+        from unimed.inference.outside_text import OutsideText
+
+        if not hasattr(model, "text_from"):
+            raise ValueError("--text-from is for models that answer in words and point at what they say")
+        model.text_from = OutsideText(args.text_from, args.text_model)
     if windows := getattr(model.config, "ct_windows", None):
         options["windows"], first = windows, None
     if len(paths) == 1:
@@ -140,7 +151,7 @@ def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: 
     names = ResultNames(args.out).all(paths)
     cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     keys = ("model", "task", "plane", "formats", "deidentified", "site", "modality", "window", "page",
-            "max_new_tokens", "series", "phase", "irregular")  # fmt: skip
+            "max_new_tokens", "text_from", "text_model", "series", "phase", "irregular")  # fmt: skip
     settings = {key: getattr(args, key) for key in keys} | {"texts": texts}
     report = run_cases(cases, predict, args.out, settings=settings, restart=args.restart)
     for row in report.rows:

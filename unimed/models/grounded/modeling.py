@@ -15,6 +15,7 @@ from unimed.models.backbones.vision_language import LanguageBackbone, build_back
 from unimed.models.connectors import build_connector
 from unimed.models.connectors.modeling import ConnectorOutput
 from unimed.models.grounded.configuration import GroundedConfig
+from unimed.models.grounded.decoding import GroundedDecoding
 from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.native import NativeForward
 from unimed.models.grounded.output import GroundedOutput
@@ -26,7 +27,7 @@ from unimed.models.weights import WholeWeights
 NO_CONNECTOR = "a backbone that runs through its own forward pass keeps its own projector"
 
 
-class GroundedMLLM(NativeForward, GroundedPredictor, WholeWeights, PreTrainedModel):
+class GroundedMLLM(NativeForward, GroundedDecoding, GroundedPredictor, WholeWeights, PreTrainedModel):
     """Backbone, connector, and heads that read the hidden states of [SEG] and [BOX].
 
     Sources: Sa2VA (arXiv 2501.04001) and UniBiomed (arXiv 2504.21336) for [SEG] on SAM2; Uni-Med for the connector

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from transformers import GenerationMixin, LogitsProcessor, StoppingCriteria
 
-from unimed.models.grounded.generation import Generated, awaits_state
+from unimed.models.grounded.generation import Generated, awaits_state, read_answers
 from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.output import GroundedOutput
 
@@ -40,6 +40,19 @@ class NativeForward:
             mask_features = replace(mask_features, tokens=tokens)
         self._point(output, input_ids, labels, mask_features, layout, mask_boxes)
         return output
+
+    @torch.no_grad()
+    def _read_native(self, inputs, features, answers) -> list[Generated]:
+        """As `_decode_native` for answers that are known: ids that the rows of the batch end with."""
+        asked = self.config.image_token_id if self.shares_tokens and features.pixels is not None else None
+        ids = inputs["input_ids"]
+        columns = torch.zeros(1, dtype=torch.long, device=ids.device)
+        seen = self.backbone.read(ids, inputs["attention_mask"], inputs.get("native"), columns, asked)
+        if asked is not None:
+            features.tokens = tokens_of_rows(seen.image_tokens, inputs.get("layout"))
+        kept = self._answer_options()
+        told = {name: kept[name] for name in ("keep_states_of", "state_before")}
+        return read_answers(self, seen.hidden, answers, **told)
 
     @torch.no_grad()
     def _decode_native(self, inputs, features, **options) -> list[Generated]:
