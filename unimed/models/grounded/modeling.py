@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from unimed.losses.language import token_losses
 from unimed.models.backbones.vision_language import LanguageBackbone, build_backbone
 from unimed.models.connectors import build_connector
 from unimed.models.connectors.modeling import ConnectorOutput
@@ -286,7 +287,8 @@ class GroundedMLLM(NativeForward, GroundedDecoding, GroundedPredictor, WholeWeig
             output.logits = self.lm_head(hidden)
         if labels is not None:
             wanted = labels[:, 1:] != -100
-            self._language_loss(output, self.lm_head(hidden[:, :-1][wanted]), labels, wanted, layout)
+            tokens = token_losses(self.lm_head, hidden[:, :-1][wanted], labels[:, 1:][wanted])
+            self._language_loss(output, tokens, labels, wanted, layout)
         if self.shares_tokens and mask_features is not None and (connected is not None or image_tokens is not None):
             flat = (image_tokens if connected is None else connected.tokens).flatten(0, -2)
             known = self.tokens_by_image(flat, layout, image_grid_thw, input_ids)
@@ -295,9 +297,8 @@ class GroundedMLLM(NativeForward, GroundedDecoding, GroundedPredictor, WholeWeig
         self._point(output, input_ids, labels, mask_features, layout, mask_boxes)
         return output
 
-    def _language_loss(self, output: GroundedOutput, logits, labels, wanted, layout) -> None:
-        """Losses of the tokens at `wanted` [B, L - 1] from their `logits` [N, V]: the mean, and that of each sample."""
-        tokens = F.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="none")
+    def _language_loss(self, output: GroundedOutput, tokens, labels, wanted, layout) -> None:
+        """The mean of the losses of `tokens` [N] at `wanted` [B, L - 1], and that of each sample."""
         output.loss = tokens.mean() if len(tokens) else output.hidden.sum() * 0.0
         owner = torch.nonzero(wanted)[:, 0]
         if layout is not None and layout.sample_of_token is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch.nn import functional as F
 from transformers import GenerationMixin, LogitsProcessor, StoppingCriteria
 
 from unimed.models.grounded.generation import Generated, awaits_state, read_answers
@@ -33,7 +34,8 @@ class NativeForward:
         if wanted is not None:
             row, column = torch.nonzero(wanted, as_tuple=True)
             place = column if columns is None else torch.searchsorted(columns, column)
-            self._language_loss(output, read.logits[row, place], labels, wanted, layout)
+            tokens = F.cross_entropy(read.logits[row, place].float(), labels[:, 1:][wanted], reduction="none")
+            self._language_loss(output, tokens, labels, wanted, layout)
         if asked is not None and mask_features is not None:
             known = tokens_of_rows(read.image_tokens, layout)
             tokens = tuple(known.get(image) for image in range(len(mask_features)))
