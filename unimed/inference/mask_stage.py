@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from unimed.files import read_json
-from unimed.graphs import open_graph
 from unimed.io.boxes_given import regions_of_boxes, window_around
+from unimed.io.graphs import open_graph
 from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.io.squares import frame, placed, resized

@@ -9,15 +9,14 @@ decoding, and takes masks and boxes from the states of its markers. Research use
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
+
+from unimed.io.write import png_url
 
 
 class TextError(ValueError):
@@ -96,10 +95,3 @@ class OutsideText:
         if ids:
             return [int(one) for one in ids]
         return choice.message.content or ""
-
-
-def png_url(image: np.ndarray) -> str:
-    """An image HxW or HxWx3 uint8 as the data URL of a PNG."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unimed.files import atomic_folder, write_report
-from unimed.graphs import open_graph
+from unimed.io.graphs import open_graph
 from unimed.models.heads.mask import MaskFeatures
 
 #: What `unimed.inference.mask_stage` looks for.

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.closeness import assert_close
 from unimed.models.grounded import generation
-from unimed.models.grounded.drafts import Drafts, SaidBefore
+from unimed.models.grounded.drafts import Drafts, EarlierAnswers
 from unimed.models.grounded.generation import generate, read, read_answers, shared_prefixes
 
 
@@ -162,7 +162,7 @@ def test_fewer_passes_where_the_answer_is_known(model, monkeypatch):
     monkeypatch.setattr(generation, "read", lambda *rest: passes.append(1) or forward(*rest))
     embeds, mask = batch(model, [IMAGE])
     (row,) = generate(model, embeds, mask, keep_states_of=[], max_new_tokens=20)
-    alone, before = len(passes), SaidBefore()
+    alone, before = len(passes), EarlierAnswers()
     before.add(row.ids)
     passes.clear()
     drafts = [Drafts(IMAGE, 10, before.answers)]
@@ -181,7 +181,7 @@ def test_what_is_guessed():
     assert drafts.guess([2, 3, 4, 5, 6, 20, 7], 9) == [8]  # goes on near where it was, and not beyond the question
     drafts.extend([30])
     assert drafts.guess([30], 9) == []
-    before = SaidBefore(most=2)
+    before = EarlierAnswers(most=2)
     for answer in ([1], [9, 9], [8, 8, 8], [9, 9]):
         before.add(answer)
     assert before.answers == [(8, 8, 8), (9, 9)]

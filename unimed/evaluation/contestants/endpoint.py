@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from unimed.evaluation.contestants.base import ContestantError, grid_of
 from unimed.evaluation.contestants.text_boxes import TextContestant
 from unimed.evaluation.harness.frozen import thawed
-from unimed.inference.outside_text import png_url
 from unimed.io.result import Prediction
 from unimed.io.windows import to_uint8
+from unimed.io.write import png_url
 from unimed.registry import CONTESTANTS
 from unimed.structures import Region, Sample
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_outputs import ModelOutput
 
-from unimed.models.grounded.drafts import Drafts, SaidBefore
+from unimed.models.grounded.drafts import Drafts, EarlierAnswers
 from unimed.models.grounded.generation import Generated, generate, read, read_answers
 from unimed.models.heads.mask import ImageFeatures, content_key
 from unimed.structures import task_of
@@ -30,7 +30,7 @@ class GroundedDecoding:
     #: What keeps embeddings of images between questions, by content: `get(key)` gives a value or None, and
     #: `put(key, value, bytes)` keeps it. Only while the weights do not change; None keeps none.
     embedding_cache = None
-    _said_before: SaidBefore | None = None
+    _earlier_answers: EarlierAnswers | None = None
 
     @torch.no_grad()
     def generate(
@@ -127,12 +127,12 @@ class GroundedDecoding:
         most = self.prompt_lookup_num_tokens if prompt_lookup_num_tokens is None else prompt_lookup_num_tokens
         drafts = None
         if most and options.get("temperature", 0.0) <= 0 and options.get("use_cache", True):
-            self._said_before = self._said_before or SaidBefore()
+            self._earlier_answers = self._earlier_answers or EarlierAnswers()
             prompts = [row[known.bool()].tolist() for row, known in zip(ids, mask, strict=True)]
-            drafts = [Drafts(prompt, most, self._said_before.answers) for prompt in prompts]
+            drafts = [Drafts(prompt, most, self._earlier_answers.answers) for prompt in prompts]
         rows = generate(self, embeds, mask, position_ids=positions, drafts=drafts, **kept, **options)
         for row in rows if drafts else ():
-            self._said_before.add(row.ids)
+            self._earlier_answers.add(row.ids)
         return rows, features
 
     def _task_ids(self, task) -> torch.Tensor | None:

@@ -15,7 +15,7 @@ _SIZES = (3, 2)
 _NEAR = 12
 
 
-class SaidBefore:
+class EarlierAnswers:
     """Distinct answers, the newest last; no more than `most` of them.
 
     Args:
@@ -56,18 +56,18 @@ class Drafts:
             self.text.append(-1)  # nothing is guessed across parts
         self.newest = tuple(before[-1]) if before else ()
 
-    def guess(self, said: Sequence[int], room: int) -> list[int]:
-        """What may follow `said`, the answer so far; no more than `room` tokens, none where nothing is known.
+    def guess(self, answer: Sequence[int], room: int) -> list[int]:
+        """What may follow `answer`, as far as it is known; no more than `room` tokens, none where nothing is known.
 
         Args:
-            said: as at the last call, and what was said since.
+            answer: as at the last call, and what was said since.
         """
         length = min(self.length, room)
         if length <= 0:
             return []
-        if not said:
+        if not answer:
             return list(self.newest[:length])
-        place = self._found(said)
+        place = self._found(answer)
         if place is None:
             return []
         self.copied_to = place
@@ -92,12 +92,12 @@ class Drafts:
                 if len(words) == size and -1 not in words:
                     self.places.setdefault(words, []).append(len(self.text))
 
-    def _found(self, said: Sequence[int]) -> int | None:
+    def _found(self, answer: Sequence[int]) -> int | None:
         """Where the text goes on after the newest tokens: behind the last guess if it can, else where it was last."""
         for size in _SIZES:
             # The last place is what was just said.
-            places = [p for p in self.places.get(tuple(said[-size:]), ()) if p < len(self.text)]
-            if len(said) >= size and places:
+            places = [p for p in self.places.get(tuple(answer[-size:]), ()) if p < len(self.text)]
+            if len(answer) >= size and places:
                 return next((p for p in places if p > self.copied_to), places[-1])
-        near = (p for p in self.places.get((said[-1],), ()) if self.copied_to < p <= self.copied_to + _NEAR)
+        near = (p for p in self.places.get((answer[-1],), ()) if self.copied_to < p <= self.copied_to + _NEAR)
         return next((p for p in near if p < len(self.text)), None)

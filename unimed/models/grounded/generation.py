@@ -105,7 +105,7 @@ def generate(
         else:
             tokens = logits.argmax(dim=-1)
         right = []
-        for place, (index, said) in enumerate(zip(active, tokens.tolist(), strict=True)):
+        for place, (index, likeliest) in enumerate(zip(active, tokens.tolist(), strict=True)):
             row, draft, step = rows[index], guessed[place], 0
             while True:
                 if awaits_state(row, special):
@@ -113,7 +113,7 @@ def generate(
                     row.state_ids.append(row.ids[-1])
                 if row.finished or len(row.ids) >= max_new_tokens:
                     break
-                token = said[step]
+                token = likeliest[step]
                 row.ids.append(token)
                 if token in special:
                     row.probabilities.append(float(torch.softmax(logits[place, step], dim=-1)[token]))

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
-from unimed.losses.language import token_losses
 from unimed.models.backbones.vision_language import LanguageBackbone, build_backbone
 from unimed.models.connectors import build_connector
 from unimed.models.connectors.modeling import ConnectorOutput
@@ -21,6 +20,7 @@ from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.native import NativeForward
 from unimed.models.grounded.output import GroundedOutput
 from unimed.models.grounded.predicting import GroundedPredictor
+from unimed.models.grounded.token_losses import token_losses
 from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection, build_mask_decoder, concatenate
 from unimed.models.lora import add_lora
 from unimed.models.weights import WholeWeights

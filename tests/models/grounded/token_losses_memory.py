@@ -1,4 +1,6 @@
-"""Peak memory and CPU seconds of cross-entropy in pieces and at once: `python tests/losses/language_memory.py`.
+"""Peak memory and CPU seconds of cross-entropy in pieces and at once.
+
+    python tests/models/grounded/token_losses_memory.py
 
 Each way runs in a process of its own: TOKENS states of a head with VOCABULARY rows, forward and backward.
 """
@@ -11,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 TOKENS, WIDTH, VOCABULARY = 2048, 576, 49152
 
 
 def one(most_bytes: int) -> None:
-    from unimed.losses.language import token_losses
+    from unimed.models.grounded.token_losses import token_losses
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

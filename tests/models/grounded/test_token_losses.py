@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.closeness import assert_close
-from unimed.losses.language import token_losses
+from unimed.models.grounded.token_losses import token_losses
 
 TOKENS, WIDTH, VOCABULARY = 300, 16, 1000
 PIECE = 4 * VOCABULARY * 70  # bytes of 70 tokens
