@@ -54,6 +54,7 @@ def predict(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--text-model", metavar="NAME", help="of --text-from: the model there, where it has several")
     add_volume_choices(parser)
     parser.flag("max-new-tokens", default=256)
+    parser.flag("batch-size", default=8)
     return guarded(_predict, parser.parse_args(arguments))
 
 
@@ -139,21 +140,27 @@ def _on(paths: list[Path], texts: list[str], args) -> int:
 
 
 def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: dict) -> int:
-    from unimed.inference.asking import open_source
+    from unimed.inference.asking import ask_images, kind_of, open_source
     from unimed.inference.runs import print_failures, run_cases
     from unimed.structures import Case
 
+    together = args.batch_size if kind_of(model) == "answers" else 1
+
     def predict(batch):
-        (case,) = batch
-        row = _one(model, open_source(case.inputs["path"], **options), texts, args, how)
-        return [row]
+        sources = [open_source(case.inputs["path"], **options) for case in batch]
+        flat, known = [one for one in sources if not one.is_volume], {}
+        if len(flat) > 1 and kind_of(model) == "answers":
+            found = ask_images(model, flat, texts, batch_size=together, max_new_tokens=args.max_new_tokens,
+                               task=args.task)  # fmt: skip
+            known = {id(source): answers for source, answers in zip(flat, found, strict=True)}
+        return [_one(model, source, texts, args, how, known.get(id(source))) for source in sources]
 
     names = ResultNames(args.out).all(paths)
     cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     keys = ("model", "task", "plane", "formats", "deidentified", "site", "modality", "window", "page",
             "max_new_tokens", "text_from", "text_model", "series", "phase", "irregular")  # fmt: skip
     settings = {key: getattr(args, key) for key in keys} | {"texts": texts}
-    report = run_cases(cases, predict, args.out, settings=settings, restart=args.restart)
+    report = run_cases(cases, predict, args.out, settings=settings, batch_size=together, restart=args.restart)
     for row in report.rows:
         _show(row, args)
     print(
@@ -165,12 +172,13 @@ def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: 
     return report.exit_code
 
 
-def _one(model, source, texts: list[str], args, how: dict) -> dict:
+def _one(model, source, texts: list[str], args, how: dict, found=None) -> dict:
     from unimed.inference.answering import answer_source
 
     return answer_source(
         model, source, texts, args.out, plane=args.plane, how=how, formats=args.formats,
         deidentified=args.deidentified, max_new_tokens=args.max_new_tokens, task=args.task,
+        found=found,
     )  # fmt: skip
 
 

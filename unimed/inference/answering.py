@@ -12,7 +12,7 @@ from unimed.names import ResultNames
 
 def answer_source(
     model, source: Source, texts: Sequence[str], out: str | Path, *, plane: str | None, how: dict,
-    formats: Sequence[str] = (), deidentified: bool = False, **options,
+    formats: Sequence[str] = (), deidentified: bool = False, found: Sequence | None = None, **options,
 ) -> dict:  # fmt: skip
     """Ask about one source and write the answers.
 
@@ -20,6 +20,7 @@ def answer_source(
         out: folder of the files NAME-NUMBER.*, with JSON and an overlay of each text, and a label map of volumes.
         how, options: as of `unimed.inference.asking.ask`.
         formats: written as well; see docs/results.md and docs/clinic.md.
+        found: the answers, where they are there already (`unimed.inference.asking.ask_images`).
 
     Returns:
         plain values: `source` (name), `steps`, `answers` with question, text, regions and `files`, and `not_written`
@@ -29,7 +30,8 @@ def answer_source(
         ValueError: what cannot be asked or written.
     """
     out, answers, steps = Path(out), [], []
-    found = ask(model, source, texts, plane=plane, how=how, **options)
+    if found is None:
+        found = ask(model, source, texts, plane=plane, how=how, **options)
     for number, (question, one) in enumerate(zip(texts, found, strict=False)):
         name = ResultNames(out)(source.path, str(number))
         steps = steps or list(one.image.steps if one.image is not None else ())
