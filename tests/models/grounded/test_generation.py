@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.closeness import assert_close
 from unimed.models.grounded import generation
-from unimed.models.grounded.drafts import Drafts, EarlierAnswers
+from unimed.models.grounded.drafts import NO_WORD, Drafts, EarlierAnswers
 from unimed.models.grounded.generation import generate, read, read_answers, shared_prefixes
 
 
@@ -181,6 +181,9 @@ def test_what_is_guessed():
     assert drafts.guess([2, 3, 4, 5, 6, 20, 7], 9) == [8]  # goes on near where it was, and not beyond the question
     drafts.extend([30])
     assert drafts.guess([30], 9) == []
+    pictured = Drafts([1, NO_WORD, NO_WORD, 2, 3, NO_WORD, 4], 5)
+    pictured.extend([2, 3])
+    assert pictured.guess([2, 3], 9) == [] and not any(NO_WORD in words for words in pictured.places)
     before = EarlierAnswers(most=2)
     for answer in ([1], [9, 9], [8, 8, 8], [9, 9]):
         before.add(answer)

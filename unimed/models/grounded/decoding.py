@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_outputs import ModelOutput
 
-from unimed.models.grounded.drafts import Drafts, EarlierAnswers
+from unimed.models.grounded.drafts import NO_WORD, Drafts, EarlierAnswers
 from unimed.models.grounded.generation import Generated, generate, read, read_answers
 from unimed.models.heads.mask import ImageFeatures, content_key
 from unimed.structures import task_of
@@ -128,7 +128,11 @@ class GroundedDecoding:
         drafts = None
         if most and options.get("temperature", 0.0) <= 0 and options.get("use_cache", True):
             self._earlier_answers = self._earlier_answers or EarlierAnswers()
-            prompts = [row[known.bool()].tolist() for row, known in zip(ids, mask, strict=True)]
+            # What stands for an image is no word, and some of it has no embedding.
+            words = (ids != self.config.image_token_id) & (ids >= 0)
+            words &= ids < self.get_input_embeddings().num_embeddings
+            spelled = ids.masked_fill(~words, NO_WORD)
+            prompts = [row[known.bool()].tolist() for row, known in zip(spelled, mask, strict=True)]
             drafts = [Drafts(prompt, most, self._earlier_answers.answers) for prompt in prompts]
         rows = generate(self, embeds, mask, position_ids=positions, drafts=drafts, **kept, **options)
         for row in rows if drafts else ():

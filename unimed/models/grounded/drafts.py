@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+#: Stands in a prompt where no word does; nothing is guessed from it or across it.
+NO_WORD = -1
 #: Tokens that must have been the same before a guess is made from the words behind them; longer ones are tried first.
 _SIZES = (3, 2)
 #: A single token counts only so many tokens behind the place where the last guess came from.
@@ -40,7 +42,7 @@ class Drafts:
     """Guesses for one row.
 
     Args:
-        prompt: its ids; ids of other things than words do no harm.
+        prompt: its ids, `NO_WORD` where an image stands.
         most: longest guess in tokens. What was guessed right lets the next guess be longer, up to twice as much; what
             was guessed wrong makes it shorter.
         before: answers to other questions.
@@ -53,7 +55,7 @@ class Drafts:
         self.copied_to = 0
         for part in (*before, prompt):
             self._read(part)
-            self.text.append(-1)  # nothing is guessed across parts
+            self.text.append(NO_WORD)
         self.newest = tuple(before[-1]) if before else ()
 
     def guess(self, answer: Sequence[int], room: int) -> list[int]:
@@ -72,7 +74,7 @@ class Drafts:
             return []
         self.copied_to = place
         found = self.text[place : place + length]
-        return found[: found.index(-1)] if -1 in found else found
+        return found[: found.index(NO_WORD)] if NO_WORD in found else found
 
     def judge(self, guessed: int, right: int) -> None:
         """How many of the tokens of the last guess were right."""
@@ -89,7 +91,7 @@ class Drafts:
             self.text.append(token)
             for size in (1, *_SIZES):
                 words = tuple(self.text[-size:])
-                if len(words) == size and -1 not in words:
+                if len(words) == size and NO_WORD not in words:
                     self.places.setdefault(words, []).append(len(self.text))
 
     def _found(self, answer: Sequence[int]) -> int | None:
