@@ -14,10 +14,15 @@ are errors and not successes. Before anything is planted the same tests must be 
 from __future__ import annotations
 
 import argparse
+import compileall
+import contextlib
+import importlib
 import os
+import py_compile
 import shutil
 import signal
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("unimed", "tests", "configs", "tools", "docs", "pyproject.toml")
 GREEN, RED = 0, 1
 OUTPUT = "output.txt"
+MODULES = "modules.txt"
 LIMIT_S = 600  # of processor time, so that a busy machine makes no difference
 
 
@@ -66,8 +72,11 @@ def together(mutations: Sequence[Mutation]) -> list[list[str]]:
     return calls + [arguments(words) for words in dict.fromkeys(m.tests for m in mutations if "-k" in m.tests)]
 
 
-def run_tests(folder: Path, words: Sequence[str]) -> int:
-    """Exit code of pytest in a child that begins with nothing of the package imported; -1 where it was stopped."""
+def run_tests(folder: Path, words: Sequence[str], note: bool = False) -> int:
+    """Exit code of pytest in a child that begins with nothing of the package imported; -1 where it was stopped.
+
+    `note` writes down which libraries the tests imported, for `warm_up`.
+    """
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
@@ -87,6 +96,8 @@ def run_tests(folder: Path, words: Sequence[str]) -> int:
         import pytest
 
         code = int(pytest.main([*words, "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]))
+        if note:
+            _note_libraries(folder)
     finally:
         os._exit(code)
 
@@ -98,17 +109,30 @@ def _limit_time() -> None:
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
 
 
-def warm_up() -> None:
-    """Import the large libraries once; the children inherit them. The package itself must stay out."""
+def warm_up(folder: Path) -> None:
+    """Import every library that the green run needed; the children inherit them. The package itself must stay out."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import pytest  # noqa: F401
-    import scipy.optimize  # noqa: F401
     import torch
-    import transformers  # noqa: F401
-    from transformers import CLIPTextModel, LlamaForCausalLM, LlavaForConditionalGeneration, Sam2VideoModel, SamModel  # noqa: F401  # noqa: F401
 
     torch.set_num_threads(1)
+    for name in (folder / MODULES).read_text().split():
+        # What a test made up, or what wants another module first, is left to the children.
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
     assert not any(name.partition(".")[0] == "unimed" for name in sys.modules), "the package was imported too early"
+
+
+def _note_libraries(folder: Path) -> None:
+    """Write the names of installed modules that this process has imported."""
+    installed = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    names = [
+        name
+        for name, module in list(sys.modules.items())
+        if str(getattr(module, "__file__", None) or "").startswith(installed)
+        and name.partition(".")[0] not in ("unimed", "pytest", "_pytest", "xdist")
+    ]
+    with open(folder / MODULES, "a") as file:
+        file.write("\n".join(names) + "\n")
 
 
 def copy_tree(folder: Path) -> None:
@@ -118,6 +142,9 @@ def copy_tree(folder: Path) -> None:
             shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder / part)
+    # Bytecode that is compared with the hash of its source: never stale, and nothing is compiled twice.
+    mode = py_compile.PycInvalidationMode.CHECKED_HASH
+    compileall.compile_dir(folder / "unimed", quiet=2, invalidation_mode=mode)
 
 
 def chosen(words: Sequence[str]) -> list[Mutation]:
@@ -132,19 +159,19 @@ def run(mutations: Sequence[Mutation], show=print) -> tuple[list[str], list[str]
     """
     for mutation in mutations:
         planted(mutation)
-    if len(mutations) > 5:
-        warm_up()
     survived, wrong = [], []
     with tempfile.TemporaryDirectory(prefix="mutations-") as place:
         folder = Path(place)
         copy_tree(folder)
         for words in together(mutations):
-            if code := run_tests(folder, words):
+            if code := run_tests(folder, words, note=True):
                 said = [
                     line for line in (folder / OUTPUT).read_text().splitlines() if line.startswith(("FAILED", "ERROR"))
                 ]
                 raise MutationError(f"without any fault the tests are not green (exit code {code}): {said}")
         show("the tests are green without a fault", flush=True)
+        if len(mutations) > 5:
+            warm_up(folder)
         for number, mutation in enumerate(mutations, start=1):
             target = folder / "unimed" / mutation.file
             whole = target.read_text()

@@ -118,6 +118,7 @@ def test_new_run_does_not_mix_with_an_old_one(tiny, tmp_path):
 def test_evaluate_writes_cases_and_table(tiny, whole_run, tmp_path):
     trained = evaluate(tiny.config(), whole_run[0], tmp_path)
     fresh = evaluate(tiny.config(), None, tmp_path / "fresh")
+    trained, fresh = trained["summary"], fresh["summary"]
     assert trained["cases"] == 8 and trained["mean_error"] < fresh["mean_error"]
     cases = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
     assert [case["sample_id"] for case in cases] == [f"point-{i}" for i in range(8)]

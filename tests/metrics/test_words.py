@@ -122,3 +122,17 @@ def test_empty_references_cost_without_java():
     assert coco_captions.caption_scores(["a mass"], [""], java=False)[0]["ROUGE_L"] == 0
     with pytest.raises(ValueError, match="references.1. holds no text"):
         coco_captions.caption_scores(["a", "b"], ["a", []], java=False)
+
+
+@java
+def test_one_program_answers_until_a_conversation_breaks_off():
+    report = ["the liver is normal"]
+    value = coco_captions.meteor(report, [["the liver is large"]])
+    first = coco_captions._meteor._program
+    assert first.poll() is None and 0 < value < 1
+    with pytest.raises(KeyboardInterrupt), coco_captions._meteor.conversation() as ask:
+        ask("SCORE ||| a ||| a")
+        raise KeyboardInterrupt
+    assert first.poll() is not None
+    assert coco_captions.meteor(report, [["the liver is large"]]) == value
+    coco_captions._meteor.stop()

@@ -107,7 +107,7 @@ def clusters(count, seed=0):
 def test_probes():
     pytest.importorskip("sklearn")
     train, test = clusters(90), clusters(60, seed=1)
-    assert linear_probe(*train[:2], *test[:2])["accuracy"] > 0.85
+    assert linear_probe(*train[:2], *test[:2])[0]["accuracy"] > 0.85
     one = few_shot(*train[:2], *test[:2], k=1, seeds=5)
     many = few_shot(*train[:2], *test[:2], k=16, seeds=5)
     assert many["accuracy"] > one["accuracy"] > 0.4

@@ -1,6 +1,8 @@
 """Jobs: folders below one root, uploads, progress, files, cancel, and the next server goes on."""
 
+import inspect
 import json
+import shutil
 import sys
 import time
 
@@ -118,3 +120,15 @@ def test_a_running_job_is_cancelled_and_uploads_are_asked_about(tmp_path):
         client.post(f"/v1/jobs/{other}/cancel", headers=bearer("anna"))
         assert wait(client, other)[-1]["state"] == "cancelled"
         assert wait(client, id_)[-1]["state"] == "done"
+
+
+def test_results_of_agents_are_not_asked_about_again(root):
+    from unimed.serve.jobs import RESULTS, found_inside
+    from unimed.serve.mcp import build_server
+
+    usual = found_inside(root, "study")
+    (root / "study" / RESULTS).mkdir()
+    shutil.copy(usual[0], root / "study" / RESULTS / usual[0].name)
+    assert found_inside(root, "study") == usual
+    assert len(found_inside(root, f"study/{RESULTS}")) == 1
+    assert inspect.signature(build_server).parameters["out"].default == RESULTS

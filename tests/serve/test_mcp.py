@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import sys
 
 import numpy as np
@@ -86,3 +87,46 @@ def test_an_agent_lists_segments_measures_compares_and_stays_inside(place):
             assert done.is_error or "measurements" in said
 
     asyncio.run(asyncio.wait_for(talk(), 120))
+
+
+def test_over_http_it_serves_this_machine_alone(place):
+    import http.client
+    import threading
+    import time
+
+    from unimed.serve.mcp import build_server, over_http
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = over_http(build_server(tiny_model, place / "root", max_new_tokens=4), port)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+
+    async def talk():
+        async with Client(f"http://127.0.0.1:{port}/mcp") as client:
+            done = await client.call_tool("describe", {"path": "study/a.png"})
+            assert not done.is_error and isinstance(json.loads(done.content[0].text)["answers"][0]["text"], str)
+            outside = await client.call_tool("describe", {"path": "../secret.png"})
+            assert outside.is_error and str(place) not in outside.content[0].text
+
+    try:
+        asyncio.run(asyncio.wait_for(talk(), 120))
+        for host, origin in (("evil.example", ""), (f"127.0.0.1:{port}", "http://evil.example")):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            headers = {
+                "Host": host,
+                "Content-Type": "application/json",
+                "Accept": "application/json, text/event-stream",
+            }
+            body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
+            connection.request("POST", "/mcp", body, headers | ({"Origin": origin} if origin else {}))
+            assert connection.getresponse().status in (403, 421)
+            connection.close()
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()

@@ -175,8 +175,8 @@ def retrieval(args) -> int:
             path = Path(folder) / f"{number}.png"
             Image.fromarray(sample.images[0]).save(path)
             pairs.append((path, captions_of(sample)))
-        rows = runner.retrieval(cache, pairs, args.resamples)
-    _write(args, {"retrieval": rows}, [f"{broken} pairs were skipped."] if broken else [])
+        lines, rows = runner.retrieval(cache, pairs, args.resamples)
+    _write(args, {"retrieval": lines}, [f"{broken} pairs were skipped."] if broken else [], rows)
     return 0
 
 
@@ -187,10 +187,10 @@ def probe(args) -> int:
     second, second_targets, others = _classes(args.test)
     if names != others:
         raise ValueError(f"the classes of {args.train} and {args.test} differ: {names} and {others}")
-    rows = runner.probe(
+    lines, rows = runner.probe(
         _open(args), (first, first_targets), (second, second_targets), names, args.templates, args.shots, args.seeds
     )
-    _write(args, {"frozen features": rows})
+    _write(args, {"frozen features": lines}, cases=rows)
     return 0
 
 

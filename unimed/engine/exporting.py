@@ -11,6 +11,7 @@ from unimed.engine.report import readable
 from unimed.engine.strategy import Strategy, start_processes
 from unimed.engine.testing import run_of
 from unimed.engine.training import build_task
+from unimed.evaluation.evaluating import scores_of
 from unimed.files import atomic_folder
 from unimed.markup import for_markdown
 
@@ -80,8 +81,8 @@ def _card(settings, checkpoint, task, name: str) -> str:
     ]
     metrics = (run_of(checkpoint) or Path(checkpoint)) / "test" / "metrics.json"
     if metrics.is_file():
-        found = json.loads(metrics.read_text())
-        numbers = [(key, value) for key, value in found.get("summary", found).items() if isinstance(value, int | float)]
+        found = scores_of(json.loads(metrics.read_text()))["summary"]
+        numbers = [(key, value) for key, value in found.items() if isinstance(value, int | float)]
         lines += ["", "## Test", "", "| metric | value |", "|---|---|"]
         lines += [f"| {for_markdown(key)} | {readable(value)} |" for key, value in numbers]
     return "\n".join(lines) + "\n"

@@ -177,7 +177,7 @@ def _train_and_test(config: str, run: GridRun) -> dict:
     begin = time.perf_counter()
     metrics = evaluate(config, run.folder, run.folder / "test", run.options)
     seconds["test"] = time.perf_counter() - begin
-    summary = {k: v for k, v in metrics.get("summary", metrics).items() if isinstance(v, int | float)}
+    summary = {k: v for k, v in metrics["summary"].items() if isinstance(v, int | float)}
     return {
         **parameters, "round_trip": round_trip, "loss": trained["loss"], "steps": trained["step"],
         "seconds_train": seconds["train"], "seconds_test": seconds["test"], "memory_gb": memory_gb(),

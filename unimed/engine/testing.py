@@ -21,6 +21,7 @@ from unimed.engine.strategy import Strategy, start_processes, world
 from unimed.engine.stream import build_datasets
 from unimed.engine.training import build_task, only_writer, run_folder
 from unimed.evaluation.cases import project
+from unimed.evaluation.evaluating import scores_of
 from unimed.evaluation.tables import markdown_table, write_cases
 from unimed.files import plain, write_atomic
 from unimed.io.result import contradiction
@@ -39,7 +40,7 @@ def evaluate(config, checkpoint=None, work_dir=None, cfg_options: Mapping | None
         cfg_options: dotted keys that replace config values.
 
     Returns:
-        what `task.score(samples, predictions)` found.
+        what `task.score(samples, predictions)` found, as `scores_of` shapes it: "summary", "tables", "cases".
 
     Raises:
         ConfigError: the config is wrong or has no test_data.
@@ -100,7 +101,7 @@ def _evaluate(settings, checkpoint, run: Path, folder: Path) -> dict:
         predictions = {number: prediction for part in parts for number, prediction in part.items()}
     ordered = [predictions[number] for number in range(len(samples))]
     with project(folder), stage("scoring"):
-        metrics = task.score(samples, ordered, **_training_samples(task, settings))
+        metrics = scores_of(task.score(samples, ordered, **_training_samples(task, settings)))
     if rank == 0:
         _write(folder, samples, ordered, metrics, settings, checkpoint)
     return metrics
@@ -132,7 +133,7 @@ def read_all(entry: Mapping, key: str) -> list:
 
 def _write(folder: Path, samples, predictions, metrics, settings, checkpoint) -> None:
     write_cases(folder / "cases.jsonl", (_case(s, p) for s, p in zip(samples, predictions, strict=True)))
-    if isinstance(metrics.get("cases"), list):
+    if metrics["cases"]:
         write_cases(folder / "scores.jsonl", metrics["cases"])
     numbers = plain({name: value for name, value in metrics.items() if name != "cases"})
     write_atomic(folder / "metrics.json", lambda temporary: temporary.write_text(json.dumps(numbers, indent=1)))
@@ -148,11 +149,11 @@ def _write(folder: Path, samples, predictions, metrics, settings, checkpoint) ->
 
 
 def markdown(metrics: Mapping) -> str:
-    """Metrics as markdown: their "tables" one after another, or one table with a row per number."""
-    if "tables" in metrics:
+    """Metrics as markdown: their "tables" one after another, or one table with a row per number of the summary."""
+    if metrics["tables"]:
         return "\n".join(f"### {name}\n\n{markdown_table(rows)}" for name, rows in metrics["tables"].items())
     rows = ["| metric | value |", "|---|---|"]
-    for name, value in _rows(_plain(metrics)):
+    for name, value in _rows(_plain(metrics["summary"])):
         rows.append(f"| {name} | {value} |")
     return "\n".join(rows) + "\n"
 

@@ -24,7 +24,8 @@ from unimed.structures import Sample
 #: project.
 COLUMNS = ("case", "group", "dataset", "modality", "task", "target", "kind")
 #: What a row is about.
-KINDS = ("mask", "box", "phrase", "presence", "answer", "text", "instances", "challenge", "class", "consistency")
+KINDS = ("mask", "box", "phrase", "presence", "answer", "text", "instances", "challenge", "class", "consistency",
+         "retrieval")  # fmt: skip
 #: Columns of older files -> their names here.
 ALIASES = {
     "case_id": "case",

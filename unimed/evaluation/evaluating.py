@@ -131,5 +131,18 @@ def evaluate(
     return rows
 
 
+def scores_of(found) -> dict:
+    """What any scorer or `Task.score` gives as {"summary": {name: value}, "tables": {title: rows}, "cases": rows}.
+
+    Args:
+        found: `Rows`, a mapping with these keys (tables and cases may be missing), or a plain {name: number}.
+    """
+    if isinstance(found, Rows):
+        return found.scores()
+    if "summary" not in found:
+        return {"summary": dict(found), "tables": {}, "cases": []}
+    return {**found, "tables": dict(found.get("tables") or {}), "cases": list(found.get("cases") or ())}
+
+
 def _sequence(items) -> Sequence:
     return items if isinstance(items, Sequence) else list(items)

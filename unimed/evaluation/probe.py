@@ -13,11 +13,11 @@ from unimed.metrics.classification import balanced_accuracy
 
 def linear_probe(
     train: np.ndarray, train_targets: Sequence[int], test: np.ndarray, test_targets: Sequence[int], seed: int = 0
-) -> dict[str, float]:
+) -> tuple[dict[str, float], np.ndarray]:
     """Logistic regression on features [N, D]; its strength is chosen by cross-validation on the training part.
 
     Returns:
-        accuracy, balanced_accuracy, C.
+        {accuracy, balanced_accuracy, C}, and the predicted classes [N] of the test part.
 
     Raises:
         ImportError: scikit-learn is not there (extra `eval`).
@@ -45,7 +45,7 @@ def linear_probe(
         "accuracy": float((predicted == test_targets).mean()),
         "balanced_accuracy": balanced_accuracy(predicted.tolist(), test_targets.tolist()),
         "C": chosen,
-    }
+    }, predicted
 
 
 def anchored_regression(

@@ -7,11 +7,14 @@ a program outside is one line of visible characters (`words.one_line`); empty te
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import io
+import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,36 +105,78 @@ def meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     Raises:
         RuntimeError: the program answers with something else than numbers.
     """
-    from pycocoevalcap.meteor import meteor as module
-    from pycocoevalcap.meteor.meteor import METEOR_JAR
-
     pairs = [
         (_NOTHING if not _line(h) else _line(h), [_line(r) or f"{_NOTHING}{'' if not _line(h) else 'x'}" for r in refs])
         for h, refs in zip(hypotheses, references, strict=True)
     ]
-    command = ["java", "-Xmx2G", "-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
-    folder = Path(module.__file__).parent
-    with subprocess.Popen(
-        command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
-    ) as program:
-        try:
-            counts = [_ask(program, " ||| ".join(["SCORE", *refs, hyp])) for hyp, refs in pairs]
-            _ask(program, " ||| ".join(["EVAL", *counts]), lines=len(pairs))
-            value = program.stdout.readline().strip()
-            return float(value)
-        except ValueError as error:
-            raise RuntimeError(f"METEOR did not answer with a number: {error}") from None
-        finally:
-            program.kill()
+    with _meteor.conversation() as ask:
+        counts = [ask(" ||| ".join(["SCORE", *refs, hyp])) for hyp, refs in pairs]
+        value = ask(" ||| ".join(["EVAL", *counts]), lines=len(pairs) + 1)
+    try:
+        return float(value)
+    except ValueError:
+        raise RuntimeError(f"METEOR did not answer with a number: {value!r}") from None
 
 
-def _ask(program, line: str, lines: int = 1) -> str:
-    program.stdin.write(line + "\n")
-    program.stdin.flush()
-    answers = [program.stdout.readline().strip() for _ in range(lines)]
-    if not answers[-1] or answers[-1].startswith("Error"):
-        raise RuntimeError(f"METEOR gave no score for {line[:80]!r}: {answers[-1] or 'the program ended'}")
-    return answers[-1]
+class _Meteor:
+    """The Java program, started when it is first asked: it reads its tables for seconds, and answers in milliseconds.
+
+    It ends with this process, after `IDLE_S` without a question, and when a conversation broke off.
+    """
+
+    IDLE_S = 60.0
+
+    def __init__(self):
+        self._lock = threading.RLock()
+        self._program: subprocess.Popen | None = None
+        self._owner = 0
+        self._timer: threading.Timer | None = None
+
+    @contextlib.contextmanager
+    def conversation(self):
+        """Gives a function that sends a line and returns the last of the lines that answer it."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            # A forked process must not talk to the program of its parent.
+            if self._program is None or self._owner != os.getpid() or self._program.poll() is not None:
+                self._program, self._owner = self._start(), os.getpid()
+            try:
+                yield self._ask
+            except BaseException:
+                self.stop()  # what it still had to answer would answer the next question
+                raise
+            self._timer = threading.Timer(self.IDLE_S, self.stop)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        """End the program; the next conversation starts another."""
+        with self._lock:
+            program, self._program = self._program, None
+            if program is not None and self._owner == os.getpid():
+                program.kill()
+                program.wait()
+
+    def _start(self) -> subprocess.Popen:
+        from pycocoevalcap.meteor import meteor as module
+        from pycocoevalcap.meteor.meteor import METEOR_JAR
+
+        atexit.register(self.stop)
+        command = ["java", "-Xmx2G", "-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
+        streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(command, cwd=Path(module.__file__).parent, encoding="utf-8", **streams)
+
+    def _ask(self, line: str, lines: int = 1) -> str:
+        self._program.stdin.write(line + "\n")
+        self._program.stdin.flush()
+        answers = [self._program.stdout.readline().strip() for _ in range(lines)]
+        if not answers[-1] or answers[-1].startswith("Error"):
+            raise RuntimeError(f"METEOR gave no score for {line[:80]!r}: {answers[-1] or 'the program ended'}")
+        return answers[-1]
+
+
+_meteor = _Meteor()
 
 
 def _line(words: str) -> str:

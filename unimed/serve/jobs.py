@@ -31,6 +31,8 @@ from unimed.structures import Case
 LOG = logging.getLogger("unimed.serve")
 _ID = re.compile(r"[0-9a-f]{32}")
 #: States in which a job stays; "partly" is done with failed cases.
+#: Folder below the root that `unimed mcp` writes to by default.
+RESULTS = "unimed-results"
 ENDED = ("done", "partly", "failed", "cancelled")
 _PROGRESS_S = 0.5
 
@@ -370,7 +372,8 @@ def inside(root: Path | None, name: str) -> Path:
 
 
 def found_inside(root: Path | None, name: str) -> list[Path]:
-    """Sources at a path below the root; links that lead out of it are left out.
+    """Sources at a path below the root; links that lead out of it are left out, and so are results of `unimed mcp` that
+    lie deeper (`RESULTS`): what was found is not asked about again.
 
     Raises:
         Problem: see `inside`; 400 where nothing readable is there.
@@ -383,6 +386,7 @@ def found_inside(root: Path | None, name: str) -> list[Path]:
     base = os.path.realpath(root)
     kept = [path for path in found if os.path.realpath(path).startswith(base.rstrip(os.sep) + os.sep)
             or os.path.realpath(path) == base]  # fmt: skip
+    kept = [path for path in kept if path == place or RESULTS not in path.relative_to(place).parts]
     if not kept:
         raise Problem(400, "no image and no volume at this path", param="path")
     return kept

@@ -120,6 +120,19 @@ def build_server(load: Callable[[], Any], root: str | Path, out: str = "unimed-r
     return server
 
 
+def over_http(server, port: int):
+    """A `uvicorn.Server` that speaks the protocol at `http://127.0.0.1:PORT/mcp`, to programs of this machine alone.
+
+    A web page of elsewhere cannot reach it: other names than those of this machine are refused.
+    """
+    import uvicorn
+
+    app = server.streamable_http_app(host="127.0.0.1", max_request_body_size=1 << 20, max_sessions=100)
+    return uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False, server_header=False)
+    )
+
+
 class Tools:
     """What the tools do; one at a time, as they share one model."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unimed.evaluation.evaluating import scores_of
 from unimed.io.result import Prediction
 from unimed.models.lora import merge_lora
 from unimed.structures import Sample
@@ -110,7 +111,8 @@ class Task(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} cannot predict; it can be trained only")
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
-        """Metrics: {"summary": {name: number}} and, where there are, "tables" and "cases"; or plain {name: number}.
+        """Whatever `unimed.evaluation.evaluating.scores_of` takes: rows; {"summary": {name: number}} and, where there
+        are, "tables" and "cases"; or plain {name: number}. The engine writes one shape of files from it.
 
         Args:
             train: training samples, where `scores_against_training_data`.
@@ -124,8 +126,7 @@ class Task(nn.Module):
             predictions: of these samples, where they were made already.
         """
         predictions = self.predict_samples(samples) if predictions is None else predictions
-        scores = self.score(samples, predictions)
-        numbers = scores.get("summary", scores)
+        numbers = scores_of(self.score(samples, predictions))["summary"]
         return {k: v for k, v in numbers.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
     def export(self, folder: str | Path) -> None:

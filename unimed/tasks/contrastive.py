@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from unimed.evaluation.scorers.pairs import score_pairs
 from unimed.io.result import Prediction
 from unimed.losses.contrastive import MAX_LOG_SCALE, clip_loss, siglip_loss
-from unimed.metrics.retrieval import chance_recall, retrieval_scores
-from unimed.metrics.zero_shot import zero_shot_intervals, zero_shot_scores
 from unimed.models.building import build_model
 from unimed.models.clip import ClipModel
 from unimed.registry import TASKS
@@ -152,61 +151,11 @@ class ContrastiveTask(Task):
         return {k: float(v) for k, v in self.score(samples, predictions, resamples=0)["summary"].items()}
 
     def score(self, samples: Sequence[Sample], predictions, train: Sequence[Sample] = (), resamples: int = 500) -> dict:
-        """Retrieval between images and their captions, and zero-shot accuracy where samples have a label.
+        """See `score_pairs`."""
+        return score_pairs(samples, predictions, self._class_weights, self.labels, resamples=resamples)
 
-        Equal captions of different images count as right. Beside each number stands what chance gives, beside accuracy
-        also the share of the commonest class, which answering it always would score.
-        """
-        tables, summary = {}, {}
-        texts = list(dict.fromkeys(c for p in predictions for c in p.features["captions"]))
-        if texts:
-            places = {text: number for number, text in enumerate(texts)}
-            features = np.zeros((len(texts), len(predictions[0].features["image"])), np.float32)
-            fits = np.zeros((len(predictions), len(texts)), bool)
-            for row, prediction in enumerate(predictions):
-                for caption, feature in zip(*(prediction.features[k] for k in ("captions", "texts")), strict=True):
-                    features[places[caption]] = feature
-                    fits[row, places[caption]] = True
-            similarity = np.stack([p.features["image"] for p in predictions]) @ features.T
-            found = retrieval_scores(similarity, fits, at=(1, 5), resamples=resamples)
-            rows = []
-            for way, truth in (("image_to_text", fits), ("text_to_image", fits.T)):
-                rows.append(
-                    {"direction": way, "queries": len(truth), "gallery": truth.shape[1]}
-                    | {f"R@{k}": found[f"{way}_R@{k}"] for k in (1, 5)}
-                    | {f"chance_R@{k}": chance_recall(truth, k) for k in (1, 5)}
-                )
-            tables["retrieval"] = rows
-            summary |= {name: value for name, value in found.items() if "R@" in name}
-        labeled = [(s, p) for s, p in zip(samples, predictions, strict=True) if s.labels.get("label")]
-        if labeled:
-            tables["zero_shot"], scores = self._zero_shot(labeled, resamples)
-            summary |= scores
-        return {"summary": {k: getattr(v, "value", v) for k, v in summary.items()}, "tables": tables}
-
-    def _zero_shot(self, labeled, resamples):
-        names = list(self.labels or sorted({str(s.labels["label"]) for s, _ in labeled}))
-        unknown = sorted({str(s.labels["label"]) for s, _ in labeled} - set(names))
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} labels of the samples are not among the task's labels, first {unknown[0]!r}"
-            )
-        if len(names) < 2:
-            raise ValueError(f"zero-shot accuracy needs at least two labels, got {names}; name them in `labels`")
-        _, weights = self.model.classifier(names, self.templates)
-        similarity = np.stack([p.features["image"] for _, p in labeled]) @ weights.numpy().T
-        targets = [names.index(str(s.labels["label"])) for s, _ in labeled]
-        scores = zero_shot_scores(similarity, targets)
-        row = {"classes": len(names), "cases": len(targets)} | {
-            k: scores[k] for k in ("accuracy", "balanced_accuracy", "chance")
-        }
-        if resamples:
-            owners = [s.patient_id or s.sample_id for s, _ in labeled]
-            row |= zero_shot_intervals(
-                similarity, targets, ("accuracy", "balanced_accuracy"), groups=owners, resamples=resamples
-            )
-        row["commonest_class"] = float(np.bincount(targets).max() / len(targets))
-        return [row], {k: scores[k] for k in ("accuracy", "balanced_accuracy", "macro_f1")}
+    def _class_weights(self, names: Sequence[str]) -> np.ndarray:
+        return self.model.classifier(names, self.templates)[1].numpy()
 
 
 def _start_vision(towers, path, compat) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from unimed.evaluation.benchmarks import benchmark
 from unimed.evaluation.contestants.models import answer_grounded, routed_name
-from unimed.evaluation.evaluating import Rows
+from unimed.evaluation.evaluating import scores_of
 from unimed.evaluation.honesty import honesty_samples, score_honesty
 from unimed.evaluation.scorers.grounding import score_grounding
 from unimed.evaluation.scorers.multi_task import score_benchmarks
@@ -308,8 +308,7 @@ class GroundingTask(Task):
         if self.scores == "benchmarks":
             return score_benchmarks(samples, predictions, self.compat)
         if self.scores != "grounding":
-            scores = benchmark(self.scores).score(samples, predictions)
-            return scores.scores() if isinstance(scores, Rows) else scores
+            return scores_of(benchmark(self.scores).score(samples, predictions))
         blind = self.predict_samples(_answerable(samples), blank=True) if train else None
         scores = score_grounding(samples, predictions, train, blind)
         asked = honesty_samples(samples, self.honesty_samples)

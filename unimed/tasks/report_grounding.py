@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from unimed.evaluation.benchmarks import benchmark
 from unimed.evaluation.robustness import disturb, settings
-from unimed.evaluation.scorers.reports import box_cases, disturbed_scores, pair_phrases, score_reports
+from unimed.evaluation.scorers.reports import box_cases, disturbed_scores, pair_phrases
 from unimed.io.result import Prediction
 from unimed.losses import box_published
 from unimed.metrics.calibration import Calibration
@@ -114,15 +115,19 @@ class ReportGrounding(GroundingTask):
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Prediction], train: Sequence[Sample] = ()) -> dict:
         """Phrases, boxes, uncertainty, beside the mean box of `train`; under disturbance too where the task says so."""
-        result = score_reports(samples, predictions, self.protocol, self.compat, train)
+        result = self._benchmark().score(samples, predictions, compat=self.compat, train=train)
         if self.robustness is not None and samples and not self.training:
             result["tables"]["robustness"] = self.disturbed(samples)
         return result
 
+    def _benchmark(self):
+        """The declared benchmark of the task's protocol."""
+        return benchmark(f"umedground/mrg_{self.protocol}")
+
     def validate(self, samples: Sequence[Sample], predictions=None) -> dict[str, float]:
-        """The summary of `score_reports`: nothing is disturbed while training."""
+        """The summary of the benchmark: nothing is disturbed while training."""
         predictions = self.predict_samples(samples) if predictions is None else predictions
-        summary = score_reports(samples, predictions, self.protocol, self.compat)["summary"]
+        summary = self._benchmark().score(samples, predictions, compat=self.compat)["summary"]
         return {name: float(value) for name, value in summary.items() if isinstance(value, (int, float))}
 
     def disturbed(self, samples: Sequence[Sample]) -> list[dict]:

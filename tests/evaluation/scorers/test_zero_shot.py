@@ -19,6 +19,7 @@ from unimed.commands.zero_shot import zero_shot as zero_shot_demo
 from unimed.data.readers.zero_shot_sets import ZeroShotSetError, catalog
 from unimed.evaluation.feature_cache import FeatureCache, model_fingerprint
 from unimed.evaluation.scorers import zero_shot
+from unimed.evaluation.tables import read_cases
 from unimed.models.clip import ClipModel
 from unimed.models.clip.averaging import average_folders, interpolate
 from unimed.models.clip.modeling import TEMPLATES, class_normalize
@@ -188,7 +189,13 @@ def test_the_command_line(folder, tmp_path, capsys, monkeypatch):
     own = tmp_path / "own"
     assert clip(["zero-shot", str(folder), "--data", str(own), "--labels", "--resamples", "20"]) == 0
     pytest.importorskip("sklearn")
-    assert clip(["probe", str(folder), "--train", str(own), "--test", str(own), "--shots", "1", "2"]) == 0
+    probe = ["probe", str(folder), "--train", str(own), "--test", str(own), "--shots", "1", "2"]
+    assert clip([*probe, "--out", str(tmp_path / "probed")]) == 0
+    rows = read_cases(tmp_path / "probed" / "cases.jsonl")
+    lines = json.loads((tmp_path / "probed" / "scores.json").read_text())["frozen features"]
+    for line in (line for line in lines if line["method"] in ("zero-shot", "linear probe")):
+        right = [row["correct"] for row in rows if row["task"] == line["method"]]
+        assert right and np.mean(right) == pytest.approx(line["accuracy"])
     shown = capsys.readouterr().out
     assert "linear probe" in shown and "few-shot from the text" in shown
     assert clip(["average", str(folder), str(folder), str(tmp_path / "curve"), "--curve", str(own)]) == 0
@@ -198,8 +205,13 @@ def test_the_command_line(folder, tmp_path, capsys, monkeypatch):
     from data.readers.test_shards import shard
 
     shard(tmp_path / "s", 1)
-    assert clip(["retrieval", str(folder), "--shards", str(tmp_path / "s" / "*.tar"), "--resamples", "20"]) == 0
+    command = ["retrieval", str(folder), "--shards", str(tmp_path / "s" / "*.tar"), "--resamples", "20"]
+    assert clip([*command, "--out", str(tmp_path / "found")]) == 0
     assert "chance_R@1" in capsys.readouterr().out
+    line = json.loads((tmp_path / "found" / "scores.json").read_text())["retrieval"][0]
+    rows = [row for row in read_cases(tmp_path / "found" / "cases.jsonl") if row["target"] == "image_to_text"]
+    assert len(rows) == line["queries"] and {row["kind"] for row in rows} == {"retrieval"}
+    assert np.mean([row["rank"] == 1 for row in rows]) == pytest.approx(line["R@1"]["value"])
     assert clip(["speed", str(folder), str(own)]) == 0
     assert "from the cache" in capsys.readouterr().out
     assert clip(["zero-shot", str(folder), "--data", str(tmp_path / "none")]) == 1

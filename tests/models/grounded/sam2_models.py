@@ -2,8 +2,9 @@
 
 import torch
 from small_models import TEXTS
-from transformers import InternVLConfig, LlavaConfig, Qwen2_5_VLConfig
+from transformers import InternVLConfig, LlavaConfig, Qwen2_5_VLConfig, Qwen2VLConfig
 
+from unimed.models.backbones.eva import EvaLanguageConfig
 from unimed.models.checkpoints.sam2 import sam2_video_config
 from unimed.models.grounded import GroundedConfig, GroundedMLLM, GroundedProcessor
 from unimed.models.starting.grounded_small import train_tokenizer
@@ -22,6 +23,15 @@ def tiny_sam2(image_size=128, version="2.0"):
 
 def backbone(kind, vocabulary, image_id, pad):
     ids = dict(bos_token_id=None, eos_token_id=None, pad_token_id=pad)
+    if kind == "qwen2_vl":
+        vision = dict(depth=2, embed_dim=16, hidden_size=32, mlp_ratio=1, num_heads=2)
+        rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+        text = dict(model_type="qwen2_vl_text", vocab_size=vocabulary, rope_parameters=rope, **TEXT, **ids)
+        return Qwen2VLConfig(vision_config=vision, text_config=text, image_token_id=image_id, tie_word_embeddings=False)
+    if kind == "unimed_eva_language":
+        eva = dict(image_size=28, patch_size=14, dim=16, depth=1, heads=2, mlp_hidden=32)
+        text = dict(model_type="llama", vocab_size=vocabulary, **TEXT, **ids)
+        return EvaLanguageConfig(eva=eva, text_config=text)
     if kind == "qwen2_5_vl":
         vision = dict(depth=2, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32,
                       fullatt_block_indexes=[1], window_size=56)  # fmt: skip

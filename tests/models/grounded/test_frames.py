@@ -116,6 +116,17 @@ def test_words_alone_prompt_every_frame_where_there_is_no_memory():
         model.predict_frames(FRAMES, "segment", follow="memory")
 
 
+def test_a_box_has_no_place_among_slices_and_that_is_written_beside_its_phrase(tmp_path):
+    answer = "<p>nuclei</p>[SEG] <p>edge</p>[BOX]<|end|>"
+    model = say_small(answer, presence=3.0)
+    prediction = model.predict_frames(FRAMES, "segment the nuclei")
+    mask, box = prediction.regions
+    assert (mask.phrase, box.phrase) == ("nuclei", "edge") and mask.mask.any() and not mask.remark
+    assert box.mask is None and box.box_xyxy_px is None and "ask for its mask" in box.remark
+    written = prediction.save(tmp_path, "case", ["json"])
+    assert "ask for its mask" in written[0].read_text()
+
+
 def say_small(text, presence):
     from small_models import teach
 

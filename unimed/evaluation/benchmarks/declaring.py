@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from unimed.evaluation.evaluating import evaluate, scores_of
 from unimed.io.result import Prediction
 from unimed.registry import BENCHMARKS, METRICS, RegistryError, did_you_mean, look_up, registered
 from unimed.structures import Sample
@@ -122,7 +123,8 @@ class Benchmark:
         scorer = (self.samples_scorer or f"{__name__}:score_any") if self.samples else self.scorer
         found = resolve(scorer)(samples, predictions, **({} if self.samples else self.options))
         if isinstance(found, Mapping):
-            return list(found.get("cases") or ()), dict(found.get("summary") or {}), dict(found.get("tables") or {})
+            found = scores_of(found)
+            return found["cases"], found["summary"], found["tables"]
         return list(found), {}, {}
 
 
@@ -180,6 +182,4 @@ def resolve(place: str):
 
 def score_any(samples, predictions, **options):
     """`unimed.evaluation.evaluating.evaluate` in the order of the other scorers."""
-    from unimed.evaluation.evaluating import evaluate
-
     return evaluate(predictions, samples, **options)

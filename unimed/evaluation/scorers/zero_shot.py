@@ -11,7 +11,7 @@ from unimed.data.readers.zero_shot_sets import ZeroShotSet, ZeroShotSetError, re
 from unimed.evaluation.cases import case_row
 from unimed.evaluation.feature_cache import FeatureCache
 from unimed.evaluation.probe import few_shot, linear_probe
-from unimed.metrics.retrieval import chance_recall, retrieval_scores
+from unimed.evaluation.scorers.pairs import class_row, retrieval_tables
 from unimed.metrics.zero_shot import zero_shot_intervals, zero_shot_scores
 
 
@@ -68,21 +68,9 @@ def evaluate_set(
         "prompts": origin,
         "overlap": "see below" if one.overlap else "",
     }
-    best = similarity.argmax(1)
     cases = [
-        case_row(
-            path.name,
-            "class",
-            dataset=one.id,
-            modality=one.modality,
-            task="zero_shot",
-            target=names[target],
-            correct=float(guess == target),
-            predicted=names[guess],
-            truth=names[target],
-            similarity=[round(float(v), 5) for v in values],
-        )
-        for path, target, guess, values in zip(paths, targets, best, similarity, strict=True)
+        class_row(path.name, names, values, target, dataset=one.id, modality=one.modality)
+        for path, target, values in zip(paths, targets, similarity, strict=True)
     ]
     return row, cases
 
@@ -115,8 +103,10 @@ def overlap_notes(rows: Sequence[Mapping], sets: Mapping[str, ZeroShotSet]) -> l
     return notes
 
 
-def retrieval(cache: FeatureCache, pairs: Sequence[tuple[Path, Sequence[str]]], resamples: int = 500) -> list[dict]:
-    """Recall@1, 5 and 10 from images to their captions and back, beside what a random order gives.
+def retrieval(
+    cache: FeatureCache, pairs: Sequence[tuple[Path, Sequence[str]]], resamples: int = 500
+) -> tuple[list[dict], list[dict]]:
+    """Recall@1, 5 and 10 from images to their captions and back (a line each), and a row per query.
 
     Args:
         pairs: an image file and its captions. Equal captions of several images fit all of them.
@@ -124,22 +114,17 @@ def retrieval(cache: FeatureCache, pairs: Sequence[tuple[Path, Sequence[str]]], 
     Raises:
         ValueError: fewer than two pairs.
     """
-    if len(pairs) < 2:
-        raise ValueError(f"retrieval needs at least two pairs, got {len(pairs)}")
     texts = list(dict.fromkeys(caption for _, captions in pairs for caption in captions))
     places = {text: number for number, text in enumerate(texts)}
     fits = np.zeros((len(pairs), len(texts)), bool)
     for row, (_, captions) in enumerate(pairs):
         fits[row, [places[caption] for caption in captions]] = True
-    similarity = cache.encode([path for path, _ in pairs]) @ cache.model.encode_text(texts).numpy().T
-    scores = retrieval_scores(similarity, fits, resamples=resamples)
-    return [
-        {"direction": way, "queries": len(truth), "gallery": truth.shape[1]}
-        | {f"R@{k}": scores[f"{way}_R@{k}"] for k in (1, 5, 10)}
-        | {f"chance_R@{k}": chance_recall(truth, k) for k in (1, 5)}
-        | {"median_rank": scores[f"{way}_median_rank"]}
-        for way, truth in (("image_to_text", fits), ("text_to_image", fits.T))
-    ]
+    if len(pairs) < 2:
+        raise ValueError(f"retrieval needs at least two pairs, got {len(pairs)}")
+    features = cache.encode([path for path, _ in pairs]), cache.model.encode_text(texts).numpy()
+    names = [path.name for path, _ in pairs], texts
+    lines, rows, _ = retrieval_tables(*features, fits, names, resamples=resamples)
+    return lines, rows
 
 
 def probe(
@@ -150,20 +135,29 @@ def probe(
     templates: Sequence[str] | None = None,
     shots: Sequence[int] = (1, 2, 4, 8, 16),
     seeds: int = 5,
-) -> list[dict]:
+) -> tuple[list[dict], list[dict]]:
     """Zero-shot, few-shot (with and without the text weights as a start) and linear probe on frozen features.
 
-    Few-shot rows are means over `seeds` draws of the training images, with the deviation beside.
+    Returns:
+        a line per method, those of few-shot being means over `seeds` draws of the training images with the deviation
+        beside; and a row of kind "class" per test image and method, few-shot left out.
     """
     first, second = cache.encode(train[0]), cache.encode(test[0])
     _, weights = cache.model.classifier(labels, templates)
     start = weights.numpy()
     zero = zero_shot_scores(second @ start.T, test[1])
-    rows = [{"method": "zero-shot", "images per class": 0, "accuracy": zero["accuracy"],
+    lines = [{"method": "zero-shot", "images per class": 0, "accuracy": zero["accuracy"],
              "balanced_accuracy": zero["balanced_accuracy"], "deviation": float("nan")}]  # fmt: skip
     for k in shots:
         for name, anchor in (("few-shot", None), ("few-shot from the text", start)):
             found = few_shot(first, train[1], second, test[1], k, seeds=seeds, start=anchor, classes=len(labels))
-            rows.append({"method": name, "images per class": k} | found)
-    rows.append({"method": "linear probe", "images per class": "all"} | linear_probe(first, train[1], second, test[1]))
-    return rows
+            lines.append({"method": name, "images per class": k} | found)
+    probed, guesses = linear_probe(first, train[1], second, test[1])
+    lines.append({"method": "linear probe", "images per class": "all"} | probed)
+    rows = []
+    for path, target, values, guess in zip(test[0], test[1], second @ start.T, guesses, strict=True):
+        about = dict(task="zero_shot", target=labels[target], truth=labels[target])
+        for method, one in (("zero-shot", int(values.argmax())), ("linear probe", int(guess))):
+            about |= {"task": method, "correct": float(one == target), "predicted": labels[one]}
+            rows.append(case_row(path.name, "class", **about))
+    return lines, rows

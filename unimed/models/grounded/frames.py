@@ -24,6 +24,8 @@ from unimed.tokens import SEG_TOKEN
 KEY_FRAMES = 5
 #: Objects carried through the frames together; more take turns, so that memory does not grow with their number.
 OBJECTS_AT_ONCE = 8
+#: Remark of a region that the answer marks by a box.
+NO_BOX = "the answer marks it by a box, which has no place in a stack of slices; ask for its mask"
 
 
 def ask(
@@ -210,14 +212,16 @@ def _counted(run: Iterator, total: int) -> Iterator:
 def _regions(answer, question: str, tracked: list[_Tracked]) -> tuple:
     from unimed.structures import Region
 
-    targets = [target for target in answer.targets if target.token == SEG_TOKEN]
-    return tuple(
-        Region(
-            target.phrase or asked_phrase(question), mask=one.mask, presence=one.presence, confidence=one.confidence,
-            phrase_span=target.span,
-        )
-        for target, one in zip(targets, tracked, strict=False)
-    )  # fmt: skip
+    regions, masks = [], iter(tracked)
+    for target in answer.targets:
+        phrase = target.phrase or asked_phrase(question)
+        if target.token != SEG_TOKEN:
+            # It is said and not lost: a box lies in one image, and which slice it speaks of nobody knows.
+            regions.append(Region(phrase, phrase_span=target.span, remark=NO_BOX))
+        elif (one := next(masks, None)) is not None:
+            found = dict(mask=one.mask, presence=one.presence, confidence=one.confidence)
+            regions.append(Region(phrase, phrase_span=target.span, **found))
+    return tuple(regions)
 
 
 class _Frames:
