@@ -54,7 +54,7 @@ def predict(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--text-model", metavar="NAME", help="of --text-from: the model there, where it has several")
     add_volume_choices(parser)
     parser.flag("max-new-tokens", default=256)
-    parser.flag("batch-size", default=8)
+    parser.flag("batch-size", default=None, help="images asked about together (default: 8 on a GPU, 1 on a CPU)")
     return guarded(_predict, parser.parse_args(arguments))
 
 
@@ -144,7 +144,9 @@ def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: 
     from unimed.inference.runs import print_failures, run_cases
     from unimed.structures import Case
 
-    together = args.batch_size if kind_of(model) == "answers" else 1
+    # A run that is stopped loses its batch: where little is gained every image is kept as soon as it is done.
+    usual = 1 if getattr(getattr(model, "device", None), "type", "cpu") == "cpu" else 8
+    together = (args.batch_size or usual) if kind_of(model) == "answers" else 1
 
     def predict(batch):
         sources = [open_source(case.inputs["path"], **options) for case in batch]
