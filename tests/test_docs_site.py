@@ -32,8 +32,8 @@ def test_everything_has_its_place(site):
     things = (site / "reference" / "registered.html").read_text(encoding="utf-8")
     assert all(name in things for name in ("GroundingTask", "dicom-seg", "boltzformer"))
     assert "Research use only" in (site / "index.html").read_text(encoding="utf-8")
-    for page in (ROOT / "docs").glob("*.md"):
-        assert (site / f"{page.stem}.html").is_file(), page.name
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert (site / page.relative_to(ROOT / "docs").with_suffix(".html")).is_file(), page.name
 
 
 @pytest.mark.slow

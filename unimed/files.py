@@ -39,7 +39,7 @@ _PREVIOUS = "-previous-"
 _cleaned: set[tuple[str, int]] = set()
 
 
-def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
     """Call `write` with a temporary path in the folder of `path`, then rename it to `path` in one step.
 
     The temporary name keeps the suffix, because several libraries choose the format by it. If `write` raises, the

@@ -59,7 +59,8 @@ class Geometry:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Distance of neighbouring voxels along each array axis, in mm (pixels where `is_physical` is False)."""
-        return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
+        first, second, third = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(first), float(second), float(third)
 
     @property
     def voxel_volume(self) -> float:
@@ -152,7 +153,7 @@ def reorient(array: np.ndarray, geometry: Geometry, orientation: str) -> tuple[n
             transform[old_axis, new_axis] = -1
             transform[old_axis, 3] = array.shape[old_axis] - 1
             flipped.append(new_axis)
-    result = np.flip(np.transpose(array, (*source_axis, *range(3, array.ndim))), flipped)
+    result = np.flip(np.transpose(array, (*source_axis, *range(3, array.ndim))), tuple(flipped))
     moved = Geometry(
         geometry.affine @ transform,
         source_format=geometry.source_format,

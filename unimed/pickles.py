@@ -15,6 +15,7 @@ import pickletools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger("unimed.pickles")
 #: Suffixes of files that may hold a pickle.
@@ -78,11 +79,12 @@ def scan(path: str | Path) -> PickleReport:
         except Exception as error:  # of zipfile, struct, pickletools and its own, by what is damaged
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{path}: cannot be looked through ({reason})") from error
-    names = {level: set() for level in scanner.SafetyLevel}
+    names: dict[Any, set[str]] = {level: set() for level in scanner.SafetyLevel}
     for one in found.globals:
         names[one.safety].add(f"{one.module}.{one.name}")
     levels = (scanner.SafetyLevel.Dangerous, scanner.SafetyLevel.Suspicious, scanner.SafetyLevel.Innocuous)
-    return PickleReport(path, *(tuple(sorted(names[level])) for level in levels), whole=not found.scan_err)
+    dangerous, suspicious, innocuous = (tuple(sorted(names[level])) for level in levels)
+    return PickleReport(path, dangerous, suspicious, innocuous, whole=not found.scan_err)
 
 
 def refuse_dangerous(path: str | Path, error: type[Exception] = ValueError) -> PickleReport | None:

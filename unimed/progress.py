@@ -155,7 +155,8 @@ class _Reporter:
     def __init__(self, stream, interval_s: float, terminal: bool):
         self.stream, self.interval_s, self.terminal = stream, interval_s, terminal
         self.log: Path | None = None
-        self._ended, self._thread = threading.Event(), None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
         self.began, self._spent = time.monotonic(), time.process_time()
         self._open, self._last = False, self.began - max(interval_s - FIRST_S, 0)
 
@@ -165,7 +166,8 @@ class _Reporter:
 
     def stop(self) -> None:
         self._ended.set()
-        self._thread.join(timeout=5)
+        if self._thread is not None:
+            self._thread.join(timeout=5)
         self.clear()
 
     def _run(self) -> None:

@@ -161,7 +161,7 @@ class LabelRegion(Region):
 
     def _mask(self) -> np.ndarray:
         own = self.__dict__.get("own_mask")
-        return self.label_map == self.label if own is None else own
+        return np.asarray(self.label_map == self.label) if own is None else own
 
     def _keep(self, mask: np.ndarray | None) -> None:
         self.__dict__["own_mask"] = mask
@@ -232,7 +232,8 @@ def as_list(items: Iterable) -> list:
         return list(items)
     if hasattr(items, "__len__") and hasattr(items, "__getitem__") and not isinstance(items, Mapping):
         # By number: a data set of torch need not say where it ends.
-        source, count = items, len(items)
+        source: Any = items
+        count = len(source)
         items = (source[index] for index in range(count))
     return [item.copy() if isinstance(item, np.ndarray) or hasattr(item, "tobytes") else item for item in items]
 
@@ -242,7 +243,7 @@ def identity(item) -> Hashable:
     if isinstance(item, str | PurePath):
         return str(item)
     if isinstance(item, np.ndarray) and item.dtype != object:
-        return item.shape, item.dtype.str, hashlib.sha1(np.ascontiguousarray(item)).hexdigest()
+        return item.shape, item.dtype.str, hashlib.sha1(np.ascontiguousarray(item).data).hexdigest()
     if hasattr(item, "tobytes") and hasattr(item, "mode") and getattr(item, "palette", None) is None:
         return item.size, item.mode, hashlib.sha1(item.tobytes()).hexdigest()
     return id(item)

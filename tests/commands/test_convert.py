@@ -51,3 +51,23 @@ def test_refused(arguments, message):
 
 def test_help_of_a_layout_shows_its_options():
     assert "--llama" in convert("--from", "uni_med", "--help").stdout
+
+
+def test_a_hub_id_stands_in_place_of_a_file(tmp_path, monkeypatch, capsys):
+    from models.clip.recorded import FOLDER
+
+    from unimed.commands.convert import convert as verb
+    from unimed.models import foreign
+
+    monkeypatch.setattr(
+        foreign, "hub_file", lambda name: FOLDER / "model" / "train_checkpoint.pt" if "/" in name else None
+    )
+    monkeypatch.chdir(tmp_path)
+    assert verb(["--from", "unimed_clip", "UzairK/unimed-clip-vit-b16", "out"]) == 0
+    assert "84 entries" in capsys.readouterr().out and (tmp_path / "out" / "model.safetensors").is_file()
+    monkeypatch.setattr(foreign, "hub_file", lambda name: None)
+    monkeypatch.setattr(foreign, "folder_of", lambda *_, **__: pytest.fail("asked the hub"))
+    assert verb(["--from", "unimed_clip", "gone.pt", "other"]) == 1 and "gone.pt" in capsys.readouterr().err
+    assert verb(["--from", "unimed_clip", "nowhere/gone.pt", "other"]) == 1
+    error = capsys.readouterr().err
+    assert "nowhere/gone.pt" in error and error.count("\n") == 1

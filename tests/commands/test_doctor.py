@@ -14,6 +14,7 @@ def test_it_prints_versions_devices_and_extras(capsys):
     assert (code == 0) == ("no problem found" in said)
     verb.doctor(["--json"])
     found = json.loads(capsys.readouterr().out)
+    assert found["sizes"]["base_gb"] > 0.5 and 0 <= found["sizes"]["cuda_gb"] <= found["sizes"]["base_gb"]
     assert found["packages"]["torch"] and found["caches"]["unimed"]["free_bytes"] > 0
 
 
@@ -37,3 +38,14 @@ def test_values_of_secrets_are_not_printed(monkeypatch, capsys):
     verb.doctor([])
     verb.doctor(["--json"])
     assert "very_secret" not in capsys.readouterr().out
+
+
+def test_a_gpu_build_without_a_gpu_is_told_with_the_way_out(monkeypatch, capsys):
+    monkeypatch.setattr(verb, "_sizes", lambda: {"base_gb": 6.5, "cuda_gb": 4.0})
+    monkeypatch.setattr(verb, "_devices", lambda problems: ["cpu, AVX2, 1 threads"])
+    verb.doctor([])
+    assert "CPU build" in capsys.readouterr().out
+    monkeypatch.setattr(verb, "_devices", lambda problems: ["cpu, AVX2, 1 threads", "cuda:0, x"])
+    verb.doctor([])
+    printed = capsys.readouterr().out
+    assert "CPU build" not in printed and "6.5 GB, 4.0 GB of it CUDA" in printed

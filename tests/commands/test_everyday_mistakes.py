@@ -192,6 +192,8 @@ MISTAKES = {
     "unknown task": ("predict {answers} {image} what --task segment", "segment"),
     "output is a file": ("predict {grounded} {image} what --out {broken_json}", "broken.json"),
     "output cannot be made": ("predict {grounded} {image} what --out /proc/nothing", "/proc/nothing"),
+    "image without a box": ("demo --image {image}", "--image and --box belong together"),
+    "demo of a missing image": ("demo --image {nowhere} --box 1 2 3 4", "nowhere"),
     # -- UniBiomed's demos
     "neither set nor image": ("demo-seg2d --model {grounded}", "--val_folder"),
     "image without text": ("demo-seg2d --model {grounded} --image {image}", "--text"),
@@ -296,6 +298,9 @@ MISTAKES = {
     # -- training
     "config is gone": ("train {nowhere}.py", "nowhere.py"),
     "config that is no Python": ("train {syntax_py}", "syntax.py"),
+    "YAML is gone": ("train --cfg-path {nowhere}.yaml --work-dir {root}/run", "nowhere.yaml"),
+    "options without a YAML": ("train {config_py} --options run.init_lr=1", "--options belongs to --cfg-path"),
+    "no source of volumes": ("demo-parse3d --model {grounded}", "give one SOURCE"),
     "unknown key": ("train {mine_py} --work-dir {root}/run", "did you mean 'batch_size'"),
     "wrong type": ("train {config_py} --work-dir {root}/run --cfg-options batch_size=many", "batch_size must be int"),
     "wrong value": ("train {config_py} --work-dir {root}/run --cfg-options precision=bf61", "did you mean 'bf16'"),
@@ -337,6 +342,8 @@ MISTAKES = {
     "grid over nothing": ("grid {config_py} --out {root}/grid", "--over"),
     "grid over an unknown axis": ("grid {config_py} --over conector=a,b --out {root}/grid", "did you mean 'connector'"),
     "grid of one value": ("grid {config_py} --over connector= --out {root}/grid", "AXIS=VALUE,VALUE"),
+    "card of no model": ("card {nowhere}", "no config.json"),
+    "card of a run without a test": ("card {grounded} --run {nowhere}", "no test/metrics.json"),
     "a question to the doctor": ("doctor why", "unrecognized arguments: why"),
     "unknown verb": ("predikt {grounded}", "did you mean 'predict'"),
 }  # fmt: skip

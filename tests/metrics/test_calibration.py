@@ -315,6 +315,7 @@ def test_broken_rows_are_named(change, message):
         Cases.read([{"case_id": "x"}])
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path, capsys):
     cases = tmp_path / "cases.jsonl"
     rows = synthetic(400, patients=200) + [{"case_id": "absent", "group": "p0", "true_box_xyxy_px": None}]

@@ -60,6 +60,7 @@ def golden():
     )
 
 
+@pytest.mark.slow  # imports MONAI
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_surfaces_equal_the_recorded_ones(golden):
     pytest.importorskip("monai")

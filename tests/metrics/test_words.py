@@ -91,6 +91,7 @@ AWKWARD = ["the liver is normal", "a\u2028b\nc\x85d ||| e", "", "!!!", "日本 �
 
 
 @java
+@pytest.mark.slow
 def test_both_roads_agree_on_any_text():
     shuffled = [*AWKWARD[3:], *AWKWARD[:3]]
     for predicted in (AWKWARD, shuffled):
@@ -101,6 +102,7 @@ def test_both_roads_agree_on_any_text():
 
 
 @java
+@pytest.mark.slow
 def test_an_empty_text_is_counted():
     reports = ["the liver is normal today", "a large mass in the left lobe"]
     full = coco_captions.meteor(reports, [[r] for r in reports])

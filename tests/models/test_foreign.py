@@ -169,3 +169,21 @@ def test_half_precision_and_attention_are_by_a_list(tmp_path):
         unimed.load(tmp_path / "model", dtype="float7")
     with pytest.raises(LoadError, match="'foo'"):
         unimed.load(tmp_path / "model", device="foo")
+
+
+def test_a_file_of_a_hub_folder_is_fetched_by_name(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or tmp_path / names[1])
+    assert foreign.hub_file("microsoft/BiomedParse/biomedparse_v1.pt") == tmp_path / "biomedparse_v1.pt"
+    assert foreign.hub_file("UzairK/unimed-clip-vit-b16") == tmp_path / "unimed-clip-vit-b16.pt"
+    assert asked == [
+        ("microsoft/BiomedParse", "biomedparse_v1.pt"),
+        ("UzairK/unimed-clip-vit-b16", "unimed-clip-vit-b16.pt"),
+    ]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("Luffy503/UniBiomed", "a/b/modeling.py", "a/../b/c.pt", "runs/mine/x.pt", "/a/b/c.pt", "c.pt"):
+        assert foreign.hub_file(name) is None, name
+    assert len(asked) == 2

@@ -5,6 +5,7 @@ A verb is a function `(arguments, prog) -> exit code`, in a module that is impor
 
 #: Verb -> (module below `unimed.commands`, function, one line for the table of verbs).
 VERBS: dict[str, tuple[str, str, str]] = {
+    "demo": ("demo", "demo", "a result within a minute: what lies in given boxes, by published weights"),
     "predict": ("predict", "predict", "answer questions about images and volumes, and point at what is said"),
     "train": ("training", "train", "train as a config says"),
     "test": ("training", "test", "test a checkpoint on the test data of a config"),
@@ -49,6 +50,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "demo-parse3d": ("biomedparse", "parse_3d", "segment what prompts name in volumes"),
     "demo-zeroshot": ("zero_shot", "zero_shot", "which of the labels fits each image"),
     "quickstart-images": ("quickstart", "quickstart_images", "images of held-out answers of the sample model"),
+    "card": ("card", "card", "model card of a folder: parts, licenses, intended use, measured tables"),
     "doctor": ("doctor", "doctor", "what is installed, on what machine, and what is missing"),
     "speed": ("speed", "speed", "speed of prediction, and beside what one would run instead"),
     "speed-volumes": ("speed_volumes", "speed_volumes", "speed and memory of volumes by prompts"),

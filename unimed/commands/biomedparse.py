@@ -24,6 +24,21 @@ def _common(parser: Parser, out: str) -> None:
     parser.flag("restart")
 
 
+def _source(parser: Parser, kinds: str) -> None:
+    parser.add_argument("source", nargs="?", help=kinds)
+    parser.add_argument(
+        "--input_dir", "--input-dir", "--image", dest="given", help="SOURCE, as the published scripts say"
+    )
+
+
+def _parsed(parser: Parser, arguments):
+    args = parser.parse_args(arguments)
+    if bool(args.source) == bool(args.given):
+        parser.error("give one SOURCE, as it is or behind --input_dir or --image")
+    args.source = args.source or args.given
+    return args
+
+
 def parse_3d(arguments=None, prog: str | None = None) -> int:
     """`demo_parse3D.py`: one volume, or every volume of a folder."""
     parser = Parser(
@@ -32,7 +47,7 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
         "Research use only.",
         prog=prog,
     )
-    parser.add_argument("source", help="a file, a folder of DICOM slices, or a folder of volumes")
+    _source(parser, "a file, a folder of DICOM slices, or a folder of volumes")
     _common(parser, "work_dirs/parse3D")
     parser.add_argument(
         "--prompt-file", help='JSON, {"1": "liver", "2": ["spleen", "the spleen"], "instance_label": 0}'
@@ -62,7 +77,7 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--formats", nargs="+", default=["nifti", "json", "png"], help="nifti, nrrd, npz, json, dicom-seg, png"
     )
-    return guarded(_parse_3d, parser.parse_args(arguments))
+    return guarded(_parse_3d, _parsed(parser, arguments))
 
 
 def _parse_3d(args) -> int:
@@ -157,7 +172,7 @@ def parse_2d(arguments=None, prog: str | None = None) -> int:
         "NAME-maskK.png. Research use only.",
         prog=prog,
     )
-    parser.add_argument("source", help="PNG, JPEG, TIFF, DICOM, a slice as NIfTI, or a folder of them")
+    _source(parser, "PNG, JPEG, TIFF, DICOM, a slice as NIfTI, or a folder of them")
     _common(parser, "work_dirs/parse2D")
     parser.add_argument(
         "--recognize",
@@ -173,7 +188,7 @@ def parse_2d(arguments=None, prog: str | None = None) -> int:
         "--p-value", type=float, help="v1: drop masks that look less usual than this (--recognize: 0.05)"
     )
     parser.add_argument("--overlap", default="keep", choices=OVERLAPS_2D, help="may masks overlap (default: keep)")
-    return guarded(_parse_2d, parser.parse_args(arguments))
+    return guarded(_parse_2d, _parsed(parser, arguments))
 
 
 def _parse_2d(args) -> int:

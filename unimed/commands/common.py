@@ -43,7 +43,7 @@ count.__name__, fraction.__name__ = "int", "float"
 FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "model": (("--model", "--model_path", "--model-path", "--checkpoint"), {"help": "folder or published checkpoint"}),
     "out": (
-        ("--out", "--work-dir", "--work_dir", "--save_dir", "--save-dir", "--output_dir", "--output-dir"),
+        ("--out", "--work-dir", "--work_dir", "--save_dir", "--save-dir", "--output_dir", "--output-dir", "--output"),
         {"help": "folder of the results"},
     ),
     "device": (("--device",), {"default": "auto", "help": "auto, cpu, cuda, cuda:1, ... (default: auto)"}),

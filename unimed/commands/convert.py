@@ -21,7 +21,7 @@ def convert(arguments=None, prog: str | None = None) -> int:
         "Convert a published checkpoint or configuration. Options of a layout: --from LAYOUT --help.", prog=prog
     )
     parser.add_argument("--from", dest="layout", required=True, metavar="LAYOUT", help=", ".join(CONVERTERS))
-    parser.add_argument("source", help="file or folder as published")
+    parser.add_argument("source", help="file or folder as published, or its hub id: OWNER/NAME[/FILE]")
     parser.add_argument("destination", help="folder to write; must not be there yet")
     parser.add_argument("--report", help="write what became of every tensor as JSON to this file")
     options = parser.add_argument_group(f"options of {layout}")
@@ -40,15 +40,28 @@ def convert(arguments=None, prog: str | None = None) -> int:
     return guarded(_convert, args)
 
 
+def _names_a_file(path: Path) -> bool:
+    return path.suffix.lower() in (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".yaml", ".yml", ".gguf")
+
+
 def _convert(args) -> int:
     from unimed.files import write_report
 
-    if not Path(args.source).exists():
-        raise FileNotFoundError(f"{args.source}: no such file or folder")
+    source = Path(args.source)
+    if not source.exists():
+        # OWNER/NAME or OWNER/NAME/FILE; a file name alone, or a path that is mistyped, is not asked the hub for.
+        if args.source.count("/") not in (1, 2) or (args.source.count("/") == 1 and _names_a_file(source)):
+            raise FileNotFoundError(f"{args.source}: no such file or folder")
+        from unimed.models.auto import LoadError, source_of
+
+        try:
+            source = source_of(args.source)
+        except LoadError as error:
+            raise FileNotFoundError(f"{args.source}: no such file or folder, and nothing of the hub") from error
     if Path(args.destination).exists():
         raise FileExistsError(f"{args.destination} is already there; choose another name or remove it")
     try:
-        report = args.module.convert(Path(args.source), Path(args.destination), **args.options)
+        report = args.module.convert(source, Path(args.destination), **args.options)
     except (OSError, ValueError, KeyError) as error:
         text = one_line(error)
         if isinstance(error, KeyError):  # a tensor or field that every checkpoint of the layout has
@@ -65,6 +78,10 @@ def _convert(args) -> int:
         print(f"  dropped {name}: {reason}")
     for note in report.notes:
         print(f"  note: {note}")
+    if (Path(args.destination) / "config.json").is_file():
+        from unimed.data.licenses import published, write_sources
+
+        write_sources(args.destination, [published("weights", args.source, f"layout {report.layout}")])
     if args.report:
         write_report(args.report, report.to_dict())
     return DONE

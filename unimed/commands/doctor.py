@@ -52,6 +52,7 @@ def findings() -> dict:
         "devices": _devices(problems),
         "packages": base,
         "extras": extras,
+        "sizes": _sizes(),
         "caches": _caches(problems),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "licences": _licenses(),
@@ -95,6 +96,32 @@ def _requirements() -> tuple[dict[str, str], dict[str, dict[str, str]], list[str
             remedy = f"`pip install '{requirement.name}{requirement.specifier}'`"
             problems.append(f"{requirement.name} is {version}, tested were {requirement.specifier}; {remedy}")
     return base, extras, problems
+
+
+def _sizes() -> dict[str, float]:
+    """GB on disk of the base install with all that it needs, and of what of that is CUDA, as their installers noted."""
+    from packaging.requirements import Requirement
+
+    sizes: dict[str, int] = {}
+    seen: set[tuple[str, str]] = set()
+    waiting = [(PACKAGE, "")]
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if name not in sizes:
+            sizes[name] = sum(file.size or 0 for file in found.files or ())
+        for requirement in map(Requirement, found.requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                plain_name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+                waiting += [(plain_name, one) for one in ("", *requirement.extras)]
+    cuda = sum(size for name, size in sizes.items() if name.startswith(("nvidia-", "cuda-")) or name == "triton")
+    return {"base_gb": round(sum(sizes.values()) / 1e9, 2), "cuda_gb": round(cuda / 1e9, 2)}
 
 
 def _version_of(name: str) -> str:
@@ -167,6 +194,10 @@ def _text(found: dict) -> str:
         *(f"device: {device}" for device in found["devices"]),
         "base:   " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items()),
     ]
+    size = found["sizes"]
+    lines.append(f"size of the base install: {size['base_gb']} GB, {size['cuda_gb']} GB of it CUDA")
+    if size["cuda_gb"] and not any(device.startswith("cuda") for device in found["devices"]):
+        lines.append("CUDA is installed and no GPU is there: PyTorch's CPU build is far smaller (docs/install.md)")
     for extra, packages in sorted(found["extras"].items()):
         missing = [name for name, version in packages.items() if not version]
         state = f"missing {', '.join(missing)}: pip install '{PACKAGE}[{extra}]'" if missing else "all there"

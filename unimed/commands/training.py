@@ -59,12 +59,20 @@ def train(arguments=None, prog: str | None = None) -> int:
         "Train as a config says. Several ranks: bash tools/dist.sh train CONFIG GPUS.", prog=prog, epilog=_EXIT
     )
     _config(parser, optional=True)
+    parser.add_argument("--cfg-path", metavar="YAML", help="training YAML of the published Uni-Med instead of a config")
+    parser.add_argument(
+        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="with --cfg-path: replace its values"
+    )
     parser.add_argument("--data", help="train on this folder of records without writing a config (docs/data.md)")
     parser.add_argument("--start", help="with --data: model to start from (default: a new small one)")
     parser.add_argument("--resume", nargs="?", const="auto", help="'auto' (newest whole checkpoint) or a checkpoint")
     args = parser.parse_args(arguments)
-    if not args.config and not args.data:
+    if not args.config and not args.data and not args.cfg_path:
         parser.error("give a config, or --data FOLDER")
+    if args.cfg_path and (args.config or args.data):
+        parser.error("--cfg-path stands instead of a config")
+    if args.options and not args.cfg_path:
+        parser.error("--options belongs to --cfg-path; values of a config are replaced by --cfg-options")
     if args.start and not args.data:
         parser.error("--start belongs to --data; a config names its model in task.model")
     return _ranked(_train, args)
@@ -75,6 +83,8 @@ def _train(args) -> int:
     from unimed.engine.config import parse_options
 
     options = parse_options(args.cfg_options)
+    if args.cfg_path:
+        args.config = _from_yaml(args)
     if args.data:
         from unimed.commands.own_data import options_for
 
@@ -99,6 +109,19 @@ def _train(args) -> int:
         f"  train on:   unimed train {args.config} --work-dir {folder} --resume auto --cfg-options max_steps=N"
     )
     return DONE
+
+
+def _from_yaml(args) -> str:
+    """The config that the published YAML becomes, in the run folder; what has no place in it is printed."""
+    from unimed.models.checkpoints import uni_med_yaml
+
+    folder = Path(args.work_dir or f"work_dirs/{Path(args.cfg_path).stem}")
+    report = uni_med_yaml.convert(Path(args.cfg_path), folder / "from_yaml.py", options=args.options)
+    if _speaks():
+        print(f"{args.cfg_path}: {report.mapped} keys in {report.destination}, {len(report.dropped)} without a place")
+        for name in report.unexpected:
+            print(f"  not known: {name}")
+    return report.destination
 
 
 def test(arguments=None, prog: str | None = None) -> int:

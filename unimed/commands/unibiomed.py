@@ -367,6 +367,7 @@ def metrics(kind: str, arguments=None, prog: str | None = None) -> int:
     parser.add_argument(*TRUTH, required=True, dest="json_path", help="test file of the set")
     if kind in ("grg", "gvqa", "disease"):
         parser.add_argument(*MASKS, dest="mask_dir", help="folder of the true masks (default: beside the test file)")
+    parser.add_argument("--root", help="folder of the set, where the test file is named without one")
     parser.add_argument("--split", default="test", help="not needed: the test file says it")
     parser.add_argument("--no_java", action="store_true", help="plain-Python BLEU, ROUGE-L and CIDEr, no METEOR")
     parser.add_argument("--spice", action="store_true", help="also SPICE, where its language models are installed")
@@ -374,13 +375,15 @@ def metrics(kind: str, arguments=None, prog: str | None = None) -> int:
 
 
 def _metrics(kind: str, args) -> int:
+    from unimed.data.readers.unibiomed_tests import find_json
     from unimed.evaluation.benchmarks import benchmark
     from unimed.evaluation.cases import project
     from unimed.evaluation.scorers import prediction_folders as set_scores
     from unimed.evaluation.tables import this_command
     from unimed.files import write_text
 
-    predictions, path = Path(args.prediction_dir), Path(args.json_path)
+    predictions = Path(args.prediction_dir)
+    path = find_json(args.json_path, args.root) if args.root else Path(args.json_path)
     if not predictions.is_dir():
         raise FileNotFoundError(f"{predictions}: no such folder; run the demo first")
     masks = None

@@ -126,10 +126,11 @@ def load_config(source: str | Path | Mapping | Config, options: Mapping[str, Any
             allowed = " or ".join(t.__name__ for t in types if t is not NONE)
             raise ConfigError(f"{name}: {key} must be {allowed}, got {value!r}")
         if isinstance(default, dict) and key not in OPEN:
-            _refuse([k for k in value if k not in default], default, f"{name}: {key}")
-            for inner, given in value.items():
+            inside: Any = config[key]
+            _refuse([k for k in inside if k not in default], default, f"{name}: {key}")
+            for inner, given in inside.items():
                 _check_type(f"{name}: {key}.{inner}", given, default[inner])
-            config[key] = {**default, **value}
+            config[key] = {**default, **inside}
     for key, words in WORDS.items():
         outer, _, inner = key.partition(".")
         value = config[outer][inner] if inner else config[outer]
@@ -183,7 +184,8 @@ def _import_custom(entry: Mapping | None, name: str) -> None:
     if entry and name.endswith(".py") and folder not in sys.path:
         # Kept for the whole process: what is pickled later is looked up by the name of its module.
         sys.path.append(folder)
-    for module in [] if not entry else entry.get("imports") or []:
+    entry = entry or {}
+    for module in entry.get("imports") or []:
         try:
             importlib.import_module(module)
         except ImportError as error:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from unimed.data.licenses import UNKNOWN, Source, data_source, published, read_sources, write_sources
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine.config import load_config
 from unimed.engine.report import readable
@@ -12,8 +15,8 @@ from unimed.engine.strategy import Strategy, start_processes
 from unimed.engine.testing import run_of
 from unimed.engine.training import build_task
 from unimed.evaluation.evaluating import scores_of
-from unimed.files import atomic_folder
-from unimed.markup import for_markdown
+from unimed.files import atomic_folder, write_text
+from unimed.models.cards import model_card
 
 
 def export(config, checkpoint, destination, cfg_options=None) -> Path:
@@ -43,7 +46,9 @@ def export(config, checkpoint, destination, cfg_options=None) -> Path:
     with atomic_folder(destination) as folder:
         task.export(folder)
         _read_back(task, folder)
-        (folder / "README.md").write_text(_card(settings, checkpoint, task, destination.name), encoding="utf-8")
+        sources = sources_of(settings)
+        write_sources(folder, sources)
+        write_text(folder / "README.md", _card(settings, checkpoint, task, destination.name, sources))
     return destination
 
 
@@ -60,32 +65,62 @@ def _read_back(task, folder: Path) -> None:
         refuse_other_numbers(task.model, load(folder, device="cpu"), folder)
 
 
-def _card(settings, checkpoint, task, name: str) -> str:
+def _card(settings, checkpoint, task, name: str, sources: Sequence[Source] = ()) -> str:
     """Model card: what it was trained with, how it did where it was tested, and what it is not for."""
-    lines = [
-        "---",
-        "library_name: unimed",
-        f"tags: [{', '.join(task.card_tags)}]",
-        "---",
-        f"# {name}",
-        "",
-        "**Research use only.** Not a medical device; no output may be used for a diagnosis.",
-        "",
-        f"Trained {_length(settings, checkpoint)} with `{Path(settings.filename or 'a config').name}`.",
-        "",
-        "```python",
-        "import unimed",
-        f'model = unimed.load("{name}")  # this folder',
-        task.card_example,
-        "```",
-    ]
-    metrics = (run_of(checkpoint) or Path(checkpoint)) / "test" / "metrics.json"
-    if metrics.is_file():
-        found = scores_of(json.loads(metrics.read_text()))["summary"]
-        numbers = [(key, value) for key, value in found.items() if isinstance(value, int | float)]
-        lines += ["", "## Test", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {for_markdown(key)} | {readable(value)} |" for key, value in numbers]
-    return "\n".join(lines) + "\n"
+    origin = f"Trained {_length(settings, checkpoint)} with `{Path(settings.filename or 'a config').name}`."
+    folder = (run_of(checkpoint) or Path(checkpoint)) / "test"
+    return model_card(name, tags=task.card_tags, example=task.card_example, sources=sources, origin=origin,
+                      **measured(folder, name))  # fmt: skip
+
+
+def measured(folder: Path, name: str) -> dict:
+    """What a test wrote, as arguments of `model_card`: a summary, its tables, and results for the model index."""
+    if not (folder / "metrics.json").is_file():
+        return {}
+    from huggingface_hub import EvalResult
+
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    summary = scores_of(found)["summary"]
+    numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+    results = [
+        EvalResult(
+            task_type="image-text-to-text", dataset_type="unimed", dataset_name="test data of the run",
+            metric_type=key.rpartition("/")[2], metric_name=key, metric_value=round(value, 6),
+        )
+        for key, value in numbers.items() if not isinstance(value, bool) and math.isfinite(value)
+    ]  # fmt: skip
+    page = folder / "metrics.md"
+    lines = page.read_text(encoding="utf-8").splitlines() if page.is_file() and "tables" in found else []
+    # The last line names the command, whose paths are the user's.
+    tables = "\n".join(line for line in lines if "Reproduce: `" not in line)
+    return {"summary": {key: readable(value) for key, value in numbers.items()}, "tables": tables, "results": results}
+
+
+def sources_of(settings) -> list[Source]:
+    """Parts of a trained model: those of the model it started from, and the prepared sets it was trained on."""
+    task = settings["task"] or {}
+    start = task.get("model")
+    found: list[Source] = []
+    if isinstance(start, str) and Path(start).is_dir():
+        found = read_sources(start) or [published("weights it started from", start)]
+    elif start is not None:
+        kind = str(start.get("type", "a model")) if isinstance(start, Mapping) else Path(str(start)).name
+        drawn = isinstance(start, Mapping) and kind.startswith(("Small", "Tiny"))
+        terms = ("none needed", "drawn at random") if drawn else (UNKNOWN, "")
+        found = [Source("weights it started from", kind, *terms)]
+    for place, split in sorted(_folders(settings["train_data"])):
+        found.append(data_source(place, split))
+    return found
+
+
+def _folders(entry) -> set[tuple[str, str]]:
+    """(folder, split) of every prepared set named in a data entry, at any depth."""
+    if isinstance(entry, Mapping):
+        own = {(entry["path"], str(entry.get("split", "train")))} if isinstance(entry.get("path"), str) else set()
+        return own.union(*(_folders(value) for value in entry.values()))
+    if isinstance(entry, list | tuple):
+        return set().union(*(_folders(value) for value in entry))
+    return set()
 
 
 def _length(settings, checkpoint) -> str:

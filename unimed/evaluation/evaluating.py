@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Rows(list):
             line = dict(zip(by, values, strict=True))
             owners = [row["group"] for row in rows]
             counts = {"cases": len(rows), "patients": len(set(owners))}
-            options = {"groups": owners, "resamples": resamples, "seed": seed}
+            options: dict[str, Any] = {"groups": owners, "resamples": resamples, "seed": seed}
             if kind == "presence":
                 table += [line | {"metric": name} | counts | value for name, value in _presence(rows, options)]
                 continue

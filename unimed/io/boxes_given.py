@@ -21,6 +21,23 @@ def window_around(box, zoom: float, width: int, height: int) -> tuple[int, int, 
     return left, top, right, bottom
 
 
+def box_around(mask: np.ndarray, slack_px: float = 3) -> tuple[float, float, float, float]:
+    """The box of a mask (bool [H, W], not empty) in pixels, with slack as LiteMedSAM was evaluated, cut at the border.
+
+    Args:
+        slack_px: to each side, where the longer side of the image has 256 pixels.
+    """
+    height, width = mask.shape
+    slack = slack_px * max(height, width) / 256
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (
+        max(0.0, float(columns[0] - slack)),
+        max(0.0, float(rows[0] - slack)),
+        min(float(width), float(columns[-1] + 1 + slack)),
+        min(float(height), float(rows[-1] + 1 + slack)),
+    )
+
+
 def box_within(phrase: str, box: Sequence, width: int, height: int) -> tuple:
     """The box as it is, if it is four numbers and some of it lies on the image.
 

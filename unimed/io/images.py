@@ -10,6 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -189,7 +190,9 @@ def load(
         raise ImageError(f"{name or 'image'}: page {page} and frame {frame} are both given; give one")
     index = page if page is not None else frame
     array, geometry, name, steps = read_source(source, index, compat, name)
-    options = dict(site=site, modality=modality, window=window, percentiles=percentiles, windows=windows)
+    options: dict[str, Any] = dict(
+        site=site, modality=modality, window=window, percentiles=percentiles, windows=windows
+    )
     options["ignore_zero"] = ignore_zero
     return finished(array, geometry, name, steps, index, compat, options)
 
@@ -209,7 +212,8 @@ def load_stack(sources: Sequence, chosen: Sequence[int] | None = None, **options
     index = options.pop("page", options.pop("frame", None))
     wanted = list(range(len(sources)) if chosen is None else chosen)
     read_all = {place: _as_read(sources[place], index, compat) for place in wanted}
-    common, first = None, next(iter(read_all.values()))[0] if read_all else None
+    common = None
+    first = next(iter(read_all.values()))[0] if read_all else np.empty(0)
     for array, _, name, _ in read_all.values():
         if array.shape[:2] != first.shape[:2]:
             raise ImageError(f"{name or 'slice'}: slice is {array.shape[:2]}, the first {first.shape[:2]}")
@@ -223,8 +227,11 @@ def load_stack(sources: Sequence, chosen: Sequence[int] | None = None, **options
                 raise ImageError(f"{whole[0][2] or 'slices'}: {error}") from error
     images = []
     for place in wanted:
-        ready = isinstance(sources[place], Image)
-        images.append(sources[place] if ready else finished(*read_all[place], index, compat, options, common))
+        if isinstance(sources[place], Image):
+            images.append(sources[place])
+            continue
+        array, geometry, name, steps = read_all[place]
+        images.append(finished(array, geometry, name, steps, index, compat, options, common))
     return images
 
 

@@ -61,7 +61,8 @@ def load_mask(
         from unimed.io.raster import shown
 
         values = shown(raster, compat)
-        mask, remarks = (values if values.ndim == 2 else values[..., 0]) > 0, []
+        mask = (values if values.ndim == 2 else values[..., 0]) > 0
+        remarks: list[str] = []
     else:
         mask, remarks = _inside(raster, label, name)
     shape = shape or (image.rgb.shape[:2] if image is not None else None)
@@ -172,7 +173,8 @@ def _lossy_kind(raster: Raster) -> str:
 
 
 def _inside(raster: Raster, label, name: str) -> tuple[np.ndarray, list[str]]:
-    values, remarks = raster.values, []
+    values = raster.values
+    remarks: list[str] = []
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise MaskError(f"{name}: the mask holds NaN or Inf")
     opaque = np.ones(values.shape[:2], bool) if raster.alpha is None else raster.alpha > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ COLORS = {("R", "G", "B"): "RGB", ("R", "G", "B", "A"): "RGBA"}
 def read_nifti(path: Path, phase: int | str | None = None) -> tuple[np.ndarray, Geometry]:
     """`.nii`, `.nii.gz`, or one of a pair `.hdr` and `.img` (also Analyze 7.5, whose directions are not known)."""
     import nibabel
+    from nibabel.volumeutils import apply_read_scaling
 
     header_path, data_path = _pair(path)
     header, single = _header(header_path, begin_of(header_path, 1024), nibabel)
@@ -47,7 +49,7 @@ def read_nifti(path: Path, phase: int | str | None = None) -> tuple[np.ndarray, 
     elif hasattr(header, "get_slope_inter"):
         slope, intercept = header.get_slope_inter()
         if slope is not None:
-            array = nibabel.volumeutils.apply_read_scaling(array, slope, intercept)
+            array = apply_read_scaling(array, slope, intercept)
     array, geometry = _placed(path, array, header, shape, single)
     return _one_phase(path, array, geometry, len(shape), color, phase)
 
@@ -57,12 +59,13 @@ def _pair(path: Path) -> tuple[Path, Path]:
     name = path.name.lower()
     if not name.endswith((".hdr", ".img")):
         return path, path
-    found = {}
+    found: dict[str, Path] = {}
     for suffix in (".hdr", ".img"):
         candidates = [path.with_suffix(end) for end in (suffix, suffix.upper())]
-        found[suffix] = path if name.endswith(suffix) else next((p for p in candidates if p.is_file()), None)
-        if found[suffix] is None:
+        there = path if name.endswith(suffix) else next((p for p in candidates if p.is_file()), None)
+        if there is None:
             raise ReadError(f"{path}: its second file {candidates[0].name} is not beside it")
+        found[suffix] = there
     return found[".hdr"], found[".img"]
 
 
@@ -101,7 +104,8 @@ def _header(path: Path, data: bytes, nibabel):
 
 
 def _placed(path: Path, array: np.ndarray, header, shape, single: bool) -> tuple[np.ndarray, Geometry]:
-    steps, extra = [], {"zooms": tuple(float(v) for v in header.get_zooms())}
+    steps: list[str] = []
+    extra: dict[str, Any] = {"zooms": tuple(float(v) for v in header.get_zooms())}
     if not hasattr(header, "get_qform"):
         affine = np.diag([*(abs(float(v)) or 1.0 for v in (*header.get_zooms(), 1, 1, 1)[:3]), 1.0])
         steps.append("Analyze carries no directions: axes are taken to run to the right, front and head")
@@ -129,7 +133,7 @@ def _placed(path: Path, array: np.ndarray, header, shape, single: bool) -> tuple
         steps.append("neither qform nor sform is set: spacing from pixdim, directions and origin are assumed")
     geometry = Geometry(to_mm @ affine, "nifti")
     # As the file has them, in mm: results are written with the same two, so that they lie on their source for all.
-    forms = {"affine": geometry.affine, "qform_code": int(q_code or 0), "sform_code": int(s_code or 0)}
+    forms: dict[str, Any] = {"affine": geometry.affine, "qform_code": int(q_code or 0), "sform_code": int(s_code or 0)}
     forms["sform"] = to_mm @ sform if s_code else None
     forms["qform"] = to_mm @ qform if q_code else None
     forms["pixdim"] = tuple(float(v) * UNIT_TO_MM[code] for v in header["pixdim"][1:4])

@@ -156,8 +156,8 @@ class Prediction:
 
     def _volume(self) -> dict[str, Any]:
         """What was found in a volume, target by target, and how it was read."""
-        physical = self.geometry is not None and self.geometry.is_physical
-        millilitres = self.geometry.voxel_volume / 1000 if physical else None
+        grid = self.geometry
+        millilitres = grid.voxel_volume / 1000 if grid is not None and grid.is_physical else None
         found, targets = self.voxels(), []
         for row, (label, region) in enumerate(_labeled(self)):
             target = {"label": label, "prompt": region.prompt or region.phrase}
@@ -186,8 +186,8 @@ class Prediction:
             ValueError, KeyError: values that no `to_dict` wrote.
         """
         regions = []
-        for entry in values["regions"]:
-            entry = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+        for told in values["regions"]:
+            entry: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()}
             mask = entry.pop("mask_rle", None)
             for name in ("voxels", "volume_ml"):
                 entry.pop(name, None)
@@ -340,7 +340,7 @@ def _labeled(prediction: Prediction) -> list[tuple[int, Region]]:
 
 def _dimensions(region: Region) -> int:
     if isinstance(region, LabelRegion):
-        return region.label_map.ndim
+        return 0 if region.label_map is None else region.label_map.ndim
     return 0 if region.mask is None else region.mask.ndim
 
 
@@ -365,7 +365,7 @@ def default_name(prediction: Prediction, folder) -> str:
         if prediction.labels is None and region.mask is not None:
             digest.update(repr(region.mask.shape).encode() + np.packbits(region.mask).tobytes())
     if prediction.labels is not None:
-        digest.update(np.ascontiguousarray(prediction.labels))
+        digest.update(np.ascontiguousarray(prediction.labels).data)
     numbers = _saved.setdefault((os.path.abspath(folder), source), {})
     number = numbers.setdefault(digest.digest(), len(numbers) + 1)
     variant = str(number) if number > 1 else ""
@@ -381,9 +381,15 @@ def drawn_regions(prediction: Prediction) -> list[tuple[int, Region]]:
     drawn = [(label, region) for label, region in _labeled(prediction) if _dimensions(region)]
     if not drawn:
         raise NothingToWriteError("the prediction holds no mask to write; formats 'json' and 'png' need none")
-    if prediction.labels is None and len({region.mask.shape for _, region in drawn}) > 1:
-        raise ValueError(f"masks differ in shape: {sorted({region.mask.shape for _, region in drawn})}")
+    if prediction.labels is None and len(shapes := {_mask_of(region).shape for _, region in drawn}) > 1:
+        raise ValueError(f"masks differ in shape: {sorted(shapes)}")
     return drawn
+
+
+def _mask_of(region: Region) -> np.ndarray:
+    if region.mask is None:
+        raise NothingToWriteError(f"region {region.phrase!r} has no mask")
+    return region.mask
 
 
 def label_map(prediction: Prediction) -> np.ndarray:
@@ -396,9 +402,9 @@ def label_map(prediction: Prediction) -> np.ndarray:
     if prediction.labels is not None:
         return prediction.labels
     largest = max(label for label, _ in drawn)
-    labels = np.zeros(drawn[0][1].mask.shape, dtype=np.uint8 if largest < 256 else np.uint16)
+    labels = np.zeros(_mask_of(drawn[0][1]).shape, dtype=np.uint8 if largest < 256 else np.uint16)
     for label, region in drawn:
-        labels[region.mask] = label
+        labels[_mask_of(region)] = label
     return labels
 
 
@@ -408,7 +414,8 @@ def overlapping(prediction: Prediction) -> bool:
         return False
     counts: np.ndarray | None = None
     for _, region in drawn_regions(prediction):
-        counts = region.mask.astype(np.uint8) if counts is None else counts + region.mask
+        mask = _mask_of(region)
+        counts = mask.astype(np.uint8) if counts is None else counts + mask
         if counts.max() > 1:
             return True
     return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def open_source(
     """
     if isinstance(source, (Image, Volume)):
         return source
-    choices = {"series": series, "phase": phase, "irregular": irregular}
+    choices: dict[str, Any] = {"series": series, "phase": phase, "irregular": irregular}
     choices = {name: value for name, value in choices.items() if value not in (None, "refuse")}
     array, geometry, name, steps = read_source(source, frame, **choices)
     if frame is None and is_volume(array, geometry):
@@ -131,7 +132,7 @@ class Slices(Sequence):
     def __len__(self) -> int:
         return len(self.array)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # one slice at a time, no ranges
         return np.ascontiguousarray(self.window(self.array[index]))
 
 

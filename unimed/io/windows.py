@@ -136,7 +136,8 @@ def choose_window(
         if site and site not in table:
             raise WindowError(f"no CT window for site {site!r}; known are {', '.join(sorted(table))}")
         remark = "" if site else "the site is not known; choose the window with site or window"
-        return _of(f"CT window {name}", *table.get(name, CT_WINDOWS_HU[DEFAULT_SITE]), inverted, remark)
+        level, width = table.get(name, CT_WINDOWS_HU[DEFAULT_SITE])
+        return _of(f"CT window {name}", level, width, inverted, remark)
     remark = ""
     if not kind and looks_like_ct(array):
         remark = "the values look like CT but no modality is known; give modality CT, a site or a window"
@@ -149,7 +150,8 @@ def _asked(window, table, inverted: bool) -> Window:
         name = window.strip().lower()
         if name not in table:
             raise WindowError(f"no CT window is called {window!r}; known are {', '.join(sorted(table))}")
-        return _of(f"window {name}", *table[name], inverted)
+        level, width = table[name]
+        return _of(f"window {name}", level, width, inverted)
     level, width = (float(value) for value in tuple(window)[:2])
     if not np.isfinite((level, width)).all() or width <= 0:
         raise WindowError(f"window width must be positive, got {width:g}")

@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -148,14 +149,14 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Path:
     Raises:
         ValueError: an object array, which could only be stored by pickling it.
     """
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    for name, array in arrays.items():
+    stored: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in stored.items():
         if array.dtype == object:
             raise ValueError(f"{path}: array {name!r} holds Python objects; store numbers or text")
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as stream:
-            np.savez_compressed(stream, **arrays)
+            np.savez_compressed(stream, **stored)
 
     return write_atomic(path, write)
 

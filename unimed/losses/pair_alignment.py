@@ -28,7 +28,8 @@ class PairAlignment(nn.Module):
         super().__init__()
         self.image, self.text = nn.Linear(dim, width, bias=False), nn.Linear(dim, width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.memory, self._kept = memory, None
+        self.memory = memory
+        self._kept: tuple[torch.Tensor, torch.Tensor, list[str]] | None = None
 
     def forward(self, image: torch.Tensor, text: torch.Tensor, captions: Sequence[str]) -> torch.Tensor:
         """Symmetric InfoNCE of N pairs: pooled image tokens [N, D] and pooled states of their captions [N, D].

@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -273,7 +275,7 @@ class Calibration:
             changes["confidence"] = float(np.clip(result["confidence"][0], 0, 1))
         if result["sigma"] is not None:
             changes["box_std_px"] = tuple(float(v) for v in result["sigma"][0])
-        if result["outer"] is not None:
+        if result["outer"] is not None and result["inner"] is not None:
             outer = result["outer"][0]
             if image_size_hw is not None:
                 outer = np.clip(outer, 0, [image_size_hw[1], image_size_hw[0]] * 2)
@@ -349,6 +351,7 @@ class Calibration:
             report["sigma"] = [
                 {"spread": name} | sigma_coverage(cases.error, values)
                 for name, values in (("as the model said", cases.sigma), ("calibrated", result["sigma"]))
+                if values is not None
             ]
         if (uncertainty := uncertainty_of(result, cases)) is not None:
             report["selective"] = selective.selective_scores(
@@ -359,11 +362,13 @@ class Calibration:
     def _evaluate_regions(self, rows: Sequence[Mapping], resamples: int, seed: int) -> dict:
         report: dict = {}
         asked = [row for row in rows if row.get("kind") == "presence" and row.get("presence") is not None]
-        options = {"resamples": resamples, "seed": seed}
+        options: dict[str, Any] = {"resamples": resamples, "seed": seed}
         if self.presence is not None and asked:
-            columns = ([row[name] for row in asked] for name in ("presence", "present", "group", "task"))
+            stated_presence, present, patients, kinds = (
+                [row[name] for row in asked] for name in ("presence", "present", "group", "task")
+            )
             drawn = [row["predicted_voxels"] > 0 or row["presence"] < 0.5 for row in asked]
-            report["presence"] = self.presence.rates(*columns, drawn, **options)
+            report["presence"] = self.presence.rates(stated_presence, present, patients, kinds, drawn, **options)
         _, covering, stated = region_cases(rows)
         if self.masks is not None and covering:
             owners = [row["group"] for row in covering]
@@ -379,7 +384,7 @@ class Calibration:
             report["mask_reliability"] = [
                 {"confidence": name} | {
                     measure: bootstrap(
-                        lambda i, one=one, values=values: one(values[i], hit[i]), len(hit), groups=owners, center=True,
+                        partial(_at, one, values, hit), len(hit), groups=owners, center=True,
                         **options,
                     )
                     for measure, one in (("ece", ece), ("brier", brier))
@@ -416,6 +421,10 @@ def uncertainty_of(result: Mapping, cases: Cases) -> np.ndarray | None:
     if result["confidence"] is not None:
         return 1 - result["confidence"]
     return None if cases.sigma is None else box_uncertainty(cases.sigma, cases.predicted)
+
+
+def _at(measure, values, outcome, index) -> float:
+    return measure(values[index], outcome[index])
 
 
 def _reliability(confidence, cases, resamples, seed):

@@ -17,6 +17,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from unimed.metrics import text
 from unimed.metrics.words import one_line, ptb_tokens
@@ -39,10 +40,15 @@ def spice_missing() -> str:
     """Why SPICE cannot run here; empty where it can. Its language models are fetched apart from the package."""
     if why := missing():
         return why
-    places = importlib.util.find_spec("pycocoevalcap").submodule_search_locations
-    if any(any(Path(place, "spice", "lib").glob("stanford-corenlp-*.jar")) for place in places):
+    if any(any(place.glob("spice/lib/stanford-corenlp-*.jar")) for place in _places("pycocoevalcap")):
         return ""
     return "SPICE needs Stanford CoreNLP 3.6.0 in pycocoevalcap/spice/lib (its own get_stanford_models fetches it)"
+
+
+def _places(package: str) -> list[Path]:
+    """Folders of a package, without importing it."""
+    spec = importlib.util.find_spec(package)
+    return [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
 
 
 def caption_scores(
@@ -128,7 +134,7 @@ class _Meteor:
 
     def __init__(self):
         self._lock = threading.RLock()
-        self._program: subprocess.Popen | None = None
+        self._program: Any = None  # a `subprocess.Popen` with pipes, while it runs
         self._owner = 0
         self._timer: threading.Timer | None = None
 
@@ -164,8 +170,10 @@ class _Meteor:
 
         atexit.register(self.stop)
         command = ["java", "-Xmx2G", "-jar", METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
-        streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        return subprocess.Popen(command, cwd=Path(module.__file__).parent, encoding="utf-8", **streams)
+        folder, pipe = Path(module.__file__).parent, subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=folder, encoding="utf-8", stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
+        )
 
     def _ask(self, line: str, lines: int = 1) -> str:
         self._program.stdin.write(line + "\n")
@@ -190,7 +198,7 @@ def _java_tokens(hypotheses, lists) -> tuple[list[str], list[list[str]]]:
     flat = [*hypotheses, *(words for entry in lists for words in entry)]
     # An empty line may be lost on the way, so each text is closed by a word of its own.
     lines = "".join(f"{one_line(words)} {_NOTHING}\n" for words in flat)
-    folder = next(iter(importlib.util.find_spec("pycocoevalcap.tokenizer").submodule_search_locations))
+    folder = _places("pycocoevalcap.tokenizer")[0]
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", STANFORD_CORENLP_3_4_1_JAR]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     done = subprocess.run(command, cwd=folder, input=lines.encode(), capture_output=True, check=False)

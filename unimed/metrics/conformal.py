@@ -22,7 +22,7 @@ SCALES = ("pixel", "size", "sigma")
 STRATA = ("class", "size")
 
 
-def conformal_quantile(scores: Sequence[float], alpha: float, groups: Sequence | None = None) -> float:
+def conformal_quantile(scores: Sequence[float] | np.ndarray, alpha: float, groups: Sequence | None = None) -> float:
     """The margin that a new score stays below with probability at least 1 - alpha.
 
     Without groups: the ceil((n + 1)(1 - alpha))-th smallest score, infinite when that exceeds n. With groups
@@ -183,7 +183,7 @@ class ConformalBoxes:
         """
         predicted, truth = as_boxes(predicted, "predicted"), as_boxes(truth, "truth")
         outer, inner = self.boxes(predicted, sigma=sigma, classes=classes)
-        held = (outer[:, :2] <= truth[:, :2]).all(1) & (outer[:, 2:] >= truth[:, 2:]).all(1)
+        held = np.asarray((outer[:, :2] <= truth[:, :2]).all(1) & (outer[:, 2:] >= truth[:, 2:]).all(1))
         none = np.isnan(inner[:, 0])
         core = none | ((inner[:, :2] >= truth[:, :2]).all(1) & (inner[:, 2:] <= truth[:, 2:]).all(1))
         stretch = np.sqrt(np.clip(outer[:, 2:] - outer[:, :2], 0, None).prod(1) / (_side(predicted) ** 2))

@@ -110,8 +110,8 @@ class ConformalPresence:
         table = []
         for kind in [*sorted(set(names[~present])), *(["present"] if present.any() else [])]:
             rows = np.flatnonzero(present if kind == "present" else ~present & (names == kind))
-            owners = [groups[i] for i in rows]
-            line = {"prompts": kind, "rate_of": "missed masks" if kind == "present" else "false masks"}
+            owners = [groups[int(i)] for i in rows]
+            line: dict = {"prompts": kind, "rate_of": "missed masks" if kind == "present" else "false masks"}
             line |= {"cases": len(rows), "patients": len(set(owners))}
             for column, threshold in (("usual", usual), ("conformal", self.threshold)):
                 shown = (presence[rows] >= threshold) & drawn[rows]

@@ -29,8 +29,9 @@ def mask_statistics(
     inside = level >= 128
     if not inside.any():
         value = float("nan") if compat == "reference" and level.max() > 127 else 0.0
-        return (value,) * 4
-    return (float(level[inside].mean() / 256), *(float(v) for v in image[inside].mean(0) / 256))
+        return value, value, value, value
+    red, green, blue = (float(v) for v in image[inside].mean(0) / 256)
+    return float(level[inside].mean() / 256), red, green, blue
 
 
 def presence_p_value(

@@ -125,7 +125,7 @@ class ProbabilityMap:
     parameters: dict[str, list[float]]
 
     @classmethod
-    def fit(cls, kind: str, signals: np.ndarray, outcome: Sequence[float]) -> ProbabilityMap:
+    def fit(cls, kind: str, signals: np.ndarray, outcome: Sequence[float] | np.ndarray) -> ProbabilityMap:
         """Learn the map on data that are not used for testing.
 
         Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -11,6 +12,9 @@ from scipy.stats import spearmanr
 from unimed.metrics.classification import auroc
 from unimed.metrics.registered import metric
 from unimed.metrics.statistics import bootstrap, clopper_pearson
+
+#: A number per case.
+Values = Sequence[float] | np.ndarray
 
 
 def _sorted_risk(uncertainty, risk):
@@ -26,7 +30,7 @@ def _sorted_risk(uncertainty, risk):
     return shared[group][np.argsort(uncertainty, kind="stable")]
 
 
-def risk_coverage(uncertainty: Sequence[float], risk: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def risk_coverage(uncertainty: Values, risk: Values) -> tuple[np.ndarray, np.ndarray]:
     """Coverage k / n and mean risk of the k most certain cases, k = 1..n: two arrays [N].
 
     Args:
@@ -38,37 +42,37 @@ def risk_coverage(uncertainty: Sequence[float], risk: Sequence[float]) -> tuple[
 
 
 @metric("aurc", "selective", range=(0.0, float("inf")), better="lower", perfect=0.0, aggregation="over the set")
-def aurc(uncertainty: Sequence[float], risk: Sequence[float]) -> float:
+def aurc(uncertainty: Values, risk: Values) -> float:
     """Area under the risk-coverage curve: the mean over k of the mean risk of the k most certain (Geifman 2019)."""
     return float(risk_coverage(uncertainty, risk)[1].mean())
 
 
-def random_aurc(risk: Sequence[float]) -> float:
+def random_aurc(risk: Values) -> float:
     """The AURC an uncertainty without information has on average: the mean risk."""
     return float(np.mean(risk))
 
 
 @metric("e_aurc", "selective", range=(0.0, float("inf")), better="lower", perfect=0.0, aggregation="over the set")
-def e_aurc(uncertainty: Sequence[float], risk: Sequence[float]) -> float:
+def e_aurc(uncertainty: Values, risk: Values) -> float:
     """Excess AURC over an oracle that sorts by the risk itself; 0 is perfect."""
     return aurc(uncertainty, risk) - aurc(risk, risk)
 
 
 @metric("augrc", "selective", range=(0.0, float("inf")), better="lower", perfect=0.0, aggregation="over the set")
-def augrc(uncertainty: Sequence[float], risk: Sequence[float]) -> float:
+def augrc(uncertainty: Values, risk: Values) -> float:
     """Area under the generalised risk-coverage curve (Traub 2024): mean over k of (1/n) sum of the first k risks."""
     ordered = _sorted_risk(uncertainty, risk)
     return float(np.cumsum(ordered).mean() / len(ordered))
 
 
-def risk_at(uncertainty: Sequence[float], risk: Sequence[float], coverage: float) -> float:
+def risk_at(uncertainty: Values, risk: Values, coverage: float) -> float:
     """Mean risk when the most certain share `coverage` of cases is kept (at least one case)."""
     kept, risks = risk_coverage(uncertainty, risk)
     return float(risks[min(len(kept) - 1, int(np.searchsorted(kept, coverage - 1e-12)))])
 
 
 def guaranteed_threshold(
-    uncertainty: Sequence[float], failure: Sequence[bool], target: float, *, level: float = 0.95, steps: int = 10
+    uncertainty: Values, failure: Sequence[bool], target: float, *, level: float = 0.95, steps: int = 10
 ) -> dict[str, float] | None:
     """The widest share of cases to keep so that the failure rate stays below `target` with probability `level`.
 
@@ -92,8 +96,8 @@ def guaranteed_threshold(
 
 
 def selective_scores(
-    uncertainty: Sequence[float],
-    risk: Sequence[float],
+    uncertainty: Values,
+    risk: Values,
     *,
     groups: Sequence | None = None,
     failure: Sequence[bool] | None = None,
@@ -120,7 +124,7 @@ def selective_scores(
         "failure_auroc": lambda i: auroc(u[i], failed[i]),
         "spearman": lambda i: _spearman(u[i], r[i]),
     }
-    options = {"groups": groups, "resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"groups": groups, "resamples": resamples, "seed": seed}
     result = {name: bootstrap(measure, len(r), **options) for name, measure in measures.items()}
     return result | {"random_aurc": random_aurc(r)}
 

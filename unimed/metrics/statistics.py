@@ -71,7 +71,7 @@ def bootstrap(
     return Interval(value, float(low), float(high), level)
 
 
-def bootstrap_mean(values: Sequence[float], *, groups: Sequence | None = None, **options) -> Interval:
+def bootstrap_mean(values: Sequence[float] | np.ndarray, *, groups: Sequence | None = None, **options) -> Interval:
     """Bootstrap interval of the mean of the values that are not NaN; options as in `bootstrap`."""
     values = np.asarray(values, dtype=np.float64)
     keep = ~np.isnan(values)

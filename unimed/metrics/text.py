@@ -72,7 +72,7 @@ def bleu(
     if not hypotheses:
         return [float("nan")] * order
     parts = [_bleu_counts(h, r, order) for h, r in zip(hypotheses, references, strict=True)]
-    return _bleu_value(*(np.sum([part[i] for part in parts], axis=0) for i in range(5)), compat)
+    return _bleu_value([np.sum([part[i] for part in parts], axis=0) for i in range(5)], compat)
 
 
 def sentence_bleu(
@@ -80,7 +80,7 @@ def sentence_bleu(
 ) -> list[float]:
     """BLEU-1..`order` of one sample, the n-gram orders without a match at about 1e-9 instead of 0; see `bleu`."""
     (words,), (refs,) = _prepare([hypothesis], [references], tokenize)
-    return _bleu_value(*_bleu_counts(words, refs, order), compat)
+    return _bleu_value(_bleu_counts(words, refs, order), compat)
 
 
 def _bleu_counts(words, refs, order):
@@ -96,7 +96,8 @@ def _bleu_counts(words, refs, order):
     return correct, guessed, len(words), closest, there
 
 
-def _bleu_value(correct, guessed, length, ref_length, there, compat):
+def _bleu_value(counts: Sequence, compat: str | None) -> list[float]:
+    correct, guessed, length, ref_length, there = counts
     # The small constants keep empty texts from dividing by zero; they are those of the COCO tools.
     precision = (np.asarray(correct) + 1e-15) / (np.asarray(guessed) + 1e-9)
     orders = np.arange(1, len(precision) + 1)
@@ -222,7 +223,7 @@ def _align(words, ref, width: int = 40):
     for j, word in enumerate(ref):
         places.setdefault(word, []).append(j)
     # A state: (negative matches, chunks, last reference place or -2 after a gap, used places, hypothesis places).
-    states = [(0, 0, -2, frozenset(), ())]
+    states: list[tuple[int, int, int, frozenset[int], tuple[int, ...]]] = [(0, 0, -2, frozenset(), ())]
     for i, word in enumerate(words):
         following = []
         for matches, chunks, last, used, taken in states:

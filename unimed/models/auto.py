@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 from unimed.layouts import LAYOUTS
 from unimed.models import foreign
@@ -25,8 +26,9 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
 
     Args:
         path: a folder written by `save_pretrained`, `tools/export.py` or `tools/convert.py`; a published checkpoint of
-            a known layout (converted once into the cache folder); a Hugging Face hub id of one of our folders; or
-            `open_clip:NAME[/WEIGHTS]` or `hf-hub:OWNER/NAME` for a contrastive model in open_clip's layout.
+            a known layout (converted once into the cache folder); a Hugging Face hub id of either, `OWNER/NAME` or
+            `OWNER/NAME/FILE`; or `open_clip:NAME[/WEIGHTS]` or `hf-hub:OWNER/NAME` for a contrastive model in
+            open_clip's layout.
         device: "auto" takes a GPU where there is one; otherwise a torch device.
         calibration: file written by `tools/calibrate.py` on held-out cases of this model; `confidence`, `box_std_px`
             and the outer and inner boxes of its regions are then calibrated numbers.
@@ -51,7 +53,7 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
         path = load_named(str(path))
         if isinstance(path, torch.nn.Module):
             return (path if dtype == "auto" else path.to(options["dtype"])).to(chosen).eval()
-    source = _folder(path)
+    source = source_of(path)
     if not _is_ours(source):
         source = _converted(source)
     model = _open(source, options)
@@ -64,8 +66,8 @@ def load(path, device: str = "auto", dtype: str = "auto", calibration=None):
     return model.to(chosen).eval()
 
 
-def _folder(path) -> Path:
-    """A file or folder here, or what was fetched of the hub (no Python files).
+def source_of(path) -> Path:
+    """A file or folder here, or what was fetched of the hub (no Python files): `OWNER/NAME` or `OWNER/NAME/FILE`.
 
     Raises:
         LoadError: neither.
@@ -73,6 +75,11 @@ def _folder(path) -> Path:
     source = Path(path)
     if source.exists():
         return source
+    try:
+        if (file := foreign.hub_file(str(path))) is not None:
+            return file
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path} is no file here, and cannot be had from the hub: {error}") from error
     if os.sep in str(path).strip(os.sep) and str(path).count("/") != 1:
         raise LoadError(f"{path} does not exist")
     if source.parent != Path(".") and source.parent.is_dir():
@@ -92,7 +99,7 @@ def _open(source: Path, options: dict):
     from transformers import MODEL_MAPPING, AutoModel
 
     settings = foreign.config(source)
-    kind = MODEL_MAPPING[type(settings)] if type(settings) in MODEL_MAPPING else AutoModel
+    kind: Any = MODEL_MAPPING[type(settings)] if type(settings) in MODEL_MAPPING else AutoModel
     if kind is not AutoModel and kind.__module__.startswith("unimed."):
         return kind.from_pretrained(source, **options)
     return foreign.model(AutoModel, source, **options)

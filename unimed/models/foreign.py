@@ -50,6 +50,14 @@ PATTERNS += [f"{BACKBONE_PROCESSOR}/{name}" for name in (*_CONFIGURATIONS, *_TOK
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 _WEIGHTS += ["open_clip_config.json", "open_clip_pytorch_model.bin"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILE = re.compile(_HUB_ID.pattern.replace("(/", "/").replace(")?", "") + r"/[\w.-]+\.(pt|pth|ckpt|safetensors)")
+#: Published folders of the hub that are read by one weight file in them.
+HUB_FILES = {
+    "microsoft/BiomedParse": "biomedparse_v2.ckpt",
+    "UzairK/unimed-clip-vit-b16": "unimed-clip-vit-b16.pt",
+    "UzairK/unimed_clip_vit_l14_base_text_encoder": "unimed_clip_vit_l14_base_text_encoder.pt",
+    "UzairK/unimed_clip_vit_l14_large_text_encoder": "unimed_clip_vit_l14_large_text_encoder.pt",
+}
 
 
 class ForeignError(ValueError):
@@ -103,6 +111,23 @@ def folder_of(name: str | os.PathLike, weights: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(str(name), allow_patterns=PATTERNS + (_WEIGHTS if weights else [])))
+
+
+def hub_file(name: str) -> Path | None:
+    """A weight file of a hub folder, fetched: `OWNER/NAME/FILE`, or the id of a folder known for one (`HUB_FILES`).
+
+    None where the name is of another form, or something of that name lies here.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    name = f"{name}/{HUB_FILES[name]}" if name in HUB_FILES else name
+    if not _HUB_FILE.fullmatch(name) or ".." in name or Path(name.split("/")[0]).exists():
+        return None
+    from huggingface_hub import hf_hub_download
+
+    owner, folder, file = name.split("/")
+    return Path(hf_hub_download(f"{owner}/{folder}", file))
 
 
 def hub_name(name, what: str) -> str:

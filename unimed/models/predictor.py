@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from unimed.geometry import Geometry
 from unimed.io.images import Image
@@ -21,6 +22,11 @@ class Predictor:
     of them or None, and `_predict_volume(volume, texts, regions, site=, modality=, window=, plane=, **options)`; both
     return one `Prediction` per text.
     """
+
+    if TYPE_CHECKING:  # what a family brings
+        config: Any
+        _predict_images: Callable[..., list[Prediction]]
+        _predict_volume: Callable[..., list[Prediction]]
 
     #: Images worked on together by default.
     prediction_batch = 8
@@ -58,9 +64,9 @@ class Predictor:
             ReadError, ImageError, VolumeError, PromptError: what cannot be read or asked; nothing is computed then.
         """
         single = isinstance(text, str)
-        texts = [text] if single else list(text)
+        texts = [text] if isinstance(text, str) else list(text)
         given = None if regions is None else [regions] * len(texts)
-        choices = dict(site=site, modality=modality, window=window, plane=plane)
+        choices: dict[str, Any] = dict(site=site, modality=modality, window=window, plane=plane)
         found = self.predict_batch([image] * len(texts), texts, given, **choices, **options)
         return found[0] if single else found
 
@@ -110,7 +116,7 @@ class Predictor:
         if flat:
             size = self.prediction_batch if batch_size is None else batch_size
             chosen = ([values[place] for place in flat] for values in (sources, texts, regions))
-            told = {"modality": modality, "site": site} if self.given_modality else {}
+            told: dict[str, Any] = {"modality": modality, "site": site} if self.given_modality else {}
             told |= {"task": [tasks[place] for place in flat]} if given else {}
             for place, one in zip(flat, self._predict_images(*chosen, batch_size=size, **told, **options), strict=True):
                 predictions[place] = one

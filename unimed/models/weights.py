@@ -248,6 +248,12 @@ class WholeWeights:
             return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
         return model
 
+    def push_to_hub(self, repo_id: str, **options) -> str:
+        """As transformers does, with the card and the sources of its folder; see `unimed.models.publishing.push`."""
+        from unimed.models.publishing import push
+
+        return push(self, repo_id, **options)
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As transformers does, every tensor; see `save_whole`. The shim for `trust_remote_code=True` lies beside them.
 

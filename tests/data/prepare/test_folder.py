@@ -5,7 +5,9 @@ import json
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
+from clinical import ct_series
 from PIL import Image
 
 from unimed.commands import prepare as verbs
@@ -13,6 +15,7 @@ from unimed.data.checks import check
 from unimed.data.prepare.folder import assign_splits
 from unimed.data.prepare.pairing import FolderError, ImageFile, owner_of
 from unimed.data.readers.records import RecordDataset, read_records
+from unimed.io.read import read
 
 
 def png(path, array):
@@ -93,6 +96,81 @@ def test_labels_colors_and_what_is_absent(tmp_path):
         assert {r["regions"][0]["phrase"] for r in absent} == {"liver tumor"} and len(absent) == 2
         tumors = [r for r in found if r["task"] == "box" and r["regions"][0]["phrase"] == "liver tumor"]
         assert [r["regions"][0]["box_xyxy_px"] for r in tumors] == [[20, 30, 25, 35]] * 2
+
+
+def test_a_value_without_a_name_is_refused(tmp_path, capsys):
+    image, mask = draw(0)
+    mask[30:33, 20:22] = 2
+    png(tmp_path / "i" / "a.png", image)
+    png(tmp_path / "m" / "a.png", mask)
+    png(tmp_path / "c" / "a.png", np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[mask])
+    for folder, named, message in (
+        ("m", ["--labels", "1=liver"], "label 2 (6 pixels) without a name; add --labels 2=NAME"),
+        ("c", ["--colors", "ff0000=liver"], "color 00ff00 (6 pixels) without a name; add --colors 00ff00=NAME"),
+    ):
+        arguments = (tmp_path / "i", tmp_path / folder, "--out", tmp_path / f"out-{folder}", *named)
+        assert prepare(*arguments) == 1
+        error = capsys.readouterr().err
+        assert f"{tmp_path / folder / 'a.png'}: {message}" in error and error.count("\n") == 1
+        other = "2=Background" if folder == "m" else "00ff00=background"
+        assert prepare(*arguments, other) == 0
+        assert {r["regions"][0]["phrase"] for r in records_of(tmp_path / f"out-{folder}")} == {"liver"}
+
+
+def test_dicom_slices_and_series_know_their_patients(tmp_path, capsys):
+    for n in range(4):
+        for folder, name in (("series", f"case{n}"), ("single", "")):
+            path = tmp_path / folder / name
+            ct_series(path / "study" if name else path / str(n), PatientID=f"Secret-{n // 2}")
+        labels = np.zeros((9, 7, 6), np.uint8)
+        labels[2:5, 1:4, 2:4] = 1
+        volume, geometry = read(tmp_path / "series" / f"case{n}")
+        assert volume.shape == labels.shape
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        affine = np.diag([-1, -1, 1, 1]) @ geometry.affine if not n else geometry.affine
+        nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / "masks" / f"case{n}.nii.gz")
+    arguments = [tmp_path / "series", tmp_path / "masks", "--out", tmp_path / "out", "--phrase", "liver"]
+    assert prepare(*arguments) == 1  # the first mask lies elsewhere in the patient
+    assert "case0.nii.gz" in capsys.readouterr().err
+    assert prepare(*arguments, "--skip-bad") == 2
+    assert "2 patients were told apart by the headers of DICOM files" in capsys.readouterr().out
+    found = records_of(tmp_path / "out")
+    assert {r["patient_id"] for r in found} == {"dicom-patient-1", "dicom-patient-2"} and len(found) == 3
+    assert all("Secret" not in json.dumps(r) for r in found)
+    assert {kind for _, kind, *_ in check(tmp_path / "out").problems} <= {"duplicate"}  # one phantom, four times
+    sample = next(s for split in ("train", "val", "test") for s in RecordDataset(tmp_path / "out", split))
+    assert sample.regions[0].mask.sum() == 18
+
+    for n in range(4):
+        (slice_file,) = sorted((tmp_path / "single" / str(n)).iterdir())[:1]
+        rows = pydicom.dcmread(slice_file)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        slice_file.rename(tmp_path / "images" / f"IM{n}")  # as scanners name them
+        mask = np.zeros((rows.Rows, rows.Columns), np.uint8)
+        mask[1:4, 2:5] = 1
+        png(tmp_path / "flat" / f"IM{n}.png", mask)
+    out = tmp_path / "slices"
+    assert prepare(tmp_path / "images", tmp_path / "flat", "--out", out, "--phrase", "liver", "--split", 1, 0, 1) == 0
+    splits = {}
+    for record in records_of(out):
+        splits.setdefault(record["patient_id"], set()).add(record["split"])
+    assert len(splits) == 2 and all(len(split) == 1 for split in splits.values())
+    assert {kind for _, kind, *_ in check(out).problems} <= {"duplicate"}
+
+
+def test_images_without_a_mask_and_leaking_patients_are_named(tmp_path, capsys):
+    image, mask = draw(0)
+    for split in ("train", "test"):
+        png(tmp_path / "i" / split / "p7_1.png", image)
+        png(tmp_path / "m" / split / "p7_1.png", mask)
+    run = (tmp_path / "i", tmp_path / "m", "--out", tmp_path / "out", "--phrase", "x")
+    assert prepare(*run, "--patient-pattern", r"(p\d)") == 1
+    error = capsys.readouterr().err
+    assert all(f"{split}/p7_1.png in {split}" in error for split in ("train", "test")) and "keep one split" in error
+    (tmp_path / "m" / "test" / "p7_1.png").unlink()
+    assert prepare(*run) == 1
+    error = capsys.readouterr().err
+    assert "test/p7_1.png: no mask of its name" in error and error.count("\n") == 1
 
 
 def test_volumes_as_nnunet_lays_them_out(tmp_path):

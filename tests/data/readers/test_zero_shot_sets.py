@@ -107,16 +107,21 @@ def test_what_is_wrong_is_named(tmp_path):
         read_set(SETS["PCAM"], tmp_path)
 
 
-def test_imported_prompts_are_checked(tmp_path):
-    """A user's own file is parsed and never run; what does not fit the fingerprint is left out and named."""
+def write_constants(path):
+    """A file of prompts as the published one is laid out: one set whose prompts are public, one of other words."""
     one = SETS["BACH"]
     good = {entry["key"]: one.own_prompts()[entry["name"]] for entry in one.classes}
-    source = tmp_path / "constants.py"
-    source.write_text(
+    path.write_text(
         f"raise SystemExit('this runs nothing')\nBACH_prompts = {good!r}\n"
         f"Osteo_prompts = { ({k: ['x'] for k in ('Normal non-tumor', 'Necrotic', 'Tumor')})!r}\n"
         "PCAM = {'Lymph node': ['a']}\nacl_mri_prompts = make()\n"
     )
+
+
+def test_imported_prompts_are_checked(tmp_path):
+    """A user's own file is parsed and never run; what does not fit the fingerprint is left out and named."""
+    one, source = SETS["BACH"], tmp_path / "constants.py"
+    write_constants(source)
     states = import_prompts(source, tmp_path / "prompts.json")
     assert states["BACH"] == "published" and "fingerprint" in states["Osteo"]
     assert "is missing" in states["PCAM"] and "not in the file" in states["acl_mri"]

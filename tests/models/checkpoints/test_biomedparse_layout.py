@@ -72,6 +72,20 @@ def tokens():
     return train_tokenizer(["liver", "left kidney"], 520)
 
 
+def write_published(folder, version, **changes):
+    """The file of a version with random weights of a size for tests and the published vocabulary, in `folder`."""
+    kind, configuration = {1: (BiomedParseV1Model, BiomedParseV1Config), 2: (BoltzFormerModel, BoltzFormerConfig)}[
+        version
+    ]
+    torch.manual_seed(0)
+    model = kind(configuration.tiny(text_vocab_size=49408, **changes)).eval()
+    if version == 1:
+        torch.save(unname(model), folder / "biomedparse_v1.pt")
+    else:
+        state = {f"model.{name}": tensor for name, tensor in unname(model).items()}
+        torch.save({"state_dict": state, "epoch": 3}, folder / "biomedparse_v2.ckpt")
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_convert_and_load(version, tokens, tmp_path, monkeypatch):
     torch.manual_seed(0)

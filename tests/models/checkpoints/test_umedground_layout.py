@@ -43,8 +43,12 @@ def random_state(layout="peft_training_state_dict", rows=None):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+def write_base(folder):
     """A LLaVA folder of 320 pieces: configuration, tokenizer and CLIP's configuration."""
-    folder = tmp_path_factory.mktemp("base")
+    folder.mkdir(exist_ok=True)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -69,7 +73,12 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+def write_clip(folder):
+    """A CLIP folder with the tower of the published state."""
+    folder.mkdir(exist_ok=True)
     prefix = "base_model.model.model.vision_tower.vision_tower."
     tensors = {n.removeprefix(prefix): t for n, t in random_state().items() if n.startswith(prefix)}
     save_file(tensors, folder / "model.safetensors")
@@ -183,7 +192,8 @@ def test_half_precision_stays_half_and_answers(tmp_path, base, clip):
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
 
 
-def test_lisa_keeps_its_masks(tmp_path, base, clip):
+def lisa_state():
+    """A published LISA: no box heads, but the parts that make masks."""
     state = random_state("merged_saved_keys_without_vision_tower")
     state = {n: t for n, t in state.items() if "bbox_prediction_head" not in n}
     decoder = "model.visual_model.mask_decoder."
@@ -196,6 +206,18 @@ def test_lisa_keeps_its_masks(tmp_path, base, clip):
         for layer, out in ((0, 64), (1, 64), (2, 8)):
             state[f"{decoder}output_hypernetworks_mlps.{mask}.layers.{layer}.weight"] = torch.randn(out, 64)
             state[f"{decoder}output_hypernetworks_mlps.{mask}.layers.{layer}.bias"] = torch.randn(out)
+    return state
+
+
+def llava_state():
+    """A published LLaVA v1 of 320 pieces."""
+    state = random_state("merged_saved_keys_without_vision_tower", rows=320)
+    keep = ("model.embed_tokens.", "model.layers.", "model.norm.", "model.mm_projector.", "lm_head.")
+    return {name: tensor for name, tensor in state.items() if name.startswith(keep)}
+
+
+def test_lisa_keeps_its_masks(tmp_path, base, clip):
+    state = lisa_state()
     source = tmp_path / "lisa"
     source.mkdir()
     shards(source, state, base, tokens=["[SEG]", "<im_start>", "<im_end>"], architectures=["LISAForCausalLM"])
@@ -275,9 +297,7 @@ def test_a_new_model_starts_from_published_parts(tmp_path, base, clip, style):
 
 @torch.no_grad()
 def test_llava_v1_becomes_transformers_llava(tmp_path, base, clip):
-    state = random_state("merged_saved_keys_without_vision_tower", rows=320)
-    keep = ("model.embed_tokens.", "model.layers.", "model.norm.", "model.mm_projector.", "lm_head.")
-    state = {name: tensor for name, tensor in state.items() if name.startswith(keep)}
+    state = llava_state()
     source = tmp_path / "llava"
     source.mkdir()
     shards(source, state, base, tokens=[])

@@ -86,3 +86,15 @@ def test_shipped_configs_are_accepted():
     for name in ("published", "_tiny", "_tug_of_war"):
         config = load_config(f"configs/uni_med/{name}.py")
         assert config["task"]["type"] == "MultiTask"
+
+
+def test_options_replace_values_of_the_yaml(tmp_path):
+    source = tmp_path / "train.yaml"
+    source.write_text(YAML)
+    uni_med_yaml.convert(source, tmp_path / "out", options=["run.init_lr=1e-6", "model.num_experts=3", "run.seed=7"])
+    config = load_config(tmp_path / "out" / "train.py")
+    assert (config["optimizer"]["lr"], config["task"]["connector"]["num_experts"], config["seed"]) == (1e-6, 3, 7)
+    for wrong in ("init_lr=1", "run.init_lr", "run.init_lr.more=1", "run.seed=[1"):
+        with pytest.raises(CheckpointError, match="--options"):
+            uni_med_yaml.convert(source, tmp_path / "none", options=[wrong])
+    assert not (tmp_path / "none").exists()

@@ -12,5 +12,6 @@ COMMANDS = {
     ),
     "unimed-clip": ("unimed.data.prepare.unimed_clip", "image-text shards of UniMed-CLIP's sources"),
     "croissant": ("unimed.data.prepare.croissant", "a prepared set described in Croissant (JSON-LD)"),
+    "card": ("unimed.data.prepare.card", "a prepared set described for people: counts, labels, licenses (README.md)"),
     "repack": ("unimed.data.prepare.repack", "records and their files as tar shards or Parquet"),
 }

@@ -2,6 +2,7 @@
 
 unimed prepare folder images/ masks/ --out data/mine --phrase tumor --modality MRI
 unimed prepare folder imagesTr/ labelsTr/ --out data/mine --labels 1=liver 2="liver tumor" --modality CT --site abdomen
+unimed prepare folder dicom/ masks/ --out data/mine --labels 1=liver        (dicom/CASE/*.dcm, masks/CASE.nii.gz)
 unimed prepare folder images/ --classes --out data/mine
 unimed prepare folder images/ --table list.csv --out data/mine
 
@@ -23,12 +24,24 @@ import numpy as np
 
 from unimed import progress
 from unimed.data.prepare.cases import SPLITS, box_of, slug
-from unimed.data.prepare.pairing import FolderError, ImageFile, MaskFile, by_class, from_table, is_volume, pair
+from unimed.data.prepare.label_names import Names
+from unimed.data.prepare.pairing import (
+    FolderError,
+    ImageFile,
+    MaskFile,
+    by_class,
+    dicom_patient,
+    from_table,
+    is_volume,
+    pair,
+)
 from unimed.data.prepare.questions import BOX, IF_PRESENT, SEGMENT, Answer
-from unimed.files import atomic_folder, read_json, write_json_lines, write_report
+from unimed.files import atomic_folder, write_json_lines, write_report
+from unimed.geometry import GeometryError, align
 from unimed.io.errors import ImageError, MaskError, ReadError
 from unimed.io.images import load
-from unimed.io.masks import load_labels, load_mask
+from unimed.io.masks import load_mask, whole_numbers
+from unimed.io.read import read
 from unimed.names import without_suffix
 
 #: Things that are not there are asked for at most so often per image, so that "no" does not outnumber the masks.
@@ -45,9 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="folder of the data set to write; must not be there yet")
     parser.add_argument("--phrase", default="", help="what the masks show, where their names do not say it")
     parser.add_argument(
-        "--labels", nargs="+", metavar="VALUE=NAME", help="values of label maps, or a JSON file such as nnU-Net's"
+        "--labels",
+        nargs="+",
+        metavar="VALUE=NAME",
+        help="values of label maps, or a JSON file such as nnU-Net's; every value has a name, `background` is left out",
     )
-    parser.add_argument("--colors", nargs="+", metavar="RRGGBB=NAME", help="colors of color maps, in hexadecimal")
+    parser.add_argument(
+        "--colors",
+        nargs="+",
+        metavar="RRGGBB=NAME",
+        help="colors of color maps, in hexadecimal; every color but black has a name",
+    )
     parser.add_argument("--classes", action="store_true", help="images lie in one folder per class")
     parser.add_argument("--table", help="CSV or TSV: image, mask, phrase, class, patient, split, question, answer, ...")
     parser.add_argument("--patient-pattern", help="regular expression; its group is the patient in a file name")
@@ -77,10 +98,13 @@ def run(args: argparse.Namespace) -> int:
     for image in images:
         image.modality, image.site = image.modality or args.modality, image.site or args.site
         image.patient = image.patient or _patient(image, args.patient_pattern)
-    remarks = assign_splits(images, args.split, args.seed)
+    from_header = _name_dicom_patients(images)
+    remarks = from_header + assign_splits(images, args.split, args.seed)
     with atomic_folder(args.out) as folder:
         counts, broken = write(images, names, folder, args.seed)
         problems += broken
+        if len(problems) == 1 and not args.skip_bad:
+            raise FolderError(f"{problems[0]}; nothing was written, --skip-bad leaves it out")
         if problems and not args.skip_bad:
             for problem in problems[:20]:
                 print(f"problem: {problem}", file=sys.stderr)
@@ -104,55 +128,25 @@ def run(args: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
-class Names:
-    """What values and colors of label maps are called; `phrase` is for masks whose names say nothing."""
-
-    def __init__(self, phrase: str = "", values: dict | None = None):
-        self.phrase, self.values = phrase, values or {}
-
-    @classmethod
-    def of(cls, args) -> Names:
-        values: dict = {}
-        given = args.labels or []
-        if len(given) == 1 and given[0].lower().endswith(".json"):
-            held = read_json(given[0], error=FolderError)
-            held = held.get("labels", held)
-            for one, other in held.items():
-                name, value = (one, other) if isinstance(other, int) else (other, one)
-                if str(value) != "0":
-                    values[_whole(value, given[0])] = str(name).replace("_", " ")
-        else:
-            for entry in given:
-                value, _, name = entry.partition("=")
-                values[_whole(value, f"--labels {entry}")] = _named(name, f"--labels {entry}")
-        for entry in args.colors or []:
-            color, _, name = entry.partition("=")
-            color = color.removeprefix("#")
-            if not re.fullmatch("[0-9a-fA-F]{6}", color):
-                raise FolderError(f"--colors {entry}: write a color as RRGGBB, e.g. ff0000=tumor")
-            values[tuple(bytes.fromhex(color))] = _named(name, f"--colors {entry}")
-        return cls(args.phrase, values)
-
-
-def _whole(value, where: str) -> int:
-    if not str(value).isdigit():
-        raise FolderError(f"{where}: {value!r} is no whole number; write 1=liver 2=kidney")
-    return int(value)
-
-
-def _named(name: str, where: str) -> str:
-    if not name.strip():
-        raise FolderError(f"{where}: says no name; write VALUE=NAME")
-    return name.strip()
-
-
 def _patient(image: ImageFile, pattern: str | None) -> str:
     if not pattern:
         return ""
-    match = re.search(pattern, image.path.name)
+    match = re.search(pattern, image.path.name) or re.search(pattern, image.key)
     if match is None:
         raise FolderError(f"{image.path}: --patient-pattern {pattern!r} finds no patient in its name")
     return match.group(1) if match.groups() else match.group()
+
+
+def _name_dicom_patients(images: list[ImageFile]) -> list[str]:
+    """Patients of DICOM files whose patient nobody named, by their headers; numbered, so that no record tells who.
+
+    Returns remarks.
+    """
+    numbers: dict[str, int] = {}
+    for image in images:
+        if not image.patient and (found := dicom_patient(image.path)):
+            image.patient = f"dicom-patient-{numbers.setdefault(found, len(numbers) + 1)}"
+    return [f"{len(numbers)} patients were told apart by the headers of DICOM files"] if numbers else []
 
 
 def assign_splits(images: list[ImageFile], fractions, seed: int) -> list[str]:
@@ -173,7 +167,9 @@ def assign_splits(images: list[ImageFile], fractions, seed: int) -> list[str]:
     for patient, members in groups.items():
         stated = {image.split for image in members if image.split}
         if len(stated) > 1:
-            raise FolderError(f"patient {members[0].key}: images in {' and '.join(sorted(stated))}; keep one split")
+            places = {image.split: image.path or image.key for image in members}
+            where = ", ".join(f"{places[split]} in {split}" for split in sorted(stated))
+            raise FolderError(f"one patient lies in several splits: {where}; keep one split per patient")
         if not stated:
             free.append(patient)
         for image in members:
@@ -226,7 +222,11 @@ def write(images: list[ImageFile], names: Names, folder: Path, seed: int) -> tup
 def _records(image: ImageFile, stem: str, names: Names, vocabulary, classes, folder: Path, seed: int):
     volume = is_volume(image.path)
     draw = random.Random(f"{seed}/{image.key}")
-    source = None if volume else load(image.path, modality=image.modality, site=image.site)
+    if volume:
+        array, geometry = read(image.path)
+        source = (array.shape, geometry)
+    else:
+        source = load(image.path, modality=image.modality, site=image.site)
     found = [entry for mask in image.masks for entry in _masks(mask, names, source, volume)]
     common = {
         ("volume" if volume else "image"): _copied(image.path, folder / "images", stem, folder),
@@ -273,10 +273,12 @@ def _records(image: ImageFile, stem: str, names: Names, vocabulary, classes, fol
 
 def _masks(mask: MaskFile, names: Names, source, volume: bool):
     """(phrase, mask, value in its file, bool array) of everything a mask file shows."""
-    if names.values and not mask.phrase and mask.value is None:
+    if names.known and not mask.phrase and mask.value is None:
+        names.refuse_unknown(mask.path, volume)
+        labels = _volume_labels(mask.path, *source) if volume else None
         for value, phrase in names.values.items():
             if volume:
-                inside = load_labels(mask.path)[0] == value
+                inside = labels == value
             else:
                 inside = load_mask(mask.path, label=value, image=source, name=str(mask.path))[0]
             yield phrase, mask, value, inside
@@ -285,14 +287,30 @@ def _masks(mask: MaskFile, names: Names, source, volume: bool):
     if not phrase:
         raise MaskError(f"{mask.path}: nothing says what it shows; give --phrase, or --labels for a label map")
     if volume:
-        labels = load_labels(mask.path)[0]
+        labels = _volume_labels(mask.path, *source)
         yield phrase, mask, mask.value, (labels > 0 if mask.value is None else labels == mask.value)
     else:
         yield phrase, mask, mask.value, load_mask(mask.path, label=mask.value, image=source, name=str(mask.path))[0]
 
 
+def _volume_labels(path: Path, shape: tuple[int, ...], target) -> np.ndarray:
+    """The label map of a volume in the order of its axes.
+
+    Raises:
+        MaskError: it lies on another grid.
+    """
+    labels, geometry = read(path)
+    try:
+        return align(whole_numbers(labels, str(path)), geometry, target, shape)[0]
+    except GeometryError as error:
+        raise MaskError(f"{path}: mask is {labels.shape}, its image {shape}: {error}; resample it first") from error
+
+
 def _copied(path: Path, destination: Path, stem: str, folder: Path) -> str:
     destination.mkdir(exist_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, destination / stem, ignore=shutil.ignore_patterns(".*"))
+        return (destination / stem).relative_to(folder).as_posix()
     suffix = path.name[len(without_suffix(path.name)) :]
     copy = destination / f"{stem}{suffix.lower()}"
     shutil.copyfile(path, copy)

@@ -4,6 +4,7 @@ images/case7.png        masks/case7.png               same name; `--phrase` or `
 images/case7.png        masks/case7_effusion.png      the rest of the name is what is shown
 images/case7.png        masks/effusion/case7.png      the folder is what is shown
 imagesTr/a_0000.nii.gz  labelsTr/a.nii.gz             nnU-Net
+images/case7/*.dcm      masks/case7.nii.gz            a folder of DICOM slices is one volume where its mask is one
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unimed.files import resolve_inside
+from unimed.io.dicom import open_dicom
+from unimed.io.dicom_series import is_dicom
 from unimed.io.raster import SUFFIXES as IMAGE_SUFFIXES
 from unimed.names import without_suffix
 
@@ -82,22 +85,44 @@ def image_files(folder: Path) -> list[Path]:
         raise FolderError(f"{folder}: no such folder")
     endings = (*IMAGE_SUFFIXES, *_VOLUMES, *_DICOM)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    found = [path for path in files if path.name.lower().endswith(endings)]
+    found = [path for path in files if path.name.lower().endswith(endings) or _is_nameless_dicom(path)]
     if not found:
         raise FolderError(f"{folder}: no image or volume in it; known endings are {', '.join(sorted(endings))}")
     return found
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a file holds a volume, by its ending."""
-    return path.name.lower().endswith(_VOLUMES)
+    """Whether a path is a volume: a folder of slices, or a file, by its ending."""
+    return path.is_dir() or path.name.lower().endswith(_VOLUMES)
 
 
-def pair(images: Path, masks: Path | None) -> tuple[list[ImageFile], list[str]]:
+def _is_nameless_dicom(path: Path) -> bool:
+    """A DICOM file as scanners name them (IM000001, 1.2.840.113619.7); a DICOMDIR is only a list of others."""
+    return path.suffix.lower() in ("", *(f".{n}" for n in [path.suffix[1:]] if n.isdigit())) and (
+        path.name.upper() != "DICOMDIR" and is_dicom(path)
+    )
+
+
+def dicom_patient(path: Path) -> str:
+    """The patient's ID in the header of a DICOM file, or of the first one of a folder; "" where there is none."""
+    if path.is_dir():
+        path = next((one for one in sorted(path.rglob("*")) if one.is_file() and is_dicom(one)), path)
+    if path.is_dir() or not is_dicom(path):
+        return ""
+    return str(open_dicom(path, pixels=False).get("PatientID") or "").strip()
+
+
+def _series_folders(images: Path, paths: Iterable[Path]) -> dict[str, Path]:
+    """Folders below `images` with DICOM files in or below them, by their relative path."""
+    folders = {parent for path in paths if is_dicom(path) for parent in path.relative_to(images).parents}
+    return {folder.as_posix(): images / folder for folder in sorted(folders) if folder.parts}
+
+
+def pair(images: Path, masks: Path) -> tuple[list[ImageFile], list[str]]:
     """The images of a folder, each with its masks.
 
     Returns:
-        (images, problems): masks without an image and masks that fit two images are problems, by name.
+        (images with masks, problems): masks without an image and images without a mask are problems, by name.
     """
     paths = image_files(images)
     keys = {path: without_suffix(path.relative_to(images).as_posix()) for path in paths}
@@ -113,14 +138,23 @@ def pair(images: Path, masks: Path | None) -> tuple[list[ImageFile], list[str]]:
         split = SPLIT_NAMES.get(keys[path].split("/")[0].lower(), "") if "/" in keys[path] else ""
         found[keys[path]] = ImageFile(path, keys[path], split=split)
     problems = []
-    for path in image_files(masks) if masks is not None else ():
+    mask_paths = image_files(masks)
+    series = _series_folders(images, paths) if any(is_volume(path) for path in mask_paths) else {}
+    for path in mask_paths:
         key = without_suffix(path.relative_to(masks).as_posix())
-        owner, phrase = owner_of(key, found)
+        owner, phrase = owner_of(key, {**series, **found})
         if owner is None:
-            problems.append(f"{path}: no image of its name in {images}")
-        else:
-            found[owner].masks.append(MaskFile(path, phrase))
-    return list(found.values()), problems
+            problems.append(f"{path}: no image of its name in {images}; name it as its image, or give --table")
+            continue
+        if owner not in found:
+            split = SPLIT_NAMES.get(owner.split("/")[0].lower(), "") if "/" in owner else ""
+            found[owner] = ImageFile(series[owner], owner, split=split)
+        found[owner].masks.append(MaskFile(path, phrase))
+    taken = [f"{key}/" for key, image in found.items() if image.path.is_dir()]
+    for key, image in found.items():
+        if not image.masks and not key.startswith(tuple(taken)):
+            problems.append(f"{image.path}: no mask of its name in {masks}; an empty mask says that nothing is there")
+    return [image for image in found.values() if image.masks], problems
 
 
 def owner_of(key: str, images: Mapping[str, object]) -> tuple[str | None, str]:
@@ -190,7 +224,7 @@ def from_table(table: Path, root: Path) -> list[ImageFile]:
         value = {use: (row.get(name) or "").strip() for use, name in known.items()}
         where = f"{table}: line {number}"
         path = resolve_inside(root, value["image"], where=where, error=FolderError)
-        if not path.is_file():
+        if not path.is_file() and not (value["image"] and path.is_dir()):
             raise FolderError(f"{where}: {value['image']} is missing in {root}; paths are relative to IMAGES")
         key = without_suffix(value["image"])
         image = found.setdefault(key, ImageFile(path, key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pprint
+from collections.abc import Sequence
 from pathlib import Path
 
 from unimed.files import write_atomic
@@ -89,7 +90,12 @@ def add_arguments(parser) -> None:
 
 
 def convert(
-    source: Path, destination: Path, llama: str | None = None, eva: str | None = None, data_root: str = "data/uni_med"
+    source: Path,
+    destination: Path,
+    llama: str | None = None,
+    eva: str | None = None,
+    data_root: str = "data/uni_med",
+    options: Sequence[str] = (),
 ) -> ConversionReport:
     """Write the config; every key of the YAML is in the report as mapped, dropped with its reason, or unexpected.
 
@@ -97,6 +103,7 @@ def convert(
         destination: a `.py` file, or a folder that gets `<name of the YAML>.py`.
         llama, eva: paths; the YAML's `llm_model_path` and `pretrained/eva_vit_g.pth` by default.
         data_root: folder below which the data sets lie; the YAML does not know them.
+        options: "section.key=value" that replace values of the YAML, as the published `--options`.
 
     Raises:
         CheckpointError: no YAML of Uni-Med, an unknown data set (the known ones are listed), or no projector_type.
@@ -105,6 +112,8 @@ def convert(
     if destination.suffix != ".py":
         destination = destination / f"{source.stem}.py"
     values = _read(source)
+    for option in options:
+        _replace(values, option)
     model, run, datasets = (values.get(name) or {} for name in ("model", "run", "datasets"))
     if model.get("arch") != "uni_med":
         raise CheckpointError(f"{source}: model.arch is {model.get('arch')!r}, expected 'uni_med'")
@@ -128,6 +137,25 @@ def convert(
     text += [f"{key} = {pprint.pformat(value, width=118, sort_dicts=False)}" for key, value in config.items()]
     write_atomic(destination, lambda path: Path(path).write_text("\n".join(text) + "\n", encoding="utf-8"))
     return report
+
+
+def _replace(values: dict, option: str) -> None:
+    """Set "run.init_lr=1e-5" in the values of a YAML."""
+    import yaml
+
+    name, equals, text = option.partition("=")
+    *sections, key = name.split(".")
+    if not equals or not sections or not key:
+        raise CheckpointError(f"--options {option}: write SECTION.KEY=VALUE, e.g. run.init_lr=1e-5")
+    for section in sections:
+        values[section] = values.get(section) or {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise CheckpointError(f"--options {option}: {section} is a value, no section")
+    try:
+        values[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"--options {option}: {text!r} is no YAML value") from error
 
 
 def _read(path: Path) -> dict:
