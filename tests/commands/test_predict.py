@@ -216,3 +216,36 @@ def test_a_cohort_asks_every_source_and_keeps_what_failed_as_rows(place, tmp_pat
         assert any(name.endswith("00000002-ct-0.nii.gz") for name in rows[2]["files"])
     finally:
         (place / "in" / "broken.png").unlink()
+
+
+def test_images_of_a_folder_are_asked_together_and_answered_as_one_by_one(place, tmp_path, capsys, monkeypatch):
+    from unimed.models.grounded.modeling import GroundedMLLM
+
+    rng = np.random.default_rng(3)
+    for number, size in enumerate([(20, 30), (64, 40), (33, 33)]):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    asked, usual = [], GroundedMLLM._decode
+
+    def counted(self, inputs, *rest, **options):
+        asked.append(len(inputs["input_ids"]))
+        return usual(self, inputs, *rest, **options)
+
+    monkeypatch.setattr(GroundedMLLM, "_decode", counted)
+    found = {}
+    for size in ("1", "4"):
+        asked.clear()
+        code = main(["predict", str(place / "grounded"), str(tmp_path / "in"), "liver", "where is it?", "--out",
+                     str(tmp_path / size), "--max-new-tokens", "4", "--json", "--batch-size", size])  # fmt: skip
+        captured = capsys.readouterr()
+        assert code == 2 and "broken" in captured.err
+        rows = [json.loads(line) for line in captured.out.splitlines()]
+        found[size] = {row["source"]: [answer["text"] for answer in row["answers"]] for row in rows}
+        assert len(rows) == 3
+    assert found["1"] == found["4"]
+    (tmp_path / "in" / "broken.png").unlink()
+    asked.clear()
+    main(["predict", str(place / "grounded"), str(tmp_path / "in"), "liver", "where is it?", "--out",
+          str(tmp_path / "all"), "--max-new-tokens", "4", "--json", "--batch-size", "6"])  # fmt: skip
+    assert asked == [6], "three images with two questions are one batch"

@@ -73,3 +73,33 @@ def test_a_graph_with_other_numbers_leaves_nothing_behind(tmp_path):
 def test_a_folder_without_a_mask_stage_is_named(tmp_path):
     with pytest.raises(ValueError, match="no mask_stage.json in it; write it by"):
         MaskStage(tmp_path)
+
+
+def test_openvino_answers_as_the_model_does(tmp_path, capsys):
+    pytest.importorskip("openvino")
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    assert main(["export-masks", str(tmp_path / "model"), str(tmp_path / "out"), "--openvino"]) == 0
+    assert "| encoder.xml" in capsys.readouterr().out
+    told = json.loads((tmp_path / "out" / "mask_stage.json").read_text())
+    files = {row["file"]: row["difference"] for row in told["graphs"]}
+    assert {f"{name}.{form}" for name in ("encoder", "boxes", "vectors", "heads") for form in ("xml", "onnx")} == {
+        *files
+    }
+    assert max(files.values()) < 1e-3
+    stage, known = MaskStage(tmp_path / "out", engine="openvino", threads=1), model.segment_boxes(IMAGE, BOXES)
+    for ours, theirs in zip(stage.segment_boxes(IMAGE, BOXES).regions, known.regions, strict=True):
+        assert (ours.mask == theirs.mask).mean() > 0.999
+        assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-4)
+
+
+def test_what_the_runner_refuses(tmp_path):
+    with pytest.raises(ValueError, match="no mask_stage.json"):
+        MaskStage(tmp_path)
+    (tmp_path / "mask_stage.json").write_text("{}")
+    with pytest.raises(ValueError, match="engine 'tensorrt' is not known"):
+        MaskStage(tmp_path, engine="tensorrt")
+    with pytest.raises(ValueError, match="no encoder.xml"):
+        MaskStage(tmp_path, engine="openvino")
+    with pytest.raises(ValueError, match="for onnxruntime"):
+        MaskStage(tmp_path, engine="openvino", int8=True)

@@ -86,6 +86,7 @@ def say(model, text):
             return logits
 
     head = model.lm_head
+    model.prompt_lookup_num_tokens = 0  # a token for every pass
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if child is head:

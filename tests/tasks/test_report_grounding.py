@@ -247,6 +247,7 @@ def speak(model):
             return logits
 
     stop = model.processor.tokenizer.eos_token_id
+    model.prompt_lookup_num_tokens = 0  # a token for every pass
     model.backbone.vlm.lm_head = Scripted(model.lm_head, [model.config.box_token_id, stop])
 
 

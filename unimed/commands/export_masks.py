@@ -1,4 +1,4 @@
-"""The mask stage of a model as ONNX: `unimed export-masks MODEL OUT`.
+"""The mask stage of a model as ONNX or OpenVINO: `unimed export-masks MODEL OUT`.
 
 Writes the image encoder, the decoder of boxes, the decoder of language vectors and the heads, each compared with the
 model by onnxruntime (`difference`: largest, relative to the largest value), and `mask_stage.json`. They run without
@@ -17,6 +17,9 @@ def export_masks(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("model", help="folder that unimed.load opens")
     parser.add_argument("out", help="folder to write; must not hold anything")
     parser.add_argument("--int8", action="store_true", help="also the encoder with weights of eight bits")
+    parser.add_argument(
+        "--openvino", action="store_true", help="also every graph in OpenVINO's form (unimed[openvino])"
+    )
     return guarded(_export_masks, parser.parse_args(arguments))
 
 
@@ -26,9 +29,9 @@ def _export_masks(args) -> int:
 
     model = load_model(args.model, able="mask_head", to="point at anything", device="cpu", dtype="float32")
     with progress.stage("exporting and comparing"):
-        rows = export_mask_stage(model, args.out, int8=args.int8)
+        rows = export_mask_stage(model, args.out, int8=args.int8, openvino=args.openvino)
     shown = [
-        {"graph": f"{row['graph']}.onnx", "objects": " ".join(map(str, row["objects"])),
+        {"graph": row["file"], "objects": " ".join(map(str, row["objects"])),
          "difference": f"{row['difference']:.1e}", "MB": row["bytes"] / 1e6}
         for row in rows
     ]  # fmt: skip

@@ -50,8 +50,14 @@ def predict(arguments=None, prog: str | None = None) -> int:
     parser.flag("out", default="predictions")
     for name in ("device", "dtype", "site", "modality", "window", "page", "restart"):
         parser.flag(name)
+    parser.add_argument(
+        "--text-from", metavar="URL",
+        help="a server (vLLM, SGLang, ...) writes the text of answers about images (docs/serving.md)",
+    )  # fmt: skip
+    parser.add_argument("--text-model", metavar="NAME", help="of --text-from: the model there, where it has several")
     add_volume_choices(parser)
     parser.flag("max-new-tokens", default=256)
+    parser.flag("batch-size", default=None, help="images asked about together (default: 8 on a GPU, 1 on a CPU)")
     add_cohort_flags(parser)
     return guarded(_predict, parser.parse_args(with_job(parser, sys.argv[1:] if arguments is None else arguments)))
 
@@ -79,6 +85,9 @@ def _predict(args) -> int:
     if args.dicomweb or args.study or args.stow:
         return _on_server(args)
     if args.engine:
+        for name in ("text_from", "text_model", "batch_size"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} is not for --engine, whose workers ask one by one")
         return predict_cohort(args)
     refuse_cohort_flags(args)
     return _on(*sources_and_texts(args.words, args.text), args)
@@ -125,6 +134,12 @@ def _on(paths: list[Path], texts: list[str], args) -> int:
     # A single source is read first: a wrong path or page should not cost the loading of a model.
     first = open_source(paths[0], **options) if len(paths) == 1 else None
     model = load_model(args.model, device=args.device, dtype=args.dtype)
+    if args.text_from:
+        from unimed.inference.outside_text import OutsideText
+
+        if not hasattr(model, "text_from"):
+            raise ValueError("--text-from is for models that answer in words and point at what they say")
+        model.text_from = OutsideText(args.text_from, args.text_model)
     if windows := getattr(model.config, "ct_windows", None):
         options["windows"], first = windows, None
     if len(paths) == 1:
@@ -135,21 +150,29 @@ def _on(paths: list[Path], texts: list[str], args) -> int:
 
 
 def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: dict) -> int:
-    from unimed.inference.asking import open_source
+    from unimed.inference.asking import ask_images, kind_of, open_source
     from unimed.inference.runs import print_failures, run_cases
     from unimed.structures import Case
 
+    # A run that is stopped loses its batch: where little is gained every image is kept as soon as it is done.
+    usual = 1 if getattr(getattr(model, "device", None), "type", "cpu") == "cpu" else 8
+    together = (args.batch_size or usual) if kind_of(model) == "answers" else 1
+
     def predict(batch):
-        (case,) = batch
-        row = _one(model, open_source(case.inputs["path"], **options), texts, args, how)
-        return [row]
+        sources = [open_source(case.inputs["path"], **options) for case in batch]
+        flat, known = [one for one in sources if not one.is_volume], {}
+        if len(flat) > 1 and kind_of(model) == "answers":
+            found = ask_images(model, flat, texts, batch_size=together, max_new_tokens=args.max_new_tokens,
+                               task=args.task)  # fmt: skip
+            known = {id(source): answers for source, answers in zip(flat, found, strict=True)}
+        return [_one(model, source, texts, args, how, known.get(id(source))) for source in sources]
 
     names = ResultNames(args.out).all(paths)
     cases = [Case(name, {"path": path}) for name, path in zip(names, paths, strict=True)]
     keys = ("model", "task", "plane", "formats", "deidentified", "site", "modality", "window", "page",
-            "max_new_tokens", "series", "phase", "irregular")  # fmt: skip
+            "max_new_tokens", "text_from", "text_model", "series", "phase", "irregular")  # fmt: skip
     settings = {key: getattr(args, key) for key in keys} | {"texts": texts}
-    report = run_cases(cases, predict, args.out, settings=settings, restart=args.restart)
+    report = run_cases(cases, predict, args.out, settings=settings, batch_size=together, restart=args.restart)
     for row in report.rows:
         _show(row, args)
     print(
@@ -161,12 +184,13 @@ def _many(model, paths: list[Path], texts: list[str], args, how: dict, options: 
     return report.exit_code
 
 
-def _one(model, source, texts: list[str], args, how: dict) -> dict:
+def _one(model, source, texts: list[str], args, how: dict, found=None) -> dict:
     from unimed.inference.answering import answer_source
 
     return answer_source(
         model, source, texts, args.out, plane=args.plane, how=how, formats=args.formats,
         deidentified=args.deidentified, max_new_tokens=args.max_new_tokens, task=args.task,
+        found=found,
     )  # fmt: skip
 
 

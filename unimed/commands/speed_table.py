@@ -21,6 +21,7 @@ class Sizes:
     layers: int = 30
     shared: int = 300
     answer: int = 24
+    tokens: tuple[int, ...] = (8, 16, 32)
     questions: tuple[int, ...] = (1, 2, 4, 8)
     clip_width: int = 256
     clip_layers: int = 6
@@ -29,7 +30,7 @@ class Sizes:
     matrix: int = 1024
 
 
-SMALL = Sizes(32, 2, 12, 4, (1, 3), 32, 1, 4, 32, 128)
+SMALL = Sizes(32, 2, 12, 4, (2, 6), (1, 3), 32, 1, 4, 32, 128)
 
 
 def paired(ways: dict[str, Callable], repeat: int) -> dict[str, dict[str, list[float]]]:
@@ -86,7 +87,7 @@ def decoding(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
     lm = random_llama(sizes.width, sizes.layers)
     model = _Parts(lm.model, lm.lm_head, lm.get_input_embeddings())
     weights = sum(p.numel() for p in lm.parameters() if p.ndim == 2)
-    rows, begin = [], torch.randint(1, 2000, (sizes.shared,))
+    rows, begin = _repeated(sizes, lm, model, repeat), torch.randint(1, 2000, (sizes.shared,))
     for count in sizes.questions:
         ids = torch.stack([torch.cat([begin, torch.randint(1, 2000, (8,))]) for _ in range(count)])
         with torch.no_grad():
@@ -100,9 +101,42 @@ def decoding(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
                 lm.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=sizes.answer, do_sample=False)
 
         read = sizes.shared + count * (8 + sizes.answer)
-        rows.append({"axis": "questions", "n": count} | row(
+        rows.append({"axis": "questions on one image", "n": count} | row(
             f"decoding, {count} questions on one image", {"ours": ours, "transformers generate": theirs}, repeat,
             2 * weights * read / 1e9, peak))  # fmt: skip
+    return rows
+
+
+def _repeated(sizes: Sizes, lm, model, repeat: int) -> list[dict]:
+    """One answer that was given before, as answers made of a template are, against transformers' `generate`."""
+    import torch
+
+    from unimed.models.grounded.drafts import Drafts, EarlierAnswers
+    from unimed.models.grounded.generation import generate
+
+    ids, rows = torch.randint(1, 2000, (1, sizes.shared)), []
+    with torch.no_grad():
+        embeds, mask = model.embed_tokens(ids), torch.ones_like(ids)
+    told = dict(keep_states_of=[], keep_last=False)
+    for count in sizes.tokens:
+        before = EarlierAnswers()
+        expected = generate(model, embeds, mask, max_new_tokens=count, **told)[0].ids
+        before.add(expected)
+        found = []
+
+        def ours(count=count, before=before, found=found) -> None:
+            drafts = [Drafts(ids[0].tolist(), 8, before.answers)]
+            found[:] = generate(model, embeds, mask, max_new_tokens=count, drafts=drafts, **told)[0].ids
+
+        def theirs(count=count) -> None:
+            with torch.no_grad():
+                lm.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=count, do_sample=False)
+
+        measured = row(
+            f"decoding, an answer of {count} tokens given before",
+            {"ours": ours, "transformers generate": theirs}, repeat,
+        )  # fmt: skip
+        rows.append({"axis": "tokens of an answer given before", "n": count, "same": found == expected} | measured)
     return rows
 
 
@@ -186,16 +220,18 @@ def everything(out: str | Path, repeat: int = 3, sizes: Sizes | None = None) -> 
 
 
 def draw(path: Path, rows: list[dict]) -> None:
-    """Seconds against the number of questions, ours and the other, as a PNG."""
+    """Seconds against what is scaled, ours and the other, a panel for each axis, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    counts = [one["n"] for one in rows]
-    axes.plot(counts, [one["ours_cpu_s"] for one in rows], "o-", label="ours")
-    axes.plot(counts, [one["ours_cpu_s"] * one["ratio_cpu"] for one in rows], "s--", label=rows[0]["other"])
-    axes.set(xlabel="questions on one image", ylabel="CPU seconds", ylim=(0, None), title="decoding")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes_named = list(dict.fromkeys(one["axis"] for one in rows))
+    figure = Figure(figsize=(5 * len(axes_named), 3.5), layout="constrained")
+    for place, axis in enumerate(axes_named, start=1):
+        chosen = [one for one in rows if one["axis"] == axis]
+        axes, counts = figure.add_subplot(1, len(axes_named), place), [one["n"] for one in chosen]
+        axes.plot(counts, [one["ours_cpu_s"] for one in chosen], "o-", label="ours")
+        axes.plot(counts, [one["ours_cpu_s"] * one["ratio_cpu"] for one in chosen], "s--", label=chosen[0]["other"])
+        axes.set(xlabel=axis, ylabel="CPU seconds", ylim=(0, None), title="decoding")
+        axes.grid(alpha=0.3)
+        axes.legend()
     FigureCanvasAgg(figure).print_png(str(path))

@@ -13,7 +13,8 @@ from unimed.names import ResultNames
 
 def answer_source(
     model, source: Source, texts: Sequence[str], out: str | Path, *, plane: str | None, how: dict,
-    formats: Sequence[str] = (), deidentified: bool = False, name: str = "", timed: bool = True, **options,
+    formats: Sequence[str] = (), deidentified: bool = False, name: str = "", timed: bool = True,
+    found: Sequence | None = None, **options,
 ) -> dict:  # fmt: skip
     """Ask about one source and write the answers.
 
@@ -23,6 +24,7 @@ def answer_source(
         formats: written as well; see docs/results.md and docs/clinic.md.
         name: of the files, where the caller keeps names apart; what bears it already is replaced.
         timed: write how long it took, so that no two runs give the same bytes.
+        found: the answers, where they are there already (`unimed.inference.asking.ask_images`).
 
     Returns:
         plain values: `source` (name), `steps`, `answers` with question, text, regions and `files`, and `not_written`
@@ -32,7 +34,8 @@ def answer_source(
         ValueError: what cannot be asked or written.
     """
     out, answers, steps = Path(out), [], []
-    found = ask(model, source, texts, plane=plane, how=how, **options)
+    if found is None:
+        found = ask(model, source, texts, plane=plane, how=how, **options)
     for number, (question, one) in enumerate(zip(texts, found, strict=False)):
         called = f"{name}-{number}" if name else ResultNames(out)(source.path, str(number))
         one = one if timed else replace(one, timing_s={})

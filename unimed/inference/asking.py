@@ -110,6 +110,22 @@ def ask(model, source: Source, texts: Sequence[str], *, plane: str | None = None
     return model.predict(source.content, texts, **options)
 
 
+def ask_images(model, sources: Sequence[Source], texts: Sequence[str], *, batch_size: int, **options) -> list[list]:
+    """As `ask` about several images at once, for models that answer in words: a list of `Prediction`s per source.
+
+    Questions of like length stand together in a batch, and an image is encoded once for all its questions.
+
+    Args:
+        batch_size: questions answered together.
+        options: as of `ask`.
+    """
+    if options.get("task") is None:
+        options.pop("task", None)
+    images = [source.content for source in sources for _ in texts]
+    found = model.predict_batch(images, list(texts) * len(sources), batch_size=batch_size, **options)
+    return [found[start : start + len(texts)] for start in range(0, len(found), len(texts))]
+
+
 def kind_of(model) -> str:
     """What a model is asked with: "labels" that it compares, "segments" (names of targets), "answers" (any words)."""
     return "labels" if hasattr(model, "zero_shot") else "segments" if hasattr(model, "segment_slices") else "answers"

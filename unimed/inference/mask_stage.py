@@ -1,4 +1,4 @@
-"""Runs an exported mask stage with onnxruntime and numpy alone: no torch, no transformers. Research use only.
+"""Runs an exported mask stage with onnxruntime (or OpenVINO) and numpy alone, without torch. Research use only.
 
 stage = MaskStage("masks")                                       # written by `unimed export-masks MODEL masks`
 prediction = stage.segment_boxes("image.png", [(40, 60, 120, 150)])
@@ -14,6 +14,7 @@ import numpy as np
 
 from unimed.files import read_json
 from unimed.io.boxes_given import regions_of_boxes, window_around
+from unimed.io.graphs import open_graph
 from unimed.io.images import load as load_image
 from unimed.io.result import Prediction
 from unimed.io.squares import frame, placed, resized
@@ -21,6 +22,7 @@ from unimed.structures import Region
 
 #: Name of the description beside the graphs.
 STAGE = "mask_stage.json"
+_SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
 
 
 class MaskStage:
@@ -29,28 +31,30 @@ class MaskStage:
         int8: the encoder with weights of eight bits, where the folder has it.
         threads: of onnxruntime; 0 leaves it to it.
         providers: of onnxruntime, such as "CUDAExecutionProvider".
+        engine: "onnxruntime", or "openvino" where the folder was written with `--openvino`.
 
     Raises:
-        ValueError: the folder holds no exported mask stage. ImportError: onnxruntime is missing.
+        ValueError: the folder holds no exported mask stage, or none for this engine.
+        ImportError: the engine is missing.
     """
 
     def __init__(
-        self, folder: str | Path, *, int8: bool = False, threads: int = 0, providers=("CPUExecutionProvider",)
-    ):
+        self, folder: str | Path, *, int8: bool = False, threads: int = 0, providers=("CPUExecutionProvider",),
+        engine: str = "onnxruntime",
+    ):  # fmt: skip
         self.folder = Path(folder)
         if not (self.folder / STAGE).is_file():
             raise ValueError(f"{folder}: no {STAGE} in it; write it by `unimed export-masks MODEL {folder}`")
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError("running an exported mask stage needs pip install 'unimed[onnx]'") from error
+        if engine not in _SUFFIXES:
+            raise ValueError(f"engine {engine!r} is not known; choose {' or '.join(_SUFFIXES)}")
+        if engine == "openvino" and int8:
+            raise ValueError("the encoder of eight bits is for onnxruntime")
+        suffix = _SUFFIXES[engine]
+        if not (self.folder / f"encoder{suffix}").is_file():
+            raise ValueError(f"{folder}: no encoder{suffix} in it; write it by `unimed export-masks ... --openvino`")
         self.settings = read_json(self.folder / STAGE)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._open = lambda name: onnxruntime.InferenceSession(
-            str(self.folder / f"{name}.onnx"), options, providers=list(providers)
-        )
-        self._sessions: dict = {}
+        self._open = lambda name: open_graph(self.folder / f"{name}{suffix}", threads, providers)
+        self._runs: dict = {}
         self._encoder = "encoder.int8" if int8 else "encoder"
 
     def encode(self, rgb: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -117,6 +121,6 @@ class MaskStage:
         return frame(size_hw, told["image_size"], told["fit"], told["content"])
 
     def _run(self, name: str, given: dict) -> list[np.ndarray]:
-        if name not in self._sessions:
-            self._sessions[name] = self._open(name)
-        return self._sessions[name].run(None, given)
+        if name not in self._runs:
+            self._runs[name] = self._open(name)
+        return self._runs[name](given)

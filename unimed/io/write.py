@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from unimed.files import write_atomic
 from unimed.geometry import Geometry, GeometryError, lps_to_ras
@@ -156,3 +159,10 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Path:
             np.savez_compressed(stream, **stored)
 
     return write_atomic(path, write)
+
+
+def png_url(image: np.ndarray) -> str:
+    """An image HxW or HxWx3 uint8 as the data URL of a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

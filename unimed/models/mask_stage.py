@@ -1,4 +1,4 @@
-"""The mask stage of a grounded model as ONNX files: image encoder, decoders of boxes and of language vectors, heads.
+"""The mask stage of a grounded model as ONNX or OpenVINO files: encoder, decoders of boxes and language vectors, heads.
 
 `unimed.inference.mask_stage.MaskStage` runs them without torch. Every graph is compared with the model it was traced
 from before the folder appears.
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from unimed.files import atomic_folder, write_report
+from unimed.io.graphs import open_graph
 from unimed.models.heads.mask import MaskFeatures
 
 #: What `unimed.inference.mask_stage` looks for.
@@ -70,8 +71,10 @@ class _Heads(nn.Module):
 
 
 @torch.no_grad()
-def export_mask_stage(model, folder: str | Path, *, tolerance: float = 1e-3, int8: bool = False) -> list[dict]:
-    """Write the graphs, compare each with the model by onnxruntime, and describe them.
+def export_mask_stage(
+    model, folder: str | Path, *, tolerance: float = 1e-3, int8: bool = False, openvino: bool = False
+) -> list[dict]:
+    """Write the graphs, compare each with the model by the engine that will run it, and describe them.
 
     Args:
         model: a grounded model with a mask head; on the CPU in float32.
@@ -79,13 +82,14 @@ def export_mask_stage(model, folder: str | Path, *, tolerance: float = 1e-3, int
         tolerance: largest difference, relative to the largest value, that is let pass.
         int8: also write the encoder with weights of eight bits, `encoder.int8.onnx`; its difference is told, not
             judged. Decoders and heads break with eight bits and stay as they are.
+        openvino: also write every graph in OpenVINO's form, `NAME.xml` and `NAME.bin`, in float32.
 
     Returns:
         a row per graph: name, inputs, outputs, objects compared, largest relative difference, bytes.
 
     Raises:
         ValueError: a model without a mask head. ParityError: a graph gives other numbers; nothing is written then.
-        ImportError: onnx, onnxscript or onnxruntime is missing.
+        ImportError: onnx, onnxscript, onnxruntime or openvino is missing.
     """
     if getattr(model, "mask_head", None) is None:
         raise ValueError(f"a {type(model).__name__} has no mask stage to export")
@@ -94,6 +98,11 @@ def export_mask_stage(model, folder: str | Path, *, tolerance: float = 1e-3, int
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("the export needs pip install 'unimed[onnx]'") from error
+    if openvino:
+        try:
+            import openvino as _  # noqa: F401
+        except ImportError as error:
+            raise ImportError("OpenVINO's form needs pip install 'unimed[openvino]'") from error
     model = model.eval()
     head, side = model.mask_head, model.mask_head.image_size
     torch.manual_seed(0)
@@ -117,9 +126,10 @@ def export_mask_stage(model, folder: str | Path, *, tolerance: float = 1e-3, int
                 module(*given)
             except NotImplementedError:  # a decoder that takes no boxes
                 continue
-            made = _write(out, name, module, given, inputs, told, dynamic, int8 and name == "encoder")
-            if not made[0]["difference"] <= tolerance:
-                raise ParityError(f"{name}.onnx differs by {made[0]['difference']:.1e} of the largest value")
+            made = _write(out, name, module, given, inputs, told, dynamic, int8 and name == "encoder", openvino)
+            for row in made:
+                if not row["int8"] and not row["difference"] <= tolerance:
+                    raise ParityError(f"{row['file']} differs by {row['difference']:.1e} of the largest value")
             rows += made
         processor = model.processor
         described = {
@@ -131,7 +141,7 @@ def export_mask_stage(model, folder: str | Path, *, tolerance: float = 1e-3, int
     return rows
 
 
-def _write(out: Path, name: str, module, given, inputs, told, dynamic: bool, int8: bool) -> list[dict]:
+def _write(out: Path, name: str, module, given, inputs, told, dynamic: bool, int8: bool, openvino: bool) -> list[dict]:
     example = tuple(one[:2] for one in given[:1]) + given[1:] if dynamic else given
     shapes = None
     if dynamic:
@@ -150,20 +160,25 @@ def _write(out: Path, name: str, module, given, inputs, told, dynamic: bool, int
         small = out / f"{name}.int8.onnx"
         quantize_dynamic(str(out / f"{name}.onnx"), str(small), weight_type=QuantType.QInt8)
         rows.append(_compared(small, module, given, inputs, told, counts) | {"int8": True})
+    if openvino:
+        import openvino as ov
+
+        converted = ov.convert_model(str(out / f"{name}.onnx"))
+        ov.save_model(converted, str(out / f"{name}.xml"), compress_to_fp16=False)
+        rows.append(_compared(out / f"{name}.xml", module, given, inputs, told, counts) | {"int8": False})
     return rows
 
 
 def _compared(path: Path, module, given, inputs, told, counts) -> dict:
-    """How far onnxruntime is from torch, for several numbers of objects."""
-    import onnxruntime
-
-    session, worst = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]), 0.0
+    """How far the engine of a file is from torch, for several numbers of objects."""
+    run, worst = open_graph(path), 0.0
     for count in counts:
         part = (given[0][:count], *given[1:])
         ours = module(*part)
-        theirs = session.run(None, {k: v.numpy() for k, v in zip(inputs, part, strict=True)})
+        theirs = run({k: v.numpy() for k, v in zip(inputs, part, strict=True)})
         for one, other in zip(ours, theirs, strict=True):
             largest = max(float(one.abs().max()), 1e-6)
             worst = max(worst, float(np.abs(one.numpy() - other).max()) / largest)
-    return {"graph": path.name.removesuffix(".onnx"), "inputs": inputs, "outputs": list(told),
-            "objects": list(counts), "difference": worst, "bytes": path.stat().st_size}  # fmt: skip
+    size = sum(part.stat().st_size for part in (path, path.with_suffix(".bin")) if part.is_file())
+    return {"graph": path.stem, "file": path.name, "inputs": inputs, "outputs": list(told),
+            "objects": list(counts), "difference": worst, "bytes": size}  # fmt: skip

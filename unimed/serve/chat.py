@@ -87,6 +87,7 @@ class _Reply:
         answer = await _finished(ticket, request)
         message, reason = await in_thread(self._message, answer)
         choice = {"index": 0, "finish_reason": reason, "logprobs": None, "message": message}
+        choice |= {"token_ids": list(answer.ids)} if self.body.return_token_ids else {}
         return self._frame("chat.completion", [choice]) | {"usage": self._usage(answer), "notice": NOTICE}
 
     async def streaming(self, question: Question) -> StreamingResponse:
@@ -148,7 +149,8 @@ class _Reply:
         prediction = answer.prediction
         masks = self.body.regions.format == "coco_rle"
         regions = regions_to_json(prediction, masks=masks, first=self.asked.next_region)
-        message = {"role": "assistant", "content": prediction.text, "refusal": None, "annotations": [],
+        text = prediction.text if self.body.skip_special_tokens else prediction.markup or prediction.text
+        message = {"role": "assistant", "content": text, "refusal": None, "annotations": [],
                    "regions": regions}  # fmt: skip
         if prediction.classes is not None:
             message["classes"] = prediction.classes.to_dict()

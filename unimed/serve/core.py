@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from unimed.serve.pool import ModelPool
 from unimed.serve.problems import Problem
 from unimed.serve.settings import Settings
 from unimed.serve.store import Cache, ImageStore, Stored
-from unimed.serve.work import Answer, Lane, Question, Ticket
+from unimed.serve.work import Lane, Question, Ticket
 
 LOG = logging.getLogger("unimed.serve")
 _TRIM_S = 30.0
@@ -156,7 +157,7 @@ class Core:
         key = question.key(model)
         found = None if key is None else self.answers.get(key)
         if found is not None:
-            ticket.settle(Answer(found.prediction, found.tokens, found.finished, cached=True))
+            ticket.settle(replace(found, cached=True))
             return ticket
         self.lanes[model].add(ticket)
         return ticket

@@ -58,6 +58,10 @@ class ChatRequest(BaseModel):
     plane: Literal["axial", "coronal", "sagittal"] | None = None
     page: int | None = Field(None, ge=0)
     task: str | None = Field(None, max_length=32)
+    #: As of vLLM: False gives the text with its markers and stop word.
+    skip_special_tokens: bool = True
+    #: As of vLLM: the ids of the answer as `token_ids` of the choice.
+    return_token_ids: bool = False
 
 
 @dataclass

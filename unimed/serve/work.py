@@ -60,12 +60,13 @@ class Question:
 
 @dataclass
 class Answer:
-    """A prediction, how many tokens it took, and whether it came to its end (False where it was cut)."""
+    """A prediction, how many tokens it took, whether it came to its end (False where it was cut), and its ids."""
 
     prediction: Prediction
     tokens: int = 0
     finished: bool = True
     cached: bool = False
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -82,6 +83,7 @@ class Ticket:
     created: float = field(default_factory=time.monotonic)
     tokens: int = 0
     finished: bool = True
+    ids: tuple[int, ...] = ()
     tries: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -281,7 +283,7 @@ def answer(model, batch: list[Ticket], first_token: Callable[[Ticket], None] = l
         ticket = batch[number]
         if not ticket.tokens:
             first_token(ticket)
-        ticket.tokens, ticket.finished = len(row.ids), row.finished
+        ticket.tokens, ticket.finished, ticket.ids = len(row.ids), row.finished, row.ids
         if ticket.on_text is not None and not ticket.unwanted:
             ticket.on_text(stable_text(model.processor.parse(row.ids).text))
         if all(ticket.unwanted for ticket in batch):
@@ -297,7 +299,7 @@ def answer(model, batch: list[Ticket], first_token: Callable[[Ticket], None] = l
         [_image(q.source) for q in questions], [q.text for q in questions], regions,
         history=[q.history for q in questions], watch=watch, batch_size=len(batch), **options,
     )  # fmt: skip
-    return [Answer(one, t.tokens, t.finished) for one, t in zip(found, batch, strict=True)]
+    return [Answer(one, t.tokens, t.finished, ids=tuple(t.ids)) for one, t in zip(found, batch, strict=True)]
 
 
 def _alone(model, ticket: Ticket) -> Answer:

@@ -88,5 +88,6 @@ def say(model, text):
             self.step += 1
             return logits
 
+    model.prompt_lookup_num_tokens = 0  # a token for every pass
     model.backbone.vlm.lm_head = Scripted(model.lm_head)
     return model

@@ -43,5 +43,6 @@ def teach(model, ids_after_prompt):
             self.step += 1
             return logits
 
+    model.prompt_lookup_num_tokens = 0  # a token for every pass
     model.backbone.lm.lm_head = Scripted(model.backbone.lm.lm_head, ids_after_prompt)
     return model

@@ -221,6 +221,9 @@ def test_answers(name):
     assert found.text.split() == ["it", "nuclei"]
     assert found.regions[0].phrase == "nuclei" and found.regions[0].mask.shape == WIDE.shape[:2]
     assert 0 <= found.regions[0].presence <= 1 and found.regions[0].mask.dtype == bool
+    # The same answer from another engine: one pass points at the same.
+    (given,) = model.predict_batch([WIDE], [ASKED[0]], answers=[ids], presence_threshold=0.0)
+    assert given.text.split() == ["it", "nuclei"] and (given.regions[0].mask == found.regions[0].mask).all()
 
 
 CHATS = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit
@@ -13,6 +11,7 @@ from unimed.evaluation.contestants.text_boxes import TextContestant
 from unimed.evaluation.harness.frozen import thawed
 from unimed.io.result import Prediction
 from unimed.io.windows import to_uint8
+from unimed.io.write import png_url
 from unimed.registry import CONTESTANTS
 from unimed.structures import Region, Sample
 
@@ -82,8 +81,4 @@ class Endpoint(TextContestant):
 
 def data_url(image) -> str:
     """An image HxW or HxWx3 as the data URL of a PNG."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(image if image.dtype == "uint8" else to_uint8(image)).save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return png_url(image if image.dtype == "uint8" else to_uint8(image))

@@ -192,6 +192,27 @@ class ConversationText:
         return text
 
     # -- answers ------------------------------------------------------------------------------------------------
+    def answer_ids(self, answer: str | Sequence[int]) -> list[int]:
+        """Ids of an answer that another engine wrote, up to its stop, which is put there where it is missing.
+
+        Args:
+            answer: text with its markers, or ids.
+
+        Raises:
+            PromptError: the answer holds tokens of images, or ids that the model does not know.
+        """
+        if isinstance(answer, str):
+            words = answer.split(self.stop_word)[0] if self.stop_word else answer
+            ids = self._piece_answer(words, None) if self.in_pieces else self._ids(words + self.stop_word)
+        else:
+            ids, stops = list(answer), set(self.stop_ids)
+            end = next((place for place, token in enumerate(ids) if token in stops), None)
+            ids = ids + self.stop_ids[-1:] if end is None else ids[: end + 1]
+        size = len(self.tokenizer)
+        if self.image_token_id in ids or not all(0 <= token < size for token in ids):
+            raise PromptError("the answer holds tokens of images, or ids that this tokenizer does not have")
+        return ids
+
     @property
     def stop_word(self) -> str:
         """What ends an answer."""

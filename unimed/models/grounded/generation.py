@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import DynamicCache
 
+from unimed.models.grounded.drafts import Drafts
+
 
 @dataclass
 class Generated:
@@ -42,12 +44,13 @@ def generate(
     keep_last: bool = True,
     state_before: bool = False,
     watch: Callable[[int, Generated], None] | None = None,
+    drafts: Sequence[Drafts] | None = None,
 ) -> list[Generated]:
     """Decode every row until its stop.
 
-    Only the last layer of the newest position is looked at, and it is kept only where the token is special: memory
-    does not grow with the answer beyond the key-value cache. What rows have in common at their beginning (system prompt
-    and image, where several questions are asked about one image) is read once; see `shared_prefixes`.
+    Of the newest positions the last layer is kept only where the token is special: memory does not grow with the answer
+    beyond the key-value cache. What rows have in common at their beginning (system prompt and image, where several
+    questions are asked about one image) is read once; see `shared_prefixes`.
 
     Args:
         model: has `language_model`, `lm_head` and `embed_tokens`.
@@ -62,6 +65,9 @@ def generate(
         watch: called with the number of a row and the row after each of its tokens; what it raises ends the decoding.
         keep_last: also keep the state of a special token that is the very last one (one more step); the published
             UniBiomed code loses it.
+        drafts: per row what guesses its next tokens; guesses are read in one pass and kept as far as they are what the
+            model says. The answer is the same (where two tokens are equally likely to the last digits, the order of
+            sums decides, as it does between batches). Not used with a temperature or without a cache.
     """
     rows = [Generated() for _ in range(len(inputs_embeds))]
     active = list(range(len(rows)))  # rows that are still said, in the order of the batch
@@ -72,53 +78,138 @@ def generate(
     embeds, mask, positions = inputs_embeds, attention_mask, position_ids
     if cache is not None and (groups := shared_prefixes(embeds, mask)) is not None:
         embeds, mask, positions = _read_prefixes(model, embeds, mask, positions, cache, *groups)
-    for step in range(max_new_tokens + 1):
-        hidden = _forward(model, embeds, mask, positions, cache)[:, -1]
-        for state, index in zip(hidden, active, strict=True):
-            if awaits_state(rows[index], special):
-                rows[index].states.append(state)
-                rows[index].state_ids.append(rows[index].ids[-1])
-        if step == max_new_tokens:
-            break
-        # Rows that are finished leave the batch: the others are not kept waiting for them.
-        going = [place for place, index in enumerate(active) if not rows[index].finished]
-        if len(going) < len(active):
-            active = [active[place] for place in going]
-            if not active:
-                break
-            keep = torch.tensor(going, device=hidden.device)
-            hidden, embeds, mask = hidden[keep], embeds[keep], mask[keep]
-            positions = positions[..., keep, :]
-            if cache is not None:
-                cache.batch_select_indices(keep)
-        logits = model.lm_head(hidden.to(model.lm_head.weight.dtype)).float()
+    guessing = drafts is not None and use_cache and temperature <= 0
+
+    def waits(row: Generated) -> bool:
+        """Whether another pass is wanted for the state of the newest token alone."""
+        return awaits_state(row, special) and (keep_last or len(row.ids) < max_new_tokens)
+
+    def done(row: Generated) -> bool:
+        return (row.finished or len(row.ids) >= max_new_tokens) and not waits(row)
+
+    def guesses() -> list[list[int]]:
+        if not guessing:
+            return [[]] * len(active)
+        rooms = [0 if rows[i].finished else max_new_tokens - len(rows[i].ids) - 1 for i in active]
+        return [drafts[i].guess(rows[i].ids, room) for i, room in zip(active, rooms, strict=True)]
+
+    guessed = guesses()
+    embeds, mask, positions = _followed(model, embeds, mask, positions, guessed)
+    while active and max_new_tokens > 0:
+        width = 1 + max(map(len, guessed))
+        hidden = read(model, embeds, mask, positions, cache)[:, -width:]
+        logits = model.lm_head(hidden.flatten(0, 1).to(model.lm_head.weight.dtype)).float().unflatten(0, (-1, width))
         if temperature > 0:
-            probabilities = torch.softmax(logits / temperature, dim=-1)
-            tokens = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            probabilities = torch.softmax(logits[:, 0] / temperature, dim=-1)
+            tokens = torch.multinomial(probabilities, 1, generator=generator)
         else:
             tokens = logits.argmax(dim=-1)
-        for place, (index, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
-            row = rows[index]
-            row.ids.append(token)
-            if token in special:
-                row.probabilities.append(float(torch.softmax(logits[place], dim=-1)[token]))
-                if state_before:
-                    row.states.append(hidden[place])
-                    row.state_ids.append(token)
-            row.finished = token in stop_ids or (stopped is not None and stopped(row.ids))
-            if watch is not None:
-                watch(index, row)
-        waiting = any(awaits_state(rows[index], special) for index in active)
-        if all(rows[index].finished for index in active) and not waiting:
+        right = []
+        for place, (index, likeliest) in enumerate(zip(active, tokens.tolist(), strict=True)):
+            row, draft, step = rows[index], guessed[place], 0
+            while True:
+                if awaits_state(row, special):
+                    row.states.append(hidden[place, step])
+                    row.state_ids.append(row.ids[-1])
+                if row.finished or len(row.ids) >= max_new_tokens:
+                    break
+                token = likeliest[step]
+                row.ids.append(token)
+                if token in special:
+                    row.probabilities.append(float(torch.softmax(logits[place, step], dim=-1)[token]))
+                    if state_before:
+                        row.states.append(hidden[place, step])
+                        row.state_ids.append(token)
+                row.finished = token in stop_ids or (stopped is not None and stopped(row.ids))
+                if watch is not None:
+                    watch(index, row)
+                if step == len(draft) or token != draft[step]:
+                    break
+                step += 1
+            right.append(step)
+            if guessing:
+                drafts[index].judge(len(draft), step)
+                drafts[index].extend(row.ids[len(row.ids) - step - 1 :])
+        # Rows that are done leave the batch: the others are not kept waiting for them.
+        going = [place for place, index in enumerate(active) if not done(rows[index])]
+        active = [active[place] for place in going]
+        if not active:
             break
-        if not keep_last and step == max_new_tokens - 1:
-            break
-        new = model.embed_tokens(tokens)[:, None]
+        right = torch.tensor([right[place] for place in going], device=mask.device)
+        if len(going) < len(mask):
+            keep = torch.tensor(going, device=hidden.device)
+            embeds, mask, positions = embeds[keep], mask[keep], positions[..., keep, :]
+            if cache is not None:
+                cache.batch_select_indices(keep)
+        if width > 1:
+            mask, positions = _without_wrong(cache, mask, positions, right, width)
+        newest = torch.tensor([rows[index].ids[-1] for index in active], device=embeds.device)
+        new, following = model.embed_tokens(newest)[:, None], positions[..., -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        following = positions[..., -1:] + 1
         embeds = new if use_cache else torch.cat([embeds, new], dim=1)
         positions = following if use_cache else torch.cat([positions, following], dim=-1)
+        guessed = guesses()
+        embeds, mask, positions = _followed(model, embeds, mask, positions, guessed)
     return rows
+
+
+@torch.no_grad()
+def read_answers(
+    model, hidden: torch.Tensor, answers: Sequence[Sequence[int]], *, keep_states_of: Sequence[int], state_before=False
+) -> list[Generated]:
+    """What `generate` keeps of answers, from one pass over questions with their answers: text of another engine.
+
+    Args:
+        hidden: [B, L, D], states of rows padded on the left that end with `answers`, ids with their stop.
+
+    The rest is that of `generate`.
+    """
+    rows, special = [Generated(list(ids), finished=True) for ids in answers], set(keep_states_of)
+    for states, row in zip(hidden, rows, strict=True):
+        begin = len(states) - len(row.ids)
+        for place, token in enumerate(row.ids, start=begin):
+            if token not in special:
+                continue
+            before = states[place - 1]
+            logits = model.lm_head(before[None].to(model.lm_head.weight.dtype)).float()[0]
+            row.probabilities.append(float(torch.softmax(logits, dim=-1)[token]))
+            row.states.append(before if state_before else states[place])
+            row.state_ids.append(token)
+    return rows
+
+
+def _followed(model, embeds, mask, positions, tokens: Sequence[Sequence[int]]):
+    """A batch with tokens behind each row, padded on the right: embeddings, mask, positions."""
+    width = max(map(len, tokens), default=0)
+    if not width:
+        return embeds, mask, positions
+    ids = torch.zeros(len(tokens), width, dtype=torch.long, device=embeds.device)
+    known = mask.new_zeros(len(tokens), width)
+    for number, part in enumerate(tokens):
+        ids[number, : len(part)] = torch.tensor(part, dtype=torch.long)
+        known[number, : len(part)] = 1
+    embeds = torch.cat([embeds, model.embed_tokens(ids).to(embeds.dtype)], dim=1)
+    steps = torch.arange(1, width + 1, device=positions.device)
+    return embeds, torch.cat([mask, known], dim=1), torch.cat([positions, positions[..., -1:] + steps], dim=-1)
+
+
+def _without_wrong(cache, mask, positions, right: torch.Tensor, width: int):
+    """Take wrong guesses back: out of the cache where no row has a right one, behind the mask elsewhere.
+
+    Args:
+        mask: [B, L], the last `width` of which are the newest token of a row and its guesses.
+        right: [B], how many of them were right.
+
+    Returns:
+        mask, and positions [.., B, 1] of the last token that counts.
+    """
+    excess = width - 1 - int(right.max())
+    counts = torch.arange(width, device=mask.device) <= right[:, None]
+    mask = torch.cat([mask[:, :-width], counts.to(mask.dtype)], dim=1)
+    if excess:
+        cache.crop(-excess)
+        mask = mask[:, :-excess]
+    return mask, positions[..., -width : 1 - width] + right[:, None].to(positions.device)
 
 
 #: Rows read their beginning together only if it is at least this part of the longer one: else it would be a few tokens
@@ -175,7 +266,7 @@ def _read_prefixes(model, embeds, mask, positions, cache, group_of: list[int], s
     firsts = [group_of.index(group) for group in range(len(shared))]
     starts = (mask.shape[1] - mask.sum(dim=1)).tolist()
     begin = _gathered(embeds, positions, [(f, starts[f], starts[f] + n) for f, n in zip(firsts, shared, strict=True)])
-    _forward(model, *begin, cache)
+    read(model, *begin, cache)
     rows = torch.tensor(group_of, device=embeds.device)
     cache.batch_select_indices(rows)
     spans = [(row, starts[row] + shared[group], mask.shape[1]) for row, group in enumerate(group_of)]
@@ -200,7 +291,8 @@ def awaits_state(row: Generated, special: set[int]) -> bool:
     return bool(row.ids) and row.ids[-1] in special and len(row.states) < sum(i in special for i in row.ids)
 
 
-def _forward(model, embeds, mask, positions, cache) -> torch.Tensor:
+def read(model, embeds, mask, positions, cache=None) -> torch.Tensor:
+    """States [B, L, D] of embeddings [B, L, D]; what `cache` holds stands before them."""
     outputs = model.language_model(
         inputs_embeds=embeds,
         attention_mask=mask,

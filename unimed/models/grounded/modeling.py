@@ -15,10 +15,12 @@ from unimed.models.backbones.vision_language import LanguageBackbone, build_back
 from unimed.models.connectors import build_connector
 from unimed.models.connectors.modeling import ConnectorOutput
 from unimed.models.grounded.configuration import GroundedConfig
+from unimed.models.grounded.decoding import GroundedDecoding
 from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.native import NativeForward
 from unimed.models.grounded.output import GroundedOutput
 from unimed.models.grounded.predicting import GroundedPredictor
+from unimed.models.grounded.token_losses import token_losses
 from unimed.models.heads.mask import MaskFeatures, MaskOutput, PromptProjection, build_mask_decoder, concatenate
 from unimed.models.lora import add_lora
 from unimed.models.weights import WholeWeights
@@ -26,7 +28,7 @@ from unimed.models.weights import WholeWeights
 NO_CONNECTOR = "a backbone that runs through its own forward pass keeps its own projector"
 
 
-class GroundedMLLM(NativeForward, GroundedPredictor, WholeWeights, PreTrainedModel):
+class GroundedMLLM(NativeForward, GroundedDecoding, GroundedPredictor, WholeWeights, PreTrainedModel):
     """Backbone, connector, and heads that read the hidden states of [SEG] and [BOX].
 
     Sources: Sa2VA (arXiv 2501.04001) and UniBiomed (arXiv 2504.21336) for [SEG] on SAM2; Uni-Med for the connector
@@ -285,7 +287,8 @@ class GroundedMLLM(NativeForward, GroundedPredictor, WholeWeights, PreTrainedMod
             output.logits = self.lm_head(hidden)
         if labels is not None:
             wanted = labels[:, 1:] != -100
-            self._language_loss(output, self.lm_head(hidden[:, :-1][wanted]), labels, wanted, layout)
+            tokens = token_losses(self.lm_head, hidden[:, :-1][wanted], labels[:, 1:][wanted])
+            self._language_loss(output, tokens, labels, wanted, layout)
         if self.shares_tokens and mask_features is not None and (connected is not None or image_tokens is not None):
             flat = (image_tokens if connected is None else connected.tokens).flatten(0, -2)
             known = self.tokens_by_image(flat, layout, image_grid_thw, input_ids)
@@ -294,9 +297,8 @@ class GroundedMLLM(NativeForward, GroundedPredictor, WholeWeights, PreTrainedMod
         self._point(output, input_ids, labels, mask_features, layout, mask_boxes)
         return output
 
-    def _language_loss(self, output: GroundedOutput, logits, labels, wanted, layout) -> None:
-        """Losses of the tokens at `wanted` [B, L - 1] from their `logits` [N, V]: the mean, and that of each sample."""
-        tokens = F.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="none")
+    def _language_loss(self, output: GroundedOutput, tokens, labels, wanted, layout) -> None:
+        """The mean of the losses of `tokens` [N] at `wanted` [B, L - 1], and that of each sample."""
         output.loss = tokens.mean() if len(tokens) else output.hidden.sum() * 0.0
         owner = torch.nonzero(wanted)[:, 0]
         if layout is not None and layout.sample_of_token is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch.nn import functional as F
 from transformers import GenerationMixin, LogitsProcessor, StoppingCriteria
 
-from unimed.models.grounded.generation import Generated, awaits_state
+from unimed.models.grounded.generation import Generated, awaits_state, read_answers
 from unimed.models.grounded.layout import ImageLayout
 from unimed.models.grounded.output import GroundedOutput
 
@@ -33,13 +34,27 @@ class NativeForward:
         if wanted is not None:
             row, column = torch.nonzero(wanted, as_tuple=True)
             place = column if columns is None else torch.searchsorted(columns, column)
-            self._language_loss(output, read.logits[row, place], labels, wanted, layout)
+            tokens = F.cross_entropy(read.logits[row, place].float(), labels[:, 1:][wanted], reduction="none")
+            self._language_loss(output, tokens, labels, wanted, layout)
         if asked is not None and mask_features is not None:
             known = tokens_of_rows(read.image_tokens, layout)
             tokens = tuple(known.get(image) for image in range(len(mask_features)))
             mask_features = replace(mask_features, tokens=tokens)
         self._point(output, input_ids, labels, mask_features, layout, mask_boxes)
         return output
+
+    @torch.no_grad()
+    def _read_native(self, inputs, features, answers) -> list[Generated]:
+        """As `_decode_native` for answers that are known: ids that the rows of the batch end with."""
+        asked = self.config.image_token_id if self.shares_tokens and features.pixels is not None else None
+        ids = inputs["input_ids"]
+        columns = torch.zeros(1, dtype=torch.long, device=ids.device)
+        seen = self.backbone.read(ids, inputs["attention_mask"], inputs.get("native"), columns, asked)
+        if asked is not None:
+            features.tokens = tokens_of_rows(seen.image_tokens, inputs.get("layout"))
+        kept = self._answer_options()
+        told = {name: kept[name] for name in ("keep_states_of", "state_before")}
+        return read_answers(self, seen.hidden, answers, **told)
 
     @torch.no_grad()
     def _decode_native(self, inputs, features, **options) -> list[Generated]:

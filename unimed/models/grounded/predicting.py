@@ -5,27 +5,16 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-from transformers.modeling_outputs import ModelOutput
 
 from unimed.chat import as_plain_text
 from unimed.io.result import Prediction
-from unimed.models.grounded.generation import Generated, generate
+from unimed.models.grounded.generation import Generated
 from unimed.models.grounded.pointing import guides, pointed_at
 from unimed.models.grounded.processing import GroundedProcessor, PromptError
-from unimed.models.heads.mask import ImageFeatures, MaskFeatures, content_key, resize_mask_logits
+from unimed.models.heads.mask import MaskFeatures, resize_mask_logits
 from unimed.models.predictor import Predictor, refuse_regions
-from unimed.structures import task_of
-
-
-@dataclass
-class GroundedGeneration(ModelOutput):
-    """`sequences` [B, L] as transformers gives them; `rows`, one `Generated` per row."""
-
-    sequences: torch.Tensor | None = None
-    rows: list[Generated] | None = None
 
 
 class GroundedPredictor(Predictor):
@@ -33,11 +22,10 @@ class GroundedPredictor(Predictor):
 
     _processor: GroundedProcessor | None = None
     shim_processor = GroundedProcessor
-    #: What keeps embeddings of images between questions, by content: `get(key)` gives a value or None, and
-    #: `put(key, value, bytes)` keeps it. Only while the weights do not change; None keeps none.
-    embedding_cache = None
     #: `unimed.metrics.calibration.Calibration` of boxes, masks and presence, or None for the model's own numbers.
     calibration = None
+    #: What writes the text of answers about images elsewhere, `unimed.inference.outside_text.OutsideText`; None: here.
+    text_from = None
 
     @property
     def processor(self) -> GroundedProcessor:
@@ -92,6 +80,8 @@ class GroundedPredictor(Predictor):
         task: str | Sequence[str] | None = None,
         history: Sequence[Sequence[tuple[str, str]]] | None = None,
         watch: Callable[[int, Generated], None] | None = None,
+        prompt_lookup_num_tokens: int | None = None,
+        answers: Sequence[str | Sequence[int]] | None = None,
     ) -> list[Prediction]:
         """Answers to questions about images, see `Predictor.predict_batch`.
 
@@ -106,6 +96,10 @@ class GroundedPredictor(Predictor):
                 them are read as plain text.
             watch: called with the number of a text and its unfinished answer after each token, for streaming; what it
                 raises ends the prediction.
+            prompt_lookup_num_tokens: longest guess of the next tokens from question and earlier answers; the answer is
+                the same, sooner. By default that of the model; 0 guesses none.
+            answers: what another engine (vLLM, SGLang, a server) wrote of each text with these weights, as text with
+                its markers or as ids. Nothing is decoded here: one pass reads the states that point at regions.
 
         Raises:
             PromptError: what cannot be asked; nothing is computed then.
@@ -125,6 +119,13 @@ class GroundedPredictor(Predictor):
             for image, (name, text), given, turns in zip(images, asked, regions, before, strict=True):
                 conversation = [*self._earlier(turns, name, image is not None), ("user", text)]
                 assembly.add(image, conversation, given, route=name if routes else None)
+            told = None
+            if answers is None and self.text_from is not None:
+                answers = self._outside_answers(assembly, asked, regions, before, max_new_tokens)
+            if answers is not None:
+                told = [self.processor.answer_ids(answer) for answer in answers]
+                for example, ids in zip(assembly.examples, told, strict=True):
+                    example.ids += ids
             lengths = [len(example.ids) for example in assembly.examples]
             # Prompts of like length stand together, so that little is padded; drawn answers keep their order.
             order = sorted(range(len(texts)), key=lambda i: lengths[i] if temperature == 0 else i)
@@ -132,6 +133,9 @@ class GroundedPredictor(Predictor):
             for start in range(0, len(texts), batch_size):
                 part = order[start : start + batch_size]
                 options = dict(max_new_tokens=max_new_tokens, temperature=temperature, generator=generator)
+                options["prompt_lookup_num_tokens"] = prompt_lookup_num_tokens
+                if told is not None:
+                    options["answers"] = [told[i] for i in part]
                 if watch is not None:
                     options["watch"] = functools.partial(_watch_part, watch, part)
                 done = self._predict_part(
@@ -148,6 +152,23 @@ class GroundedPredictor(Predictor):
             return predictions
         finally:
             self.train(was_training)
+
+    def _outside_answers(self, assembly, asked, regions, before, most: int) -> list:
+        """Answers of `text_from` to (task, text) pairs, about the first image of each example.
+
+        Raises:
+            PromptError: regions, or several images of one question, which have no form there.
+        """
+        if any(given is not None and len(given) for given in regions):
+            raise PromptError("regions are image tokens, which a server beside us does not take; ask without them")
+        if any(len(example.images) > 1 for example in assembly.examples):
+            raise PromptError("text from a server is for questions about one image each")
+        images = [assembly.sources[example.images[0]].rgb if example.images else None for example in assembly.examples]
+        turns = [
+            [*self._earlier(turns, name, image is not None), ("user", text)]
+            for turns, (name, text), image in zip(before, asked, images, strict=True)
+        ]
+        return self.text_from(images, turns, most)
 
     @property
     def shown_from(self) -> float:
@@ -211,139 +232,7 @@ class GroundedPredictor(Predictor):
 
         return predict_published(self, image, text, past_text, mask_prompts, video, max_new_tokens)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        mask_pixel_values: torch.Tensor | None = None,
-        layout=None,
-        native=None,
-        *,
-        max_new_tokens: int = 512,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        use_cache: bool = True,
-        return_dict_in_generate: bool = False,
-        **unknown,
-    ):
-        """Ids [B, L + answer] as transformers' `generate` gives them: the prompt, the answer, padding behind it.
-
-        Takes what the processor gives: `model.generate(**model.processor(images=image, text="..."))`. Regions and their
-        masks come with `predict`; the text of an answer and what it points at with `processor.parse(ids)`.
-
-        Args:
-            do_sample, temperature, generator: greedy by default.
-            return_dict_in_generate: also what the heads read: `rows`, one `Generated` per row, beside `sequences`.
-
-        Raises:
-            ValueError: rows padded on the right, or an option this decoding does not have.
-        """
-        if unknown:
-            raise ValueError(
-                f"generate does not know {', '.join(sorted(unknown))}; known are max_new_tokens, do_sample, "
-                "temperature, generator, use_cache, return_dict_in_generate"
-            )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if not bool(attention_mask[:, -1].all()):
-            raise ValueError("rows are padded on the right; questions are padded on the left, as the processor does it")
-        inputs = dict(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
-        inputs |= dict(image_grid_thw=image_grid_thw, mask_pixel_values=mask_pixel_values, layout=layout, native=native)
-        rows, _ = self._decode(
-            inputs, max_new_tokens=max_new_tokens, temperature=temperature if do_sample else 0.0, generator=generator,
-            use_cache=use_cache,
-        )  # fmt: skip
-        longest = max(len(row.ids) for row in rows)
-        new = torch.full((len(rows), longest), self.processor.pad_id, device=input_ids.device)
-        for place, row in enumerate(rows):
-            new[place, : len(row.ids)] = torch.tensor(row.ids, device=new.device)
-        sequences = torch.cat([input_ids, new], dim=1)
-        return GroundedGeneration(sequences=sequences, rows=rows) if return_dict_in_generate else sequences
-
     # -- steps --------------------------------------------------------------------------------------------------
-    def _decode(self, inputs, image_tokens=None, task=None, **options) -> tuple[list[Generated], ImageFeatures]:
-        """Answers to the questions of a batch of the processor, and the mask head's features of its images.
-
-        Args:
-            image_tokens: those of the images of the batch, where they were computed before.
-            task: of the batch, for connectors that route; `routing_task` by default.
-        """
-        inputs = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in inputs.items()}
-        features = ImageFeatures(self.mask_head, inputs.get("mask_pixel_values"), self.embedding_cache)
-        if self.backbone.native:
-            return self._decode_native(inputs, features, **options), features
-        if image_tokens is None:
-            image_tokens = self._image_tokens(inputs, features, self._task_ids(task))
-        if self.shares_tokens and image_tokens is not None and features.pixels is not None:
-            flat, grids = image_tokens.flatten(0, -2), inputs.get("image_grid_thw")
-            features.tokens = self.tokens_by_image(flat, inputs.get("layout"), grids, inputs["input_ids"])
-        embeds, positions, _ = self.embed(
-            inputs["input_ids"], inputs["attention_mask"], image_grid_thw=inputs.get("image_grid_thw"),
-            image_tokens=image_tokens, layout=inputs.get("layout"),
-        )  # fmt: skip
-        mask = inputs["attention_mask"]
-        return generate(self, embeds, mask, position_ids=positions, **self._answer_options(), **options), features
-
-    def _task_ids(self, task) -> torch.Tensor | None:
-        """Ids [N] of the tasks of samples for a connector that routes; None leaves it to `routing_task`."""
-        connector = self.connector
-        if connector is None or not connector.needs_task or task is None or self.routing_task is not None:
-            return None
-        known = connector.tasks
-        names = [name if name in known else task_of(name).short for name in task if name is not None]
-        if len(names) < len(task):
-            return None
-        # A text without an image has a task that no connector knows; nothing is routed for it.
-        return torch.tensor([known.index(name) if name in known else 0 for name in names], device=self.device)
-
-    def _image_tokens(self, inputs, features: ImageFeatures, task=None) -> torch.Tensor | None:
-        """Image tokens [N, D] of all images of a batch, one after the other; None where it has none."""
-        if self.backbone.native:
-            return None  # they pass inside of the backbone
-        layout, pixels, grids = inputs.get("layout"), inputs.get("pixel_values"), inputs.get("image_grid_thw")
-        if layout is None or not len(layout.encoded):
-            seen = None
-            if self.reads_mask_encoder and inputs.get("mask_pixel_values") is not None:
-                seen = features[list(range(len(inputs["mask_pixel_values"])))]
-            if pixels is None and seen is None:
-                return None
-            return self.image_tokens(pixels, seen, image_grid_thw=grids)[0].flatten(0, -2)
-        cache = None if self.reads_mask_encoder else self.embedding_cache
-        # A CPU gains nothing from several images at once and loses its cache; a GPU does gain.
-        size = 1 if self.device.type == "cpu" or cache is not None else 8
-        numbers = list(range(len(layout.encoded)))
-        counts = layout.tiles.tolist() if grids is None else grids.prod(dim=1).tolist()
-        parts = [None] * len(counts) if pixels is None else pixels.split(counts)
-        routed = None if task is None else layout.per_tile(task).split(layout.tiles.tolist())
-        tokens = []
-        for chunk in (numbers[start : start + size] for start in range(0, len(numbers), size)):
-            seen = features[layout.encoded[chunk].tolist()] if self.reads_mask_encoder else None
-            read = None if pixels is None else torch.cat([parts[i] for i in chunk])
-            grid = None if grids is None else grids[chunk]
-            way = None if routed is None else torch.cat([routed[i] for i in chunk])
-            key = None if cache is None else ("tokens", content_key(read), str(grid), str(way), str(self.routing_task))
-            kept = None if key is None else cache.get(key)
-            if kept is None:
-                kept = self.image_tokens(read, seen, way, grid)[0].flatten(0, -2)
-                if key is not None:
-                    cache.put(key, kept, kept.nbytes)
-            tokens.append(kept)
-        return torch.cat(tokens)
-
-    def _answer_options(self) -> dict:
-        """What is kept of an answer, and what ends it."""
-        special = [self.config.seg_token_id]
-        if self.box_head is not None and self.config.box_token_id is not None:
-            special.append(self.config.box_token_id)
-        return dict(
-            keep_states_of=special, stop_ids=self.processor.stop_ids, stopped=self.processor.stopped,
-            state_before=self.config.prompt_state == "before",
-        )  # fmt: skip
-
     def seg_states(self, generated: Generated) -> torch.Tensor | None:
         """Hidden states [S, D] of the [SEG] tokens of an answer; None where it has none."""
         pairs = zip(generated.states, generated.state_ids, strict=True)
