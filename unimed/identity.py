@@ -28,7 +28,8 @@ def file_digest(path: str | os.PathLike) -> str:
         with open(path, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         while len(_digests) >= _MOST_DIGESTS:
-            _digests.pop(next(iter(_digests), None), None)  # the oldest
+            for oldest in list(_digests)[:1]:  # another thread may have emptied it
+                _digests.pop(oldest, None)
         _digests[key] = digest
     return digest
 
