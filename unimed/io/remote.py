@@ -167,16 +167,25 @@ def stamp_of(information: Mapping) -> str:
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
 
 
-def stamp(url: str, patience_s: float = PATIENCE_S) -> str:
-    """`stamp_of` of a remote file as it is now.
+def information(url: str, patience_s: float = PATIENCE_S) -> Mapping:
+    """What its file system tells of a remote file as it is now.
 
     Raises:
         as `retried`.
     """
     fs, path = file_system(url)
 
-    def work() -> str:
+    def work() -> Mapping:
         fs.invalidate_cache()
-        return stamp_of(fs.info(path))
+        return fs.info(path)
 
     return retried(work, without_query(url), patience_s)
+
+
+def stamp(url: str, patience_s: float = PATIENCE_S) -> str:
+    """`stamp_of` of a remote file as it is now.
+
+    Raises:
+        as `retried`.
+    """
+    return stamp_of(information(url, patience_s))

@@ -14,6 +14,7 @@ from unimed.data.mixture import Mixture  # noqa: E402
 from unimed.data.readers import remote  # noqa: E402
 from unimed.data.readers.containers import ShardDataset  # noqa: E402
 from unimed.data.readers.shards import ImageTextShards, ShardError, expand_shards  # noqa: E402
+from unimed.io import remote as io_remote  # noqa: E402
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -83,7 +84,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("UNIMED_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAIT_S", (0.02, 0.1))
+    monkeypatch.setattr(io_remote, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(io_remote, "_LONGEST_PAUSE_S", 0.1)
     monkeypatch.setattr(remote, "PIECE", 4096)
     for number in range(3):
         shard(tmp_path / "served", number)
@@ -136,13 +138,13 @@ def test_a_network_that_is_gone_for_a_while(server):
 def test_patience_ends(server, monkeypatch):
     monkeypatch.setenv(remote.PATIENCE_VARIABLE, "0.3")
     server.down_until = time.monotonic() + 3600
-    with pytest.raises(ShardError, match=r"dataset-000001.tar: nothing came for 0.3 s \("):
+    with pytest.raises(ShardError, match=r"dataset-000001.tar: not reached within 0.3 s \("):
         ImageTextShards(f"{server.url}/dataset-000001.tar")
 
 
 def test_errors_that_stay_are_told_at_once(server):
     server.faults = ["403"]
-    with pytest.raises(ShardError, match=r"dataset-000000.tar.*: cannot be read \(ClientResponseError 403"):
+    with pytest.raises(ShardError, match=r"dataset-000000.tar: cannot be read \(.*refuses it \(403\)"):
         ImageTextShards(f"{server.url}/dataset-000000.tar?signature=abc")
     with pytest.raises(ShardError, match="nothing.tar: no such shard"):
         ImageTextShards(f"{server.url}/nothing.tar")

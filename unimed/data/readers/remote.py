@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from unimed.data.readers.tars import ShardError
 from unimed.files import cache_folder, remove_left_overs, unfinished_file
+from unimed.io.remote import UnreachableError, file_system, information, is_url, retried, stamp_of, without_query
 
 PROTOCOLS = ("s3", "gs", "gcs", "http", "https", "file")
 #: Variable with the most gigabytes that fetched files may take, of all processes of a machine.
@@ -26,14 +27,6 @@ PATIENCE_VARIABLE = "UNIMED_REMOTE_PATIENCE_S"
 DEFAULT_PATIENCE_S = 120.0
 #: Bytes asked for at once.
 PIECE = 8 << 20
-#: Seconds between two attempts: the first, and the longest.
-WAIT_S = (0.5, 15.0)
-_PASSING_STATUS = {408, 425, 429}
-
-
-def is_remote(path: str | Path) -> bool:
-    """Whether it is a URL."""
-    return "://" in str(path)
 
 
 def find(pattern: str) -> list[str]:
@@ -46,8 +39,9 @@ def find(pattern: str) -> list[str]:
     try:
         return sorted(system.unstrip_protocol(found) for found in system.glob(path))
     except Exception as error:  # of the library behind the protocol
+        why = f"{type(error).__name__} {without_query(str(error))}"
         raise ShardError(
-            f"{pattern}: cannot be listed ({_named(error)}); name the shards: {{000000..000099}}"
+            f"{without_query(pattern)}: cannot be listed ({why}); name the shards: {{000000..000099}}"
         ) from error
 
 
@@ -57,18 +51,19 @@ def stamp(path: str | Path) -> list[int]:
     Raises:
         ShardError: there is no such file.
     """
-    if not is_remote(path):
+    if not is_url(path):
         try:
             status = os.stat(path)
         except OSError as error:
             raise ShardError(f"{path}: no such shard") from error
         return [status.st_size, status.st_mtime_ns]
-    system, place = _system(str(path))
-    found = _patiently(str(path), lambda: system.info(place))
-    version = next((found[key] for key in ("ETag", "etag", "LastModified", "mtime", "updated") if found.get(key)), "")
+    url = str(path)
+    with _as_of_a_shard(url):
+        _system(url)
+        found = information(url, _patience_s())
     if not isinstance(found.get("size"), int):
-        raise ShardError(f"{path}: the server does not say how long it is")
-    return [found["size"], int.from_bytes(hashlib.sha256(str(version).encode()).digest()[:7], "big")]
+        raise ShardError(f"{without_query(url)}: the server does not say how long it is")
+    return [found["size"], int(stamp_of(found)[:14], 16)]
 
 
 @contextlib.contextmanager
@@ -81,7 +76,7 @@ def opened(path: str | Path, known: list[int]) -> Iterator[IO[bytes]]:
     Raises:
         ShardError: it cannot be fetched, or it was changed.
     """
-    if not is_remote(path):
+    if not is_url(path):
         with open(path, "rb") as stream:
             status = os.fstat(stream.fileno())
             if [status.st_size, status.st_mtime_ns] != known:
@@ -95,7 +90,7 @@ def opened(path: str | Path, known: list[int]) -> Iterator[IO[bytes]]:
 @contextlib.contextmanager
 def local(path: str | Path, known: list[int]) -> Iterator[Path]:
     """A path under which a file, or what lies behind a URL, can be opened by other libraries."""
-    if not is_remote(path):
+    if not is_url(path):
         yield Path(path)
         return
     with _fetched(str(path), known) as stream:
@@ -138,61 +133,35 @@ def _fetch(url: str, place: Path, known: list[int]) -> None:
                     raise ConnectionError(f"{len(data)} bytes where {end - start} were asked for")
                 return data
 
-            data = _patiently(url, read)
+            with _as_of_a_shard(url):
+                data = retried(read, without_query(url), _patience_s())
             out.write(data)
             got += len(data)
     if stamp(url) != known:
         raise _changed(url)
 
 
-def _patiently(url: str, work) -> Any:
-    """What `work` gives, tried again while errors may pass and patience lasts."""
-    patience = _patience_s()
-    end, wait = time.monotonic() + patience, WAIT_S[0]
-    while True:
-        try:
-            return work()
-        except Exception as error:  # each protocol has error classes of its own
-            # A server that does not answer is "not found" to fsspec, which names the reason as the cause.
-            if isinstance(error, FileNotFoundError) and not (error.__cause__ and _may_pass(error.__cause__)):
-                raise ShardError(f"{url}: no such shard") from error
-            if not _may_pass(error):
-                raise ShardError(f"{url}: cannot be read ({_named(error)})") from error
-            if time.monotonic() + wait > end:
-                raise ShardError(f"{url}: nothing came for {patience:g} s ({_named(error)})") from error
-            time.sleep(wait)
-            wait = min(2 * wait, WAIT_S[1])
-
-
-def _may_pass(error: BaseException) -> bool:
-    status = getattr(error, "status", None)
-    if isinstance(status, int):
-        return status >= 500 or status in _PASSING_STATUS
-    return not isinstance(error, PermissionError | ImportError | ValueError | TypeError)
-
-
-def _named(error: Exception) -> str:
-    """The class of an error and its first line, without a query, which may hold a signature."""
-    text = (str(error).splitlines() or [""])[0].partition("?")[0]
-    return f"{type(error).__name__} {text}".strip()
+@contextlib.contextmanager
+def _as_of_a_shard(url: str) -> Iterator[None]:
+    """What `unimed.io.remote` raises, as errors of a shard."""
+    try:
+        yield
+    except UnreachableError as error:
+        raise ShardError(str(error)) from error
+    except FileNotFoundError as error:
+        raise ShardError(f"{without_query(url)}: no such shard") from error
+    except (PermissionError, ValueError, TypeError) as error:
+        if isinstance(error, ShardError):
+            raise
+        raise ShardError(f"{without_query(url)}: cannot be read ({without_query(str(error))})") from error
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. Not kept: data workers are forked."""
+    """The file system of a URL, and the path in it."""
     protocol = url.partition("://")[0]
     if protocol not in PROTOCOLS:
-        raise ShardError(f"{url}: {protocol}:// is not known; known are {', '.join(PROTOCOLS)}")
-    try:
-        import fsspec
-
-        options: dict[str, Any] = {}
-        if protocol in ("http", "https"):
-            import aiohttp
-
-            options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=10, sock_read=30)}
-        return fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
-    except ImportError as error:
-        raise ImportError(f"{url}: `pip install unimed[remote]` reads {protocol}:// ({error})") from error
+        raise ShardError(f"{without_query(url)}: {protocol}:// is not known; known are {', '.join(PROTOCOLS)}")
+    return file_system(url)
 
 
 def _take_room(folder: Path, place: Path, size: int) -> None:

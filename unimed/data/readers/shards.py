@@ -24,6 +24,7 @@ from unimed.files import cache_folder
 from unimed.geometry import Geometry
 from unimed.io.images import load as load_image
 from unimed.io.raster import SUFFIXES
+from unimed.io.remote import is_url
 from unimed.io.write import write_npz
 from unimed.registry import DATASETS
 from unimed.structures import Sample
@@ -50,7 +51,7 @@ def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path | st
             text = text.removeprefix("file://")
             # A question mark of a URL begins its query.
             if any(sign in text for sign in ("*[" if text.startswith("http") else "*?[")):
-                found = remote.find(text) if remote.is_remote(text) else sorted(glob.glob(text))
+                found = remote.find(text) if is_url(text) else sorted(glob.glob(text))
                 if not found:
                     raise ShardError(f"{text}: no shard of that pattern is there")
                 paths += found
@@ -58,12 +59,12 @@ def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path | st
                 paths.append(text)
     if not paths:
         raise ShardError("no shard was given")
-    return [path if remote.is_remote(path) else Path(path) for path in paths]
+    return [path if is_url(path) else Path(path) for path in paths]
 
 
 def _name(path: Path | str) -> str:
     """The name of a shard, without the query of a URL."""
-    return Path(str(path).partition("?")[0] if remote.is_remote(path) else path).name
+    return Path(str(path).partition("?")[0] if is_url(path) else path).name
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -244,7 +245,7 @@ class ImageTextShards:
 
     def _index(self, path: Path | str):
         stamp = remote.stamp(path)
-        named = path if remote.is_remote(path) else str(Path(path).resolve())
+        named = path if is_url(path) else str(Path(path).resolve())
         kept = self.index_dir / f"{hashlib.sha256(str(named).encode()).hexdigest()[:24]}.npz"
         if kept.is_file():
             try:
