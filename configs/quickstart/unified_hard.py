@@ -3,7 +3,7 @@
     unimed new-model pretrained/unified_hard --data data/sample --mask-width 64
     bash tools/dist.sh train configs/quickstart/unified_hard.py 1
 
-It refuses nonsense and finds nuclei in either question for less than half of the time of `unified_small.py`, which
+It refuses nonsense and finds nuclei in either question in about half of the time of `unified_small.py`, which
 outlines tissues better; docs/training.md has the figures.
 """
 

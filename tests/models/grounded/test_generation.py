@@ -66,7 +66,7 @@ def test_a_shared_beginning_changes_nothing(model, name, state_before, monkeypat
     for one, other in zip(found, generate(model, embeds, mask, **options), strict=True):
         assert one.ids == other.ids and one.state_ids == other.state_ids and one.finished == other.finished
         for state, expected in zip(one.states, other.states, strict=True):
-            assert_close(state, expected, 1e-4)
+            assert_close(state, expected, relative=1e-4)
 
 
 def test_positions_of_several_axes_are_kept(model, monkeypatch):
@@ -136,7 +136,7 @@ def same(found, expected):
         assert one.ids == other.ids and one.state_ids == other.state_ids and one.finished == other.finished
         assert_close(torch.tensor(one.probabilities), torch.tensor(other.probabilities), 1e-4)
         for state, wanted in zip(one.states, other.states, strict=True):
-            assert_close(state, wanted, 1e-4)
+            assert_close(state, wanted, relative=1e-4)
 
 
 @pytest.mark.parametrize("name", BATCHES)
