@@ -372,6 +372,14 @@ BROKEN_RECORDS = {
 _seen: list[str] = []
 
 
+@pytest.fixture(autouse=True)
+def silent_clock(monkeypatch):
+    """Lines of progress come by the clock, and how long a command takes is a matter of the machine."""
+    from unimed import progress
+
+    monkeypatch.setattr(progress._Reporter, "tick", lambda self, now=None: None)
+
+
 def run(place, capfd, line):
     """(exit code, lines on standard error, standard output) of a command line."""
     import shlex
