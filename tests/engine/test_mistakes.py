@@ -133,4 +133,5 @@ def test_the_end_says_where_the_model_is_and_what_comes_next(run, tmp_path, capf
     assert "done after 2 steps; the model is in" in said and "step_00000002" in said
     for verb in ("unimed test", "unimed export", "unimed train"):
         assert verb in said
+    assert " exports/run\n" in said  # not the folder of models to start from, which may hold this one's start
     assert "Hooks will be executed" not in said and sys.modules["unimed.engine.noise"]

@@ -247,6 +247,9 @@ def test_names_and_hosts_lead_nowhere(tmp_path, model):
         body = '{"messages": [{"role": "\\ud83d", "content": "x"}], "model": "\\ud83d"}'
         assert client.post("/v1/chat/completions", content=body, headers=bearer("anna")).status_code == 400
         assert "/v1/chat/completions" in client.get("/openapi.json").json()["paths"]
+        form = {"Content-Type": "application/x-www-form-urlencoded", **bearer("anna")}  # what `curl -d` sends
+        error = client.post("/v1/chat/completions", content="{}", headers=form).json()["error"]
+        assert error["message"].startswith("the body: ") and "Content-Type: application/json" in error["message"]
 
 
 def test_the_log_tells_nothing_of_patients(tmp_path, model):

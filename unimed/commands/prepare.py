@@ -19,7 +19,9 @@ def prepare(arguments, prog: str | None = None) -> int:
         # Only the kind that was typed is imported, so that one that needs an extra hinders no other.
         if kind in arguments[:1]:
             importlib.import_module(location).add_arguments(command)
-    return guarded(lambda args: importlib.import_module(COMMANDS[args.kind][0]).run(args), parser.parse_args(arguments))
+    args = parser.parse_args(arguments)
+    _groups(parser, getattr(args, "patient_pattern", None))
+    return guarded(lambda args: importlib.import_module(COMMANDS[args.kind][0]).run(args), args)
 
 
 def check_data(arguments=None, prog: str | None = None) -> int:
@@ -31,14 +33,17 @@ def check_data(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--limit", type=int, help="for trees: look at the first so many records of each part only")
     parser.flag("model", default="", help="try every record on this model's processor (default: on a small stand-in)")
     args = parser.parse_args(arguments)
-    if args.patient_pattern is not None:
-        try:
-            groups = re.compile(args.patient_pattern).groups
-        except re.error as error:
-            parser.error(f"--patient-pattern {args.patient_pattern!r} is not a regular expression ({error})")
-        if groups != 1:
-            parser.error(f"--patient-pattern {args.patient_pattern!r} needs one group, (...), around the patient")
+    if _groups(parser, args.patient_pattern) not in (None, 1):
+        parser.error(f"--patient-pattern {args.patient_pattern!r} needs one group, (...), around the patient")
     return guarded(_check, args)
+
+
+def _groups(parser: Parser, pattern: str | None) -> int | None:
+    """Number of groups of a `--patient-pattern`; one that is no regular expression ends the command in one line."""
+    try:
+        return None if pattern is None else re.compile(pattern).groups
+    except re.error as error:
+        parser.error(f"--patient-pattern {pattern!r} is not a regular expression ({error})")
 
 
 def collate_of(model: str = ""):

@@ -105,7 +105,7 @@ def _train(args) -> int:
     print(
         f"done after {result['step']} steps; the model is in {saved}\n"
         f"  test it:    unimed test {args.config} --checkpoint {folder}\n"
-        f"  use it:     unimed export {args.config} {folder} pretrained/{Path(folder).name}\n"
+        f"  use it:     unimed export {args.config} {folder} exports/{Path(folder).name}\n"
         f"  train on:   unimed train {args.config} --work-dir {folder} --resume auto --cfg-options max_steps=N"
     )
     return DONE

@@ -137,7 +137,10 @@ def _answers_to_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError):
         first = error.errors()[0]
         where = ".".join(str(part) for part in first.get("loc", ()) if part != "body")
-        problem = Problem(400, f"{where}: {first.get('msg', 'invalid')}"[:500], param=where[:200])
+        message = f"{where or 'the body'}: {first.get('msg', 'invalid')}"
+        if not where:  # curl sends a form where nobody says otherwise
+            message += "; send JSON with the header Content-Type: application/json"
+        problem = Problem(400, message[:500], param=where[:200] or None)
         return JSONResponse(problem.to_dict(), 400)
 
     @app.exception_handler(Exception)

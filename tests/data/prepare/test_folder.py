@@ -237,6 +237,26 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path, capsys):
         assert "Traceback" not in capsys.readouterr().err
 
 
+def test_wrong_tables_and_patterns_say_what_to_do(tmp_path, capsys):
+    image, mask = draw(0)
+    png(tmp_path / "i" / "a.png", image)
+    png(tmp_path / "m" / "a.png", mask)
+    table = tmp_path / "t.csv"
+    table.write_bytes("image,class\na.png,Erguß\n".encode("latin-1"))
+
+    def refused(*arguments):
+        assert prepare(tmp_path / "i", *arguments, "--out", tmp_path / "o") == 1 and not (tmp_path / "o").exists()
+        return capsys.readouterr().err
+
+    assert "t.csv: is not UTF-8 text" in refused("--table", table)
+    assert "none.csv: no such file" in refused("--table", tmp_path / "none.csv")
+    assert "relative to" in refused(tmp_path / "m", "--table", table)
+    assert "--classes stands instead" in refused(tmp_path / "m", "--classes")
+    with pytest.raises(SystemExit) as end:
+        prepare(tmp_path / "i", tmp_path / "m", "--phrase", "x", "--patient-pattern", "(P", "--out", tmp_path / "o")
+    assert end.value.code == 1 and "is not a regular expression" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("patients", [1, 2, 3, 4, 7, 50])
 @pytest.mark.parametrize("fractions", [(0.7, 0.15, 0.15), (1, 0, 0), (0.5, 0, 0.5), (0.1, 0.1, 0.8)])
 def test_splits_keep_patients_whole_and_fractions(patients, fractions):

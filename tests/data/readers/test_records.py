@@ -121,7 +121,7 @@ def test_missing_files_are_named(folder):
     write(folder, record(image="images/gone.png"))
     with pytest.raises(FileNotFoundError, match="images/gone.png"):
         RecordDataset(folder)[0]
-    with pytest.raises(FileNotFoundError, match="prepare_data.py sample"):
+    with pytest.raises(FileNotFoundError, match="prepare folder.* prepare sample"):
         RecordDataset(folder, "val")
 
 

@@ -90,6 +90,10 @@ def run(args: argparse.Namespace) -> int:
         FolderError: nothing was written; the message says why.
     """
     root = Path(args.images)
+    if args.table and args.masks:
+        raise FolderError(f"{args.masks}: --table names the masks, in a column `mask`, relative to {args.images}")
+    if args.classes and (args.masks or args.table):
+        raise FolderError("--classes stands instead of a folder of masks and of --table")
     if args.table:
         images, problems = from_table(Path(args.table), root), []
     elif args.classes:

@@ -212,7 +212,11 @@ def from_table(table: Path, root: Path) -> list[ImageFile]:
         dialect = csv.Sniffer().sniff(text[:4096], ",;\t") if text.strip() else csv.excel
     except csv.Error:
         dialect = csv.excel
-    except (UnicodeDecodeError, OSError) as error:
+    except FileNotFoundError as error:
+        raise FolderError(f"{table}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise FolderError(f"{table}: is not UTF-8 text ({error}); save it as CSV in UTF-8") from error
+    except OSError as error:
         raise FolderError(f"{table}: cannot be read as a table: {error}") from error
     rows = list(csv.DictReader(text.splitlines(), dialect=dialect))
     columns = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}

@@ -41,7 +41,10 @@ def read_records(path: str | Path) -> list[dict]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; `tools/prepare_data.py sample` makes one, or see docs/data.md")
+        raise FileNotFoundError(
+            f"{path}: no such file; `unimed prepare folder` makes it out of your own images and masks, "
+            "`unimed prepare sample` fetches the sample set (docs/data.md)"
+        )
     records, ids = [], set()
     for number, record in read_json_lines(path, error=RecordError):
         check_record(record, f"{path}:{number}")
