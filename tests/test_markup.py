@@ -35,6 +35,7 @@ def test_nothing_is_obeyed(text):
         shown = function(text)
         assert not obeyed(shown) and "\n" not in shown
     assert "\\" not in for_dicom(text) and len(for_dicom(text)) <= 64
+    assert for_dicom("C:\\one\\two") == "C:/one/two"
     without_surrogates(text).encode()
 
 

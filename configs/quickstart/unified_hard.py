@@ -3,8 +3,8 @@
     unimed new-model pretrained/unified_hard --data data/sample --mask-width 64
     bash tools/dist.sh train configs/quickstart/unified_hard.py 1
 
-It refuses nonsense and finds nuclei in either question in about half of the time of `unified_small.py`, which
-outlines tissues better; docs/training.md has the figures.
+It points less at what does not exist and finds nuclei in either question, in about half of the time of
+`unified_small.py`, which outlines tissues better; docs/training.md has the figures of three seeds.
 """
 
 _base_ = "unified_small.py"

@@ -506,3 +506,12 @@ def test_how_many(capsys):
     assert total >= 60
     with capsys.disabled():
         print(f"\neveryday mistakes: {len(_seen)} of {total} one line")
+
+
+@pytest.mark.parametrize("memory", ["nan", "inf", "0", "-5"])
+def test_memory_that_no_gpu_has_is_refused(memory, capsys):
+    from unimed.commands.plan import plan
+
+    with pytest.raises(SystemExit) as stopped:
+        plan(["configs/biomedparse/_tiny.py", f"--memory={memory}"])
+    assert stopped.value.code == 1 and "above 0" in capsys.readouterr().err

@@ -1,5 +1,9 @@
 """A sample that only the collator finds unusable costs itself, not the run."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from unimed.data.mixture import DataError, KeyedDatasets, Mixture
@@ -65,3 +69,33 @@ def test_an_error_of_the_collator_itself_is_not_hidden():
     data.collate = fails
     with pytest.raises(ValueError, match="batches are broken"):
         batch(data)
+
+
+_LEFT_OPEN = """
+import sys
+from unimed.engine.stream import Stream
+from unimed.registry import DATASETS
+
+@DATASETS.register_module()
+class Numbers:
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return index
+
+if __name__ == "__main__":
+    data = dict(mixture=[dict(dataset=dict(type="Numbers"))])
+    stream = Stream(data, list, batch_size=2, rank=0, world_size=1, seed=5, num_workers=2)
+    next(stream)
+    print(*(worker.pid for worker in stream._iterator._workers), flush=True)
+"""
+
+
+def test_a_stream_that_nobody_closes_does_not_keep_its_process(tmp_path):
+    """Its workers ignore SIGTERM; the program ended only when somebody killed it."""
+    (tmp_path / "program.py").write_text(_LEFT_OPEN)
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    workers = [int(word) for word in done.stdout.split()]
+    assert len(workers) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in workers)

@@ -33,6 +33,17 @@ def test_intervals_hold_what_runs_differ_by():
     assert same["correct above the majority answer", "vqa"]["value"].value == 0.5
 
 
+def test_consistency_is_compared_where_every_run_showed_something():
+    about = dict(kind="consistency", task="referring", target="brain")
+    one, other = (
+        [case_row(f"c{n}", patient=f"p{n}", mirror_dice=value, **about) for n in cases]
+        for cases, value in (((0, 1, 2), 0.5), ((1, 2, 3), 0.7))
+    )
+    (line,) = (line for line in spread([one, other], resamples=20) if line["measure"] == "mirror dice")
+    assert line["cases"] == 2 and line["runs"] == pytest.approx([0.5, 0.7])
+    assert not spread([one[:1], other[2:]], resamples=20)
+
+
 def test_the_same_cases_in_every_run(tmp_path, capsys):
     with pytest.raises(ValueError, match="two at least"):
         spread([rows(0.0)])

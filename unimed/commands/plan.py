@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import math
+
 from unimed.commands.common import DONE, NOTHING, Parser, count, guarded
 
 _DESCRIPTION = """Memory that a training will need on each GPU, before anything is downloaded or started.
@@ -12,12 +15,20 @@ A step of the model is computed in shapes alone, on drawn samples, and split as 
 be there. Exit code 1 where nothing fits."""
 
 
+def _gibibytes(word: str) -> float:
+    """An argument that is a finite number above 0."""
+    number = float(word)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {word}")
+    return number
+
+
 def plan(arguments=None, prog: str | None = None) -> int:
     """Memory of a training per strategy, what fits, and what to change."""
     parser = Parser(_DESCRIPTION, prog=prog)
     parser.add_argument("config", help="a python config, e.g. configs/unified/internvl3_5_8b.py")
     parser.add_argument("--gpus", type=count, default=8, help="ranks in all (default: 8)")
-    parser.add_argument("--memory", type=float, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
+    parser.add_argument("--memory", type=_gibibytes, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
     parser.add_argument("--tokens", type=count, default=512, help="text tokens of a sample (default: 512)")
     parser.add_argument("--image-size", type=count, default=1024, help="side of its image in pixels (default: 1024)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="replace config values")

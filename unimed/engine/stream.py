@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import glob
+import os
 import signal
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -157,7 +161,7 @@ class Stream:
         self.names, self.restarts, self.timeout_s = names, restarts, timeout_s
         self.length = sum(len(dataset) for dataset in datasets)
         self.state = {"window": 0, "used": 0}
-        self._iterator, self._ahead = None, deque()
+        self._iterator, self._ahead, self._at_end = None, deque(), None
 
     def restore(self, state: Mapping[str, int]) -> None:
         self._stop_workers()
@@ -210,12 +214,9 @@ class Stream:
         self._stop_workers()
 
     def _stop_workers(self) -> None:
-        workers, self._iterator = list(getattr(self._iterator, "_workers", ())), None
-        for worker in workers:
-            # Not terminate(): workers ignore SIGTERM, which is meant for the process that trains.
-            worker.kill()
-        for worker in workers:
-            worker.join()
+        self._iterator = None
+        if self._at_end is not None:
+            self._at_end()
 
     def _a_worker_died(self) -> bool:
         # Its death shows as DataLoader's own error, or as a pipe that breaks while a batch is fetched from it; in the
@@ -246,11 +247,32 @@ class Stream:
                 generator=torch.Generator().manual_seed(0),
             )
         )
+        if self.num_workers:
+            # A stream that nobody closed must not keep its process from ending. Where it is collected, a weak
+            # reference is told before DataLoader waits five seconds for each worker; at exit, what was registered last.
+            kill = partial(_kill, list(self._iterator._workers), os.getpid())
+            atexit.register(kill)
+            self._at_end = weakref.finalize(self, kill)
+            self._at_end.atexit = False
         # DataLoader's own handler raises the death of a worker wherever the main process happens to be, in the middle
         # of a step too. Without it the death is found, within seconds, when the next batch is asked for, where
         # `__next__` deals with it.
         if self.num_workers and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def _kill(workers: list, parent: int) -> None:
+    """End the processes of `parent`, if this is it (and not a copy of it).
+
+    Not by terminate(): workers ignore SIGTERM, which is meant for the process that trains.
+    """
+    if os.getpid() != parent:
+        return
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+    workers.clear()  # it is also called at exit
 
 
 def to_device(value, device):

@@ -49,6 +49,8 @@ MEASURES: dict[str, tuple[tuple[str, Value, tuple[str, ...]], ...]] = {
         for name in ("paraphrase_mean", "paraphrase_worst", "paraphrase_variance", "mirror_dice")
     ),
 }
+#: Measures that have a row only where the run showed something.
+_OF_WHAT_WAS_SHOWN = {name for name, _, _ in MEASURES["consistency"]}
 
 
 def spread(runs: Sequence[Sequence[Mapping]], *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> list:
@@ -56,6 +58,9 @@ def spread(runs: Sequence[Sequence[Mapping]], *, resamples: int = 1000, level: f
 
     Args:
         runs: rows of each run (`unimed.evaluation.cases`), of the same test set.
+
+    Consistency is measured where a run points at something, so that runs have other cases of it; those of all runs are
+    compared.
 
     Raises:
         ValueError: fewer than two runs, or runs whose cases differ.
@@ -77,6 +82,11 @@ def spread(runs: Sequence[Sequence[Mapping]], *, resamples: int = 1000, level: f
                 table[number][owner, str(row["case"]), row["target"]].append(float(value))
     lines = []
     for (name, of), table in tables.items():
+        if name in _OF_WHAT_WAS_SHOWN:
+            common = set.intersection(*(set(one) for one in table))
+            table = [{key: one[key] for key in common} for one in table]
+            if not common:
+                continue
         if any(set(one) != set(table[0]) for one in table):
             raise ValueError(f"runs were not tested on the same cases: {name} {of} is of others in one of them")
         lines.append({"measure": name, "of": of} | _line(table, resamples, level, seed))

@@ -67,6 +67,8 @@ def file_system(url: str) -> tuple[Any, str]:
         fs = fsspec.filesystem(protocol, **options)
     except ImportError as error:
         raise ImportError(f"{protocol}:// needs `pip install unimed[remote]` ({error})") from None
+    except TypeError:  # ftp, sftp, smb: their file systems ask for a host
+        raise ValueError(f"{protocol}:// is not read here; use http(s)://, s3:// or gs://") from None
     return fs, fs._strip_protocol(url)
 
 

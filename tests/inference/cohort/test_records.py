@@ -203,3 +203,25 @@ def test_s3_through_a_stand_in(tmp_path, monkeypatch):
         assert DigestOf(str(tmp_path / "log")).worked() == [0, 1, 2, 3, 4]
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "path,text\nb.png,Segment the liver, please.\n", "a.csv:2: more cells than the header"),
+        ("a.jsonl", '{"path": "b.png", "text": 5}', "a.jsonl:1: text is a question"),
+        ("a.jsonl", '{"path": "b.png", "text": {"a": 1}}', "a.jsonl:1: text is a question"),
+        ("a.jsonl", '{"path": ["b.png"]}', "a.jsonl:1: path is no path"),
+        ("a.jsonl", '{"path": "b\\u0000.png"}', "a.jsonl:1: path is no path"),
+    ],
+)
+def test_rows_that_would_be_misread_are_named(tmp_path, name, content, says):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ManifestError, match=says):
+        records(tmp_path / name)
+
+
+def test_a_protocol_that_asks_for_a_host_is_refused_without_its_password():
+    with pytest.raises(ValueError, match="ftp:// is not read here") as caught:
+        file_system("ftp://user:secret@127.0.0.1/a.png")
+    assert "secret" not in str(caught.value)

@@ -133,3 +133,13 @@ def test_rows_as_parquet(table, tmp_path):
     found = parquet.read_table(tmp_path / "out" / "rows").to_pylist()
     assert [row["number"] for row in found] == list(range(11)) and found[3]["error"] is None
     assert json.loads(found[3]["row"])["answers"][0]["text"] == found[3]["texts"][0]
+
+
+def test_a_folder_inside_its_own_sources_is_refused(table, tmp_path):
+    with pytest.raises(CohortError, match="results would be sources"):
+        run(tmp_path / "in" / "out", [tmp_path / "in"], digest_of(tmp_path), form="jsonl")
+
+
+def test_only_the_owner_reads_records_for_addresses_hold_keys(table, tmp_path):
+    run(tmp_path / "out", [table], digest_of(tmp_path), form="jsonl")
+    assert (tmp_path / "out" / "records.jsonl").stat().st_mode & 0o077 == 0

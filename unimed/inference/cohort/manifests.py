@@ -68,7 +68,11 @@ def _row(values: Mapping, where: str, base: Path | str) -> ManifestRow:
     column = next((name for name in PLACES if values.get(name) not in (None, "")), None)
     if column is None:
         raise ManifestError(f"{where}: names no file; a manifest has a column {', '.join(PLACES[:-1])} or {PLACES[-1]}")
-    source, problem = str(values[column]), ""
+    if values.get(None):  # csv.DictReader keeps what is beyond the header there
+        raise ManifestError(f"{where}: more cells than the header has; put a text with commas in quotes")
+    if not isinstance(values[column], str) or "\0" in values[column]:
+        raise ManifestError(f"{where}: {column} is no path: {values[column]!r}")
+    source, problem = values[column], ""
     place = source
     if is_url(source) and not source.startswith("file://"):
         shown = without_query(source)
@@ -84,7 +88,10 @@ def _row(values: Mapping, where: str, base: Path | str) -> ManifestRow:
         if source.startswith(("/", "file:")) or posixpath.normpath(source).startswith(".."):
             problem = f"{where}: {source!r} leads out of {base}"
     texts = values.get("text", values.get("texts")) or ()
-    texts = (texts,) if isinstance(texts, str) else tuple(map(str, texts))
+    texts = (texts,) if isinstance(texts, str) else texts
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ManifestError(f"{where}: text is a question or a list of questions, not {texts!r}")
+    texts = tuple(texts)
     named = {name: str(values.get(name) or "") for name in ("id", "site", "modality")}
     return ManifestRow(shown, place, texts=texts, problem=problem, **named)
 

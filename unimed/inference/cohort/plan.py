@@ -94,6 +94,7 @@ def make_plan(
         plan = Plan(folder, tuple(_parts(kept, part_rows)), form)
         for part in _changed_parts(kept, candidate, plan):
             plan.rows_of(part).unlink(missing_ok=True)
+    candidate.chmod(0o600)  # addresses may hold keys
     candidate.replace(kept)
     write_text(folder / JOB, json_text(settings))
     return Plan(folder, tuple(_parts(kept, part_rows)), form)

@@ -18,7 +18,7 @@ from unimed.inference.cohort.parts import PartWorker, Predictor
 from unimed.inference.cohort.plan import FORMS, MISSING, Part, Plan, make_plan, read_part
 from unimed.inference.cohort.ray_engine import RayError, on_ray
 from unimed.inference.cohort.records import CohortError, find_records
-from unimed.io.remote import PATIENCE_S, without_query
+from unimed.io.remote import PATIENCE_S, is_url, without_query
 from unimed.progress import Progress, logged, stage
 from unimed.workers import WorkersDiedError, as_finished
 
@@ -95,6 +95,12 @@ def run_cohort(
         raise CohortError(f"{workers} workers, {part_rows} rows in a part: both are at least 1")
     if (engine == "ray" or workers > 1) and any(word.startswith("memory://") for word in words):
         raise CohortError("memory:// lives in one process; use --engine local --workers 1")
+    for word in words:
+        place = Path(word.removeprefix("file://"))
+        if not is_url(str(place)) and place.is_dir() and folder.resolve().is_relative_to(place.resolve()):
+            raise CohortError(
+                f"{folder} lies in the source {word}, and results would be sources; choose another folder"
+            )
     threads_each = threads.wanted() or 1
     kept = {**settings, "sources": [_shown(word) for word in words], "threads": threads_each}
     with FolderLock(folder, "a cohort"), logged(folder):
