@@ -240,3 +240,16 @@ def test_perfect_predictions_score_one_and_corrupted_ones_less(task):
     counts = ", ".join(f"{corrupt.__name__} {count}" for corrupt, count in corrupted.items())
     print(f"{task}: {tried} perfect predictions, 0 below 1; corrupted: {counts}, 0 at 1")
     assert all(count for count in corrupted.values()), counts
+
+
+def test_exchanged_arguments_are_told():
+    from unimed.evaluation.evaluating import evaluate
+    from unimed.geometry import Geometry
+    from unimed.io.result import Prediction
+    from unimed.structures import Sample
+
+    sample = Sample((np.zeros((4, 4, 3), np.uint8),), Geometry(np.eye(4)), "a")
+    with pytest.raises(ValueError, match="got Sample and Prediction"):
+        evaluate([sample], [Prediction("x")])
+    with pytest.raises(ValueError, match="got dict and Sample"):
+        evaluate([Prediction("x").to_dict()], [sample])

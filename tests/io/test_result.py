@@ -83,3 +83,8 @@ def test_predictions_without_a_file_are_all_kept(tmp_path):
     for number in (1, 2, 3, 1):
         Prediction("same text", (Region("a", mask=np.arange(12).reshape(3, 4) > number),)).save(tmp_path)
     assert len(list(tmp_path.glob("*.json"))) == 3 and (tmp_path / "prediction.json").is_file()
+
+
+def test_one_format_needs_no_list(tmp_path):
+    (path,) = Prediction("A lesion.").save(tmp_path, "case", formats="json")
+    assert path.name == "case.json"

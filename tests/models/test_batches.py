@@ -140,3 +140,28 @@ def test_segment_boxes_on_every_decoder(decoder):
         assert (alone.mask == region.mask).mean() > 0.99
     with pytest.raises(ValueError, match="outside the image"):
         model.segment_boxes(image, [(100, 100, 120, 120)])
+
+
+def test_slips_in_calls_are_told_in_their_own_words(grounded):
+    image = np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(ValueError, match="list with one per image; got the text 'xy'"):
+        grounded.predict_batch([image, image], "xy")  # as many letters as images
+    with pytest.raises(ValueError, match="got none"):
+        grounded.predict(image, None)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        grounded.predict_batch([image], ["x"], batch_size=0)
+    with pytest.raises(ValueError, match="list of boxes"):
+        grounded.segment_boxes(image, (2, 2, 9, 9))
+    with pytest.raises(ValueError, match=r"generate\(\*\*inputs\)"):
+        grounded.generate(grounded.processor(images=image, text="x"))
+
+
+def test_the_pipeline_takes_image_as_well(grounded):
+    from unimed.models.pipeline import GroundedImageTextPipeline
+
+    image = np.zeros((16, 16, 3), np.uint8)
+    pipe = GroundedImageTextPipeline(model=grounded)
+    found = [pipe(text="x", max_new_tokens=2, **{name: image})["text"] for name in ("image", "images")]
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match="same argument"):
+        pipe(image, text="x", image=image)

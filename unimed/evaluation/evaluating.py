@@ -111,7 +111,7 @@ def evaluate(
 
     Raises:
         ValueError: another number of predictions than samples, or masks of another shape than the truth (the sample is
-            named).
+            named), or what is no `Prediction` or no `Sample`.
     """
     from contextlib import nullcontext
 
@@ -125,6 +125,9 @@ def evaluate(
     rows = Rows()
     with project(folder) if folder else nullcontext():
         for sample, prediction in zip(samples, predictions, strict=True):
+            if not isinstance(sample, Sample) or not isinstance(prediction, Prediction):
+                found = f"{type(prediction).__name__} and {type(sample).__name__}"
+                raise ValueError(f"evaluate compares a Prediction with a Sample, got {found}")
             try:
                 rows += rows_of(sample, prediction)
             except ValueError as error:

@@ -60,6 +60,8 @@ def regions_of_boxes(boxes_xyxy_px: Sequence, phrases: Sequence[str], width: int
         ValueError: no box, another number of phrases, or a box that is not four finite numbers, has no area or lies
             outside the image.
     """
+    if len(boxes_xyxy_px) and np.ndim(boxes_xyxy_px[0]) == 0:
+        raise ValueError("give a list of boxes, [(left, top, right, bottom), ...], also for one")
     phrases = list(phrases) or [f"box {number + 1}" for number in range(len(boxes_xyxy_px))]
     regions = [
         Region(phrase, box_xyxy_px=box_within(phrase, box, width, height))

@@ -232,7 +232,7 @@ class Prediction:
             folder: made where it is not there.
             name: of the files without suffix; what bears it already is replaced. By default that of the image, and
                 predictions of other images, or other predictions of this one, get names of their own.
-            formats: names of registered writers, see docs/results.md: "json", "png" (overlay; needs `image`),
+            formats: one or more names of writers (docs/results.md): "json", "png" (overlay; needs `image`),
                 "mask-png", "nifti", "nrrd", "npz", "dicom-seg", "dicom-sr", "html", "unibiomed", "biomedparse-npz".
             image: what the overlay is drawn on: HxW or HxWx3 uint8, or the volume (I, J, K) of any number type.
             deidentified: write nothing of the patient and no name of the source, and UIDs of other value. The text and
@@ -246,7 +246,7 @@ class Prediction:
             ValueError: unknown format or option, what a format needs is not there, or a name that is no file name.
         """
         saved = _nameless(self) if deidentified else self
-        formats = tuple(dict.fromkeys(formats))
+        formats = tuple(dict.fromkeys([formats] if isinstance(formats, str) else formats))
         writers = [writer_of(form) for form in formats]
         if name is not None and Path(name).name != name:
             raise ValueError(f"name {name!r} must be a plain file name")

@@ -30,7 +30,8 @@ class GroundedImageTextPipeline(Pipeline):
         """Answers to questions, a dictionary each.
 
         Args:
-            images: an image or volume as of `model.predict`, or {"image", "text"}; or a list of either.
+            images: an image or volume as of `model.predict`, or {"image", "text"}; or a list of either. `image=` is
+                understood too.
             text: the question, or one per image; several about one image are a list of lists. For a contrastive model
                 its labels.
             options: of `model.predict`; `masks="array"` puts bool arrays as `mask` in place of run lengths.
@@ -39,6 +40,10 @@ class GroundedImageTextPipeline(Pipeline):
             ValueError: no question, or another number of questions than of images; and what `predict` raises.
         """
         options = {**self._forward_params, **options}
+        if "image" in options:
+            if images is not None:
+                raise ValueError("image and images are the same argument; give one of them")
+            images = options.pop("image")
         masks = options.pop("masks", "rle")
         if masks not in ("rle", "array"):
             raise ValueError(f"masks must be 'rle' or 'array', got {masks!r}")

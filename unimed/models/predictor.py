@@ -64,7 +64,7 @@ class Predictor:
             ReadError, ImageError, VolumeError, PromptError: what cannot be read or asked; nothing is computed then.
         """
         single = isinstance(text, str)
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = _texts([text] if isinstance(text, str) else text)
         given = None if regions is None else [regions] * len(texts)
         choices: dict[str, Any] = dict(site=site, modality=modality, window=window, plane=plane)
         found = self.predict_batch([image] * len(texts), texts, given, **choices, **options)
@@ -93,9 +93,12 @@ class Predictor:
             others: as in `predict`; a `task` may be one for all or one per text.
 
         Raises:
-            ValueError: lists of different lengths; and what `predict` raises.
+            ValueError: lists of different lengths, one text in place of a list, or a `batch_size` below 1; and what
+                `predict` raises.
         """
-        images, texts = as_list(images), list(texts)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        images, texts = as_list(images), _texts(texts)
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} images for {len(texts)} texts; give one image per text")
         if isinstance(regions, str) or (regions and all(isinstance(one, str) for one in regions)):
@@ -157,6 +160,14 @@ class Predictor:
 
         # An array with its geometry is one source, any other sequence several images of one question.
         return [None if image is None else several(image) if _is_list(image) else one(image) for image in images]
+
+
+def _texts(texts) -> list:
+    """Questions as a list; a single one would be read letter by letter."""
+    if texts is None or isinstance(texts, str):
+        given = "none" if texts is None else f"the text {texts!r} alone"
+        raise ValueError(f"give a question, or a list with one per image; got {given}")
+    return list(texts)
 
 
 def _is_list(image) -> bool:

@@ -63,12 +63,17 @@ class GroundedDecoding:
             return_dict_in_generate: also what the heads read: `rows`, one `Generated` per row, beside `sequences`.
 
         Raises:
-            ValueError: rows padded on the right, or an option this decoding does not have.
+            ValueError: `input_ids` that are no tensor, rows padded on the right, or an unknown option.
         """
         if unknown:
             raise ValueError(
                 f"generate does not know {', '.join(sorted(unknown))}; known are max_new_tokens, do_sample, "
                 "temperature, generator, use_cache, prompt_lookup_num_tokens, return_dict_in_generate"
+            )
+        if not isinstance(input_ids, torch.Tensor):
+            raise ValueError(
+                f"input_ids is a tensor [B, L], got {type(input_ids).__name__}; call generate(**inputs) with what the "
+                "processor gave, or predict(image, text)"
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

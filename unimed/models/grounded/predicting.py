@@ -58,7 +58,7 @@ class GroundedPredictor(Predictor):
         """
         if isinstance(regions, str):
             options, regions = {"task": regions} | options, None
-        if not isinstance(text, str) and len(text) > self.processor.max_phrases:
+        if text is not None and not isinstance(text, str) and len(text) > self.processor.max_phrases:
             raise PromptError(
                 f"{len(text)} texts on one image; at most {self.processor.max_phrases} (processor.max_phrases)"
             )
