@@ -144,7 +144,9 @@ def same(found, expected):
 @pytest.mark.parametrize("wrong", [2, 3, 100])
 def test_guessed_tokens_change_nothing(model, name, state_before, wrong):
     embeds, mask = batch(model, BATCHES[name])
-    special = sorted({token for row in generate(model, embeds, mask, keep_states_of=[]) for token in row.ids})[::3]
+    special = sorted(
+        {token for row in generate(model, embeds, mask, keep_states_of=[], max_new_tokens=24) for token in row.ids}
+    )[::3]
     for most, stop, keep_last in ((12, [3], True), (13, special[:1], True), (5, [], False)):
         options = dict(keep_states_of=special, stop_ids=stop, max_new_tokens=most, state_before=state_before)
         options |= dict(keep_last=keep_last)
