@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,16 +121,48 @@ def finish(root: str | Path, temporary: Path, step: int, files: Mapping[str, dic
         shutil.rmtree(path, ignore_errors=True)
 
 
+class SaveThread:
+    """One save at a time in a thread of its own. The process does not end before the thread has."""
+
+    def __init__(self):
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+
+    def start(self, save: Callable[[], object]) -> None:
+        """Begin a save; the one before must have been waited for."""
+
+        def run() -> None:
+            try:
+                save()
+            except CheckpointError as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until what was given is written.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
 class Writer:
     """Saves below one folder, in a thread of its own where `background` is set; one at a time.
 
-    A save that failed in the background is reported by the next call. The process does not end before the thread has.
+    A save that failed in the background is reported by the next call.
     """
 
     def __init__(self, root: str | Path, keep: int, background: bool = False):
         self.root, self.keep, self.background = Path(root), keep, background
-        self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
+        self._thread = SaveThread()
 
     def write(self, checkpoint: Checkpoint, wait: bool = False, prune: bool = True) -> None:
         """Save; with `background` and without `wait` the tensors must not change any more (give copies).
@@ -146,16 +178,9 @@ class Writer:
         if not self.background:
             save(self.root, checkpoint, keep)
             return
-        self._thread = threading.Thread(target=self._save, args=(checkpoint, keep), name="checkpoint")
-        self._thread.start()
+        self._thread.start(lambda: save(self.root, checkpoint, keep))
         if wait:
             self.wait()
-
-    def _save(self, checkpoint: Checkpoint, keep: int) -> None:
-        try:
-            save(self.root, checkpoint, keep)
-        except CheckpointError as error:
-            self._error = error
 
     def wait(self) -> None:
         """Until what was given is written.
@@ -163,12 +188,7 @@ class Writer:
         Raises:
             CheckpointError: it could not be.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        self._thread.wait()
 
 
 def discard(path: str | Path) -> None:

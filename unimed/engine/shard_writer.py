@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from unimed.engine import sharded
-from unimed.engine.checkpoint import Checkpoint, CheckpointError, fingerprint, finish, write_tables, writing
+from unimed.engine.checkpoint import Checkpoint, CheckpointError, SaveThread, fingerprint, finish, write_tables, writing
 from unimed.engine.strategy import world
 
 
@@ -27,8 +26,7 @@ class ShardWriter:
         self.root, self.keep, self.background = Path(root), keep, background
         # Of its own: ranks talk about a checkpoint while they train.
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._thread: threading.Thread | None = None
-        self._error = ""
+        self._thread = SaveThread()
 
     def write(
         self,
@@ -53,14 +51,7 @@ class ShardWriter:
         written = sharded.write(Path(place) / sharded.FOLDER, shards, self.group)
         keep = self.keep if prune else 0
 
-        def complete() -> None:
-            try:
-                self._complete(folder, Path(place), checkpoint, written, keep)
-            except CheckpointError as error:
-                self._error = str(error)
-
-        self._thread = threading.Thread(target=complete, name="checkpoint")
-        self._thread.start()
+        self._thread.start(lambda: self._complete(folder, Path(place), checkpoint, written, keep))
         if wait or not self.background:
             self.wait()
 
@@ -113,9 +104,4 @@ class ShardWriter:
         Raises:
             CheckpointError: it could not be.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, ""
-        if error:
-            raise CheckpointError(error)
+        self._thread.wait()
