@@ -1,5 +1,6 @@
 """Files whole or not at all, lines of JSON, paths that stay inside."""
 
+import errno
 import json
 import os
 import stat
@@ -265,3 +266,15 @@ def test_a_scratch_folder_is_removed(tmp_path):
 
 def test_surrogates_are_written(tmp_path):
     assert files.write_text(tmp_path / "a", "a\ud800\n").read_bytes() == "a\ufffd\n".encode()
+
+
+def test_a_full_disk_is_found_among_causes_that_go_round_in_a_circle():
+    from unimed.files import is_of_the_disk
+
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__context__ = second, first
+    assert not is_of_the_disk(first) and not is_of_the_disk(None)
+    full = OSError(errno.ENOSPC, "full")
+    outer = RuntimeError("cannot be written")
+    outer.__cause__ = full
+    assert is_of_the_disk(outer) and not is_of_the_disk(OSError(errno.ENOENT, "nothing there"))

@@ -44,9 +44,11 @@ _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 def is_of_the_disk(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, is a full or read-only disk, a quota or a limit of size."""
-    while error is not None:
+    seen: set[int] = set()  # causes and contexts may go round in a circle
+    while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 
