@@ -39,6 +39,7 @@ def live(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     root = folder / "root"
     ct_series(root / "study" / "ct")
+    tiny_model().save_pretrained(folder / "tiny")
     model = speaking(tiny_model(), "the <p> liver </p> [SEG].")
     app = application(folder, model, doors=clinic_doors(), tokens=False, root=root, max_new_tokens=40)
     values = np.random.default_rng(0).normal(40, 60, (20, 16, 4)).astype(np.int16)
@@ -92,6 +93,9 @@ def test_every_program_of_the_page_runs(live, number, monkeypatch):
     exec(compile(program, "serving.md", "exec"), names)  # noqa: S102
     if "message" in names:
         assert names["message"].content.startswith("the liver") and names["message"].regions[0]["phrase"] == "liver"
+    if "from_server" in names:
+        assert names["from_server"].text.startswith("the liver") and names["from_server"].regions[0].phrase == "liver"
+        assert names["from_you"].text.startswith("It is") and len(names["from_you"].regions) == 1
     if "my_door" in names:
         app = application(live.folder / "door", speaking(tiny_model(), "yes"), doors=[names["my_door"]], tokens=False)
         from fastapi.testclient import TestClient
