@@ -84,39 +84,39 @@ def build_small(
         texts: whose words the tokenizer knows, or a file of records.
         sigmoid: with a bias, for the sigmoid loss.
     """
-    folder = Path(tempfile.mkdtemp(prefix="unimed-tokenizer-"))
-    size = write_tokenizer(texts_of(texts) if isinstance(texts, (str, Path)) else texts, folder, vocabulary)
-    text_config = {
-        "model_type": "bert",
-        "hidden_size": text_width,
-        "num_hidden_layers": text_layers,
-        "num_attention_heads": 4,
-        "intermediate_size": 3 * text_width,
-        "vocab_size": size,
-        "max_position_embeddings": max(64, context_length),
-    }
-    model_cfg = {
-        "embed_dim": embed_dim,
-        "quick_gelu": True,
-        "vision_cfg": {
-            "image_size": image_size,
-            "layers": layers,
-            "width": width,
-            "patch_size": patch_size,
-            "head_width": 32,
-        },
-        "text_cfg": {
-            "hf_model_name": "small",
-            "hf_tokenizer_name": "small",
-            "hf_proj_type": "mlp",
-            "hf_pooler_type": "cls_last_hidden_state_pooler",
-            "context_length": context_length,
-        },
-    }
-    if sigmoid:
-        model_cfg |= {"init_logit_scale": 2.3025851, "init_logit_bias": -10.0}
-    torch.manual_seed(seed)
-    model = ClipModel(ClipConfig(model_cfg=model_cfg, text_config=text_config))
-    model.processor = ClipProcessor(model.config, folder)
-    model.processor.tokenizer  # noqa: B018 - read now, the folder is temporary
-    return model
+    with tempfile.TemporaryDirectory(prefix="unimed-tokenizer-") as folder:
+        size = write_tokenizer(texts_of(texts) if isinstance(texts, (str, Path)) else texts, Path(folder), vocabulary)
+        text_config = {
+            "model_type": "bert",
+            "hidden_size": text_width,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": 4,
+            "intermediate_size": 3 * text_width,
+            "vocab_size": size,
+            "max_position_embeddings": max(64, context_length),
+        }
+        model_cfg = {
+            "embed_dim": embed_dim,
+            "quick_gelu": True,
+            "vision_cfg": {
+                "image_size": image_size,
+                "layers": layers,
+                "width": width,
+                "patch_size": patch_size,
+                "head_width": 32,
+            },
+            "text_cfg": {
+                "hf_model_name": "small",
+                "hf_tokenizer_name": "small",
+                "hf_proj_type": "mlp",
+                "hf_pooler_type": "cls_last_hidden_state_pooler",
+                "context_length": context_length,
+            },
+        }
+        if sigmoid:
+            model_cfg |= {"init_logit_scale": 2.3025851, "init_logit_bias": -10.0}
+        torch.manual_seed(seed)
+        model = ClipModel(ClipConfig(model_cfg=model_cfg, text_config=text_config))
+        model.processor = ClipProcessor(model.config, folder)
+        model.processor.tokenizer  # noqa: B018 - read now, the folder is temporary
+        return model
