@@ -15,22 +15,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_map
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from unimed.engine.strategy import world
 from unimed.models.backbones.base import Backbone
+from unimed.models.backbones.shared_attention import ATTENTION, KNOWN, attend_by_parts
 from unimed.models.heads.mask import MaskDecoder
 
-#: Our entry in transformers' registries of attention functions and of masks.
-ATTENTION = "sdpa_context_parallel"
 #: Names of image encoders in transformers.
 ENCODERS = {"vision_tower", "visual", "vision_model", "vision_encoder", "image_tower"}
-#: What a decoder is given in any family (the last one is for its head); others would have to be cut in their own way.
-_KNOWN = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache_position", "logits_to_keep"}
 #: Features for inner layers of the image tokens, which are cut as the states are.
 _CUT = {"visual_pos_masks", "deepstack_visual_embeds"}
 
@@ -76,8 +69,8 @@ def _check(decoder: nn.Module, size: int) -> None:
         raise ValueError(f"context_parallel={size}: {heads} attention heads cannot be shared out; possible: {fitting}")
     if config._attn_implementation not in ("sdpa", ATTENTION):
         raise ValueError(
-            f"context_parallel: {config.model_type!r} has attention {config._attn_implementation!r}, and only 'sdpa' can "
-            "be shared; leave it out, or use strategy='fsdp2' and gradient_checkpointing=True"
+            f"context_parallel: {config.model_type!r} has attention {config._attn_implementation!r}, and only 'sdpa' "
+            "can be shared; leave it out, or use strategy='fsdp2' and gradient_checkpointing=True"
         )
     for layer in decoder.layers:
         if not hasattr(getattr(layer, "self_attn", None), "is_causal"):
@@ -85,21 +78,6 @@ def _check(decoder: nn.Module, size: int) -> None:
                 f"context_parallel: layers of {config.model_type!r} ({type(layer).__name__}) do more than attention "
                 "between tokens; leave it out, or use strategy='fsdp2' and gradient_checkpointing=True"
             )
-
-
-class _Exchange(torch.autograd.Function):
-    """[N, ...] -> [N, ...]: the r-th entry goes to rank r of the group, entries come in the order of ranks."""
-
-    @staticmethod
-    def forward(ctx, parts, group):
-        ctx.group, parts = group, parts.contiguous()
-        received = torch.empty_like(parts)
-        dist.all_to_all_single(received, parts, group=group)
-        return received
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _Exchange.apply(gradient, ctx.group), None
 
 
 class _Gather(torch.autograd.Function):
@@ -134,13 +112,10 @@ class _Context:
         self.task, self.group = task, group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._reading: dict[nn.Module, _Part] = {}
-        AttentionInterface.register(ATTENTION, _attention)
-        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-        decoder.config._attn_implementation = ATTENTION
+        attend_by_parts(decoder, self)
         decoder.register_forward_pre_hook(self._enter, with_kwargs=True)
         decoder.register_forward_hook(self._leave, with_kwargs=True)
         for number, layer in enumerate(decoder.layers):
-            layer.self_attn.context_parallel = self
             layer.register_forward_pre_hook(self._first_layer if number == 0 else self._layer, with_kwargs=True)
         for encoder in _encoders(task):
             encoder.register_forward_pre_hook(self._read_part, with_kwargs=True)
@@ -169,7 +144,7 @@ class _Context:
             return None
         if kwargs.get("past_key_values") is not None:
             raise ValueError("context_parallel: nothing can be generated while the task is in training mode")
-        own = {name for name, value in kwargs.items() if name not in _KNOWN and _holds_tensors(value)}
+        own = {name for name, value in kwargs.items() if name not in KNOWN and _holds_tensors(value)}
         if own - _CUT:
             raise ValueError(
                 f"context_parallel: {type(decoder).__name__} also reads {sorted(own - _CUT)[0]!r}, which nobody "
@@ -210,30 +185,6 @@ class _Context:
         hidden = output.last_hidden_state.transpose(0, 1)
         output.last_hidden_state = _Gather.apply(hidden, self.group).transpose(0, 1)[:, :length]
         return output
-
-    def attend(self, module, query, key, value, mask, **options):
-        """Attention of all tokens in this rank's heads, between [B, H, l, C] and [B, l, H, C] of its tokens."""
-        for name, given in options.items():
-            if torch.is_tensor(given) and name not in _KNOWN:
-                raise ValueError(f"context_parallel: {type(module).__name__} also reads {name!r}; leave it out for it")
-        if key.shape[1] % self.size:
-            repeats = query.shape[1] // key.shape[1]
-            key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
-            module = _Grouped(module)
-        query, key, value = (self._whole(one) for one in (query, key, value))
-        padded = query.shape[2]
-        if mask is not None:
-            query, key, value = (one[:, :, : mask.shape[-1]] for one in (query, key, value))
-        # Without a mask attention is causal, and no token sees what stands behind the end.
-        found, weights = sdpa_attention_forward(module, query, key, value, mask, **options)
-        found = F.pad(found, (0, 0, 0, 0, 0, padded - found.shape[1]))
-        parts = found.unflatten(1, (self.size, -1)).movedim(1, 0)  # [N, B, l, H / N, C]
-        return _Exchange.apply(parts, self.group).permute(1, 2, 0, 3, 4).flatten(2, 3), weights
-
-    def _whole(self, heads: torch.Tensor) -> torch.Tensor:
-        """All heads of a part of the tokens [B, H, l, C] -> a part of the heads of all tokens [B, H / N, N * l, C]."""
-        parts = heads.unflatten(1, (self.size, -1)).movedim(1, 0)
-        return _Exchange.apply(parts, self.group).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
     # -- images -----------------------------------------------------------------------------------------------------
     def _read_part(self, encoder, args, kwargs):
@@ -283,25 +234,6 @@ class _Context:
             return torch.cat([rows[:size] for rows, size in zip(every, sizes, strict=True)])
 
         return tree_map(gather, output)
-
-
-class _Grouped:
-    """An attention module whose keys and values were repeated for every head already."""
-
-    num_key_value_groups = 1
-
-    def __init__(self, module: nn.Module):
-        self._module = module
-
-    def __getattr__(self, name: str):
-        return getattr(self._module, name)
-
-
-def _attention(module, query, key, value, attention_mask, **options):
-    context = getattr(module, "context_parallel", None)
-    if context is None or not context.active:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    return context.attend(module, query, key, value, attention_mask, **options)
 
 
 def shared_out(weights: list[int], ranks: int) -> list[tuple[int, int]]:

@@ -9,7 +9,6 @@ from torch import nn
 from unimed.engine.strategy import FullyShardedStrategy, Strategy, world
 from unimed.engine.tensor_parallel import TensorParallelStrategy
 
-
 #: Strategies that take the mean of the gradients of all ranks, as `context_parallel` needs.
 AVERAGING = ("ddp", "fsdp2")
 
@@ -33,7 +32,8 @@ def build_strategy(
         raise ValueError(f"strategy='single' with {size} processes would train {size} separate models; use 'ddp'")
     if context_parallel > 1 and size == 1:
         raise ValueError(
-            f"context_parallel={context_parallel} needs several processes; start with `bash tools/dist.sh train CONFIG 2`"
+            f"context_parallel={context_parallel} needs several processes; "
+            "start with `bash tools/dist.sh train CONFIG 2`"
         )
     if name != "single" and not dist.is_initialized():
         raise ValueError(f"strategy={name!r} needs several processes; start with `bash tools/dist.sh train CONFIG 2`")
