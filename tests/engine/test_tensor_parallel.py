@@ -1,10 +1,5 @@
 """Two ranks that share the layers of a language model are one process with the whole model."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,22 +7,14 @@ from unimed.engine import checkpoint
 from unimed.engine.tensor_parallel import _check, _pattern, _planned
 from unimed.models.starting.grounded_small import build_small
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.slow
-def test_two_ranks_train_the_model_of_one(tmp_path):
-    path = os.pathsep.join(str(ROOT / part) for part in ("", "tests/engine", "tests"))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, ROOT / "tests" / "engine" / "tensor_worlds.py", tmp_path]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
-    said = "".join(file.read_text()[-3000:] for file in (tmp_path / "output").glob("*.txt"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert torch.load(tmp_path / "done.pt")["codes"] == [0, 0], said
+def test_two_ranks_train_the_model_of_one(parallel_runs):
     one, two, cut = (
-        checkpoint.load(tmp_path / name / "checkpoints" / "step_00000004").tables for name in ("one", "two", "cut")
+        checkpoint.load(parallel_runs / name / "checkpoints" / "step_00000004").tables
+        for name in ("one", "tensor", "tensor-cut")
     )
-    start = checkpoint.load(tmp_path / "one" / "checkpoints" / "step_00000002").tables["model"]
+    start = checkpoint.load(parallel_runs / "one" / "checkpoints" / "step_00000002").tables["model"]
     assert one["model"].keys() == two["model"].keys()
     largest = max((one["model"][k] - two["model"][k]).abs().max().item() for k in start)
     moved = max((one["model"][k] - start[k]).abs().max().item() for k in start)

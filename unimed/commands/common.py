@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 
 from unimed import progress, threads
+from unimed.io.remote import redacted
 from unimed.markup import plain_line, plain_text
 
 #: Everything was done, nothing was, some cases were and some failed.
@@ -141,8 +142,8 @@ def _is_for_the_user(error: Exception) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line: its text without line ends, or the name of its class where it has none."""
-    parts = plain_line(str(error)) or type(error).__name__
+    """An error as one line: its text without line ends and keys of addresses, or its class where it has none."""
+    parts = redacted(plain_line(str(error))) or type(error).__name__
     return f"the disk is full: {parts}" if isinstance(error, OSError) and error.errno == errno.ENOSPC else parts
 
 

@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from unimed.io.remote import redacted
+
 #: Words of an error that only says that another rank is gone (gloo, NCCL, the key-value store).
 _OTHER_RANK = ("closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "tcpstore", "socket timeout")
 #: Errors whose message alone tells what to do; others are named by their type, and by where the traceback is.
@@ -31,14 +33,14 @@ def traceback_kept_in(folder: Path, rank: int) -> Iterator[None]:
         yield
     except Exception as error:
         with contextlib.suppress(OSError):
-            path.write_text(traceback.format_exc(), encoding="utf-8")
+            path.write_text(redacted(traceback.format_exc()), encoding="utf-8")
             error.traceback_file = path
         raise
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line that names what is wrong."""
-    text = "; ".join(part.strip() for part in str(error).splitlines() if part.strip())
+    """The message of an error as one line that names what is wrong, without keys of addresses."""
+    text = redacted("; ".join(part.strip() for part in str(error).splitlines() if part.strip()))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full: {text}"
     if isinstance(error, FileNotFoundError) and error.filename is not None:

@@ -22,6 +22,7 @@ from unimed.engine.loop import EngineLoop, random_states, restore_random_states
 from unimed.engine.report import TRACKERS, Reporter
 from unimed.engine.shard_writer import ShardWriter
 from unimed.engine.strategy import world
+from unimed.io.remote import redacted
 from unimed.registry import HOOKS
 
 _runs = 0
@@ -97,7 +98,7 @@ class EngineRunner(Runner):
 
     def dump_config(self) -> None:
         if world()[0] == 0:
-            (self.folder / "config.py").write_text(self.settings.pretty_text)
+            (self.folder / "config.py").write_text(redacted(self.settings.pretty_text))
             (self.folder / "env.json").write_text(json.dumps(environment(), indent=1))
 
     def update_average(self) -> None:

@@ -16,7 +16,17 @@ from typing import IO, Any
 
 from unimed.data.readers.tars import ShardError
 from unimed.files import cache_folder, remove_left_overs, unfinished_file
-from unimed.io.remote import UnreachableError, file_system, information, is_url, retried, stamp_of, without_query
+from unimed.io.remote import (
+    UnreachableError,
+    address_key,
+    file_system,
+    information,
+    is_url,
+    redacted,
+    retried,
+    stamp_of,
+    without_query,
+)
 
 PROTOCOLS = ("s3", "gs", "gcs", "http", "https", "file")
 #: Variable with the most gigabytes that fetched files may take, of all processes of a machine.
@@ -39,7 +49,7 @@ def find(pattern: str) -> list[str]:
     try:
         return sorted(system.unstrip_protocol(found) for found in system.glob(path))
     except Exception as error:  # of the library behind the protocol
-        why = f"{type(error).__name__} {without_query(str(error))}"
+        why = f"{type(error).__name__} {redacted(str(error))}"
         raise ShardError(
             f"{without_query(pattern)}: cannot be listed ({why}); name the shards: {{000000..000099}}"
         ) from error
@@ -101,7 +111,7 @@ def _fetched(url: str, known: list[int]) -> IO[bytes]:
     folder = cache_folder("remote")
     folder.mkdir(parents=True, exist_ok=True)
     remove_left_overs(folder)
-    key = hashlib.sha256(f"{url} {known}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{address_key(url)} {known}".encode()).hexdigest()[:32]
     kept = folder / f"{key}.part_of_cache"
     # Held while it is fetched and opened, so that processes of one machine fetch a file once.
     with _held(folder / f"{key}.lock"):
@@ -153,7 +163,7 @@ def _as_of_a_shard(url: str) -> Iterator[None]:
     except (PermissionError, ValueError, TypeError) as error:
         if isinstance(error, ShardError):
             raise
-        raise ShardError(f"{without_query(url)}: cannot be read ({without_query(str(error))})") from error
+        raise ShardError(f"{without_query(url)}: cannot be read ({redacted(str(error))})") from error
 
 
 def _system(url: str) -> tuple[Any, str]:

@@ -15,7 +15,7 @@ from unimed.inference.cohort.plan import Part, Plan, read_part
 from unimed.inference.cohort.records import CohortRecord
 from unimed.inference.runs import run_cases
 from unimed.io.errors import ReadError
-from unimed.io.remote import PATIENCE_S, UnreachableError
+from unimed.io.remote import PATIENCE_S, UnreachableError, redacted
 from unimed.locks import FolderInUseError
 from unimed.names import forget_names
 from unimed.structures import Case
@@ -69,7 +69,7 @@ class PartWorker:
             report = _waited(lambda: self._work(part))
             return outcome | {"failed": len(report.failed), "skipped": report.skipped}
         except (OSError, FolderInUseError) as error:
-            return outcome | {"stopped": f"{type(error).__name__}: {error}"}
+            return outcome | {"stopped": redacted(f"{type(error).__name__}: {error}")}
 
     def _work(self, part: Part):
         plan = Plan(self.folder, (part,), self.form)
