@@ -35,6 +35,7 @@ LEVELS = [
     [
         "unimed.geometry",
         "unimed.files",
+        "unimed.outputs",
         "unimed.tokens",
         "unimed.registry",
         "unimed.version",

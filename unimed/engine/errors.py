@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from unimed.outputs import explained
+
 #: Words of an error that only says that another rank is gone (gloo, NCCL, the key-value store).
 _OTHER_RANK = ("closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "tcpstore", "socket timeout")
 #: Errors whose message alone tells what to do; others are named by their type, and by where the traceback is.
@@ -39,10 +41,10 @@ def traceback_kept_in(folder: Path, rank: int) -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """The message of an error as one line that names what is wrong."""
     text = "; ".join(part.strip() for part in str(error).splitlines() if part.strip())
+    if words := explained(error):
+        return words
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full: {text}"
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"{error.filename}: no such file or folder"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {text[:200]}; lower batch_size (and raise accumulate), or use gradient_checkpointing"
     if _is_plain(error):
