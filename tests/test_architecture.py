@@ -31,11 +31,10 @@ LEVELS = [
     ["unimed.data"],
     ["unimed.metrics"],
     ["unimed.io"],
-    ["unimed.structures", "unimed.chat"],
+    ["unimed.structures", "unimed.chat", "unimed.outputs"],
     [
         "unimed.geometry",
         "unimed.files",
-        "unimed.outputs",
         "unimed.tokens",
         "unimed.registry",
         "unimed.version",
