@@ -161,15 +161,18 @@ class VolumetricMaskDecoder(MaskDecoder):
     def decode_stack(self, pixels: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
         """Masks of N language vectors [N, C] in the slices [D, 3, S, S] of one volume, seen together.
 
-        While training the slices are one patch; else windows slide over them, blended where they overlap
-        (`monai.inferers.sliding_window_inference`), so that memory does not grow with the number of slices.
+        While training the slices are one patch, cut where it is longer than a window; else windows slide over them,
+        blended where they overlap (`monai.inferers.sliding_window_inference`), so that memory does not grow with the
+        number of slices. A window of one slice is the same decoder without what neighbors tell.
 
         Returns:
             `MaskOutput` of N * D masks, all slices of a prompt one after the other.
         """
         prompts, volume = prompts.to(self.no_words.dtype), pixels.transpose(0, 1)[None]
         if self.training or len(pixels) <= self.config.window:
-            logits, coarser = self._masks(self._down(volume), prompts, None)
+            parts = [self._masks(self._down(part), prompts, None) for part in volume.split(self.config.window, dim=2)]
+            logits = torch.cat([fine for fine, _ in parts], dim=1)
+            coarser = [torch.cat(levels, dim=1) for levels in zip(*(deep for _, deep in parts), strict=True)]
         else:
             from monai.inferers import sliding_window_inference
 
