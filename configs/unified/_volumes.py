@@ -27,7 +27,7 @@ task = dict(
         type="SmallGroundedMLLM", texts="data/sample/records/train.jsonl", hidden_dim=64, layers=2, heads=2,
         vision_grid=2, box_head=None,
         mask_config=dict(
-            model_type="unimed_volumetric", image_size=64, widths=[12, 24, 48], prompt_width=32, window=16
+            model_type="unimed_volumetric", image_size=64, widths=[8, 16, 32], prompt_width=32, window=16, boxes=False
         ),
     ),
     scores="masks/rexgroundingct",
@@ -39,12 +39,12 @@ train_data = volumes("train", slices=8, foreground_fraction=0.7, contiguous=True
 test_data = dict(mixture=[dict(dataset=volumes("val", to_uint8=True)), dict(dataset=volumes("test", to_uint8=True))])
 # As many slices as it sees of a whole volume in the test.
 collate = dict(type="GroundedCollator", language_frames=5)
-optimizer = dict(type="AdamW", lr=2e-3, weight_decay=0.02)
+optimizer = dict(type="AdamW", lr=3e-3, weight_decay=0.02)
 schedule = dict(type="cosine", warmup=10)
 batch_size = 2
-max_steps = 80
+max_steps = 60
 clip = 1.0
-checkpoint = dict(interval=80, keep=1)
+checkpoint = dict(interval=60, keep=1)
 log = dict(interval=20)
 seed = 0
 work_dir = "work_dirs/unified_volumes"
