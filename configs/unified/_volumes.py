@@ -30,6 +30,8 @@ task = dict(
             model_type="unimed_volumetric", image_size=64, widths=[8, 16, 32], prompt_width=32, window=16, boxes=False
         ),
     ),
+    # Few pixels belong to a thing: by cross-entropy alone nothing is shown for a hundred steps.
+    loss_weights=dict(dice=2.0, bce=1.0),
     scores="masks/rexgroundingct",
     max_new_tokens=24,
     batch_size=1,
@@ -39,7 +41,7 @@ train_data = volumes("train", slices=8, foreground_fraction=0.7, contiguous=True
 test_data = dict(mixture=[dict(dataset=volumes("val", to_uint8=True)), dict(dataset=volumes("test", to_uint8=True))])
 # As many slices as it sees of a whole volume in the test.
 collate = dict(type="GroundedCollator", language_frames=5)
-optimizer = dict(type="AdamW", lr=3e-3, weight_decay=0.02)
+optimizer = dict(type="AdamW", lr=1e-2, weight_decay=0.02)
 schedule = dict(type="cosine", warmup=10)
 batch_size = 2
 max_steps = 60
