@@ -251,7 +251,7 @@ def test_the_processor_is_called_as_others_are(model):
     (name, *_) = [name for name in ("pixel_values", "mask_pixel_values") if name in wanted]
     for given in (tensor, tensor[None] / 255, tensor.permute(1, 2, 0)):
         assert torch.equal(model.processor(images=[given], text=text, truncation=True)[name], wanted[name])
-    with pytest.raises(ImageError, match="before it was normalised"):
+    with pytest.raises(ImageError, match="before it was normalized"):
         model.processor(images=[tensor / 50 - 2], text=text)
     with pytest.raises(TypeError, match="the processor takes no option 'max_lenght'; did you mean 'max_length'"):
         model.processor(images=[tensor], text=text, max_lenght=20)

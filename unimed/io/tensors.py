@@ -25,7 +25,7 @@ def array_of(tensor, name: str = "") -> np.ndarray:
             0..1 and become 0..255; other values are taken as they are stored, a volume [D, H, W] too.
 
     Raises:
-        ImageError: a batch of several, or colors outside of 0 to 1, as the normalised pixels of a processor are.
+        ImageError: a batch of several, or colors outside of 0 to 1, as the normalized pixels of a processor are.
     """
     label = name or "tensor"
     values = tensor.detach().cpu()
@@ -44,6 +44,6 @@ def array_of(tensor, name: str = "") -> np.ndarray:
     if array.ndim == 3 and array.shape[-1] == 3:
         raise ImageError(
             f"{label}: values from {low:g} to {high:g}; colors are uint8, or floats from 0 to 1. Give the image as it "
-            "was before it was normalised"
+            "was before it was normalized"
         )
     return array
