@@ -215,6 +215,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("script", help="what every rank runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     args = parser.parse_args(arguments)
+    if args.nodes < 1 or args.restarts < 0:
+        parser.error(f"--nodes (NNODES) is at least 1 and --restarts at least 0, got {args.nodes} and {args.restarts}")
+    if not 0 <= args.node_rank < args.nodes:
+        parser.error(
+            f"--node-rank (NODE_RANK) is 0 to {args.nodes - 1} for {args.nodes} machines, got {args.node_rank}"
+        )
+    if args.master_port is not None and not 0 < args.master_port < 65536:
+        parser.error(f"--master-port (PORT) is 1 to 65535, got {args.master_port}")
     if args.nodes > 1 and args.master_port is None:
         parser.error("several machines need --master-port")
     if len(args.processes) not in (1, args.nodes):

@@ -53,7 +53,7 @@ def skeleton_umedground(
     """What `umedground.build_from_parts` would build.
 
     Raises:
-        ShapeError: neither a `config.json` of the LLaVA nor a name of the table; no size of SAM in the name of its file.
+        ShapeError: neither a `config.json` of the LLaVA nor a name of the table; no size in the name of SAM's file.
     """
     from transformers import CLIPVisionConfig, LlavaConfig
 
