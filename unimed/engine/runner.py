@@ -202,8 +202,8 @@ class EngineRunner(Runner):
             self.restore(loaded, by_parts)
         except ValueError as error:
             raise checkpoints.CheckpointError(
-                f"{path[0]}: {error}. Is it of this config? Another one needs a --work-dir of its own, and may start from "
-                "these weights with load_from"
+                f"{path[0]}: {error}. Is it of this config? Another one needs a --work-dir of its own, and may start "
+                "from these weights with load_from"
             ) from error
 
     def restore(self, loaded: checkpoints.Checkpoint, by_parts: bool = False) -> None:
