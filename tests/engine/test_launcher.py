@@ -157,3 +157,19 @@ def test_what_cannot_be_started_is_told(options, told, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--processes", "1", *options, "x.py"])
     assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("message, starts", [("'unknown key'", 2), ("str(time.time())", 4)])
+def test_ranks_that_fail_twice_with_the_same_error_are_not_started_again(tmp_path, capfd, message, starts):
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import json, os, pathlib, sys, time\n"
+        f"told = {{'message': {message}, 'other_rank': False, 'time': 0}}\n"
+        "pathlib.Path(os.environ['UNIMED_ERROR_FILE']).write_text(json.dumps(told))\n"
+        "with open(sys.argv[1], 'a') as stream:\n"
+        "    stream.write('x')\n"
+        "sys.exit(1)\n"
+    )
+    assert main(["--processes", "1", "--restarts", "3", str(script), str(tmp_path / "starts")]) == 1
+    assert (tmp_path / "starts").read_text() == "x" * starts
+    assert ("the same error again" in capfd.readouterr().err) == (starts == 2)

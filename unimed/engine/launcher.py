@@ -69,6 +69,8 @@ class Ranks:
         self._deadline: float | None = None
         self._killed: set[int] = set()
         self.processes: list[subprocess.Popen] = []
+        #: What ranks said was wrong with themselves.
+        self.told: set[str] = set()
 
     def run(self) -> int:
         """Start, pass signals on, wait, report; returns the exit code."""
@@ -156,6 +158,7 @@ class Ranks:
     def _print(self, told: list[dict], silent: list[tuple[int, int, str]]) -> None:
         first = [entry for entry in sorted(told, key=lambda entry: entry["time"]) if not entry["other_rank"]]
         crashed = [(rank, text) for rank, _, text in silent if "killed" not in text]
+        self.told = {entry["message"] for entry in first}
         if first:
             for message in dict.fromkeys(entry["message"] for entry in first):
                 ranks = [entry["rank"] for entry in first if entry["message"] == message]
@@ -184,7 +187,10 @@ def _free_port() -> int:
 
 
 def _counts(word: str) -> list[int]:
-    counts = [int(part) for part in word.split(",")]
+    parts = word.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"a number, or one for each machine (4,2), got {word!r}")
+    counts = [int(part) for part in parts]
     if min(counts) < 1:
         raise argparse.ArgumentTypeError(f"every machine needs at least one process, got {word}")
     return counts
@@ -229,6 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--processes names {len(args.processes)} machines, --nodes {args.nodes}")
     command = [sys.executable, args.script, *args.arguments]
     counts = args.processes[0] if len(args.processes) == 1 else args.processes
+    told: set[str] = set()
     for left in range(args.restarts, -1, -1):
         ranks = Ranks(
             command, counts, args.nodes, args.node_rank, args.master_addr, args.master_port,
@@ -237,6 +244,10 @@ def main(arguments: list[str] | None = None) -> int:
         code = ranks.run()
         if code in (0, PREEMPTED) or ranks.asked_to_stop or not left:
             break
+        if ranks.told and ranks.told == told:
+            print("the same error again; the ranks are not started once more", file=sys.stderr, flush=True)
+            break
+        told = ranks.told
         print(f"the ranks are started again, {left} more times at most", file=sys.stderr, flush=True)
     return code
 
