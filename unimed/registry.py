@@ -13,7 +13,7 @@ after them the plug-ins: modules named in `UNIMED_PLUGINS` (comma-separated) and
 "unimed.plugins" of installed packages.
 
 The registries are mmengine's. Building is ours, because a user who mistypes a name should read what was meant, not a
-stack of scopes. Arguments that were renamed keep their old names (`renames`), with one warning.
+stack of scopes. Arguments and types that were renamed keep their old names (`renames`, `formerly`), with one warning.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ _unavailable: dict[str, str] = {}
 _searched: set[str] = set()
 _plugins_searched = False
 _told: set[str] = set()
+#: Registry -> {former type: dict(type=..., values it had by itself)}.
+_former: dict[str, dict[str, dict[str, Any]]] = {}
 
 
 class RegistryError(KeyError):
@@ -106,6 +108,14 @@ def renames(**names: str | None) -> Callable:
         return target
 
     return decorate
+
+
+def formerly(name: str, registry: Registry, **today_is: Any) -> None:
+    """Say what a `type` that is gone is called today: `formerly("Old", TASKS, type="New", scores="benchmarks")`.
+
+    Configs with the old one open with one warning, and with the values that it had by itself where they give none.
+    """
+    _former.setdefault(registry.name, {})[name] = today_is
 
 
 def today(values: Mapping[str, Any], names: Mapping[str, str | None], where: str) -> dict[str, Any]:
@@ -170,6 +180,11 @@ def check(config: Mapping[str, Any], registry: Registry, **defaults: Any) -> tup
         raise RegistryError(
             f"a {registry.name} needs a key 'type', one of {_choices(registry)}; got keys {list(config)}"
         )
+    if isinstance(kind, str) and (now := _today_called(kind, registry)):
+        shown = ", ".join(f"{key}={value!r}" for key, value in now.items())
+        warn_once(f"{registry.name} {kind!r} is dict({shown}, ...) now")
+        arguments = {**now, **arguments}
+        kind = arguments.pop("type")
     cls = _look_up(kind, registry) if isinstance(kind, str) else kind
     if not callable(cls):
         raise RegistryError(f"'type' of a {registry.name} must be a name or a class, got {kind!r}")
@@ -216,6 +231,14 @@ def _look_up(name: str, registry: Registry):
             f"Valid choices: {_choices(registry)}{broken}"
         )
     return registry.module_dict[name]
+
+
+def _today_called(name: str, registry: Registry) -> dict[str, Any]:
+    """What `formerly` said of a type; {} for those that are registered, and for those that never were."""
+    if name not in registry.module_dict and name not in _former.get(registry.name, ()):
+        for package in LOCATIONS.get(registry.name, ()):
+            _import_package(package)
+    return {} if name in registry.module_dict else _former.get(registry.name, {}).get(name, {})
 
 
 def registered(registry: Registry) -> dict[str, Any]:

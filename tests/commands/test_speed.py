@@ -4,19 +4,20 @@ import json
 
 import pytest
 
-from unimed.commands import speed_table
+from unimed.commands import speed_rows, speed_table
 from unimed.commands.speed import speed
 
 
 def test_the_table_of_small_models(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(speed_table, "Sizes", lambda: speed_table.SMALL)
+    monkeypatch.setattr(speed_table, "Sizes", lambda: speed_rows.SMALL)
     assert speed(["all", str(tmp_path / "out"), "--repeat", "3"]) == 0
     assert "| decoding, 3 questions on one image" in capsys.readouterr().out
     told = json.loads((tmp_path / "out" / "speed.json").read_text())
     assert told["machine"]["matrix_gflops"] > 0.1 and told["machine"]["memory_gb_per_s"] > 0.01
     rows = {row["what"]: row for row in told["rows"]}
     assert all(row["same"] for row in rows.values() if "same" in row)
-    assert len(rows) == 5 and all(row["least"] <= row["ratio_cpu"] <= row["most"] for row in rows.values())
+    assert len(rows) == 10 and {row["comparison"] for row in rows.values()} == {*speed_table.COMPARISONS}
+    assert all(row["least"] <= row["ratio_cpu"] <= row["most"] for row in rows.values())
     # A guard against a way of ours that has become several times as slow, not a claim; the best of three counts.
     slow = {what: row["most"] for what, row in rows.items() if row["most"] < 0.4}
     assert not slow, slow
@@ -26,7 +27,7 @@ def test_the_table_of_small_models(tmp_path, monkeypatch, capsys):
 def test_ways_take_turns():
     order = []
     ways = {name: lambda name=name: order.append(name) for name in ("ours", "other")}
-    found = speed_table.row("x", ways, 2, gflop=1.0, peak=1.0)
+    found = speed_rows.row("x", ways, 2, gflop=1.0, peak=1.0)
     assert order == ["ours", "other"] * 3 and found["other"] == "other" and found["share_of_matrix_peak"] > 0
 
 

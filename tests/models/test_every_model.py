@@ -15,6 +15,7 @@ from unimed.io.result import Prediction
 from unimed.io.write import write_nifti
 from unimed.models.boltzformer import BiomedParseV1Config, BiomedParseV1Model
 from unimed.models.grounded import GroundedMLLM
+from unimed.models.predictor import OF_THE_SOURCE, Predictor, keywords
 from unimed.registry import MODELS, registered
 
 TEXTS = ["where is the liver?", "<p> the liver </p> is normal", "no nuclei are seen", "the spleen, left kidney"]
@@ -240,7 +241,16 @@ def test_bfloat16_answers_about_images_and_volumes(request, model):
 
 
 def test_options_nobody_knows_are_named(model):
-    with pytest.raises((TypeError, ValueError), match="colour"):
-        model.predict(IMAGES[0], question(model), colour="red")
+    wrong, meant = ("max_tokens", "max_new_tokens") if speaks(model) else ("batch_sise", "batch_size")
+    message = rf"^predict takes no option '{wrong}'; did you mean '{meant}'\? Valid options: .*\b{meant}\b"
+    for source in (IMAGES[0], (ARRAY, GRID)):
+        with pytest.raises(TypeError, match=message):
+            model.predict(source, question(model), **{wrong: 4})
+    shared = keywords(Predictor.predict_batch) | set(OF_THE_SOURCE)
+    images, volumes = model.image_options() - shared, model.volume_options() - shared
+    for kind, source, names in (("volumes", (ARRAY, GRID), images - volumes), ("images", IMAGES[0], volumes - images)):
+        for name in names:
+            with pytest.raises(TypeError, match=f"predict takes no option '{name}' for {kind}"):
+                model.predict(source, question(model), **{name: None})
     with pytest.raises(ValueError, match="2 images for 1 texts"):
         model.predict_batch(IMAGES[:2], [question(model)])

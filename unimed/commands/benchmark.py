@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from unimed.commands.common import DONE, PARTLY, Parser, count, guarded
@@ -24,13 +25,19 @@ _DESCRIPTION = """Ask a contestant every case of a benchmark, freeze what it say
     unimed benchmark vqa_rad prior:                          # no: everything: prior: look at no image
     unimed benchmark --from RUN/manifest.json                # repeat a run and compare
     unimed benchmark --rescore RUN                           # score frozen predictions again, without the model
+    unimed benchmark speed OUT                               # seconds beside what one would run instead
 
 A run folder holds manifest.json, predictions.jsonl, cases.jsonl, scores.md and run.html. Runs are compared by
 `unimed compare-runs RUN RUN`. Exit code 2: cases failed, or a repeated run differs."""
 
 
 def benchmark(arguments=None, prog: str | None = None) -> int:
-    """Score a contestant on a benchmark."""
+    """Score a contestant on a benchmark; "speed" in the place of its name is `unimed speed all`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["speed"]:
+        from unimed.commands.speed import speed
+
+        return speed(["all", *words[1:]], prog or "unimed benchmark speed")
     parser = Parser(_DESCRIPTION, prog=prog)
     parser.add_argument("name", nargs="?", help="declared benchmark, see --list")
     parser.add_argument("contestant", nargs="?", metavar="MODEL", help="folder of a model, or KIND:REFERENCE")
@@ -53,7 +60,9 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--card-name", default="", help="name of the model on the card (default: that of the first run)"
     )
-    parser.add_argument("--lmms-tasks", metavar="FOLDER", help="write the benchmark as a task of lmms-eval")
+    parser.add_argument(
+        "--lmms-tasks", writes="folder", metavar="FOLDER", help="write the benchmark as a task of lmms-eval"
+    )
     parser.add_argument("--resamples", type=count, default=500, help="bootstrap samples (default: 500)")
     parser.add_argument("--worst", type=int, default=12, help="images of the worst cases on the page (default: 12)")
     parser.add_argument("--no-leak-check", action="store_true", help="do not compare with the training part")
@@ -61,7 +70,7 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--no-frame-test", action="store_true", help="do not draw images to check the frame of boxes")
     for name in ("out", "device", "dtype", "batch-size", "max-new-tokens", "seed", "restart"):
         parser.flag(name)
-    args = parser.parse_intermixed_args(arguments)
+    args = parser.parse_intermixed_args(words)
     if args.lmms_tasks and not args.name:
         parser.error("name the benchmark that becomes a task")
     other = args.list is not None or args.manifest or args.rescore or args.model_card or args.lmms_tasks

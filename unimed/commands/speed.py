@@ -6,8 +6,10 @@ reports  four reports of one image, cached and encoded once, against everything 
          as uMedGround's released code decodes
 masks    the mask stage alone, five findings in one image, against encoding the image for each as UniBiomed's code does;
          MODEL may also be "sam2-large": SAM 2 large in full size with random weights
-all      `unimed speed all OUT`: no model; what decoding and zero-shot features take beside transformers' `generate` and
-         open_clip's loop, and as a share of what the machine can do; speed.json, speed.md and speed.png in OUT
+all      `unimed speed all OUT` (or `unimed benchmark speed OUT`): no model; what decoding, zero-shot features, masks,
+         training and volumes take beside transformers' `generate`, open_clip's loop, the sam2 package and
+         transformers' Sam2Model, a bare PyTorch loop, and MONAI's sliding window, and as a share of what the machine
+         can do; speed.json, speed.md and speed.png in OUT. --only chooses some of them
 volumes  `unimed speed volumes speed|memory MODEL ...`: volumes by prompts, see `unimed speed volumes --help`
 """
 
@@ -47,7 +49,13 @@ def speed(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("images", nargs="*", help="one image for phrases, up to eight for batch")
     parser.add_argument("--repeat", type=count, default=5, help="pairs of timings; the median ratio is printed")
     parser.add_argument("--max-new-tokens", type=int, default=24)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="all: decoding, zero-shot, masks, training, volumes")
     args = parser.parse_args(words)
+    if args.only:
+        from unimed.commands.speed_table import COMPARISONS
+
+        if wrong := sorted({*args.only} - {*COMPARISONS}):
+            parser.error(f"--only {wrong[0]} is not known; choose among {', '.join(COMPARISONS)}")
     if args.what not in ("masks", "all") and not args.images:
         parser.error("give the images to ask about")
     return guarded(_speed, args)
@@ -57,7 +65,7 @@ def _speed(args) -> int:
     if args.what == "all":
         from unimed.commands.speed_table import everything
 
-        everything(args.model, args.repeat)
+        everything(args.model, args.repeat, only=args.only)
         print((Path(args.model) / "speed.md").read_text(encoding="utf-8"))
         return 0
     if args.what == "masks":

@@ -1,68 +1,26 @@
 """`unimed speed all`: one table of what this package takes beside what a user would run instead, on this machine.
 
-Ways take turns, run after run, so that what else the machine does hits all of them; the median of the ratios counts.
 Weights are random. Each row also says what share of the machine's limit, measured in the same run, is used.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from unimed.commands.speed_rows import Sizes, paired, row
 
-@dataclass(frozen=True)
-class Sizes:
-    """How large the comparisons are; the small ones are for tests."""
-
-    width: int = 576
-    layers: int = 30
-    shared: int = 300
-    answer: int = 24
-    tokens: tuple[int, ...] = (8, 16, 32)
-    questions: tuple[int, ...] = (1, 2, 4, 8)
-    clip_width: int = 256
-    clip_layers: int = 6
-    images: int = 48
-    side: int = 224
-    matrix: int = 1024
-
-
-SMALL = Sizes(32, 2, 12, 4, (2, 6), (1, 3), 32, 1, 4, 32, 128)
-
-
-def paired(ways: dict[str, Callable], repeat: int) -> dict[str, dict[str, list[float]]]:
-    """CPU and wall seconds of every way, `repeat` times in turns, after one turn that warms up."""
-    spent = {name: {"cpu_s": [], "wall_s": []} for name in ways}
-    for turn in range(repeat + 1):
-        for name, work in ways.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            work()
-            if turn:
-                spent[name]["cpu_s"].append(time.process_time() - cpu)
-                spent[name]["wall_s"].append(time.perf_counter() - wall)
-    return spent
-
-
-def row(what: str, ways: dict[str, Callable], repeat: int, gflop: float = 0.0, peak: float = 0.0) -> dict:
-    """A row of the table; the first of the `ways` is ours.
-
-    Args:
-        gflop: work of ours, in 10^9 operations. peak: of the machine, in 10^9 operations a second.
-    """
-    spent = paired(ways, repeat)
-    ours, *others = spent
-    found = {"what": what, "ours_cpu_s": statistics.median(spent[ours]["cpu_s"]),
-             "ours_wall_s": statistics.median(spent[ours]["wall_s"])}  # fmt: skip
-    for other in others:
-        pairs = zip(spent[other]["cpu_s"], spent[ours]["cpu_s"], strict=True)
-        ratios = [theirs / max(mine, 1e-9) for theirs, mine in pairs]
-        found |= {"other": other, "ratio_cpu": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
-    if gflop and peak:
-        found["share_of_matrix_peak"] = gflop / found["ours_cpu_s"] / peak
-    return found
+#: Comparisons by name, as "module of this package:function"; a function takes sizes, repeats and the matrix peak in
+#: GFLOP/s, and gives rows.
+COMPARISONS = {
+    "decoding": "speed_table:decoding",
+    "zero-shot": "speed_table:zero_shot",
+    "masks": "speed_masks:masks",
+    "training": "speed_training:training",
+    "volumes": "speed_windows:volumes",
+}
 
 
 def machine(size: int) -> dict[str, float]:
@@ -149,7 +107,7 @@ class _Parts:
     embed_tokens: object
 
 
-def zero_shot(sizes: Sizes, repeat: int) -> list[dict]:
+def zero_shot(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
     """Features of image files, against open_clip's own loop: its transform in a DataLoader, then `encode_image`."""
     import tempfile
 
@@ -189,8 +147,14 @@ def zero_shot(sizes: Sizes, repeat: int) -> list[dict]:
                      "open_clip loop": theirs}, repeat)]  # fmt: skip
 
 
-def everything(out: str | Path, repeat: int = 3, sizes: Sizes | None = None) -> list[dict]:
-    """Measure, and write speed.json, speed.md and speed.png into `out`; returns the rows."""
+def everything(
+    out: str | Path, repeat: int = 3, sizes: Sizes | None = None, only: Iterable[str] | None = None
+) -> list[dict]:
+    """Measure, and write speed.json, speed.md and speed.png into `out`; returns the rows.
+
+    Args:
+        only: names of `COMPARISONS`; None takes all.
+    """
     import torch
 
     from unimed import progress
@@ -198,19 +162,22 @@ def everything(out: str | Path, repeat: int = 3, sizes: Sizes | None = None) -> 
     from unimed.files import write_report, write_text
 
     sizes, out = sizes or Sizes(), Path(out)
-    with progress.Progress("comparison", 3) as done:
-        limits = machine(sizes.matrix)
-        done.step()
-        rows = decoding(sizes, repeat, limits["matrix_gflops"])
-        done.step()
-        rows += zero_shot(sizes, repeat)
-        done.step()
+    chosen, rows = list(only or COMPARISONS), []
+    limits = machine(sizes.matrix)
+    with progress.Progress("comparison", len(chosen)) as done:
+        for name in chosen:
+            module, function = COMPARISONS[name].split(":")
+            compare = getattr(importlib.import_module(f"unimed.commands.{module}"), function)
+            rows += [{"comparison": name} | one for one in compare(sizes, repeat, limits["matrix_gflops"])]
+            done.step()
     out.mkdir(parents=True, exist_ok=True)
     limits |= {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
     write_report(out / "speed.json", {"machine": limits, "rows": rows})
-    draw(out / "speed.png", [one for one in rows if "n" in one])
+    if curves := [one for one in rows if "n" in one]:
+        draw(out / "speed.png", curves)
     columns = [c for c in ("what", "ours_cpu_s", "ours_wall_s", "other", "ratio_cpu", "least", "most",
-                           "share_of_matrix_peak") if any(c in one for one in rows)]  # fmt: skip
+                           "share_of_matrix_peak", "pixels_that_differ",
+                           "dice_with_every_slice") if any(c in one for one in rows)]  # fmt: skip
     shown = [{key: value for key, value in one.items() if key in columns} for one in rows]
     told = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in limits.items()

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from unimed.engine.shutdown import PREEMPTED, SIGNALS
+from unimed.engine.shutdown import INTERRUPTED, PREEMPTED, SIGNALS
 
 #: Seconds that the other ranks get to say what is wrong with them when one has failed.
 GRACE_S = 10.0
@@ -139,6 +139,8 @@ class Ranks:
             return PREEMPTED if PREEMPTED in codes or not codes else 0
         if set(codes) <= {0, PREEMPTED}:
             return max(codes)
+        if self.asked_to_stop and set(codes) <= {0, PREEMPTED, INTERRUPTED}:
+            return INTERRUPTED
         told, silent = [], []
         for number, code in enumerate(codes):
             rank, path = self.first + number, folder / f"rank_{self.first + number}.json"

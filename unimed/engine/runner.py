@@ -175,7 +175,14 @@ class EngineRunner(Runner):
         if self._wanted is None:
             if world()[0] == 0 and root.exists():
                 # A new run must not share a folder with an old one: retention would count both.
-                root.rename(self.folder / f"checkpoints-before-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+                found = checkpoints.find(root)
+                aside = self.folder / f"checkpoints-before-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+                root.rename(aside)
+                if found is not None:
+                    self.logger.warning(
+                        f"{self.folder} holds an earlier run up to step {int(found.name[5:])}; this one begins anew. "
+                        f"To go on instead: stop it, and give --resume {aside / found.name} (next time --resume auto)"
+                    )
             if world()[0] == 0:
                 self.reporter.path.unlink(missing_ok=True)
             if self._start_from:

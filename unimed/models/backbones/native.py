@@ -92,12 +92,14 @@ class NativeBackbone(Backbone):
         options = {}
         if columns is not None and "logits_to_keep" in self._taken:
             options["logits_to_keep"] = columns
+        if self.family.counts:
+            options["position_ids"] = attention_mask.long().cumsum(dim=1).sub(1).clamp(min=0)
         with self.listening(image_token_id, input_ids) as heard:
             output = self.vlm(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **self.given(inputs), **options
             )
         logits = output.logits
-        if columns is not None and not options:
+        if columns is not None and "logits_to_keep" not in options:
             logits = logits[:, columns]
         return Reading(heard.hidden, logits, columns, heard.image_tokens)
 

@@ -19,7 +19,7 @@ from unimed.io.volumes import Volume, cut_slices
 from unimed.models.clip.building import build_towers
 from unimed.models.clip.configuration import ClipConfig
 from unimed.models.clip.processing import ClipProcessor
-from unimed.models.predictor import Predictor, refuse_regions
+from unimed.models.predictor import Predictor, keywords, refuse_regions
 from unimed.models.weights import WholeWeights
 from unimed.structures import as_list
 
@@ -277,6 +277,16 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
         given = None if regions is None else [regions] * len(images)
         found = self.predict_batch(images, [text] * len(images), given, **options)
         return found if several else found[0]
+
+    @classmethod
+    def image_options(cls) -> set[str]:
+        """Those of `zero_shot`."""
+        return keywords(cls._predict_images, cls.zero_shot)
+
+    @classmethod
+    def volume_options(cls) -> set[str]:
+        """Those of `zero_shot`, for the slices."""
+        return keywords(cls._predict_volume, cls.zero_shot)
 
     def _predict_images(self, images, texts, regions, *, batch_size: int = 64, **options) -> list[Prediction]:
         refuse_regions(regions, "models that compare images with labels")

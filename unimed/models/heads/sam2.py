@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
+from unimed.models.heads import hiera
 from unimed.models.heads.mask import MaskDecoder, MaskFeatures, MaskOutput, mask_decoder, per_image
 from unimed.models.heads.sam import SAM2_LEADING, output_tokens, tokens_per_image
 
@@ -45,7 +46,11 @@ class Sam2MaskHead(MaskDecoder):
 
     def encode(self, pixels: torch.Tensor) -> MaskFeatures:
         """[B, 3, S, S] normalised -> features; one call per image, whatever the number of phrases."""
-        outputs = self.sam.vision_encoder(pixels.to(self.sam.dtype), return_dict=True)
+        pixels, encoder = pixels.to(self.sam.dtype), self.sam.vision_encoder
+        if hiera.serves(encoder, pixels):
+            coarse, *finer = hiera.encode(encoder, self.sam.mask_decoder, pixels)
+            return MaskFeatures(coarse, tuple(finer))
+        outputs = encoder(pixels, return_dict=True)
         fine, middle, coarse = outputs.fpn_hidden_states[:3]
         decoder = self.sam.mask_decoder
         return MaskFeatures(coarse, (decoder.conv_s0(fine), decoder.conv_s1(middle)))
