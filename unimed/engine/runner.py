@@ -205,7 +205,14 @@ class EngineRunner(Runner):
             self.logger.info(f"nothing to resume in {root}; starting anew")
             return
         by_parts = self.strategy.has_shards and checkpoints.is_sharded(path[0])
-        self.restore(checkpoints.load(path[0], whole=not by_parts), by_parts)
+        loaded = checkpoints.load(path[0], whole=not by_parts)
+        try:
+            self.restore(loaded, by_parts)
+        except ValueError as error:
+            raise checkpoints.CheckpointError(
+                f"{path[0]}: {error}. Is it of this config? Another one needs a --work-dir of its own, and may start "
+                "from these weights with load_from"
+            ) from error
 
     def restore(self, loaded: checkpoints.Checkpoint, by_parts: bool = False) -> None:
         """Everything as it was after the step of the checkpoint; `by_parts` each rank reads its own part of tensors."""
