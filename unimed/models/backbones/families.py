@@ -23,6 +23,8 @@ class Family:
         numbers: {input: the one whose places (its first two sides) it numbers}; they are counted on over a batch.
         answer: {input: type} of the tokens of an answer, where it is not 0.
         nested: whether its processor takes the images of each question as a list of their own.
+        packs: whether several sequences may share a row (`GroundedCollator(pack=...)`): the model counts positions as
+            they are given and keeps the sequences apart by them, as the generic test asks.
         note: what is different about it.
     """
 
@@ -35,6 +37,7 @@ class Family:
     numbers: dict[str, str] = field(default_factory=dict)
     answer: dict[str, int] = field(default_factory=dict)
     nested: bool = True
+    packs: bool = False
     note: str = ""
 
 
@@ -93,6 +96,14 @@ GLM = dict(image="<|begin_of_image|>{image_token}<|end_of_image|>")
 #: Patches of all images lie side by side in one long picture.
 MINICPM = dict(template="qwen_chat", along={"pixel_values": 3})
 
+#: Those that keep sequences of one row apart. Others count positions by the image, have states that run on from token
+#: to token, or give types to tokens row by row.
+_PACKING = frozenset(
+    "aria aya_vision cohere2_vision deepseek_vl exaone4_5 fast_vlm got_ocr2 hyperclovax_vision_v2 idefics2 idefics3 "
+    "internvl janus lighton_ocr llama4 llava llava_next llava_next_video llava_onevision mistral3 ovis2 perception_lm "
+    "qianfan_ocr smolvlm video_llama_3 vipllava".split()
+)
+
 for _entry in (
     ("internvl", "InternVL 2.5, 3, 3.5 in transformers' layout", dict(image="{image_token}\n", template="qwen_chat")),
     ("qwen2_vl", "Qwen2-VL", QWEN),
@@ -141,7 +152,7 @@ for _entry in (
     ("paddleocr_vl", "PaddleOCR-VL", {}),
     ("hyperclovax_vision_v2", "HyperCLOVA X SEED Vision", {}),
 ):
-    native_family(*_entry[:2], **_entry[2])
+    native_family(*_entry[:2], **_entry[2], packs=_entry[0] in _PACKING)
 
 
 def markdown() -> str:
@@ -151,5 +162,6 @@ def markdown() -> str:
     untried = ", ".join(f"`{name}`" for name in sorted(UNTRIED))
     return "\n".join(
         ["| `model_type` | models |", "|---|---|", *served, "", "| does not fit | why |", "|---|---|", *refused, "",
-         f"Not tried: {untried}."]
+         f"Not tried: {untried}.", "",
+         "Several sequences may share a row (`pack`): " + ", ".join(f"`{name}`" for name in sorted(_PACKING)) + "."]
     )  # fmt: skip
