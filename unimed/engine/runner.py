@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine import sharded
+from unimed.engine.config_files import python_text
 from unimed.engine.loop import EngineLoop, random_states, restore_random_states
 from unimed.engine.report import TRACKERS, Reporter
 from unimed.engine.shard_writer import ShardWriter
@@ -98,7 +99,7 @@ class EngineRunner(Runner):
 
     def dump_config(self) -> None:
         if world()[0] == 0:
-            (self.folder / "config.py").write_text(redacted(self.settings.pretty_text))
+            (self.folder / "config.py").write_text(redacted(python_text(self.settings.to_dict())), encoding="utf-8")
             (self.folder / "env.json").write_text(json.dumps(environment(), indent=1))
 
     def update_average(self) -> None:

@@ -19,8 +19,9 @@ from unimed.io.volumes import Volume, cut_slices
 from unimed.models.clip.building import build_towers
 from unimed.models.clip.configuration import ClipConfig
 from unimed.models.clip.processing import ClipProcessor
-from unimed.models.predictor import Predictor, keywords, refuse_regions
+from unimed.models.predictor import Predictor, refuse_regions
 from unimed.models.weights import WholeWeights
+from unimed.registry import keywords
 from unimed.structures import as_list
 
 logger = logging.getLogger("unimed.models.clip")
@@ -127,7 +128,7 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
         Raises:
             ImageError, ReadError: no image the model can read.
         """
-        if not torch.is_tensor(images):
+        if not torch.is_tensor(images) or images.ndim != 4:
             images = as_list(images) if _several(images) else [images]
         parts = []
         for start in range(0, len(images), batch_size):
@@ -348,7 +349,7 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
 
 def _several(images) -> bool:
     """Whether these are many images: a list, an array [N, H, W, 3], a dataset or a generator, and no single one."""
-    if isinstance(images, np.ndarray):
+    if isinstance(images, np.ndarray) or torch.is_tensor(images):
         return images.ndim == 4
     return isinstance(images, list | tuple | Iterator) or (
         hasattr(images, "__len__")
