@@ -72,7 +72,7 @@ gpu-check: install
 
 test: lint types
 	# One thread each: two workers with two threads on two cores wait for one another.
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest -n 2 tests
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest -n 2 --dist worksteal tests
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

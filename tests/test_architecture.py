@@ -31,7 +31,7 @@ LEVELS = [
     ["unimed.data"],
     ["unimed.metrics"],
     ["unimed.io"],
-    ["unimed.structures", "unimed.chat"],
+    ["unimed.structures", "unimed.chat", "unimed.outputs"],
     [
         "unimed.geometry",
         "unimed.files",

@@ -1,4 +1,4 @@
-"""The list of planted faults fits the code, and some of them are planted and noticed."""
+"""The list of planted faults fits the code, and one of them is planted and noticed."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from mutation_list import MUTATIONS
 from mutations import MutationError, planted
 
 ROOT = Path(__file__).parents[1]
-QUICK = ("boxes: hull term of GIoU dropped", "window from its level up", "dice counts the overlap once")
+QUICK = ("boxes: hull term of GIoU dropped",)
 
 
 def test_every_fault_can_be_planted():
@@ -35,9 +35,9 @@ def test_a_text_that_moved_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_some_faults_are_noticed_and_the_tree_is_left_alone():
+def test_a_fault_is_noticed_and_the_tree_is_left_alone():
     before = {m.file: (ROOT / "unimed" / m.file).read_bytes() for m in MUTATIONS if m.name in QUICK}
     command = [sys.executable, str(ROOT / "tests" / "mutations.py"), *QUICK]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and "3 of 3 noticed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "1 of 1 noticed" in done.stdout, done.stdout + done.stderr
     assert {name: (ROOT / "unimed" / name).read_bytes() for name in before} == before

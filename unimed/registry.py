@@ -13,7 +13,7 @@ after them the plug-ins: modules named in `UNIMED_PLUGINS` (comma-separated) and
 "unimed.plugins" of installed packages.
 
 The registries are mmengine's. Building is ours, because a user who mistypes a name should read what was meant, not a
-stack of scopes. Arguments that were renamed keep their old names (`renames`), with one warning.
+stack of scopes. Arguments and types that were renamed keep their old names (`renames`, `formerly`), with one warning.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ _unavailable: dict[str, str] = {}
 _searched: set[str] = set()
 _plugins_searched = False
 _told: set[str] = set()
+#: Registry -> {former type: dict(type=..., values it had by itself)}.
+_former: dict[str, dict[str, dict[str, Any]]] = {}
 
 
 class RegistryError(KeyError):
@@ -108,6 +110,14 @@ def renames(**names: str | None) -> Callable:
     return decorate
 
 
+def formerly(name: str, registry: Registry, **today_is: Any) -> None:
+    """Say what a `type` that is gone is called today: `formerly("Old", TASKS, type="New", scores="benchmarks")`.
+
+    Configs with the old one open with one warning, and with the values that it had by itself where they give none.
+    """
+    _former.setdefault(registry.name, {})[name] = today_is
+
+
 def today(values: Mapping[str, Any], names: Mapping[str, str | None], where: str) -> dict[str, Any]:
     """Values under the names of today: `names` says which old one has which new one; each is told of once.
 
@@ -130,6 +140,30 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     lowered = {str(choice).lower(): str(choice) for choice in choices}
     close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
     return f"; did you mean {lowered[close[0]]!r}?" if close else ""
+
+
+def keywords(*functions: Callable) -> set[str]:
+    """Names of the arguments that have a default, or are given by name alone, of any of the functions."""
+    parameters = [one for function in functions for one in inspect.signature(function).parameters.values()]
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {
+        one.name
+        for one in parameters
+        if one.kind not in variable and (one.kind is one.KEYWORD_ONLY or one.default is not one.empty)
+    }
+
+
+def refuse_options(given: Iterable[str], taken: Iterable[str], what: str, of: str = "") -> None:
+    """Refuse options that a call does not take, where python would name a function that the user never called.
+
+    Raises:
+        TypeError: names the first of them, what was meant, and the valid ones.
+    """
+    valid = sorted(taken)
+    for name in given:
+        if name not in valid:
+            close = did_you_mean(name, valid) or "."
+            raise TypeError(f"{what} takes no option {name!r}{of}{close} Valid options: {', '.join(valid)}")
 
 
 def build(config: Mapping[str, Any], registry: Registry, **defaults: Any) -> Any:
@@ -170,6 +204,11 @@ def check(config: Mapping[str, Any], registry: Registry, **defaults: Any) -> tup
         raise RegistryError(
             f"a {registry.name} needs a key 'type', one of {_choices(registry)}; got keys {list(config)}"
         )
+    if isinstance(kind, str) and (now := _today_called(kind, registry)):
+        shown = ", ".join(f"{key}={value!r}" for key, value in now.items())
+        warn_once(f"{registry.name} {kind!r} is dict({shown}, ...) now")
+        arguments = {**now, **arguments}
+        kind = arguments.pop("type")
     cls = _look_up(kind, registry) if isinstance(kind, str) else kind
     if not callable(cls):
         raise RegistryError(f"'type' of a {registry.name} must be a name or a class, got {kind!r}")
@@ -216,6 +255,14 @@ def _look_up(name: str, registry: Registry):
             f"Valid choices: {_choices(registry)}{broken}"
         )
     return registry.module_dict[name]
+
+
+def _today_called(name: str, registry: Registry) -> dict[str, Any]:
+    """What `formerly` said of a type; {} for those that are registered, and for those that never were."""
+    if name not in registry.module_dict and name not in _former.get(registry.name, ()):
+        for package in LOCATIONS.get(registry.name, ()):
+            _import_package(package)
+    return {} if name in registry.module_dict else _former.get(registry.name, {}).get(name, {})
 
 
 def registered(registry: Registry) -> dict[str, Any]:

@@ -8,7 +8,7 @@ def part(tasks, split="train"):
 
 
 task = dict(
-    type="MultiTask",
+    type="GroundingTask",
     model=dict(
         type="SmallUniMed",
         texts="data/sample/records/train.jsonl",
@@ -19,6 +19,7 @@ task = dict(
     ),
     connector=dict(projector_type="moe_mlp", num_experts=5, router_type="soft", task_token_c=32),
     reduction="samples",
+    scores="benchmarks",
     max_new_tokens=48,
     batch_size=16,
 )

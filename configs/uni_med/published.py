@@ -15,7 +15,7 @@ def part(kind, weight, **arguments):
 
 
 task = dict(
-    type="MultiTask",
+    type="GroundingTask",
     model=dict(
         type="UniMed",
         llama="pretrained/Llama-2-7b-chat-hf",
@@ -34,6 +34,8 @@ task = dict(
         task_token_c=5632,
     ),
     reduction="tokens",
+    scores="benchmarks",
+    max_new_tokens=100,
 )
 train_data = dict(
     mixture=[

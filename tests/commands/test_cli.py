@@ -1,10 +1,31 @@
 import json
+import signal
 
 import numpy as np
+import pytest
 from PIL import Image
 from small_models import tiny_model  # noqa: E402
 
+from unimed.commands import cli
 from unimed.commands.cli import main
+
+
+def test_a_second_interruption_ends_the_command_with_130(monkeypatch):
+    ended = []
+    monkeypatch.setattr(cli.os, "_exit", ended.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        cli._end_at_a_second_interruption()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert not ended
+        signal.raise_signal(signal.SIGINT)
+        assert ended == [130]
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
+        cli._end_at_a_second_interruption()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_predict_writes_json_and_picture(tmp_path, capsys):

@@ -17,6 +17,7 @@ from models.clip.recorded import FOLDER, converted
 from PIL import Image
 from small_models import tiny_model
 
+import unimed.commands
 from unimed.commands import VERBS
 from unimed.commands.cli import main
 from unimed.geometry import Geometry
@@ -362,6 +363,34 @@ MISTAKES = {
     "card of no model": ("card {nowhere}", "no config.json"),
     "card of a run without a test": ("card {grounded} --run {nowhere}", "no test/metrics.json"),
     "a question to the doctor": ("doctor why", "unrecognized arguments: why"),
+    # -- places of results that are files, or where nothing can be written
+    **{
+        f"{kind}: {line.split(' --')[0]}": (f"{line} {place}", message)
+        for line in (
+            "benchmark unimed/any no: --out", "demo-seg2d --model {nowhere} --out",
+            "demo-mrg --model {nowhere} --image {image} --report x --out",
+            "demo-parse2d {image} --out",
+            "demo-zeroshot --model {nowhere} --images {image} --labels a b --out",
+            "compare-runs {empty} --metric dice --out",
+            "compare {volume} {volume} --labels {volume} {volume} --out", "grid {config_py} --over connector=a --out",
+            "score-volumes {empty} {empty} --out", "demo --out", "clip overlap {empty} {empty} --out",
+            "prepare sample --out", "prepare biomed-shapes --out", "prepare folder {empty} --classes --out",
+            "prepare unimed-clip rocov2 {empty}", "prepare repack {empty}", "new-model", "export-masks {nowhere}",
+            "quickstart-images {nowhere} {empty}", "train {config_py} --work-dir", "test {config_py} --work-dir",
+            "serve {nowhere} --state", "clip average {nowhere} {nowhere}",
+            "prepare biomed-volumes --images {empty} --labels {empty} --names {nowhere} --out",
+            "prepare biomedparse {empty} --out",
+        )
+        for kind, place, message in (("file", "{text_csv}", "is a file"), ("no place", "/proc/x/y", "can be written"))
+    },
+    "export to a file": ("export {config_py} {nowhere} {text_csv}", "text.csv is already there"),
+    "conversion to a file": ("convert --from sam {text_pt} {text_csv}", "text.csv is already there"),
+    "calibration that is a folder": ("calibrate {cases_jsonl} --output {empty}", "is a folder; name the file"),
+    "card that is a folder": ("card {grounded} --out {empty}", "is a folder; name the file"),
+    "prompts that are a folder": ("clip import-prompts {constants_txt} {empty}", "is a folder; name the file"),
+    "report that is a folder": ("convert --from sam {text_pt} {root}/made --report {empty}", "is a folder"),
+    "an image to convert": ("convert --from unibiomed {image} {root}/made", "image.png: a PNG image, not a checkpoint"),
+    "an image as YAML": ("convert --from uni_med_yaml {image} {root}/made.py", "a PNG image, not a configuration"),
     "unknown verb": ("predikt {grounded}", "did you mean 'predict'"),
 }  # fmt: skip
 BROKEN_RECORDS = {
@@ -410,6 +439,20 @@ def test_one_line(place, capfd, monkeypatch, tmp_path, name):
     rest = [line for line in lines if line not in [*errors, *usage] and not line.startswith("warning: ")]
     assert not rest and len(errors[0]) < 600, lines
     _seen.append(name)
+
+
+def test_every_argument_that_says_where_results_go_is_checked():
+    """A verb whose `--out`, `--output` or DESTINATION is declared without `writes=` would fail late and barely."""
+    source = Path(unimed.commands.__file__).parents[1]
+    files = [*source.glob("commands/*.py"), *source.glob("data/prepare/*.py")]
+    declared = re.compile(
+        r"""(?:add_|\b)argument\(\s*"(?:--out|--output|--report|out|destination)"(?P<rest>[^)]*)""", re.DOTALL
+    )
+    found = [(file.name, one["rest"]) for file in files for one in declared.finditer(file.read_text(encoding="utf-8"))]
+    # The first is a place below the root of the server, the other the text of a report.
+    exempt = {("mcp.py", "--out"), ("umedground.py", "--report")}
+    missing = [name for name, rest in found if "writes=" not in rest]
+    assert len(found) > 15 and sorted(missing) == sorted(name for name, _ in exempt), missing
 
 
 @pytest.mark.parametrize("name", BROKEN_RECORDS)

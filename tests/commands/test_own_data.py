@@ -55,6 +55,20 @@ def test_options_name_what_is_there(data):
     assert options_for(str(data), "start")[2]["train_data.slices"] > 0
 
 
+def test_patients_in_several_splits_and_empty_splits_are_told(data, capsys):
+    options_for(str(data), "start")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "no record is in test; there is nothing for `unimed test`" in said[0]
+    lines = (data / "records" / "train.jsonl").read_text().splitlines()
+    for split, shared in (("val", lines[:1]), ("test", lines[:2])):
+        rows = [json.dumps(json.loads(line) | {"id": f"{split}{n}"}) + "\n" for n, line in enumerate(shared)]
+        (data / "records" / f"{split}.jsonl").write_text("".join(rows))
+    options_for(str(data), "start")
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "2 patients are in several splits" in told and "test: record test0" in told and "--patient-pattern" in told
+    assert "P0" not in told  # ids of patients are nobody's business in a terminal
+
+
 def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for arguments, said in (

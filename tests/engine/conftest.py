@@ -1,10 +1,14 @@
 """Makes the tiny task of these tests known to the registries."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 
 def load(name, path):
@@ -19,3 +23,20 @@ def load(name, path):
 @pytest.fixture(scope="session")
 def tiny():
     return load("engine_tiny", Path(__file__).parent / "tiny.py")
+
+
+@pytest.fixture(scope="session")
+def parallel_runs(tmp_path_factory):
+    """The folder of runs of one and of several ranks, see parallel_worlds.py; made once, for all tests that compare."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("parallel")
+    path = os.pathsep.join(str(ROOT / part) for part in ("", "tests/engine", "tests"))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "tests" / "engine" / "parallel_worlds.py", folder]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    printed = "".join(file.read_text()[-3000:] for file in (folder / "output").rglob("*.txt"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    codes = torch.load(folder / "done.pt")["codes"]
+    assert set(codes) == {0}, printed
+    return folder

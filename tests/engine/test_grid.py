@@ -54,7 +54,7 @@ device = "cpu"
     assert "1 of 2 runs finished; 1 of 1 saved, opened and predicted equal" in said
     assert "nonsense" in (tmp_path / "grid" / "grid.md").read_text() and "box head" in said
     (row,) = [json.loads(one) for one in (tmp_path / "grid" / "grid.jsonl").read_text().splitlines()]
-    assert row["parameters"] > 1000 and row["memory_gb"] > 0 and row["seconds_train"] > 0 and row["steps"] == 1
+    assert row["parameters"] > 1000 and row["memory_gb"] > 0 and row["cpu_seconds_train"] > 0 and row["steps"] == 1
     stamp = (tmp_path / "grid" / "point" / "seed_0" / "result.json").stat().st_mtime_ns
     assert grid([*line[:1], "--over", "heads=point", *line[3:]]) == 0
     assert "finished before" in capsys.readouterr().out

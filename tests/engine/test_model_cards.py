@@ -16,7 +16,6 @@ class Settings(dict):
 @pytest.mark.parametrize(
     ("module", "task", "example"),
     [
-        ("grounding", "MultiTask", '"vqa").text'),
         ("parsing", "ParseTask", "left kidney[SEP]liver"),
         ("grounding", "GroundingTask", "Segment the nuclei."),
         ("report_grounding", "ReportGrounding", "pleural effusion"),

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[2]
 #: Files that others inherit are checked as a part of these.
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base" not in f"{path.parent.name}/{path.stem}")
 TEXTS = ["where is the liver?", "is it normal? yes no", "a chest radiograph with clear lungs", "nuclei lesion"] * 4
-#: Models of a few thousand parameters in the place of the configured ones.
+#: Models of a few thousand parameters in the place of the configured ones, by task or by what it scores.
 SMALL = {
     "GroundingTask": dict(type="SmallGroundedMLLM", texts=TEXTS, hidden_dim=32, layers=2, heads=2, vision_grid=2),
-    "MultiTask": dict(
+    "benchmarks": dict(
         type="SmallUniMed", texts=TEXTS, image_size=56, vision_dim=32, vision_layers=1, hidden_dim=32, layers=1
     ),
 }
@@ -73,7 +73,7 @@ def test_names_what_exists(path):
 def test_task_is_built_in_small(path):
     config = load_config(path)
     options = config.task.to_dict()
-    options["model"] = SMALL[options["type"]]
+    options["model"] = SMALL["benchmarks" if options.get("scores") == "benchmarks" else options["type"]]
     if options.get("connector") and "task_token_c" in options["connector"]:
         options["connector"] |= dict(task_token_c=8)
     task = TASKS.build(options)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from unimed.commands.training import _ranked
 from unimed.data.mixture import DataError
 from unimed.engine import train
 from unimed.engine.shutdown import SIGNALS, GracefulShutdown, StopRequested
@@ -48,7 +50,7 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(tiny, tmp_path):
 
 
 def test_a_second_interrupt_does_not_wait():
-    with pytest.raises(StopRequested, match="SIGINT"), GracefulShutdown() as shutdown:
+    with pytest.raises(StopRequested, match="SIGINT") as stop, GracefulShutdown() as shutdown:
         shutdown.interruptible = False
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -56,6 +58,15 @@ def test_a_second_interrupt_does_not_wait():
         assert shutdown.requested == "SIGTERM"
         shutdown._since -= 2
         os.kill(os.getpid(), signal.SIGINT)
+    assert stop.value.again
+
+
+def test_a_run_that_is_stopped_twice_says_so_and_ends_with_130(capsys):
+    def work(_):
+        raise StopRequested("SIGINT", again=True)
+
+    assert _ranked(work, None) == 130
+    assert re.fullmatch(r"stopped at once by a second Ctrl-C.*--resume auto\n", capsys.readouterr().err)
 
 
 def test_a_signal_during_validation_does_not_wait_for_its_end(tiny, tmp_path):

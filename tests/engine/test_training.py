@@ -107,11 +107,14 @@ def test_broken_samples_are_replaced_counted_and_limited(tiny, tmp_path):
         train(settings, tmp_path / "many")
 
 
-def test_new_run_does_not_mix_with_an_old_one(tiny, tmp_path):
+def test_new_run_does_not_mix_with_an_old_one(tiny, tmp_path, capfd):
     settings = tiny.config(max_steps=2, validate_interval=0)
     train(settings, tmp_path)
+    assert "begins anew" not in "".join(capfd.readouterr())
     train(settings, tmp_path)
-    assert len(list(tmp_path.glob("checkpoints-before-*"))) == 1
+    (aside,) = tmp_path.glob("checkpoints-before-*")
+    (told,) = [line for line in "".join(capfd.readouterr()).splitlines() if "begins anew" in line]
+    assert "up to step 2" in told and f"--resume {aside / 'step_00000002'}" in told and "--resume auto" in told
     assert losses(tmp_path) and len(losses(tmp_path)) == 2
 
 

@@ -16,6 +16,8 @@ def rows(shift, patients=6):
         found.append(case_row(f"c{number}", "mask", dice=dice, copy_baseline_dice=0.4, **about))
         found.append(case_row(f"c{number}", "presence", present=False, predicted_voxels=number % 2, **about))
         correct = dict(correct=1.0, majority_baseline=float(number < 6), language_only=0.0)
+        counts = dict(tp=1, fp=number % 2, fn=0, hit=float(number < 6))
+        found.append(case_row(f"c{number}", "instances", dice=dice, **counts, **about))
         found.append(case_row(f"c{number}", "answer", patient=patient, task="vqa", **correct))
     return found
 
@@ -30,6 +32,9 @@ def test_intervals_hold_what_runs_differ_by():
     assert other["value"].high - other["value"].low > 4 * (one["value"].high - one["value"].low)
     assert same["dice above the copied mask", "referring, brain"]["value"].value == pytest.approx(0.155)
     assert same["false masks", "referring"]["value"].value == 0.5
+    assert same["findings: hit rate", ""]["value"].value == 0.5
+    assert same["findings: instance F1", ""]["value"].value == pytest.approx((1 + 2 / 3) / 2)
+    assert same["finding dice", "brain"]["value"].value == same["findings: dice", ""]["value"].value
     assert same["correct above the majority answer", "vqa"]["value"].value == 0.5
 
 

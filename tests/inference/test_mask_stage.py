@@ -1,5 +1,8 @@
 """An exported mask stage answers as the model does, for any number of objects, and its runner needs no torch."""
 
+import contextlib
+import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -29,16 +32,33 @@ def test_resizing_is_that_of_torch(shape):
     np.testing.assert_allclose(resized(logits, shape[2:]), theirs, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Gives the model of a kind, the folder it was exported to and what was printed; each is exported once."""
+    done = {}
+
+    def export(kind):
+        if kind not in done:
+            folder = tmp_path_factory.mktemp(kind)
+            model = {"lite": tiny_model, "sam2": tiny_sam2_model}[kind]()
+            model.save_pretrained(folder / "model")
+            further = ["--openvino"] if kind == "lite" and importlib.util.find_spec("openvino") else []
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                assert main(["export-masks", str(folder / "model"), str(folder / "out"), *further]) == 0
+            done[kind] = model, folder / "out", printed.getvalue()
+        return done[kind]
+
+    return export
+
+
 @pytest.mark.parametrize("kind", ["lite", "sam2"])
-def test_exported_it_cuts_out_the_same(kind, tmp_path, capsys):
-    model = {"lite": tiny_model, "sam2": tiny_sam2_model}[kind]()
-    model.save_pretrained(tmp_path / "model")
-    assert main(["export-masks", str(tmp_path / "model"), str(tmp_path / "out")]) == 0
-    assert "| encoder.onnx" in capsys.readouterr().out
-    told = json.loads((tmp_path / "out" / "mask_stage.json").read_text())
+def test_exported_it_cuts_out_the_same(kind, exported):
+    model, out, printed = exported(kind)
+    assert "| encoder.onnx" in printed
+    told = json.loads((out / "mask_stage.json").read_text())
     assert {row["graph"] for row in told["graphs"]} == {"encoder", "boxes", "vectors", "heads"}
     assert all(row["difference"] < 1e-4 for row in told["graphs"])
-    stage, known = MaskStage(tmp_path / "out", threads=1), model.segment_boxes(IMAGE, BOXES)
+    stage, known = MaskStage(out, threads=1), model.segment_boxes(IMAGE, BOXES)
     for ours, theirs in zip(stage.segment_boxes(IMAGE, BOXES).regions, known.regions, strict=True):
         assert (ours.mask == theirs.mask).mean() > 0.999 and ours.phrase == theirs.phrase
         assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-4)
@@ -56,7 +76,7 @@ def test_exported_it_cuts_out_the_same(kind, tmp_path, capsys):
     code = f"""
 import sys, numpy
 from unimed.inference.mask_stage import MaskStage
-found = MaskStage({str(tmp_path / "out")!r}).segment_boxes(numpy.zeros((50, 60, 3), numpy.uint8), [(5, 5, 20, 30)])
+found = MaskStage({str(out)!r}).segment_boxes(numpy.zeros((50, 60, 3), numpy.uint8), [(5, 5, 20, 30)])
 print(found.regions[0].mask.shape, "torch" in sys.modules, "transformers" in sys.modules)
 """
     if kind == "lite":
@@ -75,19 +95,17 @@ def test_a_folder_without_a_mask_stage_is_named(tmp_path):
         MaskStage(tmp_path)
 
 
-def test_openvino_answers_as_the_model_does(tmp_path, capsys):
+def test_openvino_answers_as_the_model_does(exported):
     pytest.importorskip("openvino")
-    model = tiny_model()
-    model.save_pretrained(tmp_path / "model")
-    assert main(["export-masks", str(tmp_path / "model"), str(tmp_path / "out"), "--openvino"]) == 0
-    assert "| encoder.xml" in capsys.readouterr().out
-    told = json.loads((tmp_path / "out" / "mask_stage.json").read_text())
+    model, out, printed = exported("lite")
+    assert "| encoder.xml" in printed
+    told = json.loads((out / "mask_stage.json").read_text())
     files = {row["file"]: row["difference"] for row in told["graphs"]}
     assert {f"{name}.{form}" for name in ("encoder", "boxes", "vectors", "heads") for form in ("xml", "onnx")} == {
         *files
     }
     assert max(files.values()) < 1e-3
-    stage, known = MaskStage(tmp_path / "out", engine="openvino", threads=1), model.segment_boxes(IMAGE, BOXES)
+    stage, known = MaskStage(out, engine="openvino", threads=1), model.segment_boxes(IMAGE, BOXES)
     for ours, theirs in zip(stage.segment_boxes(IMAGE, BOXES).regions, known.regions, strict=True):
         assert (ours.mask == theirs.mask).mean() > 0.999
         assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-4)

@@ -131,7 +131,7 @@ NRRD = (
         (("encoding: raw", "encoding: raw\ndata file: /etc/passwd"), "outside of its folder"),
         (("encoding: raw", "encoding: raw\ndata file: ../x"), "outside of its folder"),
         (("encoding: raw", "encoding: raw\ndata file: x%03d.raw 1 9 1"), "several files"),
-        (("NRRD0004", "NRRD0009"), "no NRRD"),
+        (("NRRD0004", "NRRD0009"), "not an NRRD file"),
     ],
 )
 def test_nrrd_that_is_refused(tmp_path, change, message):
@@ -284,7 +284,7 @@ def test_only_the_wanted_members_of_an_archive_are_touched(tmp_path):
         place = archive.getinfo("imgs.npy").header_offset + 60
     data[place] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(ReadError, match="`imgs` is damaged|damaged or no NPZ"):
+    with pytest.raises(ReadError, match="`imgs` is damaged|damaged or not an NPZ"):
         read(path)
 
 

@@ -12,6 +12,7 @@ from unimed.io.windows import (
     known_site,
     modality_of,
     percentile_range,
+    unknown_modality,
     window_to_uint8,
 )
 
@@ -141,6 +142,23 @@ def test_modalities_by_name():
     names = {"CT_AMOS_1": "CT", "MR_BraTS": "MR", "MRI-T1-Gd": "MR", "US_Cardiac": "US", "Microscopy_x": "Microscopy"}
     names |= {"PET_a": "PET", "X-Ray": "X-ray", "case7": "", "usual": "", "ultrasound": "US", "CTA": ""}
     assert {name: modality_of(name) for name in names} == names
+
+
+def test_a_modality_that_nothing_knows_is_told():
+    assert "'banana' is not known" in unknown_modality("banana") and "CT, MR" in unknown_modality("CTA")
+    known = (
+        "",
+        "MRI",
+        "CT",
+        "fundus photography",
+        "Pathology",
+        "histology",
+        "endoscope",
+        "OCT",
+        "bone scan",
+        "drawing",
+    )
+    assert not any(map(unknown_modality, known))
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])

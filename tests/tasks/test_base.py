@@ -10,7 +10,6 @@ from unimed.io.result import Prediction
 from unimed.registry import TASKS, _choices
 from unimed.tasks.base import Task
 
-#: Classes; "MultiTask" is a function that builds one of them.
 SHIPPED = [
     n for n in _choices(TASKS) if inspect.isclass(TASKS.get(n)) and TASKS.get(n).__module__[:12] == "unimed.tasks"
 ]

@@ -60,7 +60,9 @@ def benchmark(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--card-name", default="", help="name of the model on the card (default: that of the first run)"
     )
-    parser.add_argument("--lmms-tasks", metavar="FOLDER", help="write the benchmark as a task of lmms-eval")
+    parser.add_argument(
+        "--lmms-tasks", writes="folder", metavar="FOLDER", help="write the benchmark as a task of lmms-eval"
+    )
     parser.add_argument("--resamples", type=count, default=500, help="bootstrap samples (default: 500)")
     parser.add_argument("--worst", type=int, default=12, help="images of the worst cases on the page (default: 12)")
     parser.add_argument("--no-leak-check", action="store_true", help="do not compare with the training part")

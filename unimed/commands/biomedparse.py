@@ -276,7 +276,7 @@ def score_volumes(arguments=None, prog: str | None = None) -> int:
     )
     parser.add_argument("results", help="folder that demo_parse3D.py wrote (formats npz or nifti with json)")
     parser.add_argument("truths", help="folder of NPZ (gts), NIfTI or NRRD label maps of the same names")
-    parser.add_argument("--out", help="folder of the tables (default: RESULTS/scores)")
+    parser.add_argument("--out", writes="folder", help="folder of the tables (default: RESULTS/scores)")
     parser.add_argument("--prompts", help='JSON table {"1": "liver", ...} where the files hold none')
     parser.add_argument("--tolerances-mm", nargs="+", type=float, default=[1.0, 2.0], help="of NSD (default: 1 2)")
     parser.add_argument("--iou", nargs="+", type=float, default=[0.5, 0.75], help="of instances (default: 0.5 0.75)")

@@ -47,7 +47,9 @@ def calibrate(arguments=None, prog: str | None = None) -> int:
     """Learn a calibration file and measure it."""
     parser = Parser(_DESCRIPTION, prog=prog)
     parser.add_argument("cases", type=Path, help="per-case JSONL of a test: boxes, presence, masks (scores.jsonl)")
-    parser.add_argument("--output", type=Path, default=Path("calibration.json"), help="calibration file to write")
+    parser.add_argument(
+        "--output", writes="file", type=Path, default=Path("calibration.json"), help="calibration file to write"
+    )
     parser.add_argument("--test", type=Path, help="per-case JSONL to measure on")
     parser.add_argument("--held-out", type=float, default=0.5, help="fraction of patients to measure on without --test")
     parser.add_argument("--alpha", type=float, default=0.1, help="allowed fraction of misses and of false masks")

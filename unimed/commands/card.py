@@ -23,7 +23,7 @@ def card(arguments=None, prog: str | None = None) -> int:
         "--part", nargs=3, action="append", default=[], metavar=("PART", "NAME", "LICENSE"),
         help='a part that is not written down yet, such as "training data" "our set" "CC BY 4.0"; may be repeated',
     )  # fmt: skip
-    parser.add_argument("--out", help="file to write (default: README.md of the folder)")
+    parser.add_argument("--out", writes="file", help="file to write (default: README.md of the folder)")
     return guarded(_card, parser.parse_args(arguments))
 
 

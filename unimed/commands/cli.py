@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +14,8 @@ from unimed.registry import did_you_mean, today
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0 all was done, 2 a part of it, 1 nothing."""
+    if arguments is None:
+        _end_at_a_second_interruption()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -31,6 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before the verb itself runs, while libraries are imported
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _end_at_a_second_interruption() -> None:
+    """Let a second Ctrl-C end the process with 130, wherever the first one is being dealt with: python would print the
+    traceback of what it was just doing, or die of the signal."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # ignored, as in the background of a shell, or in the hands of who embeds us
+
+    def first(number, frame):
+        signal.signal(number, lambda *_: os._exit(130))
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, first)
 
 
 def run_verb(verb: str, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:

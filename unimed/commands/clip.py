@@ -35,7 +35,7 @@ def clip(arguments=None, prog: str | None = None) -> int:
         return words, options
 
     model = argument("model", help="converted or exported folder, published checkpoint, or open_clip:NAME/WEIGHTS")
-    out = argument("--out", help="folder for table.md, scores.json and cases.jsonl")
+    out = argument("--out", writes="folder", help="folder for table.md, scores.json and cases.jsonl")
     cache = argument("--cache", help="folder of image features, kept by content (default: none)")
     site = argument("--site", default="", help="CT window of deep images, e.g. lung")
     resamples = argument("--resamples", type=int, default=500, help="of the intervals; 0 leaves them out")
@@ -59,13 +59,13 @@ def clip(arguments=None, prog: str | None = None) -> int:
          argument("--seeds", type=int, default=5))  # fmt: skip
     verb("import-prompts", import_prompts,
          argument("constants", help="the reference's Python file of prompts; it is parsed, not run"),
-         argument("destination", help="JSON file to write"))  # fmt: skip
+         argument("destination", writes="file", help="JSON file to write"))  # fmt: skip
     verb("overlap", overlap, out,
          argument("first", help="folder of images, or pattern of shards (*.tar)"),
          argument("second", help="the same; its images are looked for in the first"),
          argument("--bits", type=int, default=2, help="of 64 that may differ (default: 2)"),
          argument("--workers", type=count, default=1, help="processes that read images (default: 1)"))  # fmt: skip
-    verb("average", average, argument("start"), argument("tuned"), argument("destination"),
+    verb("average", average, argument("start"), argument("tuned"), argument("destination", writes="folder"),
          argument("--alpha", type=float, default=0.5, help="fraction of the tuned weights (default: 0.5)"),
          argument("--curve", help="a folder per class: accuracy for alpha 0 to 1 instead"), templates)  # fmt: skip
     verb("speed", speed, model, argument("images", help="folder of images"), argument("--texts", help="a text a line"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 import traceback
@@ -11,7 +10,9 @@ import warnings
 from collections.abc import Callable, Mapping
 
 from unimed import progress, threads
+from unimed.io.remote import redacted
 from unimed.markup import plain_line, plain_text
+from unimed.outputs import explained, refuse_unwritable
 
 #: Everything was done, nothing was, some cases were and some failed.
 DONE, NOTHING, PARTLY = 0, 1, 2
@@ -36,6 +37,15 @@ def fraction(word: str) -> float:
     return number
 
 
+def modality(word: str) -> str:
+    """An argument that names a modality; of one that nothing knows a warning tells, for it is often mistyped."""
+    from unimed.io.windows import unknown_modality
+
+    if remark := unknown_modality(word):
+        print(f"warning: {remark}", file=sys.stderr)
+    return word
+
+
 # What argparse calls them where a word is no number at all: "invalid int value".
 count.__name__, fraction.__name__ = "int", "float"
 
@@ -44,7 +54,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "model": (("--model", "--model_path", "--model-path", "--checkpoint"), {"help": "folder or published checkpoint"}),
     "out": (
         ("--out", "--work-dir", "--work_dir", "--save_dir", "--save-dir", "--output_dir", "--output-dir", "--output"),
-        {"help": "folder of the results"},
+        {"help": "folder of the results", "writes": "folder"},
     ),
     "device": (("--device",), {"default": "auto", "help": "auto, cpu, cuda, cuda:1, ... (default: auto)"}),
     "dtype": (
@@ -58,7 +68,10 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
     "max-new-tokens": (("--max-new-tokens", "--max_new_tokens"), {"type": count, "default": 512}),
     "restart": (("--restart",), {"action": "store_true", "help": "forget what an earlier run finished"}),
     "site": (("--site",), {"default": "", "help": "body site, for the CT window: abdomen, lung, brain, bone, ..."}),
-    "modality": (("--modality",), {"default": "", "help": "CT, MR, US, ... (default: as the file says)"}),
+    "modality": (
+        ("--modality",),
+        {"type": modality, "default": "", "help": "CT, MR, US, ... (default: as the file says)"},
+    ),
     "window": (
         ("--window",),
         {"nargs": 2, "type": float, "metavar": ("LEVEL", "WIDTH"), "help": "of grey values, before file and site"},
@@ -69,11 +82,34 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict]] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose refusals follow the exit rule: nothing was done, so the exit code is 1."""
+    """An argument parser whose refusals follow the exit rule: nothing was done, so the exit code is 1.
+
+    An argument that names where results go says `writes=`, a kind of `refuse_unwritable`; a place where that cannot be
+    made is refused before the verb begins.
+    """
 
     def __init__(self, description: str, **options):
+        self._written: dict[str, str] = {}
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(description=description, **options)
+
+    def add_argument(self, *words, writes: str = "", **options):
+        """As of argparse; `writes` see above."""
+        action = super().add_argument(*words, **options)
+        if writes:
+            self._written[action.dest] = writes
+        return action
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As of argparse; both `parse_args` and the parsers of sub-commands come this way."""
+        found, rest = super().parse_known_args(args, namespace)
+        for name, kind in self._written.items():
+            if place := getattr(found, name, None):
+                try:
+                    refuse_unwritable(place, kind)
+                except OSError as error:
+                    self.exit(NOTHING, f"error: {one_line(error)}\n")
+        return found, rest
 
     def error(self, message: str):
         self.print_usage(sys.stderr)
@@ -141,9 +177,8 @@ def _is_for_the_user(error: Exception) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line: its text without line ends, or the name of its class where it has none."""
-    parts = plain_line(str(error)) or type(error).__name__
-    return f"the disk is full: {parts}" if isinstance(error, OSError) and error.errno == errno.ENOSPC else parts
+    """An error as one line: its text without line ends and keys of addresses, or its class where it has none."""
+    return redacted(plain_line(explained(error) or str(error))) or type(error).__name__
 
 
 def print_steps(steps, args: argparse.Namespace | None = None) -> None:

@@ -22,8 +22,8 @@ def convert(arguments=None, prog: str | None = None) -> int:
     )
     parser.add_argument("--from", dest="layout", required=True, metavar="LAYOUT", help=", ".join(CONVERTERS))
     parser.add_argument("source", help="file or folder as published, or its hub id: OWNER/NAME[/FILE]")
-    parser.add_argument("destination", help="folder to write; must not be there yet")
-    parser.add_argument("--report", help="write what became of every tensor as JSON to this file")
+    parser.add_argument("destination", writes="new", help="folder to write; must not be there yet")
+    parser.add_argument("--report", writes="file", help="write what became of every tensor as JSON to this file")
     options = parser.add_argument_group(f"options of {layout}")
     if layout is not None:
         if layout not in CONVERTERS:
@@ -46,6 +46,7 @@ def _names_a_file(path: Path) -> bool:
 
 def _convert(args) -> int:
     from unimed.files import write_report
+    from unimed.models.checkpoints.reading import other_kind
 
     source = Path(args.source)
     if not source.exists():
@@ -60,6 +61,9 @@ def _convert(args) -> int:
             raise FileNotFoundError(f"{args.source}: no such file or folder, and nothing of the hub") from error
     if Path(args.destination).exists():
         raise FileExistsError(f"{args.destination} is already there; choose another name or remove it")
+    if kind := other_kind(source):
+        wanted = "a configuration" if args.layout.endswith("yaml") else "a checkpoint"
+        raise ValueError(f"{args.source}: {kind}, not {wanted}; give the published file or folder")
     try:
         report = args.module.convert(source, Path(args.destination), **args.options)
     except (OSError, ValueError, KeyError) as error:

@@ -15,7 +15,7 @@ def export_masks(arguments=None, prog: str | None = None) -> int:
     """Export and compare."""
     parser = Parser(__doc__, prog=prog)
     parser.add_argument("model", help="folder that unimed.load opens")
-    parser.add_argument("out", help="folder to write; must not hold anything")
+    parser.add_argument("out", writes="folder", help="folder to write; must not hold anything")
     parser.add_argument("--int8", action="store_true", help="also the encoder with weights of eight bits")
     parser.add_argument(
         "--openvino", action="store_true", help="also every graph in OpenVINO's form (unimed[openvino])"

@@ -39,7 +39,7 @@ def compare(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("follow_up", type=Path, help="image of the later study")
     parser.add_argument("--labels", nargs=2, type=Path, required=True, metavar=("BASELINE", "FOLLOW_UP"))
     parser.add_argument("--phrase", default="lesion", help="what label maps show; SEG files say it")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--out", writes="folder", type=Path, required=True, help="folder of the results")
     parser.add_argument("--no-register", action="store_true", help="the two studies have the same coordinates already")
     parser.add_argument("--max-distance", type=float, default=15.0, metavar="MM", help="between matched lesions")
     parser.add_argument("--nadir", type=float, metavar="MM", help="smallest sum of diameters of earlier studies")

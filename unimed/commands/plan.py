@@ -67,6 +67,8 @@ def _plan(args) -> int:
     print(f"GiB on each of {args.gpus} GPUs, {planning.RESERVED:.0%} of {args.memory:g} kept for the driver:\n")
     print(markdown_table(rows))
     host = step.parameters / planning.GIB
+    if settings["context_parallel"] > 1:
+        print(f"context_parallel={settings['context_parallel']} is not counted: a rank is planned with whole samples.")
     print(f"Each rank builds the whole model in host memory first: {host:.1f} GiB per rank, then it is split.")
     found = planning.advise(settings, args.gpus, args.memory, measured)
     if found is None:

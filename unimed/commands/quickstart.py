@@ -13,7 +13,7 @@ def quickstart_images(arguments=None, prog: str | None = None) -> int:
     parser = Parser(__doc__, prog=prog)
     parser.add_argument("model", help="exported folder")
     parser.add_argument("data", help="folder of the sample set")
-    parser.add_argument("out", help="folder for the images")
+    parser.add_argument("out", writes="folder", help="folder for the images")
     return guarded(_images, parser.parse_args(arguments))
 
 

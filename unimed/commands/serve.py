@@ -27,7 +27,9 @@ def serve(arguments=None, prog: str | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: this one only)")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--root", type=Path, help="folder whose files jobs may name (default: uploads only)")
-    parser.add_argument("--state", type=Path, help="folder of uploads and jobs (default: in the cache of unimed)")
+    parser.add_argument(
+        "--state", writes="folder", type=Path, help="folder of uploads and jobs (default: in the cache of unimed)"
+    )
     parser.add_argument("--tokens", type=Path, help="file with a line `OWNER TOKEN` per user; needed for other hosts")
     parser.add_argument(
         "--name", action="append", default=[], metavar="HOSTNAME", help="under which other machines reach this one"

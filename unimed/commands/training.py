@@ -9,11 +9,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from unimed import progress, threads
-from unimed.commands.common import DONE, NOTHING, Parser
+from unimed.commands.common import DONE, INTERRUPTED, NOTHING, Parser
 from unimed.engine import errors
 from unimed.engine.shutdown import PREEMPTED, GracefulShutdown, StopRequested
 
-_EXIT = "Exit codes: 0 done, 1 error, 75 asked to stop, checkpoint saved: go on with --resume auto."
+_EXIT = (
+    "Exit codes: 0 done, 1 error, 75 asked to stop, checkpoint saved: go on with --resume auto, "
+    "130 stopped at once by a second Ctrl-C."
+)
 
 
 def _ranked(work: Callable, args) -> int:
@@ -30,6 +33,14 @@ def _ranked(work: Callable, args) -> int:
         with quiet(), GracefulShutdown(), shown, threads.chosen():
             return work(args)
     except StopRequested as stop:
+        if stop.again:
+            if _speaks():
+                print(
+                    "stopped at once by a second Ctrl-C; the steps since the last checkpoint are lost, go on from it "
+                    "with --resume auto",
+                    file=sys.stderr,
+                )
+            return INTERRUPTED
         if _speaks():
             print(f"stopped by {stop} before there was anything to save", file=sys.stderr)
         return PREEMPTED
@@ -49,7 +60,9 @@ def _config(parser: Parser, optional: bool = False) -> None:
     parser.add_argument(
         "config", nargs="?" if optional else None, help="a python config, e.g. configs/quickstart/unified_small.py"
     )
-    parser.add_argument("--work-dir", help="run folder (default: the config's work_dir, else runs/<config name>)")
+    parser.add_argument(
+        "--work-dir", writes="folder", help="run folder (default: the config's work_dir, else runs/<config name>)"
+    )
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="replace config values")
 
 
@@ -148,7 +161,7 @@ def export(arguments=None, prog: str | None = None) -> int:
     parser = Parser("Write a trained run as a Hugging Face folder.", prog=prog)
     parser.add_argument("config", help="the config the run was trained with")
     parser.add_argument("checkpoint", help="run folder (its newest checkpoint), step folder, or weight file")
-    parser.add_argument("destination", help="folder to write; must not be there yet")
+    parser.add_argument("destination", writes="new", help="folder to write; must not be there yet")
     return _ranked(_export, parser.parse_args(arguments))
 
 

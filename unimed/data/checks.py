@@ -114,10 +114,7 @@ def check_records(root: Path, collate=None) -> Report:
             image = record.get("image") or record["volume"]
             asked[image, record["question"], record["answer"]] += 1
             contents[_digest(sample)].add((split, image))
-            if record.get("patient_id"):
-                declared = any(word in record.get("note", "") for word in DECLARED)
-                known, first = patients[record["patient_id"]].get(split, (True, f"record {record['id']}"))
-                patients[record["patient_id"]][split] = known and declared, first
+            _note_patient(patients, split, record)
         for (image, question, _), count in asked.items():
             if count > 1:
                 report.problems.append((split, "duplicate", f"{image} is asked {count} times: {question}"))
@@ -125,6 +122,27 @@ def check_records(root: Path, collate=None) -> Report:
     _add_repeats(report, contents)
     report.remarks += grouped(noted)
     return report
+
+
+def patient_leaks(splits: Mapping[str, Sequence[Mapping]]) -> list[str]:
+    """Which patients are in several splits, each told by a record of it per split; no file is opened.
+
+    Args:
+        splits: name ("train", "val", "test") -> its records.
+    """
+    report, patients = Report(), defaultdict(dict)
+    for split, records in splits.items():
+        for record in records:
+            _note_patient(patients, split, record)
+    _add_leaks(report, patients)
+    return [what for _, _, what in report.problems]
+
+
+def _note_patient(patients: dict[str, dict[str, tuple[bool, str]]], split: str, record: Mapping) -> None:
+    if record.get("patient_id"):
+        declared = any(word in (record.get("note") or "") for word in DECLARED)
+        known, first = patients[record["patient_id"]].get(split, (True, f"record {record['id']}"))
+        patients[record["patient_id"]][split] = known and declared, first
 
 
 def _other_split(stated, split: str) -> str:

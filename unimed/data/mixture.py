@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unimed.io.remote import redacted
+
 BLOCK = 4096
 
 
@@ -306,7 +308,9 @@ class KeyedDatasets:
 
     def broken(self, key: Key, attempt: int, error: Exception) -> BrokenSample:
         """What is to be said of a sample that cannot be used."""
-        return BrokenSample(self.names[key.dataset], self.place(key, attempt), f"{type(error).__name__}: {error}")
+        return BrokenSample(
+            self.names[key.dataset], self.place(key, attempt), redacted(f"{type(error).__name__}: {error}")
+        )
 
     def sound(self, items: Sequence, collate: Callable[[list], Any]) -> tuple[list, list[BrokenSample]]:
         """The samples of a batch that cannot be collated, those that break it replaced as unreadable ones are.

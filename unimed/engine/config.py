@@ -33,6 +33,7 @@ KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "epochs": ((*NUMBER, NONE), None),
     "precision": ((str,), "fp32"),
     "strategy": ((str,), "auto"),
+    "context_parallel": ((int,), 1),
     "checkpoint": ((dict,), {"interval": 500, "keep": 3, "weights": "all", "background": False, "sharded": False}),
     "log": ((dict,), {"interval": 10, "to": (), "curves": True}),
     "validate_interval": ((int,), 0),
@@ -142,7 +143,7 @@ def load_config(source: str | Path | Mapping | Config, options: Mapping[str, Any
         config["max_steps"] = DEFAULT_STEPS
     if config["epochs"] is not None and config["epochs"] <= 0:
         raise ConfigError(f"{name}: epochs must be more than 0, got {config['epochs']}")
-    for key in ("batch_size", "accumulate", "max_steps", "test_batch_size"):
+    for key in ("batch_size", "accumulate", "max_steps", "test_batch_size", "context_parallel"):
         if config[key] is not None and config[key] < 1:
             raise ConfigError(f"{name}: {key} must be at least 1, got {config[key]}")
     return config

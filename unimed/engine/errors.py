@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -11,6 +10,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+
+from unimed.io.remote import redacted
+from unimed.outputs import explained
 
 #: Words of an error that only says that another rank is gone (gloo, NCCL, the key-value store).
 _OTHER_RANK = ("closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "tcpstore", "socket timeout")
@@ -31,18 +33,16 @@ def traceback_kept_in(folder: Path, rank: int) -> Iterator[None]:
         yield
     except Exception as error:
         with contextlib.suppress(OSError):
-            path.write_text(traceback.format_exc(), encoding="utf-8")
+            path.write_text(redacted(traceback.format_exc()), encoding="utf-8")
             error.traceback_file = path
         raise
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line that names what is wrong."""
-    text = "; ".join(part.strip() for part in str(error).splitlines() if part.strip())
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full: {text}"
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"{error.filename}: no such file or folder"
+    """The message of an error as one line that names what is wrong, without keys of addresses."""
+    if words := explained(error):
+        return redacted(words)
+    text = redacted("; ".join(part.strip() for part in str(error).splitlines() if part.strip()))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {text[:200]}; lower batch_size (and raise accumulate), or use gradient_checkpointing"
     if _is_plain(error):

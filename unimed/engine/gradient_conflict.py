@@ -93,6 +93,8 @@ class GradientConflictHook(Hook):
     def before_train(self, runner) -> None:
         if runner.strategy.name == "fsdp2":
             raise ValueError("GradientConflictHook needs whole parameters; use strategy single, ddp or zero1")
+        if runner.data_ranks != world()[1]:
+            raise ValueError("GradientConflictHook measures on one rank; leave out context_parallel and strategy='tp'")
         if world()[0]:
             return
         self._groups = self._parameters(runner.model)

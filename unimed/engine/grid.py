@@ -29,13 +29,19 @@ from unimed.registry import did_you_mean
 
 #: Short name of an axis -> the options that a value of it stands for.
 SHORT = {
-    "connector": lambda name: {
-        "task.model.connector": dict(_delete_=True, projector_type=name, resample_method="none", num_task_tokens=0)
-    },
+    "connector": lambda name: {"task.model.connector": _connector(name)},
     "heads": lambda name: {"task.model.box_head": None if name == "none" else name},
     "backbone": lambda name: {"task.model.backbone": name},
     "dialect": lambda name: {"task.model.dialect": name},
 }
+
+
+def _connector(name: str) -> dict:
+    from unimed.models.connectors import named_connector
+
+    return dict(_delete_=True, **named_connector(name))
+
+
 RESULT, ROWS = "result.json", "scores.jsonl"
 
 
@@ -166,23 +172,33 @@ def _train_and_test(config: str, run: GridRun) -> dict:
     from unimed.engine.report import memory_gb
 
     # A folder of other options holds a checkpoint of another model.
-    begin, mark = time.perf_counter(), run.folder / "options.txt"
+    clock, mark = _Clock(), run.folder / "options.txt"
     same = mark.is_file() and mark.read_text(encoding="utf-8") == run.fingerprint
     mark.write_text(run.fingerprint, encoding="utf-8")
     trained = train(config, run.folder, "auto" if same else None, run.options)
     if trained["stopped"]:
         raise RuntimeError(f"stopped by {trained['stopped']}; the same command goes on")
-    seconds = {"train": time.perf_counter() - begin}
+    spent = clock.spent("train")
     round_trip, parameters = _round_trip(config, run)
-    begin = time.perf_counter()
+    clock = _Clock()
     metrics = evaluate(config, run.folder, run.folder / "test", run.options)
-    seconds["test"] = time.perf_counter() - begin
+    spent |= clock.spent("test")
     summary = {k: v for k, v in metrics["summary"].items() if isinstance(v, int | float)}
     return {
         **parameters, "round_trip": round_trip, "loss": trained["loss"], "steps": trained["step"],
-        "seconds_train": seconds["train"], "seconds_test": seconds["test"], "memory_gb": memory_gb(),
-        "summary": summary,
+        **spent, "memory_gb": memory_gb(), "summary": summary,
     }  # fmt: skip
+
+
+class _Clock:
+    """Seconds from now on, by the clock and of the processor: on a busy machine only the latter say what it costs."""
+
+    def __init__(self):
+        self.begin = time.perf_counter(), time.process_time()
+
+    def spent(self, part: str) -> dict[str, float]:
+        clock, processor = self.begin
+        return {f"seconds_{part}": time.perf_counter() - clock, f"cpu_seconds_{part}": time.process_time() - processor}
 
 
 def _round_trip(config: str, run: GridRun) -> tuple[bool, dict]:
@@ -252,7 +268,9 @@ def compare(
             line["between_seeds"] = f"{min(single):.3f} to {max(single):.3f}"
         for column in ("parameters", "trainable"):
             line[column] = group[0][column]
-        for column in ("seconds_train", "seconds_test"):
+        for column in ("seconds_train", "seconds_test", "cpu_seconds_train", "cpu_seconds_test"):
+            if any(column not in one for one in group):
+                continue  # finished before this was written down
             line[column] = round(sum(one[column] for one in group) / len(group), 1)
         line["memory_gb"] = max(one["memory_gb"] for one in group)
         line["round_trip"] = all(one["round_trip"] for one in group)

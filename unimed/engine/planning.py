@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from unimed.engine.training import build_collator, build_optimizer, build_task, 
 from unimed.engine.zero import BUCKET
 from unimed.geometry import Geometry
 from unimed.models.building import described
+from unimed.models.grounded import GroundedMLLM
 from unimed.models.starting.skeleton import skeleton
 from unimed.structures import Region, Sample
 
@@ -26,6 +28,8 @@ STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 RESERVED = 0.08
 GIB = 2**30
 _FP32 = 4
+#: Arguments of tasks that name files of weights, or what is kept between steps.
+_NOT_OF_SHAPES = ("vision_init", "text_init", "tokenizer", "cache_images", "cache_folder", "calibration")
 
 
 class Need(NamedTuple):
@@ -56,20 +60,30 @@ class Measured(NamedTuple):
     largest_unit: int
 
 
-def samples(count: int, tokens: int, side: int, per_word: float = 1.0) -> list[Sample]:
-    """Drawn samples: an image of `side` pixels, a question, and an answer of about so many tokens with one mask."""
+def samples(count: int, tokens: int, side: int, per_word: float = 1.0, points: str = "[SEG]") -> list[Sample]:
+    """Drawn samples: an image of `side` pixels, a question, and an answer of about so many tokens.
+
+    Args:
+        points: what it points by: "[SEG]" (a mask), "[BOX]" (a box) or "" (nothing).
+    """
     mask = np.zeros((side, side), dtype=bool)
     mask[side // 4 : side // 2, side // 4 : side // 2] = True
-    answer = "It is [SEG]. " + " ".join(["shown"] * max(0, int((tokens - 24) / per_word)))
+    box = (side / 4, side / 4, side / 2, side / 2)
+    regions = {"[SEG]": (Region("disc", mask=mask),), "[BOX]": (Region("disc", box_xyxy_px=box),)}
+    answer = f"It is {points}. " + " ".join(["shown"] * max(0, int((tokens - 24) / per_word)))
     one = Sample(
         images=(np.zeros((side, side, 3), dtype=np.uint8),),
         geometry=Geometry.pixels(),
         sample_id="drawn",
-        regions=(Region("disc", mask=mask),),
+        regions=regions.get(points, ()),
         conversation=(("user", "Segment the disc."), ("assistant", answer)),
-        labels={"task": "referring", "captions": ("a disc",), "weights": (1.0,)},
+        labels={
+            "task": {"[SEG]": "referring", "[BOX]": "box"}.get(points, "vqa"),
+            "captions": ("a disc",),
+            "weights": (1.0,),
+        },
     )
-    return [one] * count
+    return [replace(one, sample_id=f"drawn-{number}") for number in range(count)]
 
 
 def measure(settings: Mapping[str, Any], tokens: int, side: int) -> Measured:
@@ -86,14 +100,22 @@ def measure(settings: Mapping[str, Any], tokens: int, side: int) -> Measured:
     if settings["gradient_checkpointing"]:
         task.gradient_checkpointing_enable()
     collator = build_collator(settings["collate"], task)
-    per_word = 1.0
-    probe = collator(samples(1, 224, side))
+    per_word, points = 1.0, _points_by(task)
+    probe = collator(samples(1, 224, side, points=points))
     if isinstance(probe.get("input_ids"), torch.Tensor):
         # A drawn word may be several tokens of this tokenizer.
-        long = collator(samples(1, 424, side))["input_ids"].shape[1]
+        long = collator(samples(1, 424, side, points=points))["input_ids"].shape[1]
         per_word = max(1.0, (long - probe["input_ids"].shape[1]) / 200)
-    batch = collator(samples(settings["batch_size"], tokens, side, per_word))
+    batch = collator(samples(settings["batch_size"], tokens, side, per_word, points))
     return measure_batch(task, batch, settings, foreach=True)
+
+
+def _points_by(task) -> str:
+    """What answers of a task point by, see `samples`."""
+    if not isinstance(task.model, GroundedMLLM):
+        return "[SEG]"
+    heads = task.model.mask_head is not None and task.model.config.seg_token_id >= 0, task.model.box_head is not None
+    return "[SEG]" if heads[0] else "[BOX]" if heads[1] else ""
 
 
 def measure_batch(task, batch: Mapping[str, Any], settings: Mapping[str, Any], foreach: bool | None) -> Measured:
@@ -122,9 +144,12 @@ def task_of_shapes(settings: Mapping[str, Any]):
     from unimed.tasks.grounding import UNTYPED
 
     if "model" in entry:
-        found = skeleton(described(entry["model"], UNTYPED))
+        # Training of contrastive towers makes a bias for them where the loss needs one.
+        extra = {"sigmoid": True} if entry.get("loss") == "siglip" else {}
+        found = skeleton({**described(entry["model"], UNTYPED), **extra})
         if found is not None:
-            entry["model"] = found
+            # Files that parts start from, and features that are kept, change no shape.
+            entry = {name: value for name, value in entry.items() if name not in _NOT_OF_SHAPES} | {"model": found}
             with torch.device("meta"):
                 return build_task({"task": entry})
     return build_task(settings)

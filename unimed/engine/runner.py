@@ -18,10 +18,12 @@ from mmengine.runner import Runner
 
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine import sharded
+from unimed.engine.config_files import python_text
 from unimed.engine.loop import EngineLoop, random_states, restore_random_states
 from unimed.engine.report import TRACKERS, Reporter
 from unimed.engine.shard_writer import ShardWriter
 from unimed.engine.strategy import world
+from unimed.io.remote import redacted
 from unimed.registry import HOOKS
 
 _runs = 0
@@ -97,7 +99,7 @@ class EngineRunner(Runner):
 
     def dump_config(self) -> None:
         if world()[0] == 0:
-            (self.folder / "config.py").write_text(self.settings.pretty_text)
+            (self.folder / "config.py").write_text(redacted(python_text(self.settings.to_dict())), encoding="utf-8")
             (self.folder / "env.json").write_text(json.dumps(environment(), indent=1))
 
     def update_average(self) -> None:
@@ -174,7 +176,14 @@ class EngineRunner(Runner):
         if self._wanted is None:
             if world()[0] == 0 and root.exists():
                 # A new run must not share a folder with an old one: retention would count both.
-                root.rename(self.folder / f"checkpoints-before-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+                found = checkpoints.find(root)
+                aside = self.folder / f"checkpoints-before-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+                root.rename(aside)
+                if found is not None:
+                    self.logger.warning(
+                        f"{self.folder} holds an earlier run up to step {int(found.name[5:])}; this one begins anew. "
+                        f"To go on instead: stop it, and give --resume {aside / found.name} (next time --resume auto)"
+                    )
             if world()[0] == 0:
                 self.reporter.path.unlink(missing_ok=True)
             if self._start_from:
@@ -196,7 +205,14 @@ class EngineRunner(Runner):
             self.logger.info(f"nothing to resume in {root}; starting anew")
             return
         by_parts = self.strategy.has_shards and checkpoints.is_sharded(path[0])
-        self.restore(checkpoints.load(path[0], whole=not by_parts), by_parts)
+        loaded = checkpoints.load(path[0], whole=not by_parts)
+        try:
+            self.restore(loaded, by_parts)
+        except ValueError as error:
+            raise checkpoints.CheckpointError(
+                f"{path[0]}: {error}. Is it of this config? Another one needs a --work-dir of its own, and may start "
+                "from these weights with load_from"
+            ) from error
 
     def restore(self, loaded: checkpoints.Checkpoint, by_parts: bool = False) -> None:
         """Everything as it was after the step of the checkpoint; `by_parts` each rank reads its own part of tensors."""

@@ -11,6 +11,8 @@ import time
 
 #: Exit code of a run that was asked to stop and can be resumed; EX_TEMPFAIL of sysexits.h, "try again later".
 PREEMPTED = 75
+#: Exit code of what was ended at once by Ctrl-C, as shells give it.
+INTERRUPTED = 130
 #: What asks a run to stop: schedulers (SIGTERM, SIGUSR1), a terminal that closes (SIGHUP), Ctrl-C (SIGINT).
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 #: Seconds after which another Ctrl-C is a second one.
@@ -19,7 +21,14 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class StopRequested(BaseException):
-    """A signal asked to stop while there was nothing to save, or Ctrl-C came twice. Not an error: no `Exception`."""
+    """A signal asked to stop while there was nothing to save, or Ctrl-C came twice. Not an error: no `Exception`.
+
+    `again` is set where it came twice: the run was to end at once, without saving.
+    """
+
+    def __init__(self, name: str, again: bool = False):
+        super().__init__(name)
+        self.again = again
 
 
 class GracefulShutdown:
@@ -55,8 +64,9 @@ class GracefulShutdown:
         again = bool(self.requested) and now - self._since > AGAIN_S
         if not self.requested:
             self.requested, self._since = name, now
-        if self.interruptible or (again and number == signal.SIGINT):
-            raise StopRequested(name)
+        again = again and number == signal.SIGINT
+        if self.interruptible or again:
+            raise StopRequested(name, again and not self.interruptible)
 
 
 def ignore_signals(_worker: int = 0) -> None:

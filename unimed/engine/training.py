@@ -75,7 +75,9 @@ def _train(settings, folder: Path, resume: str | None, shutdown: GracefulShutdow
         task = build_task(settings)
     if settings["gradient_checkpointing"]:
         task.gradient_checkpointing_enable()
-    strategy = build_strategy(settings["strategy"], task, device, settings["precision"])
+    if settings["compile"] and settings["context_parallel"] > 1:
+        raise ConfigError("context_parallel does not go with compile; leave one of them out")
+    strategy = build_strategy(settings["strategy"], task, device, settings["precision"], settings["context_parallel"])
     if settings["checkpoint"]["sharded"] and not strategy.has_shards:
         raise ConfigError(f"checkpoint.sharded=True does not go with strategy={strategy.name!r}; use 'fsdp2'")
     if settings["compile"]:

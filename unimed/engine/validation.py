@@ -10,6 +10,7 @@ import torch.distributed as dist
 from unimed.data.mixture import BrokenSample, DataError, Mixture, seeded
 from unimed.engine.strategy import total, world
 from unimed.engine.stream import build_datasets, to_device
+from unimed.io.remote import redacted
 from unimed.progress import stage
 
 #: Samples whose predictions are made together; the task splits them by its own batch size.
@@ -69,7 +70,9 @@ class Validation:
         except Exception as error:  # whatever a reader raises, one record must not end a run of days
             if (dataset, index) not in self._known_broken:
                 self._known_broken.add((dataset, index))
-                self._new_broken.append(BrokenSample(self.names[dataset], index, f"{type(error).__name__}: {error}"))
+                self._new_broken.append(
+                    BrokenSample(self.names[dataset], index, redacted(f"{type(error).__name__}: {error}"))
+                )
             return None
 
     def _place(self, number: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize
+import scipy
 from scipy.special import log_softmax, softmax
 
 from unimed.metrics.classification import balanced_accuracy
@@ -68,7 +68,9 @@ def anchored_regression(
         error[rows, targets] -= 1
         return value, (error.T @ features / len(rows) + strength * (weights - start)).ravel()
 
-    return minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 300}).x.reshape(start.shape)
+    return scipy.optimize.minimize(
+        loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 300}
+    ).x.reshape(start.shape)
 
 
 def few_shot(

@@ -31,6 +31,13 @@ def _false_mask(row: Mapping) -> float | None:
     return None if row["present"] else float(row["predicted_voxels"] > 0)
 
 
+def _instance_f1(row: Mapping) -> float | None:
+    if "tp" not in row:
+        return None  # of another protocol
+    counted = 2 * row["tp"] + row["fp"] + row["fn"]
+    return 2 * row["tp"] / counted if counted else None
+
+
 MEASURES: dict[str, tuple[tuple[str, Value, tuple[str, ...]], ...]] = {
     "mask": (
         ("dice", _column("dice"), ("task", "target")),
@@ -42,6 +49,13 @@ MEASURES: dict[str, tuple[tuple[str, Value, tuple[str, ...]], ...]] = {
         ("majority answer", _column("majority_baseline"), ("task",)),
         ("correct above the majority answer", _gain("correct", "majority_baseline"), ("task",)),
         ("correct above black images", _gain("correct", "language_only"), ("task",)),
+    ),
+    # Findings in volumes; the protocol's F1 adds up all instances of a run, this is the mean of each finding's.
+    "instances": (
+        ("finding dice", _column("dice"), ("target",)),
+        ("findings: dice", _column("dice"), ()),
+        ("findings: hit rate", _column("hit"), ()),
+        ("findings: instance F1", _instance_f1, ()),
     ),
     "presence": (("false masks", _false_mask, ("task",)),),
     "consistency": tuple(

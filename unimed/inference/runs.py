@@ -35,6 +35,7 @@ from unimed.files import (
     write_text,
 )
 from unimed.identity import content_digest, identity_of
+from unimed.io.remote import redacted
 from unimed.markup import plain_line
 from unimed.names import same_on_disk, source_of
 from unimed.progress import Progress, logged
@@ -153,7 +154,7 @@ def _run(cases, predict, work_dir: Path, settings: dict, batch_size: int, restar
                 batch = todo[start : start + batch_size]
                 for case, row in zip(batch, _rows_of(predict, batch, ends), strict=True):
                     if isinstance(row, Exception):
-                        failed[case.name] = f"{type(row).__name__}: {row}"
+                        failed[case.name] = redacted(f"{type(row).__name__}: {row}")
                     else:
                         keep(case, row)
                 progress.step(len(batch))

@@ -147,7 +147,7 @@ def _scan(folder: Path, paths: Iterable[Path]) -> tuple[list[Series], list[str]]
             raise
         except Exception as error:  # pydicom raises many kinds
             raise ReadError(
-                f"{path}: damaged or no DICOM file ({type(error).__name__}); it may be a slice: fetch it again or "
+                f"{path}: damaged or not a DICOM file ({type(error).__name__}); it may be a slice: fetch it again or "
                 "remove it"
             ) from error
         if header.get("Modality") in NO_IMAGES or "SegmentSequence" in header or "Rows" not in header:

@@ -146,7 +146,7 @@ def _head(path: Path, ends: bytes) -> bytes:
     refuse_placeholder(path, head)
     found = re.search(ends, head)
     if found is None:
-        raise ReadError(f"{path}: damaged or not of its suffix's format: its header has no end")
+        raise ReadError(f"{path}: damaged or not a MetaImage: its header has no end")
     return head[: found.end()]
 
 
@@ -177,7 +177,7 @@ def _meta_layout(path: Path, detached: bool) -> _Layout:
         if not line.strip():
             continue
         if not equals:
-            raise ReadError(f"{path}: damaged or no MetaImage: no `key = value` in {line[:60]!r}")
+            raise ReadError(f"{path}: damaged or not a MetaImage: no `key = value` in {line[:60]!r}")
         if key.strip() in fields:
             raise ReadError(f"{path}: `{key.strip()}` stands twice in its header")
         fields[key.strip()] = value.strip()
@@ -268,7 +268,7 @@ def _nrrd_layout(path: Path, detached: bool) -> _Layout:
         start = stream.read(MAX_HEADER)
     refuse_placeholder(path, start)
     if not re.match(rb"NRRD000[1-5]\r?\n", start):
-        raise ReadError(f"{path}: damaged or no NRRD: it begins with {start[:8]!r}")
+        raise ReadError(f"{path}: damaged or not an NRRD file: it begins with {start[:8]!r}")
     end = re.search(rb"\n\r?\n", start)
     # A header alone (.nhdr) may end with the file.
     head = start[: end.end()] if end else start
@@ -278,7 +278,7 @@ def _nrrd_layout(path: Path, detached: bool) -> _Layout:
             continue  # comments and free key/value pairs
         key, colon, value = line.partition(":")
         if not colon:
-            raise ReadError(f"{path}: damaged or no NRRD: no `field: value` in {line[:60]!r}")
+            raise ReadError(f"{path}: damaged or not an NRRD file: no `field: value` in {line[:60]!r}")
         key = key.strip().lower().replace("datafile", "data file").replace("lineskip", "line skip")
         key = key.replace("byteskip", "byte skip")
         if key in fields:

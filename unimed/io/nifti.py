@@ -88,10 +88,10 @@ def _header(path: Path, data: bytes, nibabel):
         kind = {b"n+1\0": nibabel.Nifti1Header, b"ni1\0": nibabel.nifti1.Nifti1PairHeader}.get(magic)
         if kind is None:
             if path.name.lower().endswith((".nii", ".nii.gz")):
-                raise ReadError(f"{path}: damaged or no NIfTI: its mark is {magic!r}")
+                raise ReadError(f"{path}: damaged or not a NIfTI file: its mark is {magic!r}")
             kind = nibabel.spm99analyze.Spm99AnalyzeHeader
     else:
-        raise ReadError(f"{path}: damaged or no NIfTI: it does not begin with the size of a header")
+        raise ReadError(f"{path}: damaged or not a NIfTI file: it does not begin with the size of a header")
     need = 540 if 540 in size else 348
     if len(data) < need:
         raise ReadError(f"{path}: the file is short: {len(data)} bytes, the header alone takes {need}")

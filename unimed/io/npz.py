@@ -81,7 +81,7 @@ def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeError) as error:
-        raise ReadError(f"{path}: damaged or no NPZ ({error}); fetch the file again") from error
+        raise ReadError(f"{path}: damaged or not an NPZ file ({error}); fetch the file again") from error
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:

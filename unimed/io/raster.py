@@ -125,7 +125,8 @@ def _named(name: str, work, *arguments):
         raise ReadError(f"{name}: {error}; cut it into tiles first") from error
     except Exception as error:  # each library has its own idea of what a damaged file raises
         message = " ".join(re.sub(r"<_io\.\w+[^>]*>", "the stored bytes", str(error)).split())
-        raise ReadError(f"{name}: damaged or not an image ({type(error).__name__}: {message})") from error
+        message = message.removesuffix(" the stored bytes") or type(error).__name__
+        raise ReadError(f"{name}: damaged or not an image ({message})") from error
 
 
 def _from_pillow(image, source, page, compat, name: str) -> Raster:

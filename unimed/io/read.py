@@ -131,7 +131,7 @@ def _read(path: Path, series, phase, frame, irregular: str, detached: bool) -> t
     except Exception as error:  # each library has its own idea of what a damaged file raises
         if isinstance(error, ValueError) and "irregular" in str(error):
             raise
-        raise ReadError(f"{path}: damaged or not of its suffix's format ({_reason(error)})") from error
+        raise ReadError(f"{path}: damaged, or of another format than its suffix says ({_reason(error)})") from error
 
 
 def _checked(where: str, array: np.ndarray) -> np.ndarray:
@@ -173,7 +173,8 @@ def read_bytes(data: bytes, name: str) -> tuple[np.ndarray, Geometry]:
 def _reason(error: Exception) -> str:
     """What a library said, on one line and without the address of a stream in memory."""
     message = " ".join(re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "the stored bytes", str(error)).split())
-    return f"{type(error).__name__}: {message}"
+    # What a program would have to do about it is no help to who gave the file.
+    return re.sub(r"\.? Use force=True.*|(?<=image file) the stored bytes$", "", message) or type(error).__name__
 
 
 def _reader_of(path: Path) -> Callable[..., tuple[np.ndarray, Geometry]]:
@@ -187,7 +188,8 @@ def _reader_of(path: Path) -> Callable[..., tuple[np.ndarray, Geometry]]:
         return read_dicom  # named by its UID, or without suffix
     refuse_placeholder(path, head_of(path))
     known = ", ".join(suffix for suffixes, _ in _READERS for suffix in suffixes)
-    raise ReadError(f"{path}: unknown suffix; known are {known}, DICOM files of any name, and folders of them")
+    what = f"unknown suffix {path.suffix!r}" if path.suffix else "no suffix, and no DICOM file"
+    raise ReadError(f"{path}: {what}; known are {known}, DICOM files of any name, and folders of them")
 
 
 def _read_raster(source: Path | bytes, name: str = "", page: int | None = None) -> tuple[np.ndarray, Geometry]:

@@ -27,6 +27,15 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 #: What tells whether a remote file was replaced: digests of its content, and times where there is none of them.
 _DIGESTS, _TIMES = ("ETag", "etag", "md5Hash", "checksum"), ("mtime", "LastModified", "last_modified", "created")
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
+#: Parameters by which stores and servers know who asks and for how long they answer (S3, GCS, Azure, CloudFront, ...).
+_CREDENTIAL = re.compile(
+    r"x-(?:amz|goog|oss|cos|obs)-[\w\-]+|(?:aws)?accesskeyid|googleaccessid|key-pair-id|policy|expires|se|st|sp|sv|sr|spr"
+    r"|ske|skt|sks|skv|skoid|sktid|sig|signature|[\w\-]*(?:token|secret|password|passwd|credential|api[_\-]?key)[\w\-]*",
+    re.IGNORECASE,
+)
+_KEY_OF_A_QUERY = re.compile(rf"([?&](?:{_CREDENTIAL.pattern})=)[^&\s'\"<>]+", re.IGNORECASE)
+
 
 class UnreachableError(OSError):
     """A place that did not answer for as long as was waited."""
@@ -34,12 +43,39 @@ class UnreachableError(OSError):
 
 def is_url(text: str | Path) -> bool:
     """Whether a text names a place by its protocol."""
-    return re.match(r"[a-z][a-z0-9+.\-]*://", str(text)) is not None
+    return re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", str(text)) is not None
 
 
 def without_query(url: str) -> str:
     """A URL as it may be shown: what follows "?" may be a key, and so may a user before "@"."""
-    return re.sub(r"//[^/@]*@", "//", str(url).partition("?")[0].partition("#")[0])
+    return _without_user(str(url).partition("?")[0].partition("#")[0])
+
+
+def _without_user(url: str) -> str:
+    return re.sub(r"//[^/?#]*@", "//", url, count=1)
+
+
+def redacted(text: str) -> str:
+    """A text as it may be kept: addresses in it without users, passwords, keys and signatures.
+
+    Of a web address everything from "?" on is left out; elsewhere "?" may be a pattern, and only keys are.
+    """
+
+    def shown(match: re.Match) -> str:
+        url = match.group()
+        if url.lower().startswith(("http://", "https://")):
+            return without_query(url) + ("?***" if "?" in url else "")
+        return _without_user(url)
+
+    return _KEY_OF_A_QUERY.sub(r"\1***", _ADDRESS.sub(shown, str(text)))
+
+
+def address_key(url: str) -> str:
+    """Digest of a URL that is the same when it is signed again: users, passwords, keys and signatures do not count."""
+    place, mark, query = _without_user(str(url)).partition("?")
+    kept = [part for part in query.split("&") if not _CREDENTIAL.fullmatch(part.partition("=")[0])]
+    place += mark + "&".join(kept) if any(kept) else ""
+    return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -53,9 +89,11 @@ def file_system(url: str) -> tuple[Any, str]:
 
     if "::" in url:
         raise ValueError(f"{without_query(url)}: chains of file systems (::) are not followed")
-    protocol = url.partition("://")[0]
+    protocol, mark, rest = url.partition("://")
+    protocol = protocol.lower()
+    url = protocol + mark + rest
     if protocol in ("file", "local"):
-        raise ValueError(f"{url}: a file of this machine; give its path")
+        raise ValueError(f"{without_query(url)}: a file of this machine; give its path")
     options: dict[str, Any] = {}
     try:
         if protocol in ("http", "https"):
@@ -89,11 +127,17 @@ def retried(work: Callable[[], Result], where: str, patience_s: float = PATIENCE
             return work()
         except Exception as error:  # noqa: BLE001 - each file system has errors of its own
             status = getattr(error, "status", None)
-            if is_of_the_disk(error) or (isinstance(error, _FINAL) and not _hides_the_network(error)):
+            final = isinstance(error, _FINAL) and not _hides_the_network(error)
+            if is_of_the_disk(error) or (final and redacted(str(error)) == str(error)):
                 raise
-            text = f"{type(error).__name__}: {without_query(str(error))}"
+            if final:  # fsspec names the whole address
+                kind = next(one for one in _FINAL if isinstance(error, one))
+                raise kind(redacted(str(error))) from None
+            text = f"{type(error).__name__}: {redacted(str(error))}"
             if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
                 raise PermissionError(f"{where}: the server refuses it ({status})") from None
+            if "Credentials" in type(error).__name__:  # of botocore and of Google: none are there, or half of them
+                raise PermissionError(f"{where}: no credentials for it were found ({text})") from None
             now = time.monotonic()
             since = now if since is None else since
             if now + pause - since > patience_s:

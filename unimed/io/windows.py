@@ -279,6 +279,26 @@ MODALITIES = (
 )
 
 
+#: Beginnings of the names of further kinds of images; their values need no rule of their own.
+_OTHER_MODALITIES = (
+    "angio", "arthro", "bone", "colono", "color", "cysto", "cyto", "dermo", "drawing", "endo", "fluor", "fundus",
+    "gastro", "gm", "hist", "laparo", "mammo", "mg", "nm", "nuclear", "oct", "op", "ophthalmo", "optical", "ot", "path",
+    "photo", "radiog", "retina", "rf", "sc", "scint", "slide", "sm", "spect", "thermo", "video", "wsi", "xa", "xc",
+)  # fmt: skip
+
+
+def unknown_modality(text: str) -> str:
+    """What to tell somebody who typed a modality that nothing here knows; "" for those that are known, and for none."""
+    word = text.strip().lower()
+    if not word or modality_of(word) or word.startswith(_OTHER_MODALITIES):
+        return ""
+    names = [name for name, _ in MODALITIES]
+    return (
+        f"modality {text!r} is not known and chooses no grey values; "
+        f"known are {', '.join(names)}, and pathology, fundus, dermoscopy, endoscopy, OCT, ..."
+    )
+
+
 def modality_of(text: str) -> str:
     """ "CT", "MR", "US", "PET", "Microscopy" or "X-ray" by how `text` begins; "" if it does not say."""
     for name, pattern in MODALITIES:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from unimed.models.heads.box_coordinates import paired_giou
 
@@ -33,6 +33,6 @@ def match_targets(predicted_xyxy: torch.Tensor, target_xyxy: torch.Tensor, group
                 continue
             predicted, target = predicted_xyxy[rows].float()[:, None], target_xyxy[rows].float()[None]
             cost = (predicted - target).abs().mean(dim=-1) + 1 - paired_giou(predicted, target)
-            ours, theirs = linear_sum_assignment(cost.cpu().numpy())
+            ours, theirs = scipy.optimize.linear_sum_assignment(cost.cpu().numpy())
             order[rows[torch.as_tensor(ours, device=rows.device)]] = rows[torch.as_tensor(theirs, device=rows.device)]
     return order

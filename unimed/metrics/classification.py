@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
+import scipy
 
 from unimed.metrics.registered import metric
 
@@ -70,7 +70,7 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if not n_positive or not n_negative:
         return float("nan")
-    ranks = rankdata(scores)
+    ranks = scipy.stats.rankdata(scores)
     return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy
 
 
 def assign(
@@ -39,7 +39,7 @@ def assign(
     for number, step in enumerate(steps):
         gain += weight * np.where(allowed, step, 0.0)
         weight /= (2 if number == 0 and most_pairs else 1e4) * max(1, size)
-    rows, columns = linear_sum_assignment(-gain)
+    rows, columns = scipy.optimize.linear_sum_assignment(-gain)
     return [(int(i), int(j), float(likeness[i, j])) for i, j in zip(rows, columns, strict=True) if allowed[i, j]]
 
 

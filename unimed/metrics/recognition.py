@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import beta
+import scipy  # its parts are read when they are used: statistics alone take most of a second
 
 
 def mask_statistics(
@@ -50,11 +50,11 @@ def presence_p_value(
     x, parameters = np.asarray(statistics, dtype=np.float64), np.asarray(distributions, dtype=np.float64)
     if x.shape != (4,) or parameters.shape != (4, 2):
         raise ValueError(f"four statistics and four (a, b) are needed, got {x.shape} and {parameters.shape}")
-    below = beta.cdf(x, parameters[:, 0], parameters[:, 1])
+    below = scipy.stats.beta.cdf(x, parameters[:, 0], parameters[:, 1])
     if compat == "reference":
         each = 2 * (1 - np.maximum(below, 1 - below))
     else:
-        each = 2 * np.minimum(below, beta.sf(x, parameters[:, 0], parameters[:, 1]))
+        each = 2 * np.minimum(below, scipy.stats.beta.sf(x, parameters[:, 0], parameters[:, 1]))
     return float(np.prod(each) ** 0.25)
 
 

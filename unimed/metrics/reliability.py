@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import isotonic_regression, minimize, minimize_scalar
+import scipy
 from scipy.special import expit, logit
 
 from unimed.metrics.registered import metric
@@ -150,12 +150,14 @@ class ProbabilityMap:
             # Equal confidences must get one value, or the map would not be a function.
             x, start, count = np.unique(signals[order], return_index=True, return_counts=True)
             means = np.add.reduceat(outcome[order], start) / count
-            y = isotonic_regression(means, weights=count.astype(float)).x
+            y = scipy.optimize.isotonic_regression(means, weights=count.astype(float)).x
             return cls(kind, {"x": x.tolist(), "y": y.tolist()})
         features = _features(signals)
         if kind == "temperature":
             z = features[:, 0]
-            best = minimize_scalar(lambda t: _loss(z / math.exp(t), outcome), bounds=(-5, 5), method="bounded")
+            best = scipy.optimize.minimize_scalar(
+                lambda t: _loss(z / math.exp(t), outcome), bounds=(-5, 5), method="bounded"
+            )
             return cls(kind, {"temperature": [float(math.exp(best.x))]})
         center, spread = features.mean(0), features.std(0)
         spread = np.where(spread > 1e-12, spread, 1.0)
@@ -167,7 +169,7 @@ class ProbabilityMap:
             value = _loss(scaled @ w[:-1] + w[-1], outcome) + 5e-5 * w @ w
             return value, np.append(scaled.T @ residual, residual.sum()) + 1e-4 * w
 
-        found = minimize(objective, np.zeros(features.shape[1] + 1), jac=True, method="L-BFGS-B").x
+        found = scipy.optimize.minimize(objective, np.zeros(features.shape[1] + 1), jac=True, method="L-BFGS-B").x
         weight = found[:-1] / spread
         return cls(kind, {"weight": weight.tolist(), "bias": [float(found[-1] - center @ weight)]})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy
 
 from unimed.metrics.classification import auroc
 from unimed.metrics.registered import metric
@@ -132,7 +132,7 @@ def selective_scores(
 def _spearman(first, second):
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
-    return float(spearmanr(first, second).statistic)
+    return float(scipy.stats.spearmanr(first, second).statistic)
 
 
 #: One color per curve in every plot of confidence, whichever of them it shows; others take what is left.

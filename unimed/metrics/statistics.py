@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta
+import scipy
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
     if n < 1 or not 0 <= hits <= n:
         raise ValueError(f"a proportion needs 0 <= hits <= n and n >= 1, got {hits} of {n}")
     tail = (1 - level) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.ppf(1 - tail, hits + 1, n - hits))
+    low = 0.0 if hits == 0 else float(scipy.stats.beta.ppf(tail, hits, n - hits + 1))
+    high = 1.0 if hits == n else float(scipy.stats.beta.ppf(1 - tail, hits + 1, n - hits))
     return Interval(hits / n, low, high, level)
 
 

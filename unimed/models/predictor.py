@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unimed.geometry import Geometry
 from unimed.io.images import Image
 from unimed.io.result import Prediction
 from unimed.io.volumes import Volume, open_source
+from unimed.registry import keywords, refuse_options
 from unimed.structures import as_list, identity
 
 #: Choices of what is read from a source and how its grey values are shown; the others are a family's own.
@@ -20,7 +21,8 @@ class Predictor:
 
     A family gives `_predict_images(images, texts, regions, batch_size=, **options)`, whose images are `Image`s, lists
     of them or None, and `_predict_volume(volume, texts, regions, site=, modality=, window=, plane=, **options)`; both
-    return one `Prediction` per text.
+    return one `Prediction` per text. Where one of them hands `options` on, `image_options` or `volume_options` says
+    what they may be.
     """
 
     if TYPE_CHECKING:  # what a family brings
@@ -61,6 +63,7 @@ class Predictor:
                 and `_predict_volume`.
 
         Raises:
+            TypeError: an option that this family does not take, with the valid ones.
             ReadError, ImageError, VolumeError, PromptError: what cannot be read or asked; nothing is computed then.
         """
         single = isinstance(text, str)
@@ -98,6 +101,7 @@ class Predictor:
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        _check_options(options, {*self.image_options(), *self.volume_options()})
         images, texts = as_list(images), _texts(texts)
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} images for {len(texts)} texts; give one image per text")
@@ -116,6 +120,11 @@ class Predictor:
         sources = self._open(images, shown, choices)
         predictions: list = [None] * len(texts)
         flat = [place for place, source in enumerate(sources) if not isinstance(source, Volume)]
+        given_options = [*options, *(["task"] if given else [])]
+        if flat:
+            _check_options(given_options, self.image_options(), " for images")
+        if len(flat) < len(sources):
+            _check_options(given_options, self.volume_options(), " for volumes")
         if flat:
             size = self.prediction_batch if batch_size is None else batch_size
             chosen = ([values[place] for place in flat] for values in (sources, texts, regions))
@@ -135,6 +144,16 @@ class Predictor:
             for place, one in zip(places, found, strict=True):
                 predictions[place] = one
         return predictions
+
+    @classmethod
+    def image_options(cls) -> set[str]:
+        """Names of the options of this family for images, beside those of `predict_batch`."""
+        return keywords(cls._predict_images)
+
+    @classmethod
+    def volume_options(cls) -> set[str]:
+        """Names of the options of this family for volumes, beside those of `predict_batch`."""
+        return keywords(cls._predict_volume)
 
     #: Whether images are predicted otherwise where their modality and site are known.
     given_modality = False
@@ -160,6 +179,11 @@ class Predictor:
 
         # An array with its geometry is one source, any other sequence several images of one question.
         return [None if image is None else several(image) if _is_list(image) else one(image) for image in images]
+
+
+def _check_options(given: Collection[str], taken: Collection[str], of: str = "") -> None:
+    """Raises TypeError for an option that is not `taken`, nor one of `predict_batch` or of the source."""
+    refuse_options(given, {*taken, *keywords(Predictor.predict_batch), *OF_THE_SOURCE}, "predict", of)
 
 
 def _texts(texts) -> list:

@@ -19,13 +19,13 @@ from unimed.losses.box import box_loss
 from unimed.losses.matching import match_targets
 from unimed.losses.pair_alignment import PairAlignment
 from unimed.losses.segmentation import mask_losses
-from unimed.models.building import build_model, described
+from unimed.models.building import build_model
 from unimed.models.connectors import RoutingStatistics
 from unimed.models.grounded import GroundedMLLM
 from unimed.models.heads.mask import FeatureCache
 from unimed.models.lora import add_lora
 from unimed.models.weights import weights_digest
-from unimed.registry import TASKS
+from unimed.registry import TASKS, formerly
 from unimed.structures import Sample
 from unimed.structures import Task as TaskName
 from unimed.tasks.base import Task
@@ -45,7 +45,8 @@ INPUTS = (
 
 #: Types of `model` dicts that do not name theirs (see `unimed.models.building.described`).
 UNTYPED = (
-    ("llava", "UMedGround"), ("backbone", "GroundedMLLM"), ("tiny", "TinyGroundedMLLM"), ("", "SmallGroundedMLLM"),
+    ("llava", "UMedGround"), ("llama", "UniMed"), ("backbone", "GroundedMLLM"), ("tiny", "TinyGroundedMLLM"),
+    ("", "SmallGroundedMLLM"),
 )  # fmt: skip
 
 
@@ -110,7 +111,11 @@ class GroundingTask(Task):
     ):
         # Builders of small models and of Uni-Med put the connector in themselves.
         given = {} if connector is None else {"connector": connector}
-        built = build_model(model, GroundedMLLM, UNTYPED, **given)
+        # Small models without a type were Uni-Med's where its benchmarks are scored.
+        untyped = (*UNTYPED[:-1], ("", "SmallUniMed")) if scores == "benchmarks" else UNTYPED
+        if isinstance(model, dict) and set(model) == {"type", "path"} and model["type"] == "Pretrained":
+            model = model["path"]
+        built = build_model(model, GroundedMLLM, untyped, **given)
         if connector is not None and isinstance(model, (str, GroundedMLLM)):
             built.replace_connector(connector)
         super().__init__(built, learning_rates)
@@ -121,6 +126,8 @@ class GroundingTask(Task):
             benchmark(scores)
         if scores == "benchmarks":
             self.headline_metrics = ("*/accuracy", "*/f1", "*/miou", "*/bleu-1")
+            self.card_tags = ("medical", "visual-question-answering", "image-text-to-text")
+            self.card_example = 'model.predict("image.png", "Which organ is shown?", "vqa").text'
         unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown loss weights {sorted(unknown)}; known are {', '.join(LOSS_WEIGHTS)}")
@@ -351,31 +358,8 @@ class GroundingTask(Task):
         super().export(folder)
 
 
-@TASKS.register_module()
-class MultiTask(GroundingTask):
-    """`GroundingTask` as Uni-Med is trained and scored: the former name of its own task, with its defaults."""
-
-    card_tags = ("medical", "visual-question-answering", "image-text-to-text")
-    card_example = 'model.predict("image.png", "Which organ is shown?", "vqa").text'
-
-    def __init__(
-        self,
-        model: str | dict,
-        connector: dict | None = None,
-        reduction: str = "tokens",
-        max_new_tokens: int = 100,
-        batch_size: int = 8,
-        compat: str | None = None,
-        **options,
-    ):
-        if not isinstance(model, GroundedMLLM):
-            model = described(model, [("llama", "UniMed"), ("", "SmallUniMed")])
-        # A folder is a path for the task, which may give it a new connector.
-        model = model["path"] if isinstance(model, dict) and model["type"] == "Pretrained" else model
-        super().__init__(
-            model, connector=connector, reduction=reduction, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            scores="benchmarks", compat=compat, **options,
-        )  # fmt: skip
+#: Uni-Med's own task, with what it did by itself.
+formerly("MultiTask", TASKS, type="GroundingTask", scores="benchmarks", max_new_tokens=100)
 
 
 def boxes_around(masks: torch.Tensor, side: int) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """Challenge NPZ files: recorded slices, faults, and the round trip through the training format."""
 
-import argparse
 import json
 
 import numpy as np
 import pytest
 from golden_files import SMALL
 
+from unimed.commands.common import Parser
 from unimed.data.prepare import biomedparse, challenge_slices
 from unimed.data.readers.biomedparse import BiomedParseDataset
 
@@ -23,7 +23,7 @@ def volume(path, prompts=PROMPTS, **changes):
 
 
 def prepare(folder, *options):
-    parser = argparse.ArgumentParser()
+    parser = Parser("")
     biomedparse.add_arguments(parser)
     return biomedparse.run(parser.parse_args([str(folder), "--size", "32", *options]))
 

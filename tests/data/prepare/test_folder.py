@@ -280,3 +280,13 @@ def test_the_longest_image_name_owns_a_mask():
     assert owner_of("case_liver", images) == ("case", "liver")
     assert owner_of("a/case_mask", images) == ("a/case", "")
     assert owner_of("other", images) == (None, "")
+
+
+def test_empty_splits_and_unknown_modalities_are_told(tmp_path, capsys):
+    for folder, value in (("i", 50), ("m", 255)):
+        png(tmp_path / folder / "a.png", np.pad(np.full((4, 4), value, np.uint8), 4))
+    options = ["--phrase", "liver", "--modality", "banana", "--split", 1, 0, 0]
+    assert prepare(tmp_path / "i", tmp_path / "m", "--out", tmp_path / "o", *options) == 0
+    printed = capsys.readouterr().out
+    assert "remark: no record is in val: a training is not validated" in printed and "no record is in test" in printed
+    assert "no record is in train" not in printed and "remark: modality 'banana' is not known" in printed

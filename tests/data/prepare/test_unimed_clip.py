@@ -11,6 +11,7 @@ import pytest
 from data.readers.test_shards import png
 from golden_files import SMALL
 
+from unimed.commands.common import Parser
 from unimed.data.prepare import unimed_clip
 from unimed.data.prepare.pairs.captions import TEMPLATES, CaptionError, Rewriter, from_templates
 from unimed.data.prepare.pairs.sources import SOURCES, Pair, SourceError, findings_of
@@ -102,9 +103,7 @@ RECORDED = {"mimic_cxr": "mimic", "chest_xray8": "chestxray8", "quilt_1m": "quil
 
 
 def run(*words):
-    import argparse
-
-    parser = argparse.ArgumentParser()
+    parser = Parser("")
     unimed_clip.add_arguments(parser)
     return unimed_clip.run(parser.parse_args([str(word) for word in words]))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unimed.commands.common import Parser
 from unimed.data.prepare import biomedparse
 from unimed.data.readers.biomedparse import BiomedParseDataset, tied
 from unimed.data.readers.biomedparse_names import FileNameError, mask_file_name, parse_image_name, parse_mask_name
@@ -37,9 +38,7 @@ def folder(tmp_path):
 
 
 def prepare(folder, *options):
-    import argparse
-
-    parser = argparse.ArgumentParser()
+    parser = Parser("")
     biomedparse.add_arguments(parser)
     return biomedparse.run(parser.parse_args([str(folder), *options]))
 

@@ -3,7 +3,9 @@
 import http.server
 import threading
 import time
+from types import SimpleNamespace
 
+import fsspec
 import pytest
 
 pytest.importorskip("aiohttp")
@@ -14,6 +16,7 @@ from unimed.data.mixture import Mixture  # noqa: E402
 from unimed.data.readers import remote  # noqa: E402
 from unimed.data.readers.containers import ShardDataset  # noqa: E402
 from unimed.data.readers.shards import ImageTextShards, ShardError, expand_shards  # noqa: E402
+from unimed.engine.runner import EngineRunner  # noqa: E402
 from unimed.io import remote as io_remote  # noqa: E402
 
 
@@ -200,7 +203,48 @@ def test_forked_data_workers_fetch_too(server):
     assert list(loader) == [one.sample_id for one in kept]
 
 
+def test_keys_of_addresses_stand_in_no_message_and_no_config(server, tmp_path):
+    def signed(name, key):
+        return f"{server.url}/{name}?X-Amz-Signature={key}".replace("//", "//me:hidden@")
+
+    data = ImageTextShards(signed("dataset-000000.tar", "hidden1"))
+    before = server.content
+    again = ImageTextShards(signed("dataset-000000.tar", "hidden2"))
+    assert again[0].sample_id == data[0].sample_id and server.content == before, "signed again, not fetched again"
+    assert data[0].source == server.url.rpartition("/")[2]
+    for broken in (
+        lambda: ImageTextShards(signed("none.tar", "hidden1")),
+        lambda: ShardDataset(signed("none.tar", "hidden1")),
+        lambda: ShardDataset(signed("dataset-000000.tar", "hidden1")),  # no records
+    ):
+        with pytest.raises((ShardError, ValueError, OSError)) as caught:
+            broken()
+        assert "hidden" not in str(caught.value) and ".tar" in str(caught.value)
+    settings = SimpleNamespace(pretty_text=f"train_data = dict(shards={signed('a.tar', 'hidden1')!r})")
+    EngineRunner.dump_config(SimpleNamespace(folder=tmp_path, settings=settings))
+    assert (tmp_path / "config.py").read_text() == f"train_data = dict(shards='{server.url}/a.tar?***')"
+
+
+@pytest.mark.parametrize("variable", [remote.SIZE_VARIABLE, remote.PATIENCE_VARIABLE])
+def test_variables_that_are_no_numbers_are_named(server, monkeypatch, variable):
+    monkeypatch.setenv(variable, "lots")
+    with pytest.raises(ShardError, match=f"{variable}='lots' is no number above 0"):
+        ImageTextShards(f"{server.url}/dataset-000000.tar")
+
+
+def test_who_has_no_credentials_is_told_at_once():
+    class NoCredentialsError(Exception):
+        pass
+
+    def ask():
+        raise NoCredentialsError("Unable to locate credentials")
+
+    with pytest.raises(PermissionError, match="s3://b/a.tar: no credentials for it were found .NoCredentialsError"):
+        io_remote.retried(ask, "s3://b/a.tar", 60)
+
+
 def test_files_and_unknown_hosts(server, tmp_path):
+    assert ImageTextShards(server.url.replace("http", "HTTP", 1) + "/dataset-000000.tar")[0].images
     assert expand_shards(f"file://{server.folder}/*.tar") == sorted(server.folder.glob("*.tar"))
     with pytest.raises(ShardError, match="cannot be listed|no shard of that pattern"):
         expand_shards("http://127.0.0.1:9/x-*.tar")
@@ -248,4 +292,5 @@ def test_an_object_store(tmp_path, monkeypatch):
         with pytest.raises(ShardError, match="s3://cohort/pairs/none.tar: no such shard"):
             ImageTextShards("s3://cohort/pairs/none.tar")
     finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # the next test has a server of its own
         stand_in.stop()

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import asdict, replace
 
 import fsspec
 import numpy as np
@@ -11,8 +12,17 @@ from cohorts import DigestOf, http_server, manifest, run, tree
 from small_volumes import grid, save, slices
 
 from unimed.inference.cohort.manifests import ManifestError
-from unimed.inference.cohort.records import CohortError, find_records
-from unimed.io.remote import UnreachableError, file_system, read_range, retried, without_query
+from unimed.inference.cohort.plan import Part, make_plan, read_part
+from unimed.inference.cohort.records import CohortError, CohortRecord, find_records
+from unimed.io.remote import (
+    UnreachableError,
+    address_key,
+    file_system,
+    read_range,
+    redacted,
+    retried,
+    without_query,
+)
 
 
 def records(*words, **options):
@@ -125,6 +135,63 @@ def test_a_network_that_fails_for_a_while_changes_nothing(tmp_path):
     assert read_digests(tmp_path / "a") == [data[f"{n}.png"] for n in range(4)] + [b"1.png"]
 
 
+def test_keys_of_addresses_are_written_nowhere_and_may_change(tmp_path):
+    pytest.importorskip("aiohttp")
+    data, down = {f"{n}.png": b"%d" % n for n in range(3)}, []
+
+    with http_server(data, fails=lambda number: bool(down)) as (url, asked):
+
+        def table(signature):
+            rows = [f"{url}/{n}.png?v={n}&X-Amz-Signature={signature}&X-Amz-Date=1" for n in (0, 1, 9)]
+            (tmp_path / "list.csv").write_text("\n".join(["url", *rows, url.replace("//", "//me:pa%40ss@") + "/2.png"]))
+            return [tmp_path / "list.csv"]
+
+        log = DigestOf(str(tmp_path / "log"))
+        options = dict(form="jsonl", part_rows=2, patience_s=0.2)
+        report = run(tmp_path / "out", table("hidden1"), log, workers=2, **options)
+        assert report.finished == 4 and report.failed == 1 and set(log.worked()) == {0, 1, 3}
+        report = run(tmp_path / "out", table("hidden2"), log, **options)
+        assert report.finished == 4 and sorted(log.worked()) == [0, 1, 3], "signed again, not asked again"
+        down.append(1)
+        report = run(tmp_path / "out", table("hidden3"), log, **options)
+        assert "not reached" in report.stopped or report.failed
+        everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+        assert b"9.png" in everything
+        for text in (everything.decode("utf-8", "replace"), repr(report)):
+            assert "hidden" not in text and "pa%40ss" not in text and "me:" not in text
+        with pytest.raises(CohortError, match="other sources"):
+            (tmp_path / "list.csv").write_text((tmp_path / "list.csv").read_text().replace("?v=1", "?v=2"))
+            run(tmp_path / "out", [tmp_path / "list.csv"], log, **options)
+
+
+def test_whole_addresses_travel_with_their_part(tmp_path):
+    place = "https://me:hidden@host/a.png?sig=hidden"
+    made = [CohortRecord("a.png", place), CohortRecord("b.png", "https://host/b.png")]
+    (part,) = make_plan(tmp_path, [replace(one, number=n) for n, one in enumerate(made)], {}, 2, "jsonl").parts
+    sent = Part(**json.loads(json.dumps(asdict(part))))  # as to an actor of Ray
+    assert [record.place for record in read_part(tmp_path, sent)] == [place, "https://host/b.png"]
+    assert "hidden" not in (tmp_path / "records.jsonl").read_text() and "hidden" not in repr(part)
+
+
+@pytest.mark.parametrize("text, kept", [
+    ("https://me:key@host/a.png?sig=1", "https://host/a.png?***"),
+    ("FileNotFoundError: http://h/a?x=1, again", "FileNotFoundError: http://h/a?*** again"),
+    ("shards='s3://key:secret@bucket/a-?.tar'", "shards='s3://bucket/a-?.tar'"),
+    ("s3://b/a.tar?versionId=3&X-Amz-Signature=f00", "s3://b/a.tar?versionId=3&X-Amz-Signature=***"),
+    ("az://c/a?sv=1&sig=abc&name=b", "az://c/a?sv=***&sig=***&name=b"),
+    ("no address: a@b ?token", "no address: a@b ?token"),
+])  # fmt: skip
+def test_what_of_an_address_may_be_kept(text, kept):
+    assert redacted(text) == kept
+    assert redacted(kept) == kept
+
+
+def test_an_address_is_known_again_when_it_is_signed_anew():
+    signed = [f"https://h/a.png?v=1&X-Amz-Date={n}&X-Amz-Signature=s{n}&token=t{n}" for n in (1, 2)]
+    assert address_key(signed[0]) == address_key(signed[1]) == address_key("https://u:p@h/a.png?v=1")
+    assert address_key(signed[0]) != address_key(signed[0].replace("v=1", "v=2"))
+
+
 def read_digests(folder):
     import hashlib
 
@@ -202,6 +269,7 @@ def test_s3_through_a_stand_in(tmp_path, monkeypatch):
         run(tmp_path / "out", words, DigestOf(str(tmp_path / "log")), form="jsonl")
         assert DigestOf(str(tmp_path / "log")).worked() == [0, 1, 2, 3, 4]
     finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # the next test has a server of its own
         server.stop()
 
 

@@ -81,11 +81,11 @@ def test_what_is_missing_is_named(published, tmp_path):
 
 
 def test_a_new_model_of_its_parts(published, tmp_path):
-    from unimed.tasks.grounding import MultiTask
+    from unimed.tasks.grounding import GroundingTask
 
     _, eva, llama = published
-    parts = {"llama": str(llama), "eva": str(eva), "vision": VISION, "lora": {"r": 2}}
-    task = MultiTask(model=parts, connector=CONNECTOR)
+    parts = {"type": "UniMed", "llama": str(llama), "eva": str(eva), "vision": VISION, "lora": {"r": 2}}
+    task = GroundingTask(parts, connector=CONNECTOR)
     original = recorded_model()
     images = tensors("uni_med", "full", "io.safetensors")["images"]
     with torch.no_grad():
@@ -98,4 +98,4 @@ def test_a_new_model_of_its_parts(published, tmp_path):
     learning = {n for n, p in task.model.named_parameters() if p.requires_grad}
     assert all(n.startswith("connector.") or "lora_" in n for n in learning)
     with pytest.raises(FileNotFoundError, match="no folder of a language model"):
-        MultiTask(model=parts | {"llama": str(tmp_path / "gone")})
+        GroundingTask(parts | {"llama": str(tmp_path / "gone")})

@@ -85,7 +85,7 @@ def test_what_cannot_be_converted_is_named(tmp_path):
 def test_shipped_configs_are_accepted():
     for name in ("published", "_tiny", "_tug_of_war"):
         config = load_config(f"configs/uni_med/{name}.py")
-        assert config["task"]["type"] == "MultiTask"
+        assert config["task"]["type"] == "GroundingTask"
 
 
 def test_options_replace_values_of_the_yaml(tmp_path):

@@ -14,7 +14,9 @@ from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPI
 #: How processors call their tokens -> how these are spelled here; `id` makes numbers of them in configurations.
 NAMED = {
     "image_token": "<image>", "video_token": "<video>", "boi_token": "<boi>", "eoi_token": "<eoi>",
-    "vision_start_token": "<vision>", "vision_end_token": "</vision>", "image_start_token": "<img>",
+    "vision_start_token": "<vision>", "vision_end_token": "</vision>", "vision_bos_token": "<vision>",
+    "vision_eos_token": "</vision>", "audio_bos_token": "<boa>", "audio_eos_token": "<eoa>",
+    "image_start_token": "<img>",
     "image_end_token": "</img>", "start_image_token": "<img>", "end_image_token": "</img>",
     "context_image_token": "<image>", "fake_image_token": "<fake_token_around_image>",
     "global_image_token": "<global-img>", "end_of_utterance_token": "<end_of_utterance>", "audio_token": "<audio>",
@@ -25,11 +27,15 @@ NAMED = {
 }  # fmt: skip
 COMPASS = {"image_token": "<|IMAGE_PAD|>", "video_token": "<|VIDEO_PAD|>", "vision_start_token": "<|VISION_START|>",
            "vision_end_token": "<|VISION_END|>"}  # fmt: skip
-SPELLED = """[IMG] [IMG_BREAK] [IMG_END] <|image|> <|image_start|> <|image_end|> <|tile_x_separator|>
+SPELLED = (
+    """[IMG] [IMG_BREAK] [IMG_END] <|image|> <|image_start|> <|image_end|> <|tile_x_separator|>
 <|tile_y_separator|> <|patch|> <|START_OF_IMG|> <|END_OF_IMG|> <|IMG_PATCH|> <|IMG_LINE_BREAK|> <imgpad>
 <IMG_ATOM> <IMG_START> <IMG_GRID> <IMG_END> <IMG_COL> <IMG_ROW> <|image_pad|> <|video_pad|> TILE TILE_GLOBAL
 <im_start> <im_end> <im_patch> <im_col> <low_res_im_start> <im_low> <row_1_col_1> <row_1_col_2> <row_2_col_1>
-<row_2_col_2> <|img_thumbnail|> <|img_row_1_col_1|> <|img_row_1_col_2|> <IMG_CONTEXT>""".split()
+<row_2_col_2> <|img_thumbnail|> <|img_row_1_col_1|> <|img_row_1_col_2|> <IMG_CONTEXT> <|imgpad|> <|audio_comp_pad|>
+<|video|> ]<]image[>[ ]<]video[>[""".split()
+    + ["]<]start of image[>[", "]<]end of image[>["]
+)
 
 TEXT = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
             head_dim=16, max_position_embeddings=2048, pad_token_id=0, bos_token_id=None, eos_token_id=None,
@@ -68,6 +74,7 @@ class Example:
     processor: dict = field(default_factory=dict)
     image_processor: str | None = None
     video_processor: str | None = None
+    feature_extractor: str | None = None
     processor_class: str | None = None
     tokens: dict = field(default_factory=dict)
 
@@ -390,7 +397,8 @@ def tokenizer(**tokens):
 
 def numbered(values, words):
     """Fields with the ids of the tokens that texts mean."""
-    return {k: words.convert_tokens_to_ids(v) if isinstance(v, str) and v[0] in "<[" else v for k, v in values.items()}
+    known = words.get_added_vocab()
+    return {k: known.get(v, v) if isinstance(v, str) else v for k, v in values.items()}
 
 
 def tiny_processor(name):
@@ -403,7 +411,7 @@ def tiny_processor(name):
     if "video_processor" in kind.get_attributes():
         parts["video_processor"] = _part(VIDEO_PROCESSOR_MAPPING_NAMES, example.video_processor or name)()
     if "feature_extractor" in kind.get_attributes():
-        parts["feature_extractor"] = _part(FEATURE_EXTRACTOR_MAPPING_NAMES, name)()
+        parts["feature_extractor"] = _part(FEATURE_EXTRACTOR_MAPPING_NAMES, example.feature_extractor or name)()
     return kind(**parts, **example.processor)
 
 
@@ -415,7 +423,7 @@ def _part(names, name):
 def tiny_config(name, words):
     """The configuration of a family for a tokenizer."""
     example = (EXAMPLES | OTHERS)[name]
-    sizes = {key: len(words) for key in ["vocab_size", *example.text] if key.startswith("vocab_size")}
+    sizes = {key: len(words) for key in ["vocab_size", *example.text] if key.startswith(("vocab_size", "unpadded"))}
     parts = dict(text_config=example.text | sizes)
     if example.vision is not None:
         parts["vision_config"] = example.vision

@@ -11,10 +11,12 @@ from unimed.geometry import Geometry
 from unimed.losses.segmentation import mask_losses
 from unimed.metrics.masks import dice
 from unimed.models.grounded.processing import PromptError
-from unimed.models.heads.mask import build_mask_decoder
+from unimed.models.heads.mask import build_mask_decoder, concatenate
 from unimed.models.heads.volumetric import VolumetricMaskConfig
 from unimed.registry import TASKS
 from unimed.structures import Region, Sample
+
+SIZES = dict(image_size=32, widths=(8, 16, 24), prompt_width=16)
 
 
 def marked_volume(generator, side=12, depth=6):
@@ -74,8 +76,26 @@ def test_windows_slide_and_join():
     torch.testing.assert_close(alone.logits, output.logits[11:], rtol=1e-4, atol=1e-5)
     short = decoder.decode_stack(pixels[:3], prompts)
     assert short.deep_logits.shape == (6, 1, 32, 32) and decoder.decode_stack(pixels, prompts).deep_logits is None
+    joined = concatenate([decoder.decode_stack(part, prompts) for part in (pixels[:3], pixels)])
+    assert len(joined.logits) == 28 and joined.deep_logits is None  # volumes of a batch have other lengths
     with pytest.raises(ValueError, match="multiple"):
-        VolumetricMaskConfig(image_size=30, widths=(8, 16, 24))
+        VolumetricMaskConfig(**SIZES | {"image_size": 30})
+
+
+def test_a_window_of_one_slice_sees_no_neighbors():
+    torch.manual_seed(0)
+    together = build_mask_decoder(small_volumetric()).eval()
+    alone = build_mask_decoder(VolumetricMaskConfig(**SIZES, window=1, overlap=0.0, boxes=False))
+    alone.load_state_dict(together.state_dict())
+    assert together.learns_boxes and not alone.learns_boxes
+    pixels, prompts = torch.rand(4, 3, 32, 32), torch.randn(2, 16)
+    each = alone.decode(alone.encode(pixels), torch.arange(4), prompts[:1].expand(4, -1)).logits
+    for one in (alone.train(), alone.eval()):
+        with torch.no_grad():
+            output = one.decode_stack(pixels, prompts)
+        torch.testing.assert_close(output.logits[:4], each, rtol=1e-4, atol=1e-5)
+        assert len(output.logits) == 8
+    assert not torch.allclose(together.decode_stack(pixels, prompts).logits[:4], each, atol=1e-3)
 
 
 def volume_sample():

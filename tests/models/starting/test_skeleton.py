@@ -3,9 +3,11 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from unimed.engine.planning import _points_by, samples
 from unimed.models.grounded import GroundedMLLM
 from unimed.models.starting.skeleton import ShapeError, skeleton, skeleton_of_parts
 
@@ -61,3 +63,30 @@ def test_what_is_not_known_is_named():
 
 def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_the_shapes_of_umedground_uni_med_and_unimed_clip():
+    """Parameters of published parts: SAM ViT-H's encoder, Llama-2-13B with CLIP ViT-L/14, Llama-2-7B, the towers."""
+    found = skeleton(dict(type="UMedGround", llava="pretrained/llava-llama-2-13b-chat-lightning-preview",
+                          sam_weights="pretrained/sam_vit_h_4b8939.pth", box_head="mhp"))  # fmt: skip
+    assert count(found.mask_head.sam.vision_encoder) == 637_026_048
+    assert count(found.backbone.vlm.model.language_model) + count(found.backbone.vlm.lm_head) == 13_015_864_320 + 61_440
+    assert (
+        count(found.backbone.vlm.model.vision_tower) == 303_179_776
+        and _points_by(SimpleNamespace(model=found)) == "[BOX]"
+    )
+    small = skeleton(dict(type="UniMed", llama="pretrained/Llama-2-7b-chat-hf", eva="eva_vit_g.pth", sft_type="full"))
+    assert count(small.backbone.lm) == 6_738_415_616 and _points_by(SimpleNamespace(model=small)) == ""
+    towers = skeleton(dict(type="Clip", variant="unimed_clip_vit_b16"))
+    assert count(towers) / 1e6 == pytest.approx(196, abs=1) and _points_by(SimpleNamespace(model=towers)) == "[SEG]"
+    assert all(p.is_meta for model in (found, small, towers) for p in model.parameters())
+    with pytest.raises(ShapeError, match="'nowhere' is not in the table of shapes: llava-llama"):
+        skeleton(dict(type="UMedGround", llava="pretrained/nowhere", sam_weights="sam_vit_h.pth"))
+    with pytest.raises(ShapeError, match="known are vit_b, vit_l and vit_h"):
+        skeleton(dict(type="UMedGround", llava="pretrained/llava-v1.5-7b", sam_weights="sam.pth"))
+
+
+def test_drawn_samples_point_as_the_model_does():
+    first, second = samples(2, 64, 32, points="[BOX]")
+    assert first.sample_id != second.sample_id and first.regions[0].box_xyxy_px == (8.0, 8.0, 16.0, 16.0)
+    assert not samples(1, 64, 32, points="")[0].regions and samples(1, 64, 32)[0].regions[0].mask.sum() == 64

@@ -16,7 +16,7 @@ RUN = json.loads((SMALL / "uni_med" / "train" / "run.json").read_text())
 
 def task_of(tmp_path, compat="reference"):
     recorded_model().save_pretrained(tmp_path)
-    task = TASKS.build(dict(type="MultiTask", model=str(tmp_path), compat=compat))
+    task = TASKS.build(dict(type="GroundingTask", model=str(tmp_path), scores="benchmarks", compat=compat))
     return task.train()
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from unimed.data.canonical import POINTERS, answer_of, is_volume, pointed_regions, without_markers
 from unimed.io.windows import known_site, to_uint8
-from unimed.registry import COLLATORS
+from unimed.registry import COLLATORS, formerly
 from unimed.structures import Sample, Task
 from unimed.tokens import SEG_TOKEN
 
@@ -19,7 +19,7 @@ class RegionCountError(ValueError):
     """An answer whose [SEG] and [BOX] tokens are not matched by masks and boxes, one to one."""
 
 
-@COLLATORS.register_module(name=["GroundedCollator", "UniMedCollator"])
+@COLLATORS.register_module()
 class GroundedCollator:
     """Tokens, images and region targets of a list of samples.
 
@@ -173,3 +173,6 @@ def _group(groups: list[tuple[int, tuple]], sample_id: str, phrase: str) -> tupl
     if groups and groups[-1][1] == key:
         return groups[-1]
     return (groups[-1][0] + 1 if groups else 0), key
+
+
+formerly("UniMedCollator", COLLATORS, type="GroundedCollator")

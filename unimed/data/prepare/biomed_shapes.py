@@ -22,7 +22,9 @@ MARK = "shapes.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tools/prepare_data.py biomed-shapes`."""
-    parser.add_argument("--out", default="data/biomed_shapes", help="folder to write (default: data/biomed_shapes)")
+    parser.add_argument(
+        "--out", writes="folder", default="data/biomed_shapes", help="folder to write (default: data/biomed_shapes)"
+    )
     parser.add_argument("--force", action="store_true", help="draw again even if the folder is there")
 
 

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, help="folder of volumes (NIfTI, NRRD, NPZ, folders of DICOM)")
     parser.add_argument("--labels", required=True, help="folder of label maps of the same names, in the same grid")
     parser.add_argument("--names", required=True, help='JSON file {"1": "liver in abdomen CT", ...}')
-    parser.add_argument("--out", required=True, help="folder of the set; a split that is there already is refused")
+    parser.add_argument(
+        "--out", writes="folder", required=True, help="folder of the set; a split that is there already is refused"
+    )
     parser.add_argument("--split", default="train", choices=("train", "test"))
     parser.add_argument(
         "--site", default="", help="CT window: abdomen, brain, lung, ... (default: by file, percentiles)"

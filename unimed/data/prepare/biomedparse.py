@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", help="folder with SPLIT/ and SPLIT_mask/, or with NPZ files in SPLIT/")
-    parser.add_argument("--out", help="NPZ only: where the slices go (default: FOLDER/slices)")
+    parser.add_argument("--out", writes="folder", help="NPZ only: where the slices go (default: FOLDER/slices)")
     parser.add_argument("--patient-pattern", help="regular expression, its first group is the patient in a file name")
     parser.add_argument("--skip-bad", action="store_true", help="write what is sound instead of stopping at problems")
     parser.add_argument("--check-only", action="store_true", help="write nothing")

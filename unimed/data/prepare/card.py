@@ -22,7 +22,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("folder", help="a prepared set, with records/*.jsonl")
     parser.add_argument("--name", default="", help="of the set (default: the name of the folder)")
     parser.add_argument("--description", default="", help="one or two sentences about it")
-    parser.add_argument("--out", help="file to write (default: README.md of the folder)")
+    parser.add_argument("--out", writes="file", help="file to write (default: README.md of the folder)")
 
 
 def run(args) -> int:

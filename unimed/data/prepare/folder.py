@@ -45,6 +45,7 @@ from unimed.io.errors import ImageError, MaskError, ReadError
 from unimed.io.images import load
 from unimed.io.masks import load_mask, whole_numbers
 from unimed.io.read import read
+from unimed.io.windows import unknown_modality
 from unimed.names import without_suffix
 
 #: Things that are not there are asked for at most so often per image, so that "no" does not outnumber the masks.
@@ -53,12 +54,14 @@ MOST_ABSENT = 2
 BROKEN = (ReadError, ImageError, MaskError, OSError)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser) -> None:
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("images", help="folder of images or volumes")
     parser.add_argument("masks", nargs="?", help="folder of masks or label maps")
-    parser.add_argument("--out", required=True, help="folder of the data set to write; must not be there yet")
+    parser.add_argument(
+        "--out", writes="folder", required=True, help="folder of the data set to write; must not be there yet"
+    )
     parser.add_argument("--phrase", default="", help="what the masks show, where their names do not say it")
     parser.add_argument(
         "--labels",
@@ -75,7 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", action="store_true", help="images lie in one folder per class")
     parser.add_argument("--table", help="CSV or TSV: image, mask, phrase, class, patient, split, question, answer, ...")
     parser.add_argument("--patient-pattern", help="regular expression; its group is the patient in a file name")
-    parser.add_argument("--split", nargs=3, type=float, default=(0.7, 0.15, 0.15), metavar=("TRAIN", "VAL", "TEST"))
+    parser.add_argument(
+        "--split",
+        nargs=3,
+        type=float,
+        default=(0.7, 0.15, 0.15),
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="fractions of the patients, or of the files where no patient is named (default: 0.7 0.15 0.15)",
+    )
     parser.add_argument("--modality", default="", help="CT, MR, X-ray, ... of all images")
     parser.add_argument("--site", default="", help="body site of all images, for the CT window")
     parser.add_argument("--skip-bad", action="store_true", help="leave files out that cannot be used; they are named")
@@ -131,6 +141,9 @@ def run(args: argparse.Namespace) -> int:
             )
         write_report(folder / "dataset.json", {"name": out.name, "records": _by_split(counts)})
         os.replace(folder, out)
+    remarks += _empty_splits(counts, len({image.patient or image.key for image in images}))
+    if remark := unknown_modality(args.modality):
+        remarks.append(remark)
     for problem in problems:
         print(f"left out: {problem}")
     for remark in remarks:
@@ -141,6 +154,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"| {split} | " + " | ".join(str(counts[split, task]) for task in tasks) + " |")
     print(f"{args.out}: check it with `unimed check-data {args.out}`, train with `unimed train --data {args.out}`")
     return 2 if problems else 0
+
+
+def _empty_splits(counts: Counter, patients: int) -> list[str]:
+    """What is missed where a split got no record."""
+    lost = {"train": "there is nothing to train on", "val": "a training is not validated", "test": "nothing is tested"}
+    empty = [split for split in SPLITS[:3] if not any(counts[split, task] for _, task in counts)]
+    hint = f"{patients} patients in all; --split, or a column `split`, says who goes where"
+    return [f"no record is in {split}: {lost[split]} ({hint})" for split in empty]
 
 
 def _patient(image: ImageFile, pattern: str | None) -> str:
@@ -202,8 +223,6 @@ def assign_splits(images: list[ImageFile], fractions, seed: int) -> list[str]:
     for place, patient in enumerate(free):
         for image in groups[patient]:
             image.split = SPLITS[int(np.searchsorted(ends, place, side="right"))]
-    if missing := [s for s, part in zip(SPLITS, parts, strict=False) if part and not any(i.split == s for i in images)]:
-        remarks.append(f"too few patients ({len(groups)}) for the splits {', '.join(missing)}")
     return remarks
 
 

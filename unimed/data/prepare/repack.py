@@ -18,7 +18,9 @@ from unimed.identity import quick_stamp
 def add_arguments(parser) -> None:
     parser.description = __doc__
     parser.add_argument("source", help="folder in the record format (data/formats.md)")
-    parser.add_argument("destination", help="folder that gets one file or folder per split; must not hold them yet")
+    parser.add_argument(
+        "destination", writes="folder", help="folder that gets one file or folder per split; must not hold them yet"
+    )
     parser.add_argument("--to", choices=("shards", "arrow"), default="shards", help="default: shards")
     parser.add_argument("--splits", nargs="+", default=["train", "val", "test"], help="default: train val test")
     parser.add_argument("--per-shard", type=int, default=1000, help="records per shard (default: 1000)")

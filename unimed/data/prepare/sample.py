@@ -21,7 +21,7 @@ RECIPE = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tools/prepare_data.py sample`."""
-    parser.add_argument("--out", default="data/sample", help="folder to write (default: data/sample)")
+    parser.add_argument("--out", writes="folder", default="data/sample", help="folder to write (default: data/sample)")
     parser.add_argument("--cache", default=None, help="folder of downloads (default: $UNIMED_CACHE or ~/.cache/unimed)")
     parser.add_argument("--blocks", nargs="+", default=None, metavar="BLOCK", help="only these blocks")
     parser.add_argument("--force", action="store_true", help="build again even if the folder is there")

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"sources and what IN must hold:\n{listed}"
     parser.add_argument("source", choices=sorted(SOURCES), metavar="SOURCE", help="see below")
     parser.add_argument("input", metavar="IN", help="folder of the images and their annotation file")
-    parser.add_argument("out", metavar="OUT", help="folder of the shards; an interrupted run goes on there")
+    parser.add_argument(
+        "out", writes="folder", metavar="OUT", help="folder of the shards; an interrupted run goes on there"
+    )
     parser.add_argument("--layout", choices=("json", "published"), default="json", help="of captions (default: json)")
     parser.add_argument("--per-shard", type=int, default=1000, help="pairs per tar file (default: 1000)")
     parser.add_argument("--max-skipped", type=int, default=1000, help="broken or missing images allowed (1000)")

@@ -19,7 +19,7 @@ from unimed.data.readers.shards import IMAGES, expand_shards, members_of
 from unimed.data.readers.tars import ShardError, by_key
 from unimed.io.errors import ImageError, MaskError, ReadError
 from unimed.io.read import read, read_bytes
-from unimed.io.remote import is_url
+from unimed.io.remote import is_url, redacted
 from unimed.registry import DATASETS
 
 
@@ -131,7 +131,7 @@ class _ShardRecords(Sequence):
 
 def _stamp(file: str) -> list[int]:
     if not is_url(file) and not Path(file).exists():
-        raise FileNotFoundError(f"{file}: no such shard")
+        raise FileNotFoundError(f"{redacted(file)}: no such shard")
     return remote.stamp(file)
 
 

@@ -17,6 +17,7 @@ from unimed.io.images import Image
 from unimed.io.images import load as load_image
 from unimed.io.masks import load_mask, whole_numbers
 from unimed.io.read import read
+from unimed.io.remote import redacted
 from unimed.io.volume_slices import choose_slices
 from unimed.io.windows import choose_window, known_site
 from unimed.registry import DATASETS, renames
@@ -29,7 +30,10 @@ TOKENS = re.compile(f"({re.escape(SEG_TOKEN)}|{re.escape(BOX_TOKEN)})")
 
 
 class RecordError(ValueError):
-    """A record that cannot be used; the message names the file, the record and the remedy."""
+    """A record that cannot be used; the message names the file, the record and the remedy, and no keys of URLs."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(redacted(message))
 
 
 def read_records(path: str | Path) -> list[dict]:

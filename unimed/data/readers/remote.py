@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,7 +17,17 @@ from typing import IO, Any
 
 from unimed.data.readers.tars import ShardError
 from unimed.files import cache_folder, remove_left_overs, unfinished_file
-from unimed.io.remote import UnreachableError, file_system, information, is_url, retried, stamp_of, without_query
+from unimed.io.remote import (
+    UnreachableError,
+    address_key,
+    file_system,
+    information,
+    is_url,
+    redacted,
+    retried,
+    stamp_of,
+    without_query,
+)
 
 PROTOCOLS = ("s3", "gs", "gcs", "http", "https", "file")
 #: Variable with the most gigabytes that fetched files may take, of all processes of a machine.
@@ -39,7 +50,7 @@ def find(pattern: str) -> list[str]:
     try:
         return sorted(system.unstrip_protocol(found) for found in system.glob(path))
     except Exception as error:  # of the library behind the protocol
-        why = f"{type(error).__name__} {without_query(str(error))}"
+        why = f"{type(error).__name__} {redacted(str(error))}"
         raise ShardError(
             f"{without_query(pattern)}: cannot be listed ({why}); name the shards: {{000000..000099}}"
         ) from error
@@ -101,7 +112,7 @@ def _fetched(url: str, known: list[int]) -> IO[bytes]:
     folder = cache_folder("remote")
     folder.mkdir(parents=True, exist_ok=True)
     remove_left_overs(folder)
-    key = hashlib.sha256(f"{url} {known}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{address_key(url)} {known}".encode()).hexdigest()[:32]
     kept = folder / f"{key}.part_of_cache"
     # Held while it is fetched and opened, so that processes of one machine fetch a file once.
     with _held(folder / f"{key}.lock"):
@@ -153,12 +164,12 @@ def _as_of_a_shard(url: str) -> Iterator[None]:
     except (PermissionError, ValueError, TypeError) as error:
         if isinstance(error, ShardError):
             raise
-        raise ShardError(f"{without_query(url)}: cannot be read ({without_query(str(error))})") from error
+        raise ShardError(f"{without_query(url)}: cannot be read ({redacted(str(error))})") from error
 
 
 def _system(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
-    protocol = url.partition("://")[0]
+    protocol = url.partition("://")[0].lower()
     if protocol not in PROTOCOLS:
         raise ShardError(f"{without_query(url)}: {protocol}:// is not known; known are {', '.join(PROTOCOLS)}")
     return file_system(url)
@@ -170,7 +181,7 @@ def _take_room(folder: Path, place: Path, size: int) -> None:
     Raises:
         ShardError: it would not fit into an empty cache.
     """
-    limit = float(os.environ.get(SIZE_VARIABLE) or DEFAULT_SIZE_GB) * 1e9
+    limit = _number(SIZE_VARIABLE, DEFAULT_SIZE_GB) * 1e9
     if size > limit:
         raise ShardError(
             f"a file of {size / 1e9:.1g} GB does not fit into the cache of {limit / 1e9:g} GB ({folder}); "
@@ -203,7 +214,20 @@ def _free(folder: Path, most: float) -> bool:
 
 
 def _patience_s() -> float:
-    return float(os.environ.get(PATIENCE_VARIABLE) or DEFAULT_PATIENCE_S)
+    return _number(PATIENCE_VARIABLE, DEFAULT_PATIENCE_S)
+
+
+def _number(variable: str, default: float) -> float:
+    """The number above 0 in a variable of the environment.
+
+    Raises:
+        ShardError: it holds something else.
+    """
+    word = os.environ.get(variable) or str(default)
+    with contextlib.suppress(ValueError):
+        if 0 < float(word) < math.inf:
+            return float(word)
+    raise ShardError(f"{variable}={word!r} is no number above 0")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from unimed.files import cache_folder
 from unimed.geometry import Geometry
 from unimed.io.images import load as load_image
 from unimed.io.raster import SUFFIXES
-from unimed.io.remote import is_url
+from unimed.io.remote import address_key, is_url, without_query
 from unimed.io.write import write_npz
 from unimed.registry import DATASETS
 from unimed.structures import Sample
@@ -229,7 +229,7 @@ class ImageTextShards:
             geometry=Geometry.pixels(source_format=image.geometry.source_format),
             sample_id=f"{_name(path)}/{key}",
             labels=self._labels(words, bool(is_json), where),
-            source=self.name or Path(path).parent.name,
+            source=self.name or Path(without_query(str(path)) if is_url(path) else path).parent.name,
         )
 
     def _labels(self, words: bytes, is_json: bool, where: str) -> dict:
@@ -245,7 +245,7 @@ class ImageTextShards:
 
     def _index(self, path: Path | str):
         stamp = remote.stamp(path)
-        named = path if is_url(path) else str(Path(path).resolve())
+        named = address_key(str(path)) if is_url(path) else str(Path(path).resolve())
         kept = self.index_dir / f"{hashlib.sha256(str(named).encode()).hexdigest()[:24]}.npz"
         if kept.is_file():
             try:

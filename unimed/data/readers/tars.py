@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from unimed.io.remote import redacted
+
 
 class ShardError(ValueError):
-    """A shard or sample that cannot be used; the message names shard, sample and reason."""
+    """A shard or sample that cannot be used; the message names shard, sample and reason, and no keys of URLs."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(redacted(message))
 
 
 class Member(NamedTuple):

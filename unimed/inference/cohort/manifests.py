@@ -51,7 +51,8 @@ def read_manifest(word: str, patience_s: float) -> Iterator[ManifestRow]:
     """
     with contextlib.ExitStack() as held:
         if is_url(word):
-            base, name = without_query(word).rpartition("/")[::2]
+            # A signature is of one file alone; a user and a password are of all of them.
+            base, name = word.partition("?")[0].partition("#")[0].rpartition("/")[::2]
             folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="unimed-")))
             path = fetch(word, folder / name, patience_s)
         else:
@@ -86,7 +87,7 @@ def _row(values: Mapping, where: str, base: Path | str) -> ManifestRow:
         shown = source
         place = f"{base}/{posixpath.normpath(source)}"
         if source.startswith(("/", "file:")) or posixpath.normpath(source).startswith(".."):
-            problem = f"{where}: {source!r} leads out of {base}"
+            problem = f"{where}: {source!r} leads out of {without_query(str(base))}"
     texts = values.get("text", values.get("texts")) or ()
     texts = (texts,) if isinstance(texts, str) else texts
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):

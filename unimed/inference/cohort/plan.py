@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -20,12 +20,16 @@ FORMS = ("parquet", "jsonl")
 
 @dataclass(frozen=True)
 class Part:
-    """Records `first` to `first + count - 1`, which begin at a byte of `records.jsonl`."""
+    """Records `first` to `first + count - 1`, which begin at a byte of `records.jsonl`.
+
+    `places` are the (number, URL) of those whose URL holds keys: they are handed on and kept nowhere.
+    """
 
     number: int
     first: int
     count: int
     offset: int
+    places: tuple[tuple[int, str], ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:
@@ -60,7 +64,9 @@ def read_part(folder: Path, part: Part) -> list[CohortRecord]:
     """The records of a part."""
     with open(folder / RECORDS, "rb") as stream:
         stream.seek(part.offset)
-        return [CohortRecord.from_dict(json.loads(stream.readline())) for _ in range(part.count)]
+        rows = [json.loads(stream.readline()) for _ in range(part.count)]
+    places = {number: place for number, place in part.places}
+    return [CohortRecord.from_dict(row, places.get(row["number"], "")) for row in rows]
 
 
 def make_plan(
@@ -86,7 +92,15 @@ def make_plan(
     elif (folder / JOB).is_file() and (before := read_json(folder / JOB, error=CohortError)) != settings:
         raise CohortError(other_settings(folder, before, settings))
     kept, candidate = folder / RECORDS, folder / f"new-{RECORDS}"
-    write_json_lines(candidate, (record.to_dict() for record in records))
+    places: list[tuple[int, str]] = []
+
+    def rows() -> Iterator[dict]:
+        for record in records:
+            if record.holds_keys:
+                places.append((record.number, record.place))
+            yield record.to_dict()
+
+    write_json_lines(candidate, rows())
     if not candidate.stat().st_size:
         candidate.unlink()
         raise CohortError("no source was found")
@@ -94,10 +108,14 @@ def make_plan(
         plan = Plan(folder, tuple(_parts(kept, part_rows)), form)
         for part in _changed_parts(kept, candidate, plan):
             plan.rows_of(part).unlink(missing_ok=True)
-    candidate.chmod(0o600)  # addresses may hold keys
+    candidate.chmod(0o600)  # names of files may say who was examined
     candidate.replace(kept)
     write_text(folder / JOB, json_text(settings))
-    return Plan(folder, tuple(_parts(kept, part_rows)), form)
+    by_part: dict[int, list[tuple[int, str]]] = {}
+    for number, place in places:
+        by_part.setdefault(number // part_rows, []).append((number, place))
+    parts = (replace(one, places=tuple(by_part.get(one.number, ()))) for one in _parts(kept, part_rows))
+    return Plan(folder, tuple(parts), form)
 
 
 def _parts(records: Path, part_rows: int) -> Iterator[Part]:

@@ -18,7 +18,17 @@ from unimed.inference.volume_files import SUFFIXES as VOLUME_SUFFIXES
 from unimed.io.dicom_series import SUFFIXES as DICOM_SUFFIXES
 from unimed.io.dicom_series import scan
 from unimed.io.errors import ReadError
-from unimed.io.remote import PATIENCE_S, file_system, is_url, retried, stamp, stamp_of, without_query
+from unimed.io.remote import (
+    PATIENCE_S,
+    address_key,
+    file_system,
+    is_url,
+    redacted,
+    retried,
+    stamp,
+    stamp_of,
+    without_query,
+)
 from unimed.names import result_name
 
 #: What is looked for in shards and remote folders; local folders are searched as `unimed predict` does.
@@ -57,22 +67,36 @@ class CohortRecord:
     problem: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values without what is not set."""
+        """Plain values without what is not set; of a URL that holds keys its shown form and a digest (`address`)."""
         defaults = CohortRecord("", "")
-        return {key: value for key, value in asdict(self).items()
-                if key in ("number", "source", "place") or value != getattr(defaults, key)}  # fmt: skip
+        values = {key: value for key, value in asdict(self).items()
+                  if key in ("number", "source", "place") or value != getattr(defaults, key)}  # fmt: skip
+        if self.holds_keys:
+            values |= {"place": without_query(self.place), "address": address_key(self.place)}
+        return values
 
     @classmethod
-    def from_dict(cls, values: dict) -> CohortRecord:
-        return cls(**{**values, "texts": tuple(values.get("texts", ()))})
+    def from_dict(cls, values: dict, place: str = "") -> CohortRecord:
+        """Inverse of `to_dict`; `place` is the whole URL where the kept one is not."""
+        given = {key: value for key, value in values.items() if key != "address"}
+        return cls(**{**given, "texts": tuple(given.get("texts", ())), "place": place or given["place"]})
+
+    @property
+    def holds_keys(self) -> bool:
+        """Whether its URL has parts that are not to be written anywhere."""
+        return is_url(self.place) and without_query(self.place) != self.place
 
     def inputs(self) -> dict[str, Any]:
         """What decides whether its row is finished: content of local files, stamps of what lies in shards and far."""
         how = {"texts": list(self.texts), "site": self.site, "modality": self.modality, "series": self.series}
         if not self.member and not is_url(self.place):
             return how | {"path": Path(self.place)}
-        origin = hashlib.sha256(self.place.encode("utf-8", "surrogateescape")).hexdigest()
-        return how | {"origin": origin, "member": [self.member], "at": [self.offset, self.size], "stamp": self.stamp}
+        return how | {
+            "origin": address_key(self.place),
+            "member": [self.member],
+            "at": [self.offset, self.size],
+            "stamp": self.stamp,
+        }
 
 
 def find_records(
@@ -112,7 +136,7 @@ def _of(word: str, one_series: bool, patience_s: float) -> Iterator[CohortRecord
         else:
             yield from _of_path(Path(word), one_series)
     except (OSError, ShardError, ImportError) as error:
-        raise CohortError(str(error)) from error
+        raise CohortError(redacted(str(error))) from error
 
 
 def _bare(word: str) -> str:
@@ -201,7 +225,7 @@ def _of_shard(shard: str, patience_s: float) -> Iterator[CohortRecord]:
             members, problem = tar_members(shard)
         keys = by_key(label, members)
     except ShardError as error:
-        yield CohortRecord(label, place, problem=without_query(str(error)))
+        yield CohortRecord(label, place, problem=redacted(str(error)))
         return
     for key, parts in keys.items():
         whole = [member for rest, member in parts.items() if f".{rest}" in KNOWN]

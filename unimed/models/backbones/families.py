@@ -23,6 +23,9 @@ class Family:
         numbers: {input: the one whose places (its first two sides) it numbers}; they are counted on over a batch.
         answer: {input: type} of the tokens of an answer, where it is not 0.
         nested: whether its processor takes the images of each question as a list of their own.
+        asks: further arguments of its processor.
+        counts: whether positions are counted here, from the first token of a row, for attention that depends on them
+            and not on distances alone; they start with the padding otherwise.
         packs: whether several sequences may share a row (`GroundedCollator(pack=...)`): the model counts positions as
             they are given and keeps the sequences apart by them, as the generic test asks.
         note: what is different about it.
@@ -37,6 +40,8 @@ class Family:
     numbers: dict[str, str] = field(default_factory=dict)
     answer: dict[str, int] = field(default_factory=dict)
     nested: bool = True
+    asks: dict[str, bool] = field(default_factory=dict)
+    counts: bool = False
     packs: bool = False
     note: str = ""
 
@@ -45,26 +50,29 @@ class Family:
 FAMILIES: dict[str, Family] = {}
 _TWO = "an encoder-decoder: question and answer are not one sequence, so [SEG] has no state beside the image"
 _CROSS = "images are read by cross-attention of inner layers, so there are no image tokens and none to count"
+_BEFORE = "its processor sets the image in front of the whole question, wherever the conversation has it"
+_BESIDE = "where images stand is a mask over the tokens that its processor makes for questions of its own form"
 #: `model_type` -> why it does not fit.
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder"), _TWO),
-    **dict.fromkeys(("idefics", "mllama"), _CROSS),
+    **dict.fromkeys(("blip", "idefics", "mllama"), _CROSS),
     "ernie4_5_vl_moe": "its video processor opens a font file of its folder, which is no data file that is opened here",
     "evolla": "it reads proteins, not images",
     "pi0": "it gives the actions of a robot, not text",
+    **dict.fromkeys(("blip-2", "fuyu", "instructblip"), _BEFORE),
+    **dict.fromkeys(("kosmos-2", "kosmos-2.5"), _BESIDE),
+    "gemma3n": "ids above its text vocabulary mean images and sounds, so that no token can be added",
+    "git": "image features are set before the text without ids of their own, so states and ids do not line up",
+    "hunyuan_vl": "images are counted on over a batch, so that an answer depends on the rows before it",
+    "nemotron_h_omni": "its class in transformers names no output layer, so that no token can be added",
     "diffusion_gemma": "it writes blocks by diffusion: an answer has no states from left to right",
     "instructblipvideo": "it reads videos alone",
     "mistral4": "a language model alone; its image part is Mistral 3's",
     "shieldgemma2": "a classifier of images; Gemma 3 is the model inside",
     **dict.fromkeys(("chameleon", "emu3"), "images are tokens of a codebook that has no gradient"),
 }  # fmt: skip
-#: Types that nobody has tried here; a plug-in may (`native_family`), and the generic test says whether it works.
-UNTRIED = frozenset(
-    "blip blip-2 cosmos3_edge cosmos3_omni deepseek_ocr2 deepseek_vl_hybrid dots3_note fuyu gemma3n git "
-    "glm5_next glmga granite4_vision granite_docling hunyuan_vl inkling2 inkling_mm_model instructblip kimi_k25 "
-    "kosmos-2 kosmos-2.5 minicpm_ocr minimax_m3_vl mistral_large4 muse_glimmer muse_spark nemotron_h_omni "
-    "pp_chart2table qwen2_5_omni_thinker qwen3_omni_moe_thinker qwen4_exp step3p7 unlimited_ocr video_llava".split()
-)
+#: Types that are left to plug-ins (`native_family`); docs/extend.md shows how.
+PLUGGED = frozenset({"glmga"})
 
 
 def native_family(name: str, covers: str, **options) -> Family:
@@ -85,7 +93,7 @@ def family_of(config) -> Family:
     if kind in REFUSED:
         raise ValueError(f"backbone {kind!r} does not fit: {REFUSED[kind]}")
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ValueError(f"backbone {kind!r} has not been tried; `native_family({kind!r}, ...)` in a plug-in names it")
+        raise ValueError(f"backbone {kind!r} is not known here; `native_family({kind!r}, ...)` in a plug-in names it")
     raise ValueError(f"backbone {kind!r} is no image-text model of the installed transformers")
 
 
@@ -95,6 +103,9 @@ QWEN = dict(template="qwen_chat", image="<|vision_start|>{image_token}<|vision_e
 GLM = dict(image="<|begin_of_image|>{image_token}<|end_of_image|>")
 #: Patches of all images lie side by side in one long picture.
 MINICPM = dict(template="qwen_chat", along={"pixel_values": 3})
+#: Its processor expands nothing: the question holds every image token.
+CHART = dict(template="qwen_chat", image="<img>" + 256 * "<imgpad>" + "</img>", nested=False)
+EDGE = dict(image="{vision_start_token}{image_token}{vision_end_token}", asks={"return_mm_token_type_ids": True})
 
 #: Those that keep sequences of one row apart. Others count positions by the image, have states that run on from token
 #: to token, or give types to tokens row by row.
@@ -151,6 +162,29 @@ for _entry in (
     ("qianfan_ocr", "Qianfan-OCR", dict(template="qwen_chat")),
     ("paddleocr_vl", "PaddleOCR-VL", {}),
     ("hyperclovax_vision_v2", "HyperCLOVA X SEED Vision", {}),
+    ("qwen2_5_omni_thinker", "Qwen2.5-Omni (what reads and answers in text)", QWEN),
+    ("qwen3_omni_moe_thinker", "Qwen3-Omni (what reads and answers in text)", QWEN),
+    ("qwen4_exp", "Qwen4-Exp", QWEN),
+    ("cosmos3_omni", "Cosmos 3 Omni", QWEN),
+    ("cosmos3_edge", "Cosmos 3 Edge", EDGE),
+    ("glm5_next", "GLM-5 Next", GLM),
+    ("kimi_k25", "Kimi K2.5, K2.6", {}),
+    ("minimax_m3_vl", "MiniMax M3", {}),
+    ("mistral_large4", "Mistral Large 4", dict(counts=True)),
+    ("muse_glimmer", "Muse Glimmer", {}),
+    ("muse_spark", "Muse Spark", {}),
+    ("inkling_mm_model", "Inkling", dict(image="{image_bos_token}{image_token}")),
+    ("inkling2", "Inkling 2", {}),
+    ("step3p7", "Step 3.7", {}),
+    ("dots3_note", "dots3 note", {}),
+    ("granite4_vision", "Granite 4 Vision", dict(image="{image_token}\n")),
+    ("granite_docling", "Granite Docling", {}),
+    ("video_llava", "Video-LLaVA", dict(image="{image_token}\n", template="llava_v1")),
+    ("deepseek_vl_hybrid", "DeepSeek-VL 7B", {}),
+    ("deepseek_ocr2", "DeepSeek-OCR 2", dict(image="{image_token}\n")),
+    ("unlimited_ocr", "Unlimited-OCR", dict(image="{image_token}\n")),
+    ("minicpm_ocr", "MiniCPM-OCR", MINICPM),
+    ("pp_chart2table", "PP-Chart2Table", CHART),
 ):
     native_family(*_entry[:2], **_entry[2], packs=_entry[0] in _PACKING)
 
@@ -159,9 +193,9 @@ def markdown() -> str:
     """The families as the tables of docs/models.md."""
     served = [f"| `{name}` | {one.covers} |" for name, one in sorted(FAMILIES.items())]
     refused = [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
-    untried = ", ".join(f"`{name}`" for name in sorted(UNTRIED))
+    plugged = ", ".join(f"`{name}`" for name in sorted(PLUGGED))
     return "\n".join(
         ["| `model_type` | models |", "|---|---|", *served, "", "| does not fit | why |", "|---|---|", *refused, "",
-         f"Not tried: {untried}.", "",
+         f"{len(FAMILIES)} fit, {len(REFUSED)} do not; a plug-in brings {plugged} ([extend.md](extend.md)).", "",
          "Several sequences may share a row (`pack`): " + ", ".join(f"`{name}`" for name in sorted(_PACKING)) + "."]
     )  # fmt: skip

@@ -95,6 +95,8 @@ class NativeBackbone(Backbone):
         options = {} if position_ids is None else {"position_ids": position_ids}
         if columns is not None and "logits_to_keep" in self._taken:
             options["logits_to_keep"] = columns
+        if self.family.counts:
+            options["position_ids"] = attention_mask.long().cumsum(dim=1).sub(1).clamp(min=0)
         with self.listening(image_token_id, input_ids) as heard:
             output = self.vlm(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **self.given(inputs), **options

@@ -12,6 +12,7 @@ from unimed.io.result import Prediction
 from unimed.models.boltzformer.recognition import as_prediction, encode, known_type, segment_encoded
 from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts
 from unimed.models.predictor import Predictor, refuse_regions
+from unimed.registry import keywords
 
 
 class ImagePredictor(Predictor):
@@ -83,6 +84,13 @@ class ImagePredictor(Predictor):
         refuse_regions(regions, "models that segment by prompts alone")
         groups = [dict(enumerate(split_prompts(text), start=1)) for text in texts]
         return segment_groups(self, volume, groups, view=plane, threshold=presence_threshold, **options)
+
+    @classmethod
+    def volume_options(cls) -> set[str]:
+        """Those of `segment_groups`, where `plane` and `presence_threshold` are called `view` and `threshold`."""
+        from unimed.models.boltzformer.volumes import segment_groups
+
+        return keywords(cls._predict_volume, segment_groups) - {"view", "threshold"}
 
     def _reference(self) -> str:
         return str(self.config._name_or_path or type(self).__name__)

@@ -98,6 +98,27 @@ def _listed(names: list[str], most: int) -> str:
     return " (" + ", ".join(names[:most]) + rest + ")"
 
 
+#: How files begin that are easily taken for weights.
+_BEGINNINGS = {
+    b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"II*\0": "a TIFF image", b"MM\0*": "a TIFF image",
+    b"GIF8": "a GIF image", b"BM": "a BMP image", b"%PDF": "a PDF", b"\x1f\x8b": "a gzip file", b"NRRD": "an NRRD file",
+    b"\x5c\x01\0\0": "a NIfTI file",
+    b"version https://git-lfs": "a Git LFS pointer (fetch the file with `git lfs pull`)",
+    b"<!DOCTYPE": "a web page", b"<!doctype": "a web page", b"<html": "a web page",
+}  # fmt: skip
+
+
+def other_kind(path: Path) -> str:
+    """What a file is that is plainly no checkpoint and no configuration; "" where nothing tells."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as stream:
+        start = stream.read(132)
+    if start[128:] == b"DICM":
+        return "a DICOM file"
+    return next((kind for begin, kind in _BEGINNINGS.items() if start.startswith(begin)), "")
+
+
 def read_state_dict(path, unwrap: bool = True, mmap: bool = True, safe_globals=()) -> dict[str, torch.Tensor]:
     """Tensors by name of a `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt` file, or of a folder of shards.
 
@@ -133,6 +154,8 @@ def read_state_dict(path, unwrap: bool = True, mmap: bool = True, safe_globals=(
                     raise
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip, EOF and runtime errors alike
+        if kind := other_kind(path):
+            raise CheckpointError(f"{path}: {kind}, not a checkpoint; give the published weight file") from error
         # torch's own text goes on to recommend weights_only=False, which is the one thing not to do here.
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise CheckpointError(

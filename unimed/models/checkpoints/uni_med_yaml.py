@@ -189,7 +189,8 @@ def _task(model: dict, llama, eva) -> dict:
         parts["lora"] = {"r": int(full["lora_r"]), "lora_alpha": int(full["lora_alpha"])}
         if list(full["lora_target_modules"]) != ["all"]:
             parts["lora"]["target_modules"] = list(full["lora_target_modules"])
-    return {"type": "MultiTask", "model": parts, "connector": connector}
+    task = {"type": "GroundingTask", "model": {"type": "UniMed", **parts}, "connector": connector}
+    return task | {"scores": "benchmarks", "max_new_tokens": 100}
 
 
 def _mixture(source: Path, datasets: dict, root: str) -> list[dict]:

@@ -21,6 +21,7 @@ from unimed.models.clip.configuration import ClipConfig
 from unimed.models.clip.processing import ClipProcessor
 from unimed.models.predictor import Predictor, refuse_regions
 from unimed.models.weights import WholeWeights
+from unimed.registry import keywords
 from unimed.structures import as_list
 
 logger = logging.getLogger("unimed.models.clip")
@@ -129,7 +130,7 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
         Raises:
             ImageError, ReadError: no image the model can read.
         """
-        if not torch.is_tensor(images):
+        if not torch.is_tensor(images) or images.ndim != 4:
             images = as_list(images) if _several(images) else [images]
         parts, at_once = [], min(batch_size, self._images_at_once())
         for start in range(0, len(images), batch_size):
@@ -288,6 +289,16 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
         found = self.predict_batch(images, [text] * len(images), given, **options)
         return found if several else found[0]
 
+    @classmethod
+    def image_options(cls) -> set[str]:
+        """Those of `zero_shot`."""
+        return keywords(cls._predict_images, cls.zero_shot)
+
+    @classmethod
+    def volume_options(cls) -> set[str]:
+        """Those of `zero_shot`, for the slices."""
+        return keywords(cls._predict_volume, cls.zero_shot)
+
     def _predict_images(self, images, texts, regions, *, batch_size: int = 64, **options) -> list[Prediction]:
         refuse_regions(regions, "models that compare images with labels")
         if any(image is None or isinstance(image, list) for image in images):
@@ -348,7 +359,7 @@ class ClipModel(Predictor, WholeWeights, PreTrainedModel):
 
 def _several(images) -> bool:
     """Whether these are many images: a list, an array [N, H, W, 3], a dataset or a generator, and no single one."""
-    if isinstance(images, np.ndarray):
+    if isinstance(images, np.ndarray) or torch.is_tensor(images):
         return images.ndim == 4
     return isinstance(images, list | tuple | Iterator) or (
         hasattr(images, "__len__")

@@ -81,7 +81,7 @@ class Reader:
         images = [Image.fromarray(image) for image in self.images]
         read = self.native.processor(
             images=[images] if self.native.family.nested else images, text=[text], return_tensors="pt",
-            add_special_tokens=False,
+            add_special_tokens=False, **self.native.family.asks,
         )  # fmt: skip
         self.inputs = {name: value for name, value in read.items() if torch.is_tensor(value) and name not in _TEXT}
         return read["input_ids"][0].tolist()

@@ -15,6 +15,7 @@ from unimed.models.grounded.pointing import guides, pointed_at
 from unimed.models.grounded.processing import GroundedProcessor, PromptError
 from unimed.models.heads.mask import MaskFeatures, resize_mask_logits
 from unimed.models.predictor import Predictor, refuse_regions
+from unimed.registry import keywords
 
 
 class GroundedPredictor(Predictor):
@@ -199,6 +200,14 @@ class GroundedPredictor(Predictor):
 
         refuse_regions(regions, "questions about volumes")
         return predict_slices(self, volume, texts, **options)
+
+    @classmethod
+    def volume_options(cls) -> set[str]:
+        """Those of `predict_slices` and of `predict_frames`, to which it hands them on."""
+        from unimed.models.grounded.frames import predict_frames
+        from unimed.models.grounded.volumes import predict_slices
+
+        return keywords(predict_slices, predict_frames)
 
     def segment_boxes(self, image, boxes_xyxy_px: Sequence, phrases: Sequence[str] = (), site: str = "") -> Prediction:
         """Cut out what lies in given boxes; see `unimed.models.grounded.given_boxes.segment_boxes`."""

@@ -156,11 +156,11 @@ def build_mask_decoder(config: PreTrainedConfig) -> MaskDecoder:
 
 
 def concatenate(outputs: list[MaskOutput]) -> MaskOutput:
-    """Join the outputs of several images in order."""
+    """Join the outputs of several images in order; what one of them lacks (masks of coarser scales) is left out."""
     fields = {}
     for name in MaskOutput.__dataclass_fields__:
         values = [getattr(output, name) for output in outputs]
-        fields[name] = None if values[0] is None else torch.cat(values)
+        fields[name] = None if any(value is None for value in values) else torch.cat(values)
     return MaskOutput(**fields)
 
 

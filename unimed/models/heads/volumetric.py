@@ -26,19 +26,21 @@ class VolumetricMaskConfig(PreTrainedConfig):
         prompt_width: length of a language vector.
         window: slices that are seen together; longer volumes are read by windows that slide over them.
         overlap: fraction of a window that the next one sees again.
+        boxes: whether masks of given boxes are learnt beside those of words, slice by slice; more than half of the cost
+            of a training step.
     """
 
     model_type = "unimed_volumetric"
 
     def __init__(self, image_size: int = 128, widths=(16, 32, 64, 96), prompt_width: int = 64, window: int = 32,
-                 overlap: float = 0.25, **kwargs):  # fmt: skip
+                 overlap: float = 0.25, boxes: bool = True, **kwargs):  # fmt: skip
         widths = list(widths)
         if len(widths) < 2 or min(image_size, prompt_width, window, *widths) < 1 or image_size % 2 ** (len(widths) - 1):
             raise ValueError(f"image_size {image_size} must be a multiple of {2 ** (len(widths) - 1)}, sizes above 0")
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap is a fraction of a window from 0 to below 1, got {overlap}")
         self.image_size, self.widths, self.prompt_width = image_size, widths, prompt_width
-        self.window, self.overlap = window, overlap
+        self.window, self.overlap, self.boxes = window, overlap, boxes
         super().__init__(**foreign.clean(kwargs))
 
 
@@ -78,6 +80,7 @@ class VolumetricMaskDecoder(MaskDecoder):
         except ImportError as error:
             raise ImportError("the volumetric decoder needs MONAI; install unimed[eval]") from error
         self.config = config
+        self.learns_boxes = config.boxes
         widths, norm = config.widths, ("instance", {"affine": True})
         flat = (1, 2, 2)
         self.down = nn.ModuleList(
@@ -161,15 +164,18 @@ class VolumetricMaskDecoder(MaskDecoder):
     def decode_stack(self, pixels: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
         """Masks of N language vectors [N, C] in the slices [D, 3, S, S] of one volume, seen together.
 
-        While training the slices are one patch; else windows slide over them, blended where they overlap
-        (`monai.inferers.sliding_window_inference`), so that memory does not grow with the number of slices.
+        While training the slices are one patch, cut where it is longer than a window; else windows slide over them,
+        blended where they overlap (`monai.inferers.sliding_window_inference`), so that memory does not grow with the
+        number of slices. A window of one slice is the same decoder without what neighbors tell.
 
         Returns:
             `MaskOutput` of N * D masks, all slices of a prompt one after the other.
         """
         prompts, volume = prompts.to(self.no_words.dtype), pixels.transpose(0, 1)[None]
         if self.training or len(pixels) <= self.config.window:
-            logits, coarser = self._masks(self._down(volume), prompts, None)
+            parts = [self._masks(self._down(part), prompts, None) for part in volume.split(self.config.window, dim=2)]
+            logits = torch.cat([fine for fine, _ in parts], dim=1)
+            coarser = [torch.cat(levels, dim=1) for levels in zip(*(deep for _, deep in parts), strict=True)]
         else:
             from monai.inferers import sliding_window_inference
 

@@ -54,6 +54,8 @@ def prepare(vlm, processor, mask_config, template: str | None = None) -> tuple[G
         vlm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     if hasattr(vlm.config, "vocab_size") and "vocab_size" in vlm.config.to_dict():
         vlm.config.vocab_size = vlm.config.get_text_config().vocab_size  # Ovis 2 sizes its head by this one
+    if getattr(vlm.config.get_text_config(), "unpadded_vocab_size", None):
+        vlm.config.get_text_config().unpadded_vocab_size = len(tokenizer)  # Inkling 2 cuts its logits there
     # The head is untied: the grounding tokens are read and said in different ways.
     vlm.config.tie_word_embeddings = vlm.config.get_text_config().tie_word_embeddings = False
     options = chat_options(processor, family)

@@ -6,10 +6,8 @@ The tokenizer is a stand-in of a few hundred entries; the vocabulary of the mode
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -22,11 +20,14 @@ from unimed.models.grounded.configuration import GroundedConfig
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import GroundedProcessor
 from unimed.models.starting.grounded_small import train_tokenizer
+from unimed.models.starting.skeleton_families import (
+    ShapeError,
+    skeleton_clip,
+    skeleton_umedground,
+    skeleton_uni_med,
+    table_of_shapes,
+)
 from unimed.tokens import BOX_TOKEN, SEG_TOKEN
-
-
-class ShapeError(ValueError):
-    """The shape of a part is not known."""
 
 
 def skeleton_of_parts(
@@ -81,8 +82,17 @@ def skeleton(spec: str | Mapping) -> nn.Module | None:
     Args:
         spec: described, see `unimed.models.building.described`.
     """
-    if isinstance(spec, Mapping) and spec.get("type") == "GroundedMLLM":
-        return skeleton_of_parts(**{key: value for key, value in spec.items() if key != "type"})
+    if not isinstance(spec, Mapping):
+        return None
+    given = {key: value for key, value in spec.items() if key != "type"}
+    if spec.get("type") == "GroundedMLLM":
+        return skeleton_of_parts(**given)
+    if spec.get("type") == "UMedGround":
+        return skeleton_umedground(**given)
+    if spec.get("type") == "UniMed":
+        return skeleton_uni_med(**given)
+    if spec.get("type") == "Clip":
+        return skeleton_clip(given["variant"], given.get("sigmoid", False))
     return None
 
 
@@ -93,7 +103,7 @@ def _backbone_config(path: Path):
         read = foreign.config(path)
         if read.model_type != "internvl_chat":
             return read
-    table = json.loads(resources.files("unimed.models").joinpath("manifests/shapes.json").read_text(encoding="utf-8"))
+    table = table_of_shapes()
     name = re.sub(r"-(hf|HF)$", "", path.name)
     if name not in table["backbones"]:
         known = ", ".join(table["backbones"])
@@ -106,7 +116,7 @@ def _backbone_config(path: Path):
 
 
 def _mask_config(path: Path):
-    table = json.loads(resources.files("unimed.models").joinpath("manifests/shapes.json").read_text(encoding="utf-8"))
+    table = table_of_shapes()
     found = re.search(r"sam2(\.1)?_hiera_(tiny|small|base_plus|large|t|s|b\+|l)\b", path.name)
     if found is None:
         raise ShapeError(f"{path}: the size of SAM 2 is not in the name; known are sam2_hiera_{{tiny,…,large}}.pt")

@@ -1,4 +1,4 @@
-"""Mixed batches, the losses and statistics of tasks, and one set of numbers per benchmark."""
+"""`GroundingTask` as Uni-Med is trained: mixed batches, losses and statistics of tasks, numbers per benchmark."""
 
 import dataclasses
 
@@ -12,11 +12,21 @@ from unimed.evaluation.scorers.multi_task import score_benchmarks
 from unimed.geometry import Geometry
 from unimed.io.result import Prediction
 from unimed.models.dialects.boxes import PERCENT
+from unimed.registry import COLLATORS, TASKS
 from unimed.structures import Region, Sample, TaskNameError
-from unimed.tasks.grounding import INPUTS, MultiTask
+from unimed.tasks.grounding import INPUTS, GroundingTask
 
 TEXTS = ["where is the liver?", "liver", "is it normal? yes no", "a chest radiograph with clear lungs", "aspirin"] * 4
-SMALL = dict(texts=TEXTS, image_size=56, vision_dim=32, vision_layers=1, hidden_dim=32, layers=1, vocabulary=400)
+SMALL = dict(
+    type="SmallUniMed",
+    texts=TEXTS,
+    image_size=56,
+    vision_dim=32,
+    vision_layers=1,
+    hidden_dim=32,
+    layers=1,
+    vocabulary=400,
+)
 
 
 def sample(task, question, answer, size=(40, 60), **extra):
@@ -43,7 +53,22 @@ MIXED = [
 @pytest.fixture(scope="module")
 def task():
     connector = {"load_balancing_weight": 0.01, "z_loss_weight": 0.001}
-    return MultiTask(model=SMALL, connector=connector, reduction="samples", max_new_tokens=3)
+    return GroundingTask(SMALL, connector=connector, reduction="samples", max_new_tokens=3, scores="benchmarks")
+
+
+def test_configs_with_the_former_names_open_with_one_warning(caplog):
+    with caplog.at_level("WARNING", "unimed"):
+        old = TASKS.build(dict(type="MultiTask", model={k: v for k, v in SMALL.items() if k != "type"}))
+        again = TASKS.build(dict(type="MultiTask", model=SMALL, max_new_tokens=3))
+        collator = COLLATORS.build(dict(type="UniMedCollator", processor=old.processor))
+    assert type(old) is GroundingTask and type(collator) is GroundedCollator
+    assert (old.scores, old.max_new_tokens, again.max_new_tokens) == ("benchmarks", 100, 3)
+    assert old.processor.dialect.to_dict() == again.processor.dialect.to_dict()
+    said = [record.message for record in caplog.records]
+    now = "task 'MultiTask' is dict(type='GroundingTask', scores='benchmarks', max_new_tokens=100, ...) now"
+    assert said.count(now) <= 1 and sum("is dict(type='GroundedCollator', ...) now" in line for line in said) <= 1
+    assert not set(("MultiTask", "UniMedCollator")) & {*TASKS.module_dict, *COLLATORS.module_dict}
+    assert "vqa" in old.card_example and old.headline_metrics[0] == "*/accuracy"
 
 
 def test_a_mixed_batch_loses_what_single_batches_lose(task):
@@ -133,7 +158,7 @@ def test_wrong_names_are_refused(task):
     with pytest.raises(TaskNameError, match="'segment' is not known.*vqa"):
         GroundedCollator(task.processor)([sample("segment", "x", "y")])
     with pytest.raises(ValueError, match="reduction 'sum'"):
-        MultiTask(model=SMALL, reduction="sum")
+        GroundingTask(SMALL, reduction="sum")
 
 
 def test_exported_and_opened_again(task, tmp_path):
@@ -156,7 +181,7 @@ def test_box_text():
 
 @pytest.mark.parametrize("reduction", ["tokens", "samples"])
 def test_parts_with_shared_counts_are_the_joined_batch(reduction):
-    task = MultiTask(model=SMALL, reduction=reduction)
+    task = GroundingTask(SMALL, reduction=reduction, scores="benchmarks")
     task.eval()
     collate = GroundedCollator(task.processor)
 
