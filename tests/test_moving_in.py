@@ -125,7 +125,7 @@ def test_unibiomed(here, capsys):
     moved = ["--work-dir", "work_dirs/moved", "--cfg-options", *SHORT]
     quick = {
         "tools/train.py": moved, **demos,
-        "tools/test.py": [*moved, "task.max_new_tokens=2", f"test_data={SHAPES}"],
+        "tools/test.py": [*moved, "task.max_new_tokens=2", "task.honesty_samples=1", f"test_data={SHAPES}"],
         "benchmark": ["--limit", "1", "--max-new-tokens", "4", "--resamples", "5", "--worst", "0", "--no-leak-check"],
     }  # fmt: skip
     ours = Page("unibiomed", "configs/unibiomed/internvl2_5_1b_sam2_l.py", "configs/unibiomed/_tiny.py", quick)

@@ -24,7 +24,8 @@ SHORT = [
 ASKED = ["--limit", "1", "--max-new-tokens", "2", "--resamples", "5", "--worst", "0", "--no-frame-test"]
 QUICK = {
     "train": SHORT,
-    "test": ["--cfg-options", "device=cpu", "task.max_new_tokens=2"], "predict": ["--max-new-tokens", "4"],
+    "test": ["--cfg-options", "device=cpu", "task.max_new_tokens=2", "task.honesty_samples=1"],
+    "predict": ["--max-new-tokens", "4"],
     "benchmark": ASKED, "compare-runs": ["--resamples", "5"],
 }  # fmt: skip
 
@@ -91,7 +92,7 @@ def test_first_hour(here, monkeypatch, capsys):
 
     test_demo.packaged.__wrapped__(here, monkeypatch)
     small = ["--hidden-dim", "32", "--layers", "1"]
-    few = "dict(type='RecordDataset',path='data/sample',split='{}',tasks=['referring'])"
+    few = "dict(type='RecordDataset',path='data/sample',split='{}',tasks=['referring'],limit=1)"
     trained = ["val_data=None", f"train_data={few.format('train')}", f"test_data={few.format('test')}"]
     quick = QUICK | {
         "new-model": small,

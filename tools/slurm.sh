@@ -13,6 +13,10 @@ if [ $# -lt 3 ]; then
     sed -n '2,4s/^# //p' "$0" >&2
     exit 2
 fi
+if [ -z "${SLURM_JOB_NODELIST:-}" ] && [ -z "${MASTER_ADDR:-}" ]; then
+    echo "this is no job of Slurm; start it with: sbatch --nodes=2 --gpus-per-node=8 tools/slurm.sh $*" >&2
+    exit 2
+fi
 root=${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}
 export NNODES=${SLURM_NNODES:-1}
 export PORT=${PORT:-$((20000 + ${SLURM_JOB_ID:-0} % 10000))}

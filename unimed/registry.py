@@ -142,6 +142,30 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {lowered[close[0]]!r}?" if close else ""
 
 
+def keywords(*functions: Callable) -> set[str]:
+    """Names of the arguments that have a default, or are given by name alone, of any of the functions."""
+    parameters = [one for function in functions for one in inspect.signature(function).parameters.values()]
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {
+        one.name
+        for one in parameters
+        if one.kind not in variable and (one.kind is one.KEYWORD_ONLY or one.default is not one.empty)
+    }
+
+
+def refuse_options(given: Iterable[str], taken: Iterable[str], what: str, of: str = "") -> None:
+    """Refuse options that a call does not take, where python would name a function that the user never called.
+
+    Raises:
+        TypeError: names the first of them, what was meant, and the valid ones.
+    """
+    valid = sorted(taken)
+    for name in given:
+        if name not in valid:
+            close = did_you_mean(name, valid) or "."
+            raise TypeError(f"{what} takes no option {name!r}{of}{close} Valid options: {', '.join(valid)}")
+
+
 def build(config: Mapping[str, Any], registry: Registry, **defaults: Any) -> Any:
     """Build the object a config describes.
 

@@ -58,6 +58,10 @@ def main(folder):
     parts = dict(interval=2, keep=3, sharded=True)
     run(2, "tensor-cut", plain, batch_size=2, strategy="tp", checkpoint=parts,
         resume=str(folder / "tensor" / "checkpoints" / "step_00000002"))  # fmt: skip
+    adapters = dict(type="GroundingTask", model=plain, lora=dict(r=4))
+    run(1, "lora-one", plain, batch_size=2, task=adapters, max_steps=3, checkpoint=dict(interval=1, keep=3))
+    run(2, "lora-tensor", plain, batch_size=2, task=adapters, max_steps=3, checkpoint=dict(interval=1, keep=3),
+        strategy="tp")  # fmt: skip
     boxes, image_text = small(box_head="point"), native(folder / "native")
     short = dict(max_steps=2, checkpoint=dict(interval=1, keep=2))
     run(1, "boxes-one", boxes, batch_size=4, **short)

@@ -3,7 +3,7 @@
 import pytest
 
 from unimed.engine.config import load_config, parse_options
-from unimed.engine.config_files import ConfigError, apply_options, merge, read_file
+from unimed.engine.config_files import ConfigError, apply_options, merge, python_text, read_file
 
 
 @pytest.mark.parametrize(
@@ -145,3 +145,16 @@ def test_old_spellings_are_understood_with_one_warning(tmp_path, caplog):
     assert load_config(tmp_path / "new.py", {"task.learn": ["z"]}).task.trainable == ["z"]
     for old in ("task.learn", "guards.max_worker_deaths", "TugOfWarHook"):
         assert sum(f"old.py: {old}" in r.message or f"the hook {old}" in r.message for r in caplog.records) == 1
+
+
+def test_the_config_of_a_run_is_written_as_it_was(tmp_path):
+    path = tmp_path / "config.py"
+    for name in ("unified/_tiny", "uni_med/published", "umedground/_tiny", "quickstart/own_data"):
+        values = load_config(f"configs/{name}.py").to_dict()
+        path.write_text(python_text(values))
+        assert read_file(path) == values, name
+        assert max(map(len, path.read_text().splitlines())) < 240
+    odd = {"a": {"from": 1, "x y": ("b",), 3: [None, {}]}, "b": {"text": "'\"\n\\ü", "t": (1, (2.5, -1e-9)), "e": ()}}
+    odd["c"] = {"long": [{"type": "Named", "value": n} for n in range(20)]}
+    path.write_text(python_text(odd), encoding="utf-8")
+    assert read_file(path) == odd

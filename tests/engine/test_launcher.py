@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from unimed.engine.launcher import main
+
 ROOT = Path(__file__).parent.parent.parent
 #: What every rank runs: it notes that it is there, then does what its number and the folder say.
 RANK = """
@@ -143,11 +145,31 @@ def test_ranks_save_when_the_launcher_is_killed(launch, tmp_path):
     until(lambda: (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists())
 
 
-def test_several_machines_need_a_port():
-    done = subprocess.run(
-        [sys.executable, "-m", "unimed.engine.launcher", "--processes", "1", "--nodes", "2", "x.py"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
+@pytest.mark.parametrize("options, told", [
+    (["--nodes", "2"], "--master-port"),
+    (["--nodes", "2", "--node-rank", "2", "--master-port", "29500"], "NODE_RANK) is 0 to 1 for 2 machines, got 2"),
+    (["--nodes", "2", "--node-rank", "-1", "--master-port", "29500"], "NODE_RANK) is 0 to 1"),
+    (["--restarts", "-1"], "--restarts at least 0"),
+    (["--nodes", "0"], "NNODES) is at least 1"),
+    (["--master-port", "70000"], "PORT) is 1 to 65535, got 70000"),
+])  # fmt: skip
+def test_what_cannot_be_started_is_told(options, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--processes", "1", *options, "x.py"])
+    assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("message, starts", [("'unknown key'", 2), ("str(time.time())", 4)])
+def test_ranks_that_fail_twice_with_the_same_error_are_not_started_again(tmp_path, capfd, message, starts):
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import json, os, pathlib, sys, time\n"
+        f"told = {{'message': {message}, 'other_rank': False, 'time': 0}}\n"
+        "pathlib.Path(os.environ['UNIMED_ERROR_FILE']).write_text(json.dumps(told))\n"
+        "with open(sys.argv[1], 'a') as stream:\n"
+        "    stream.write('x')\n"
+        "sys.exit(1)\n"
     )
-    assert done.returncode == 2 and "--master-port" in done.stderr
+    assert main(["--processes", "1", "--restarts", "3", str(script), str(tmp_path / "starts")]) == 1
+    assert (tmp_path / "starts").read_text() == "x" * starts
+    assert ("the same error again" in capfd.readouterr().err) == (starts == 2)

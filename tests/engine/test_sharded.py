@@ -1,6 +1,7 @@
 """Checkpoints in parts: nothing is gathered, 1, 2 and 4 ranks read the same, faults leave the last whole one."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,15 @@ def test_damage_of_a_part_is_found_and_the_previous_one_used(single):
             checkpoint.load(single / "step_00000003")
     path.unlink()
     assert checkpoint.find(single).name == "step_00000002"
+
+
+def test_a_part_that_nobody_wrote_is_not_read(single, tmp_path):
+    last = Path(shutil.copytree(single / "step_00000002", tmp_path / "step_00000002"))
+    checkpoint.verify(last)
+    (part, *_) = (last / sharded.FOLDER).glob("*.safetensors")
+    shutil.copy(part, part.with_name(f"copy-of-{part.name}"))
+    with pytest.raises(CheckpointError, match=f"copy-of-{part.name} is none of the files that were written"):
+        checkpoint.verify(last)
 
 
 def test_metadata_names_nothing_outside_the_folder(single):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from unimed.engine import checkpoint
-from unimed.engine.tensor_parallel import _check, _pattern, _planned
+from unimed.engine.tensor_parallel import _check, _pattern, _planned, _with_adapters
+from unimed.models.lora import add_lora
 from unimed.models.starting.grounded_small import build_small
 
 
@@ -25,6 +26,22 @@ def test_two_ranks_train_the_model_of_one(parallel_runs):
         assert all(torch.equal(two[table][key], cut[table][key]) for key in two[table])
 
 
+@pytest.mark.slow
+def test_adapters_are_split_with_what_they_stand_beside(parallel_runs):
+    one, two = (
+        checkpoint.load(parallel_runs / f"lora-{name}" / "checkpoints" / "step_00000003").tables["model"]
+        for name in ("one", "tensor")
+    )
+    start = checkpoint.load(parallel_runs / "lora-one" / "checkpoints" / "step_00000001").tables["model"]
+    learnt = [name for name in start if "lora_" in name]
+    assert one.keys() == two.keys() and any("down_proj.lora_A" in name for name in learnt)
+    for kind in ("lora_A", "lora_B"):
+        largest = max((one[k] - two[k]).abs().max().item() for k in learnt if kind in k)
+        moved = max((one[k] - start[k]).abs().max().item() for k in learnt if kind in k)
+        print(f"{kind}: {largest:.1e} apart after 3 steps, where it moved by up to {moved:.1e}")
+        assert largest < 5e-5 < moved / 10
+
+
 def test_what_cannot_be_shared_out_is_named():
     model = build_small(["a disc"], hidden_dim=64, layers=1, heads=4, mask_config=dict(
         model_type="unimed_light", image_size=32, width=16))  # fmt: skip
@@ -35,8 +52,11 @@ def test_what_cannot_be_shared_out_is_named():
         _check(language, 3)
     with pytest.raises(ValueError, match="no language model whose family has a plan"):
         _planned(torch.nn.Linear(2, 2))
-    from unimed.models.lora import add_lora
 
-    add_lora(model.language_model, dict(r=2))
-    with pytest.raises(ValueError, match="leave out task.lora, or use 'fsdp2'"):
-        _planned(model)
+
+def test_adapters_that_need_the_whole_matrix_are_refused():
+    model = build_small(["a disc"], hidden_dim=64, layers=1, heads=4, mask_config=dict(
+        model_type="unimed_light", image_size=32, width=16))  # fmt: skip
+    add_lora(model.language_model, dict(r=2, use_dora=True, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="leave out task.lora.use_dora and task.lora.quantize, or use 'fsdp2'"):
+        _with_adapters(*_planned(model))

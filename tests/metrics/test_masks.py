@@ -120,3 +120,18 @@ def test_matching_prefers_more_pairs_and_pools_counts():
     assert pool_instances(rows, (0.5,))["f1_50_micro"] == pytest.approx(2 / 5)
     with pytest.raises(ValueError, match="integer label maps"):
         label_iou(np.zeros((2, 2)), np.zeros((2, 2), int))
+
+
+def test_surfaces_of_empty_and_of_one_voxel_masks_say_nothing(recwarn):
+    pytest.importorskip("monai")
+    from unimed.metrics.surfaces import hausdorff, mean_surface_distances, nsd
+
+    for axes in (2, 3):
+        empty, one, next_to_it = (np.zeros((6,) * axes, bool) for _ in range(3))
+        one[(2,) * axes], next_to_it[(2,) * (axes - 1) + (3,)] = True, True
+        spacing = (2.0,) * axes
+        assert np.isnan(hausdorff(empty, empty, spacing)) and hausdorff(one, empty, spacing) == np.inf
+        assert hausdorff(one, one, spacing) == 0 and 0 < hausdorff(one, next_to_it, spacing) <= 2
+        assert nsd(one, one, spacing, 0.0) == 1 and nsd(one, empty, spacing) == 0
+        assert mean_surface_distances(one, one, spacing) == (0, 0)
+    assert not recwarn.list

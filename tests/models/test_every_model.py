@@ -11,12 +11,13 @@ from transformers import AutoModel, AutoProcessor, pipeline
 
 import unimed
 from unimed.geometry import Geometry, reorient
+from unimed.io.errors import ImageError
 from unimed.io.result import Prediction
 from unimed.io.write import write_nifti
 from unimed.models.boltzformer import BiomedParseV1Config, BiomedParseV1Model
 from unimed.models.grounded import GroundedMLLM
-from unimed.models.predictor import OF_THE_SOURCE, Predictor, keywords
-from unimed.registry import MODELS, registered
+from unimed.models.predictor import OF_THE_SOURCE, Predictor
+from unimed.registry import MODELS, keywords, registered
 
 TEXTS = ["where is the liver?", "<p> the liver </p> is normal", "no nuclei are seen", "the spleen, left kidney"]
 #: Every builder of small models, with sizes for tests.
@@ -143,10 +144,13 @@ def test_saved_loaded_and_opened_by_transformers(model, tmp_path):
     assert json.loads(json.dumps(told))["text"] == before.text
 
 
-@pytest.mark.parametrize("form", ["array", "pil", "path"])
+@pytest.mark.parametrize("form", ["array", "pil", "path", "tensor"])
 def test_an_image_in_every_form(model, form, tmp_path):
     Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
-    image = {"array": IMAGES[0], "pil": Image.fromarray(IMAGES[0]), "path": str(tmp_path / "a.png")}[form]
+    image = {"array": IMAGES[0], "pil": Image.fromarray(IMAGES[0]), "path": str(tmp_path / "a.png")} | {
+        "tensor": torch.from_numpy(IMAGES[0]).permute(2, 0, 1) / 255
+    }
+    image = image[form]
     found = model.predict(image, question(model), **options(model))
     assert isinstance(found, Prediction) and isinstance(found.text, str)
     assert found.image is not None and tuple(found.image.shape) == IMAGES[0].shape[:2]
@@ -238,6 +242,24 @@ def test_bfloat16_answers_about_images_and_volumes(request, model):
             assert np.isfinite(found.classes.probabilities).all()
         assert all(r.mask is None or r.mask.dtype == bool for r in found.regions)
         assert all(r.presence is None or 0 <= r.presence <= 1 for r in found.regions)
+
+
+def test_the_processor_is_called_as_others_are(model):
+    """Tensors, `truncation` and `max_length` as users of transformers give them; what it does not take is named."""
+    tensor, text = torch.from_numpy(IMAGES[2]).permute(2, 0, 1), ["liver"]
+    wanted = model.processor(images=IMAGES[2:], text=text)
+    (name, *_) = [name for name in ("pixel_values", "mask_pixel_values") if name in wanted]
+    for given in (tensor, tensor[None] / 255, tensor.permute(1, 2, 0)):
+        assert torch.equal(model.processor(images=[given], text=text, truncation=True)[name], wanted[name])
+    with pytest.raises(ImageError, match="before it was normalized"):
+        model.processor(images=[tensor / 50 - 2], text=text)
+    with pytest.raises(TypeError, match="the processor takes no option 'max_lenght'; did you mean 'max_length'"):
+        model.processor(images=[tensor], text=text, max_lenght=20)
+    with pytest.raises(ValueError, match="tokens"):  # shorter than what the image alone needs, and what texts may have
+        model.processor(images=[tensor], text=text, max_length=2)
+    if speaks(model):
+        with pytest.raises(ValueError, match=r"call processor\(images=..., text=CONVERSATION\)"):
+            model.processor.apply_chat_template([{"role": "user", "content": "liver"}])
 
 
 def test_options_nobody_knows_are_named(model):

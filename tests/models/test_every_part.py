@@ -16,7 +16,11 @@ CONNECTOR_EXAMPLES = {
     "projector": [
         dict(projector_type="mlp2x_gelu", resample_method="none", num_task_tokens=0),
         dict(projector_type="moe_mlp", num_experts=5, router_type="soft", task_token_c=8),
-    ]
+    ],
+    "linear": [dict(resample_method="none", num_task_tokens=0)],
+    "mlpKx_gelu": [dict(projector_type="mlp3x_gelu", resample_method="none", num_task_tokens=0)],
+    "moe_linear": [dict(num_experts=5, router_type="sparse", task_token_c=8)],
+    "moe_mlp": [dict(num_experts=5, router_type="hard", resample_method="none")],
 }
 BACKBONE_EXAMPLES = ("internvl", "llava", "qwen2_vl", "qwen2_5_vl", "unimed_eva_language")
 

@@ -139,3 +139,11 @@ with open(sys.argv[1] + os.environ["RANK"], "w") as out:
     for words in (["--processes", "2,1"], ["--processes", "0"]):
         with pytest.raises(SystemExit):
             main([*words, "x.py"])
+
+
+def test_outside_of_a_job_it_says_how_to_start_one():
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") and k != "MASTER_ADDR"}
+    done = subprocess.run(
+        ["bash", ROOT / "tools" / "slurm.sh", "train", "x.py", "8"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "start it with: sbatch" in done.stderr and "train x.py 8" in done.stderr

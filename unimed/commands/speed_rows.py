@@ -30,6 +30,8 @@ class Sizes:
     train_width: int = 256
     train_layers: int = 5
     train_steps: int = 12
+    packed_width: int = 576  # as wide as the smallest language model of the configs
+    packed_layers: int = 6
     train_samples: int = 32
     volume_side: int = 256
     volume_depth: int = 63
@@ -42,7 +44,7 @@ _SMALL_ENCODER = dict(
 )  # fmt: skip
 SMALL = Sizes(
     32, 2, 12, 4, (2, 6), (1, 3), 32, 1, 4, 32, 128, mask_encoder=_SMALL_ENCODER, train_width=32, train_layers=1,
-    train_steps=5, train_samples=4, volume_side=64, volume_depth=4,
+    train_steps=5, packed_width=32, packed_layers=1, train_samples=4, volume_side=64, volume_depth=4,
 )  # fmt: skip
 
 

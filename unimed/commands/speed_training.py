@@ -150,7 +150,7 @@ def _packed(sizes: Sizes, repeat: int) -> dict:
 
     samples = _samples(sizes.train_samples)
     texts = [text for sample in samples for _, text in sample.conversation]
-    model = build_small(texts, hidden_dim=sizes.train_width, layers=sizes.train_layers)
+    model = build_small(texts, hidden_dim=sizes.packed_width, layers=sizes.packed_layers)
     tasks = {
         "ours": GroundingTask(model, freeze=["mask_head"], cache_images=len(samples)),
         "bare loop, padded rows": GroundingTask(copy.deepcopy(model), freeze=["mask_head"]),

@@ -234,6 +234,10 @@ def verify(path: str | Path, shards: bool = True) -> dict[str, Any]:
             raise CheckpointError(f"{path / name} has {found['bytes']} bytes, {size} were written")
         if found["sha256"] != sha256:
             raise CheckpointError(f"{path / name} was changed after it was written (sha256 differs)")
+    # Whatever lies there is read, and a part of another checkpoint would take the place of the right one.
+    for part in sorted((path / sharded.FOLDER).glob("*")):
+        if f"{sharded.FOLDER}/{part.name}" not in files:
+            raise CheckpointError(f"{part} is none of the files that were written; move it away")
     return metadata
 
 

@@ -29,13 +29,19 @@ from unimed.registry import did_you_mean
 
 #: Short name of an axis -> the options that a value of it stands for.
 SHORT = {
-    "connector": lambda name: {
-        "task.model.connector": dict(_delete_=True, projector_type=name, resample_method="none", num_task_tokens=0)
-    },
+    "connector": lambda name: {"task.model.connector": _connector(name)},
     "heads": lambda name: {"task.model.box_head": None if name == "none" else name},
     "backbone": lambda name: {"task.model.backbone": name},
     "dialect": lambda name: {"task.model.dialect": name},
 }
+
+
+def _connector(name: str) -> dict:
+    from unimed.models.connectors import named_connector
+
+    return dict(_delete_=True, **named_connector(name))
+
+
 RESULT, ROWS = "result.json", "scores.jsonl"
 
 

@@ -69,6 +69,8 @@ class Ranks:
         self._deadline: float | None = None
         self._killed: set[int] = set()
         self.processes: list[subprocess.Popen] = []
+        #: What ranks said was wrong with themselves.
+        self.told: set[str] = set()
 
     def run(self) -> int:
         """Start, pass signals on, wait, report; returns the exit code."""
@@ -158,6 +160,7 @@ class Ranks:
     def _print(self, told: list[dict], silent: list[tuple[int, int, str]]) -> None:
         first = [entry for entry in sorted(told, key=lambda entry: entry["time"]) if not entry["other_rank"]]
         crashed = [(rank, text) for rank, _, text in silent if "killed" not in text]
+        self.told = {entry["message"] for entry in first}
         if first:
             for message in dict.fromkeys(entry["message"] for entry in first):
                 ranks = [entry["rank"] for entry in first if entry["message"] == message]
@@ -186,7 +189,10 @@ def _free_port() -> int:
 
 
 def _counts(word: str) -> list[int]:
-    counts = [int(part) for part in word.split(",")]
+    parts = word.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"a number, or one for each machine (4,2), got {word!r}")
+    counts = [int(part) for part in parts]
     if min(counts) < 1:
         raise argparse.ArgumentTypeError(f"every machine needs at least one process, got {word}")
     return counts
@@ -217,12 +223,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("script", help="what every rank runs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     args = parser.parse_args(arguments)
+    if args.nodes < 1 or args.restarts < 0:
+        parser.error(f"--nodes (NNODES) is at least 1 and --restarts at least 0, got {args.nodes} and {args.restarts}")
+    if not 0 <= args.node_rank < args.nodes:
+        parser.error(
+            f"--node-rank (NODE_RANK) is 0 to {args.nodes - 1} for {args.nodes} machines, got {args.node_rank}"
+        )
+    if args.master_port is not None and not 0 < args.master_port < 65536:
+        parser.error(f"--master-port (PORT) is 1 to 65535, got {args.master_port}")
     if args.nodes > 1 and args.master_port is None:
         parser.error("several machines need --master-port")
     if len(args.processes) not in (1, args.nodes):
         parser.error(f"--processes names {len(args.processes)} machines, --nodes {args.nodes}")
     command = [sys.executable, args.script, *args.arguments]
     counts = args.processes[0] if len(args.processes) == 1 else args.processes
+    told: set[str] = set()
     for left in range(args.restarts, -1, -1):
         ranks = Ranks(
             command, counts, args.nodes, args.node_rank, args.master_addr, args.master_port,
@@ -231,6 +246,10 @@ def main(arguments: list[str] | None = None) -> int:
         code = ranks.run()
         if code in (0, PREEMPTED) or ranks.asked_to_stop or not left:
             break
+        if ranks.told and ranks.told == told:
+            print("the same error again; the ranks are not started once more", file=sys.stderr, flush=True)
+            break
+        told = ranks.told
         print(f"the ranks are started again, {left} more times at most", file=sys.stderr, flush=True)
     return code
 

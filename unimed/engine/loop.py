@@ -150,9 +150,9 @@ class EngineLoop(BaseLoop):
             strategy.task.after_step()
             runner.update_average()
         self._iter += 1
-        self.note_broken(broken, int(sums[2]))
-        record = {**scalars, "loss": sums[5] / world()[1], "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
         copies = world()[1] / runner.data_ranks  # of each sample
+        self.note_broken(broken, round(sums[2] / copies))
+        record = {**scalars, "loss": sums[5] / world()[1], "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
         runner.reporter.step(
             self._iter, record, waited, time.perf_counter() - began, sums[3] / copies, sums[4] / copies
         )

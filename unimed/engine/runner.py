@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 from unimed.engine import checkpoint as checkpoints
 from unimed.engine import sharded
+from unimed.engine.config_files import python_text
 from unimed.engine.loop import EngineLoop, random_states, restore_random_states
 from unimed.engine.report import TRACKERS, Reporter
 from unimed.engine.shard_writer import ShardWriter
@@ -98,7 +99,7 @@ class EngineRunner(Runner):
 
     def dump_config(self) -> None:
         if world()[0] == 0:
-            (self.folder / "config.py").write_text(redacted(self.settings.pretty_text))
+            (self.folder / "config.py").write_text(redacted(python_text(self.settings.to_dict())), encoding="utf-8")
             (self.folder / "env.json").write_text(json.dumps(environment(), indent=1))
 
     def update_average(self) -> None:
@@ -204,7 +205,14 @@ class EngineRunner(Runner):
             self.logger.info(f"nothing to resume in {root}; starting anew")
             return
         by_parts = self.strategy.has_shards and checkpoints.is_sharded(path[0])
-        self.restore(checkpoints.load(path[0], whole=not by_parts), by_parts)
+        loaded = checkpoints.load(path[0], whole=not by_parts)
+        try:
+            self.restore(loaded, by_parts)
+        except ValueError as error:
+            raise checkpoints.CheckpointError(
+                f"{path[0]}: {error}. Is it of this config? Another one needs a --work-dir of its own, and may start "
+                "from these weights with load_from"
+            ) from error
 
     def restore(self, loaded: checkpoints.Checkpoint, by_parts: bool = False) -> None:
         """Everything as it was after the step of the checkpoint; `by_parts` each rank reads its own part of tensors."""

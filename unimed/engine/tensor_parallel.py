@@ -22,7 +22,7 @@ class TensorParallelStrategy(Strategy):
     """Matrices of the language model split by heads and by hidden units over all ranks ("tp").
 
     Raises:
-        ValueError: no language model with a plan, heads that cannot be shared out, adapters, or precision "fp16".
+        ValueError: no language model with a plan, heads that cannot be shared out, or precision "fp16".
     """
 
     collective = True
@@ -41,7 +41,8 @@ class TensorParallelStrategy(Strategy):
         model, plan = _planned(self.task)
         _check(model, world()[1])
         styles = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
-        parallelize_module(model, mesh, {name: styles[word]() for name, word in plan.items() if word in styles})
+        split = _with_adapters(model, {name: word for name, word in plan.items() if word in styles})
+        parallelize_module(model, mesh, {name: styles[word]() for name, word in split.items()})
         whole = {n for n, word in plan.items() if word == _ADDED_UP}
         found = [m for name, m in model.named_modules() if _pattern(name) in whole]
         self._added_up = {id(p) for module in found for p in module.parameters()}
@@ -80,10 +81,35 @@ def _planned(task: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     for module in task.modules():
         plan = getattr(getattr(module, "config", None), "base_model_tp_plan", None)
         if plan and hasattr(module, "layers"):
-            if any("lora_" in name for name, _ in module.named_parameters()):
-                raise ValueError("strategy='tp' trains the language model whole; leave out task.lora, or use 'fsdp2'")
             return module, dict(plan)
     raise ValueError("strategy='tp': the task has no language model whose family has a plan in transformers")
+
+
+def _with_adapters(model: nn.Module, plan: dict[str, str]) -> dict[str, str]:
+    """A plan in which the matrices of LoRA are split as those they stand beside.
+
+    Of a matrix that is split by its outputs the second of the adapter is, of one that is split by its inputs the first;
+    the other one has the small rank on its split side and is held whole.
+
+    Raises:
+        ValueError: adapters that need the whole matrix (DoRA), or a quantised one.
+    """
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        word = plan.get(_pattern(name))
+        if word is None:
+            continue
+        if not hasattr(module, "base_layer"):
+            found[name] = word
+            continue
+        if type(module.base_layer) is not nn.Linear or getattr(module, "lora_magnitude_vector", None):
+            raise ValueError(
+                "strategy='tp' splits plain LoRA; leave out task.lora.use_dora and task.lora.quantize, or use 'fsdp2'"
+            )
+        found[f"{name}.base_layer"] = word
+        half = module.lora_B if word == "colwise" else module.lora_A
+        found |= {f"{name}.lora_{'B' if word == 'colwise' else 'A'}.{adapter}": word for adapter in half}
+    return found
 
 
 def _check(model: nn.Module, ranks: int) -> None:

@@ -20,6 +20,7 @@ from unimed.io.errors import ImageError, ReadError, WindowError
 from unimed.io.limits import head_of, refuse_large_file, refuse_placeholder
 from unimed.io.read import may_be_dicom, read, read_bytes
 from unimed.io.slices import VIEWS
+from unimed.io.tensors import array_of, is_tensor
 from unimed.io.turns import INVERSE, turned_back
 from unimed.io.windows import Window, choose_window, color_to_uint8
 
@@ -169,7 +170,8 @@ def load(
 
     Args:
         source: path, bytes or open binary file, PIL image, array (HxW, HxWx1, 1xHxW, HxWx3, HxWx4), pydicom dataset,
-            (array, `Geometry`) as `unimed.read` gives them, or an `Image`, which is returned as it is.
+            (array, `Geometry`) as `unimed.read` gives them, a tensor of torch (see `array_of`), or an `Image`, which is
+            returned as it is.
         site, modality, window, percentiles, windows, ignore_zero: see `choose_window`.
         page, frame: index from 0 of a page of a TIFF, of a picture of an animation, of a frame of a cine, of an axial
             slice of a volume. Several without it are an error that says how many; of an animation the first is taken.
@@ -269,6 +271,8 @@ def read_source(
         return np.asarray(source[0]), source[1], name, []
     if isinstance(source, np.ndarray):
         return source, Geometry.pixels(), name, []
+    if is_tensor(source):
+        return array_of(source, name), Geometry.pixels(), name, []
     if type(source).__module__.split(".")[0] == "pydicom":
         return *read_bytes(_bytes_of(source), name or "the DICOM dataset"), name, []
     if hasattr(source, "read"):
@@ -280,7 +284,7 @@ def read_source(
             return *read_bytes(data, name or "the stored bytes"), name, []
         return _image(data, index, compat, name)
     raise ImageError(
-        f"an image is a path, bytes, a PIL image, an array, a DICOM dataset or (array, Geometry), "
+        f"an image is a path, bytes, a PIL image, an array, a tensor, a DICOM dataset or (array, Geometry), "
         f"not {type(source).__name__}"
     )
 

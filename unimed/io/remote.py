@@ -43,7 +43,7 @@ class UnreachableError(OSError):
 
 def is_url(text: str | Path) -> bool:
     """Whether a text names a place by its protocol."""
-    return re.match(r"[a-z][a-z0-9+.\-]*://", str(text)) is not None
+    return re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", str(text)) is not None
 
 
 def without_query(url: str) -> str:
@@ -89,7 +89,9 @@ def file_system(url: str) -> tuple[Any, str]:
 
     if "::" in url:
         raise ValueError(f"{without_query(url)}: chains of file systems (::) are not followed")
-    protocol = url.partition("://")[0]
+    protocol, mark, rest = url.partition("://")
+    protocol = protocol.lower()
+    url = protocol + mark + rest
     if protocol in ("file", "local"):
         raise ValueError(f"{without_query(url)}: a file of this machine; give its path")
     options: dict[str, Any] = {}
@@ -134,6 +136,8 @@ def retried(work: Callable[[], Result], where: str, patience_s: float = PATIENCE
             text = f"{type(error).__name__}: {redacted(str(error))}"
             if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
                 raise PermissionError(f"{where}: the server refuses it ({status})") from None
+            if "Credentials" in type(error).__name__:  # of botocore and of Google: none are there, or half of them
+                raise PermissionError(f"{where}: no credentials for it were found ({text})") from None
             now = time.monotonic()
             since = now if since is None else since
             if now + pause - since > patience_s:

@@ -70,7 +70,10 @@ def paired_giou(first, second) -> np.ndarray:
 def _paired(first, second):
     first, second = as_boxes(first, "first"), as_boxes(second, "second")
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} boxes cannot be paired with {len(second)}")
+        raise ValueError(
+            f"boxes of shape {list(first.shape)} cannot be paired with {list(second.shape)}, box i with box i; "
+            "iou_matrix compares every one with every other"
+        )
     return first, second
 
 

@@ -18,7 +18,7 @@ def _surfaces(prediction, truth, spacing_mm):
     """Distances [mm] and areas [mm or mm2] of the surface elements of both masks: (d_pred, a_pred, d_true, a_true)."""
     try:
         import torch
-        from monai.metrics.utils import get_edge_surface_distance
+        from monai.metrics.utils import get_mask_edges, get_surface_distance
     except ImportError as error:
         raise ImportError('surface metrics need MONAI: pip install "unimed[eval]"') from error
     prediction, truth = np.asarray(prediction), np.asarray(truth)
@@ -34,7 +34,10 @@ def _surfaces(prediction, truth, spacing_mm):
     where = np.argwhere(prediction | truth)
     box = tuple(slice(a, b + 1) for a, b in zip(where.min(0), where.max(0), strict=True))
     pair = [torch.from_numpy(np.pad(mask[box], 1)) for mask in (prediction, truth)]
-    edges, distances, areas = get_edge_surface_distance(*pair, spacing=spacing, use_subvoxels=True, symmetric=True)
+    # The two steps of `get_edge_surface_distance`, which passes an argument that MONAI itself warns of since 1.5.
+    *edges, first_areas, second_areas = get_mask_edges(*pair, spacing=spacing)
+    distances = [get_surface_distance(one, other, "euclidean", spacing) for one, other in (edges, edges[::-1])]
+    areas = (first_areas, second_areas)
     first, second = (np.asarray(d, dtype=np.float64) for d in distances)
     first_area, second_area = (
         np.asarray(area, dtype=np.float64)[np.asarray(edge, dtype=bool)]

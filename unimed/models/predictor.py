@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from unimed.geometry import Geometry
 from unimed.io.images import Image
 from unimed.io.result import Prediction
 from unimed.io.volumes import Volume, open_source
-from unimed.registry import did_you_mean
+from unimed.registry import keywords, refuse_options
 from unimed.structures import as_list, identity
 
 #: Choices of what is read from a source and how its grey values are shown; the others are a family's own.
@@ -182,24 +181,9 @@ class Predictor:
         return [None if image is None else several(image) if _is_list(image) else one(image) for image in images]
 
 
-def keywords(*functions: Callable) -> set[str]:
-    """Names of the arguments that have a default, or are given by name alone, of any of the functions."""
-    parameters = [one for function in functions for one in inspect.signature(function).parameters.values()]
-    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {
-        one.name
-        for one in parameters
-        if one.kind not in variable and (one.kind is one.KEYWORD_ONLY or one.default is not one.empty)
-    }
-
-
 def _check_options(given: Collection[str], taken: Collection[str], of: str = "") -> None:
     """Raises TypeError for an option that is not `taken`, nor one of `predict_batch` or of the source."""
-    valid = sorted({*taken, *keywords(Predictor.predict_batch), *OF_THE_SOURCE})
-    for name in given:
-        if name not in valid:
-            close = did_you_mean(name, valid) or "."
-            raise TypeError(f"predict takes no option {name!r}{of}{close} Valid options: {', '.join(valid)}")
+    refuse_options(given, {*taken, *keywords(Predictor.predict_batch), *OF_THE_SOURCE}, "predict", of)
 
 
 def _texts(texts) -> list:

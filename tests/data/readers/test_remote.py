@@ -225,7 +225,26 @@ def test_keys_of_addresses_stand_in_no_message_and_no_config(server, tmp_path):
     assert (tmp_path / "config.py").read_text() == f"train_data = dict(shards='{server.url}/a.tar?***')"
 
 
+@pytest.mark.parametrize("variable", [remote.SIZE_VARIABLE, remote.PATIENCE_VARIABLE])
+def test_variables_that_are_no_numbers_are_named(server, monkeypatch, variable):
+    monkeypatch.setenv(variable, "lots")
+    with pytest.raises(ShardError, match=f"{variable}='lots' is no number above 0"):
+        ImageTextShards(f"{server.url}/dataset-000000.tar")
+
+
+def test_who_has_no_credentials_is_told_at_once():
+    class NoCredentialsError(Exception):
+        pass
+
+    def ask():
+        raise NoCredentialsError("Unable to locate credentials")
+
+    with pytest.raises(PermissionError, match="s3://b/a.tar: no credentials for it were found .NoCredentialsError"):
+        io_remote.retried(ask, "s3://b/a.tar", 60)
+
+
 def test_files_and_unknown_hosts(server, tmp_path):
+    assert ImageTextShards(server.url.replace("http", "HTTP", 1) + "/dataset-000000.tar")[0].images
     assert expand_shards(f"file://{server.folder}/*.tar") == sorted(server.folder.glob("*.tar"))
     with pytest.raises(ShardError, match="cannot be listed|no shard of that pattern"):
         expand_shards("http://127.0.0.1:9/x-*.tar")

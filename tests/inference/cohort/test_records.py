@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import asdict, replace
 
 import fsspec
 import numpy as np
@@ -11,7 +12,8 @@ from cohorts import DigestOf, http_server, manifest, run, tree
 from small_volumes import grid, save, slices
 
 from unimed.inference.cohort.manifests import ManifestError
-from unimed.inference.cohort.records import CohortError, find_records
+from unimed.inference.cohort.plan import Part, make_plan, read_part
+from unimed.inference.cohort.records import CohortError, CohortRecord, find_records
 from unimed.io.remote import (
     UnreachableError,
     address_key,
@@ -160,6 +162,15 @@ def test_keys_of_addresses_are_written_nowhere_and_may_change(tmp_path):
         with pytest.raises(CohortError, match="other sources"):
             (tmp_path / "list.csv").write_text((tmp_path / "list.csv").read_text().replace("?v=1", "?v=2"))
             run(tmp_path / "out", [tmp_path / "list.csv"], log, **options)
+
+
+def test_whole_addresses_travel_with_their_part(tmp_path):
+    place = "https://me:hidden@host/a.png?sig=hidden"
+    made = [CohortRecord("a.png", place), CohortRecord("b.png", "https://host/b.png")]
+    (part,) = make_plan(tmp_path, [replace(one, number=n) for n, one in enumerate(made)], {}, 2, "jsonl").parts
+    sent = Part(**json.loads(json.dumps(asdict(part))))  # as to an actor of Ray
+    assert [record.place for record in read_part(tmp_path, sent)] == [place, "https://host/b.png"]
+    assert "hidden" not in (tmp_path / "records.jsonl").read_text() and "hidden" not in repr(part)
 
 
 @pytest.mark.parametrize("text, kept", [

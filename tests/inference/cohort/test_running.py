@@ -99,6 +99,11 @@ def test_failed_records_are_rows_and_are_tried_again(table, tmp_path):
     report = run(tmp_path / "out", [table], Strict(str(tmp_path / "log")), part_rows=4, form="jsonl")
     assert report.exit_code == 0 and rows(tmp_path / "out")[7]["error"] is None
     assert digest_of(tmp_path).worked() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 7]
+    # What fails later leaves no answer to its earlier content behind.
+    assert len(list((tmp_path / "out" / "parts" / "000001").glob("00000007*"))) == 1
+    gone.unlink()
+    run(tmp_path / "out", [table], Strict(str(tmp_path / "log")), part_rows=4, form="jsonl")
+    assert not list((tmp_path / "out" / "parts" / "000001").glob("00000007*"))
 
 
 def test_a_replaced_source_is_worked_on_again_and_nothing_else(table, tmp_path):

@@ -2,8 +2,17 @@ import pytest
 import torch
 from closeness import LAYER, assert_close
 
-from unimed.models.connectors import ConnectorConfig, ConnectorError, RoutingStatistics, build_connector, draw_routing
+from unimed.models.connectors import (
+    ConnectorBase,
+    ConnectorConfig,
+    ConnectorError,
+    RoutingStatistics,
+    build_connector,
+    draw_routing,
+    named_connector,
+)
 from unimed.models.connectors.router import load_balancing_loss, z_loss
+from unimed.registry import CONNECTORS, registered
 
 MOE = dict(projector_type="moe_mlp", num_experts=5, task_token_c=6, router_type="sparse")
 
@@ -45,6 +54,34 @@ def test_names_of_choices_are_listed():
         ConnectorConfig.from_dict(dict(num_expert=5))
     with pytest.raises(ConnectorError, match="one task per image"):
         build_connector(MOE, 8, 12)(torch.randn(2, 4, 8), torch.tensor([0]))
+
+
+def test_both_keys_name_a_connector_and_all_names_are_listed():
+    plain = dict(resample_method="none", num_task_tokens=0)
+    for name in ("linear", "mlp3x_gelu", "moe_linear", "moe_mlp"):
+        routed = dict(router_method="router_token") if "moe" in name else {}
+        made = [build_connector({key: name, **plain, **routed}, 8, 12) for key in ("type", "projector_type")]
+        assert made[0].settings == made[1].settings and made[0].settings["projector_type"] == name
+    assert {"linear", "mlpKx_gelu", "moe_linear", "moe_mlp"} <= set(registered(CONNECTORS))
+
+    @CONNECTORS.register_module("of_a_test")
+    class Own(ConnectorBase):
+        def __init__(self, vision_dim: int, language_dim: int, tokens: int = 2):
+            super().__init__()
+
+    try:
+        for key in ("type", "projector_type"):
+            assert type(build_connector({key: "of_a_test", "tokens": 3}, 8, 12)) is Own
+            names = "linear, mlpKx_gelu .*, moe_linear, moe_mlp, of_a_test"
+            with pytest.raises(ConnectorError, match=f"'moe_mpl' is not known; did you mean 'moe_mlp'.*{names}"):
+                build_connector({key: "moe_mpl"}, 8, 12)
+            with pytest.raises(ConnectorError, match="give type or projector_type, one of: linear"):
+                build_connector({key: "mlp0x_gelu"}, 8, 12)
+        assert named_connector("of_a_test") == {"type": "of_a_test"}
+    finally:
+        CONNECTORS.module_dict.pop("of_a_test")
+    with pytest.raises(ConnectorError, match="contradict each other; give one"):
+        build_connector(dict(type="linear", projector_type="moe_mlp"), 8, 12)
 
 
 def test_pooling_follows_the_rate_and_the_grid():

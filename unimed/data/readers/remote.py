@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -168,7 +169,7 @@ def _as_of_a_shard(url: str) -> Iterator[None]:
 
 def _system(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
-    protocol = url.partition("://")[0]
+    protocol = url.partition("://")[0].lower()
     if protocol not in PROTOCOLS:
         raise ShardError(f"{without_query(url)}: {protocol}:// is not known; known are {', '.join(PROTOCOLS)}")
     return file_system(url)
@@ -180,7 +181,7 @@ def _take_room(folder: Path, place: Path, size: int) -> None:
     Raises:
         ShardError: it would not fit into an empty cache.
     """
-    limit = float(os.environ.get(SIZE_VARIABLE) or DEFAULT_SIZE_GB) * 1e9
+    limit = _number(SIZE_VARIABLE, DEFAULT_SIZE_GB) * 1e9
     if size > limit:
         raise ShardError(
             f"a file of {size / 1e9:.1g} GB does not fit into the cache of {limit / 1e9:g} GB ({folder}); "
@@ -213,7 +214,20 @@ def _free(folder: Path, most: float) -> bool:
 
 
 def _patience_s() -> float:
-    return float(os.environ.get(PATIENCE_VARIABLE) or DEFAULT_PATIENCE_S)
+    return _number(PATIENCE_VARIABLE, DEFAULT_PATIENCE_S)
+
+
+def _number(variable: str, default: float) -> float:
+    """The number above 0 in a variable of the environment.
+
+    Raises:
+        ShardError: it holds something else.
+    """
+    word = os.environ.get(variable) or str(default)
+    with contextlib.suppress(ValueError):
+        if 0 < float(word) < math.inf:
+            return float(word)
+    raise ShardError(f"{variable}={word!r} is no number above 0")
 
 
 @contextlib.contextmanager

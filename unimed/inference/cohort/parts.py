@@ -81,13 +81,12 @@ class PartWorker:
         def predict(batch: Sequence[Case]) -> list[Mapping]:
             (case,) = batch
             record = by_name[case.name]
-            if record.problem:
-                raise ReadError(record.problem)
-            if mark.deaths.get(case.name, 0) >= MOST_DEATHS:
-                raise ProcessDiedError(f"{MOST_DEATHS} processes died over it: out of memory, or a crash of a library")
-            mark.set(case.name)
-            with local_copy(record, self.folder / ".scratch", self.patience_s) as path:
-                return [self.predictor(record, path, folder)]
+            _remove_files(folder, record)  # of an earlier content, or of a process that died over it
+            try:
+                return [self._answer(record, mark, folder)]
+            except Exception:
+                _remove_files(folder, record)
+                raise
 
         folder.mkdir(parents=True, exist_ok=True)
         report = run_cases(cases, predict, folder, settings={"cohort": self.identity}, ends=_ends_all, log=False)
@@ -95,6 +94,21 @@ class PartWorker:
         _write_rows(plan.rows_of(part), _rows(records, report, f"parts/{part.name}"), self.form)
         forget_names(folder)
         return report
+
+    def _answer(self, record: CohortRecord, mark: _Mark, folder: Path) -> Mapping[str, Any]:
+        if record.problem:
+            raise ReadError(record.problem)
+        if mark.deaths.get(record.name, 0) >= MOST_DEATHS:
+            raise ProcessDiedError(f"{MOST_DEATHS} processes died over it: out of memory, or a crash of a library")
+        mark.set(record.name)
+        with local_copy(record, self.folder / ".scratch", self.patience_s) as path:
+            return self.predictor(record, path, folder)
+
+
+def _remove_files(folder: Path, record: CohortRecord) -> None:
+    """Remove what was written about a record; its number begins all names."""
+    for path in folder.glob(f"{record.number:08d}[-.]*"):
+        path.unlink(missing_ok=True)
 
 
 def _ends_all(error: Exception) -> bool:

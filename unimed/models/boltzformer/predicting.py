@@ -11,7 +11,8 @@ import torch
 from unimed.io.result import Prediction
 from unimed.models.boltzformer.recognition import as_prediction, encode, known_type, segment_encoded
 from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts
-from unimed.models.predictor import Predictor, keywords, refuse_regions
+from unimed.models.predictor import Predictor, refuse_regions
+from unimed.registry import keywords
 
 
 class ImagePredictor(Predictor):

@@ -13,6 +13,7 @@ from unimed.io.images import load as load_image
 from unimed.io.slices import SliceGrid
 from unimed.models.boltzformer.postprocessing import enlarge_bilinear, upsample
 from unimed.models.boltzformer.tokenizing import SEPARATOR, check_prompts, tokenize
+from unimed.registry import keywords, refuse_options
 
 
 class ParseProcessor:
@@ -35,7 +36,18 @@ class ParseProcessor:
         windows = getattr(config, "ct_windows", None)
         return cls(tokenizer, config.image_size, getattr(config, "text_length", 0), smooth=v1, windows=windows)
 
-    def __call__(self, images=None, text=None, *, site: str = "", return_tensors: str = "pt", padding: bool = True):
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        *,
+        site: str = "",
+        return_tensors: str = "pt",
+        padding: bool = True,
+        truncation: bool = True,
+        max_length: int | None = None,
+        **others,
+    ):
         """What `forward` of the model takes: `pixel_values` [B, 3, S, S], `input_ids` and `attention_mask` [P, L], and
         `num_prompts` [B], the prompts of each image one after the other (a `BatchFeature`).
 
@@ -43,11 +55,18 @@ class ParseProcessor:
             images: an image or several: path, PIL image or array.
             text: prompts for each image: a text or a list of texts per image, several in one text joined by "[SEP]". A
                 single text is asked of all images.
+            truncation, max_length: longer prompts are always cut, at the length the model was trained with.
 
         Raises:
+            TypeError: an option that is not listed here.
             ValueError: another number of texts than of images, or a prompt that is empty.
             ImageError, ReadError: an image that cannot be read.
         """
+        refuse_options(others, keywords(type(self).__call__), "the processor")
+        if max_length not in (None, self.text_length):
+            raise ValueError(
+                f"texts are read up to {self.text_length} tokens, got max_length {max_length}; leave it out"
+            )
         if images is None or text is None or return_tensors != "pt":
             raise ValueError("give images and text; return_tensors is 'pt'")
         images = list(images) if isinstance(images, (list, tuple)) else [images]

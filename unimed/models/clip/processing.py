@@ -14,6 +14,7 @@ from unimed.io.images import load as load_image
 from unimed.markup import without_surrogates
 from unimed.models import foreign
 from unimed.models.clip.configuration import ClipConfig
+from unimed.registry import keywords, refuse_options
 
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -46,16 +47,35 @@ class ClipProcessor:
         )
         self._source, self._tokenizer, self._crop = tokenizer, None, None
 
-    def __call__(self, images=None, text=None, *, site: str = "", return_tensors: str = "pt", padding="longest"):
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        *,
+        site: str = "",
+        return_tensors: str = "pt",
+        padding="longest",
+        truncation: bool = True,
+        max_length: int | None = None,
+        **others,
+    ):
         """What `ClipModel.forward` takes: `pixel_values` [N, 3, S, S] and `input_ids` [M, L] (a `BatchFeature`).
 
         Args:
             images: an image or several: path, PIL image or array. text: a text or several. One of both may be missing.
             site, padding: see `image` and `texts`; True is "longest".
 
+            truncation, max_length: longer texts are always cut, at the length the model was trained with.
+
         Raises:
-            ValueError: neither images nor text. ImageError, ReadError: an image that cannot be read.
+            TypeError: an option that is not listed here.
+            ValueError: neither images nor text, or another length. ImageError, ReadError: an image that cannot be read.
         """
+        refuse_options(others, keywords(type(self).__call__), "the processor")
+        if max_length not in (None, self.context_length):
+            raise ValueError(
+                f"texts are read up to {self.context_length} tokens, got max_length {max_length}; leave it out"
+            )
         if images is None and text is None:
             raise ValueError("give images, text, or both")
         if return_tensors != "pt":

@@ -1,7 +1,13 @@
 """Connectors between a vision encoder and a language model: resamplers, projectors, experts and their router."""
 
 from unimed.models.connectors.configuration import ConnectorConfig, ConnectorError
-from unimed.models.connectors.modeling import Connector, ConnectorBase, ConnectorOutput, build_connector
+from unimed.models.connectors.modeling import (
+    Connector,
+    ConnectorBase,
+    ConnectorOutput,
+    build_connector,
+    named_connector,
+)
 from unimed.models.connectors.statistics import RoutingStatistics, draw_routing
 
 __all__ = [
@@ -13,4 +19,5 @@ __all__ = [
     "RoutingStatistics",
     "build_connector",
     "draw_routing",
+    "named_connector",
 ]

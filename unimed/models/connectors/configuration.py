@@ -13,11 +13,23 @@ RESAMPLERS = ("none", "projection", "avgpool", "maxpool")
 ROUTER_METHODS = ("router_task_token", "router_token", "router_task")
 ROUTER_TYPES = ("soft", "sparse", "hard", "constant")
 EXPERTS = ("moe_linear", "moe_mlp")
+#: Projectors as they are listed; K is a number.
+SPELLINGS = ("linear", "mlpKx_gelu", *EXPERTS)
 PROJECTORS = ("linear", "mlpKx_gelu (K >= 1)", *EXPERTS)
 
 
 class ConnectorError(ValueError):
     """A connector that cannot be built, or that was handed tokens or tasks it cannot take."""
+
+
+def projector_depth(name: str) -> int:
+    """Number of linear layers of a dense projector or of one expert; 0 for a name of none."""
+    if name in ("linear", "moe_linear"):
+        return 1
+    if name == "moe_mlp":
+        return 2
+    match = re.fullmatch(r"mlp([1-9]\d*)x_gelu", str(name))
+    return int(match[1]) if match else 0
 
 
 def _one_of(name: str, value, choices) -> None:
@@ -145,12 +157,7 @@ class ConnectorConfig:
     @property
     def depth(self) -> int:
         """Number of linear layers of a dense projector or of one expert; 0 for an unknown name."""
-        if self.projector_type in ("linear", "moe_linear"):
-            return 1
-        if self.projector_type == "moe_mlp":
-            return 2
-        match = re.fullmatch(r"mlp([1-9]\d*)x_gelu", self.projector_type)
-        return int(match[1]) if match else 0
+        return projector_depth(self.projector_type)
 
     @property
     def routes_by_network(self) -> bool:

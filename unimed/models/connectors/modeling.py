@@ -8,10 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from unimed.models.connectors.configuration import ConnectorConfig, ConnectorError
+from unimed.models.connectors.configuration import (
+    PROJECTORS,
+    SPELLINGS,
+    ConnectorConfig,
+    ConnectorError,
+    projector_depth,
+)
 from unimed.models.connectors.resample import resample
 from unimed.models.connectors.router import Router, load_balancing_loss, routing_weights, z_loss
-from unimed.registry import CONNECTORS, RegistryError
+from unimed.registry import CONNECTORS, RegistryError, did_you_mean, registered
 
 
 class ConnectorOutput(NamedTuple):
@@ -207,22 +213,82 @@ class Connector(ConnectorBase):
 
 @CONNECTORS.register_module("projector")
 def build_projector(vision_dim: int, language_dim: int, **values) -> Connector:
-    """A linear layer, an MLP or experts with a router: see `ConnectorConfig` for `values`."""
+    """The connector that `projector_type` names: see `ConnectorConfig` for `values`."""
     return Connector(ConnectorConfig.from_dict(values), vision_dim, language_dim)
+
+
+@CONNECTORS.register_module("linear")
+def build_linear(vision_dim: int, language_dim: int, **values) -> Connector:
+    """A linear layer: `projector_type="linear"`, see `ConnectorConfig` for `values`."""
+    return build_projector(vision_dim, language_dim, **{**values, "projector_type": "linear"})
+
+
+@CONNECTORS.register_module("mlpKx_gelu")
+def build_mlp(vision_dim: int, language_dim: int, **values) -> Connector:
+    """K linear layers with GELU between them, K written out in `type` or `projector_type` ("mlp2x_gelu")."""
+    return build_projector(vision_dim, language_dim, **values)
+
+
+@CONNECTORS.register_module("moe_linear")
+def build_linear_experts(vision_dim: int, language_dim: int, **values) -> Connector:
+    """Experts of a linear layer and their router: `projector_type="moe_linear"`, see `ConnectorConfig`."""
+    return build_projector(vision_dim, language_dim, **{**values, "projector_type": "moe_linear"})
+
+
+@CONNECTORS.register_module("moe_mlp")
+def build_mlp_experts(vision_dim: int, language_dim: int, **values) -> Connector:
+    """Experts of two linear layers and their router: `projector_type="moe_mlp"`, see `ConnectorConfig`."""
+    return build_projector(vision_dim, language_dim, **{**values, "projector_type": "moe_mlp"})
+
+
+def named_connector(name: str) -> dict:
+    """What `build_connector` takes for a bare name: a projector that keeps all tokens and routes by no task, or a
+    registered connector with the values it has by itself."""
+    if projector_depth(name):
+        return {"projector_type": name, "resample_method": "none", "num_task_tokens": 0}
+    return {"type": name}
+
+
+def _with_type(config: Mapping) -> dict:
+    """The same with a registered `type`: `type` and `projector_type` may each name a projector or a connector.
+
+    Raises:
+        ConnectorError: they contradict each other, or nothing has that name; all valid ones are listed.
+    """
+    values = dict(config)
+    if values.get("type") == "mlpKx_gelu" and values.get("projector_type"):
+        del values["type"]  # the K stands in the other one
+    kind, projector = values.pop("type", None), values.get("projector_type")
+    if kind is not None and projector_depth(kind):
+        if projector not in (None, kind):
+            raise ConnectorError(f"type {kind!r} and projector_type {projector!r} contradict each other; give one")
+        return {"type": "projector", **values, "projector_type": kind}
+    if kind in (None, "projector"):
+        if projector is None or projector_depth(projector):
+            return {"type": "projector", **values}
+        kind = values.pop("projector_type")
+    own = [name for name in registered(CONNECTORS) if name not in (*SPELLINGS, "projector")]
+    if kind in own:
+        return {"type": kind, **values}
+    valid = [*PROJECTORS, *own]
+    raise ConnectorError(
+        f"connector {kind!r} is not known{did_you_mean(kind, [*SPELLINGS, 'mlp2x_gelu', *own]) or ';'} "
+        f"give type or projector_type, one of: {', '.join(valid)}"
+    )
 
 
 def build_connector(config: Mapping | ConnectorConfig, vision_dim: int, language_dim: int) -> ConnectorBase:
     """Connector from `vision_dim` to `language_dim` wide tokens.
 
     Args:
-        config: arguments, with the registered name as `type`; "projector" by default.
+        config: arguments, with the name of a connector or projector as `type` or as `projector_type`.
 
     Raises:
         ConnectorError: an unknown name or argument; see `ConnectorConfig` for those of "projector".
     """
     if isinstance(config, ConnectorConfig):
         config = config.to_dict()
-    values = {"type": "projector", **config}
+    values = _with_type(config)
     try:
         connector = CONNECTORS.build(values, vision_dim=vision_dim, language_dim=language_dim)
     except RegistryError as error:

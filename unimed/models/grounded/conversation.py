@@ -99,7 +99,9 @@ class ConversationText:
             return self._piece_prompt(text, predicting=True)
         ids = (reader or self.prompt_ids)(text)
         if len(ids) > self.max_prompt_tokens:
-            raise PromptError(f"the question has {len(ids)} tokens, the model reads at most {self.max_prompt_tokens}")
+            raise PromptError(
+                f"the question has {len(ids)} tokens, the model reads at most {self.max_prompt_tokens}; shorten it"
+            )
         return ids
 
     def _turn(self, text: str, index: int, unit_count, literal: bool, cells) -> str:

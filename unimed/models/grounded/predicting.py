@@ -14,7 +14,8 @@ from unimed.models.grounded.generation import Generated
 from unimed.models.grounded.pointing import guides, pointed_at
 from unimed.models.grounded.processing import GroundedProcessor, PromptError
 from unimed.models.heads.mask import MaskFeatures, resize_mask_logits
-from unimed.models.predictor import Predictor, keywords, refuse_regions
+from unimed.models.predictor import Predictor, refuse_regions
+from unimed.registry import keywords
 
 
 class GroundedPredictor(Predictor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from unimed.models.grounded.llava_text import PHRASE_STYLES
 from unimed.models.grounded.native_inputs import NativeInputs
 from unimed.models.grounded.regions import PromptError, region_cells, region_masks, token_index
 from unimed.models.grounded.tiling import best_grid, tile
-from unimed.registry import BACKBONES, registered
+from unimed.registry import BACKBONES, keywords, refuse_options, registered
 from unimed.structures import Sample
 from unimed.tokens import BOX_TOKEN
 
@@ -181,7 +182,10 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
         past_text: str = "",
         mask_images: bool = True,
         return_tensors: str = "pt",
-        padding: bool = True,
+        padding: bool | str = True,
+        truncation: bool = False,
+        max_length: int | None = None,
+        **others,
     ) -> BatchFeature:
         """What `GroundedMLLM.forward` and `generate` take.
 
@@ -198,7 +202,10 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
             literal: read control strings in questions as plain text (always, except for published inputs).
             past_text: turns before, already written in the template of the model.
             mask_images: False leaves out what the mask head sees, where only the text of an answer is wanted.
-            return_tensors: "pt", nothing else is there. padding: rows of a batch always have one length.
+            return_tensors: "pt", nothing else is there. padding: rows of a batch always have one length, the longest.
+            truncation: cut questions that are too long where the model was trained so (`cut_prompts`); other models
+                refuse them in any case, for a question that lost its end asks something else.
+            max_length: most tokens of a question with its images, instead of `max_prompt_tokens`.
 
         Returns:
             `input_ids` and `attention_mask` [B, L] (questions padded on the left, answers on the right), `labels`;
@@ -206,10 +213,20 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
             [I, 3, S, S]; and `layout`, an `ImageLayout`.
 
         Raises:
+            TypeError: an option that is not listed here.
             PromptError: no text, another number of images or lists of regions than of texts, a question that is empty
                 or too long, or a region that does not fit.
             ImageError, ReadError: an image that cannot be read.
         """
+        refuse_options(others, keywords(type(self).__call__), "the processor")
+        if padding not in (True, False, "longest"):
+            raise ValueError(f"padding {padding!r}: rows have the length of the longest; give True or leave it out")
+        if truncation or max_length is not None:
+            limited = copy.copy(self)
+            limited.max_prompt_tokens = self.max_prompt_tokens if max_length is None else int(max_length)
+            limited.cut_prompts = self.cut_prompts or (bool(truncation) and self.in_pieces)
+            options = dict(site=site, literal=literal, past_text=past_text, mask_images=mask_images)
+            return limited(images, text, regions, return_tensors=return_tensors, **options)
         if text is None:
             raise PromptError("give `text`: a question, a list of questions, or a conversation")
         if return_tensors != "pt":
@@ -229,6 +246,17 @@ class GroundedProcessor(ConversationText, ProcessorMixin):
         for image, conversation, given in zip(images, conversations, regions, strict=True):
             assembly.add(image, conversation, given)
         return BatchFeature(assembly.batch(mask_images=mask_images))
+
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        """Nothing to call: questions get the model's template when the processor reads them.
+
+        Raises:
+            PromptError: always, with what to call.
+        """
+        raise PromptError(
+            "this processor writes the chat template of its model by itself; call "
+            "processor(images=..., text=CONVERSATION), or model.predict(image, question)"
+        )
 
     def to_dict(self, *args, **kwargs) -> dict:
         """As transformers does; the dialect by its name and arguments."""

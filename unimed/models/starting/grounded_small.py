@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
+from unimed.models.connectors import named_connector
 from unimed.models.grounded.configuration import GroundedConfig, as_config
 from unimed.models.grounded.modeling import GroundedMLLM
 from unimed.models.grounded.processing import GroundedProcessor
@@ -180,9 +181,7 @@ def _config(language, tokenizer, mask_config, connector, box_head, vision_grid: 
     return GroundedConfig(
         backbone_config=language,
         mask_config=mask_config,
-        connector=dict(connector)
-        if isinstance(connector, Mapping)
-        else {"projector_type": connector, "resample_method": "none", "num_task_tokens": 0},
+        connector=dict(connector) if isinstance(connector, Mapping) else named_connector(connector),
         box_head={"kind": box_head} if isinstance(box_head, str) else box_head and dict(box_head),
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
         seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
