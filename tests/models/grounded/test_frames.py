@@ -37,7 +37,7 @@ def test_key_frames_lie_in_the_middle_of_equal_parts_or_come_first():
 def test_every_frame_has_a_mask_and_is_encoded_once():
     model = say(tiny_sam2_model(), "<p> x </p> [SEG] and [SEG].<|end|>")
     encoded = []
-    model.mask_head.sam.vision_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    model.mask_head.sam.vision_encoder.backbone.patch_embed.register_forward_hook(lambda *_: encoded.append(1))
     lazy = Lazy(FRAMES)
     both = model.predict_frames(lazy, ["segment the nuclei", "segment the lesion"], max_new_tokens=30)
     assert len(encoded) == len(FRAMES) and max(lazy.reads) <= 3
