@@ -22,8 +22,8 @@ class Sizes:
     tokens: tuple[int, ...] = (8, 16, 32)
     questions: tuple[int, ...] = (1, 2, 4, 8)
     clip_width: int = 256
-    clip_layers: int = 6
-    images: int = 48
+    clip_layers: int = 4
+    images: int = 24
     side: int = 224
     matrix: int = 1024
     mask_encoder: Mapping = field(default_factory=dict)  # of `random_sam2`; SAM 2.1 tiny where it is empty

@@ -209,3 +209,18 @@ def test_from_the_hub(tmp_path, monkeypatch, folder):
     model = unimed.load("hf-hub:owner/name", device="cpu")
     io = recorded()
     assert_close(model.encode_image(io["images"], normalize=False), io["image_features_raw"], relative=MODEL)
+
+
+@pytest.mark.parametrize("tokens", [1, 10**6])
+def test_how_many_images_a_cpu_reads_at_once_changes_no_feature(model, tokens, monkeypatch):
+    from unimed.models.clip import modeling
+
+    images = torch.randn(5, 3, model.config.image_size, model.config.image_size)
+    apart = torch.cat([model.encode_image(one[None]) for one in images])
+    read = []
+    monkeypatch.setattr(modeling, "TOKENS_AT_ONCE", tokens)
+    hook = model.towers.visual.register_forward_pre_hook(lambda module, given: read.append(len(given[0])))
+    together = model.encode_image(images, batch_size=4)
+    hook.remove()
+    assert read == ([1] * 5 if tokens == 1 else [4, 1])
+    assert_close(together, apart, relative=MODEL)

@@ -42,6 +42,7 @@ from unimed.tasks.grounding import GroundingTask
 #: Those of `further_native_models` that need an option of their own; `python tests/models/grounded/native_sweep.py`
 #: tries all of them.
 SPECIAL = ("cosmos3_edge", "inkling2", "mistral_large4", "pp_chart2table")
+GROUPED = ("aria", "glm4v_moe", "qwen3_5_moe", "qwen3_vl_moe")
 every_family = pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(FURTHER)))
 built = functools.cache(built)
 
@@ -98,9 +99,36 @@ def test_a_step_reaches_every_part(name):
     check_step(copy.deepcopy(built(name)))
 
 
+@pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if family.packs))
+def test_packed_rows_teach_what_padded_rows_teach(name):
+    """Loss and gradients of sequences that share a row, against rows of their own."""
+    model, samples, found = built(name), [sample(0, WIDE), sample(1, HIGH)], []
+    wanted = [p for p in model.backbone.parameters() if p.requires_grad and p.ndim > 1]
+    for pack in (0, 10**4):
+        batch = GroundedCollator(model.processor, pack=pack)(samples)
+        assert len(batch["input_ids"]) == (1 if pack else 2)
+        given = {key: batch[key] for key in ("input_ids", "attention_mask", "labels", "layout", "native")}
+        output = model(**given, position_ids=batch.get("position_ids"), return_logits=False)
+        gradients = torch.autograd.grad(output.loss, wanted, allow_unused=True)
+        alone = dict(zip(batch["sample_ids"], output.sample_losses.tolist(), strict=True))
+        found.append((alone, [g for g in gradients if g is not None]))
+    (padded, one), (packed, other) = found
+    assert padded == pytest.approx(packed, abs=1e-5)
+    assert len(one) == len(other) > 4
+    for ours, theirs in zip(one, other, strict=True):
+        assert (ours - theirs).abs().max() <= 2e-3 * max(theirs.abs().max(), 1e-3)
+
+
+def test_a_family_that_lets_sequences_run_together_is_not_packed():
+    with pytest.raises(ValueError, match="'qwen2_vl' does not keep packed sequences apart; set pack=0"):
+        GroundedCollator(built("qwen2_vl").processor, pack=100)([sample(0, WIDE), sample(1, HIGH)])
+
+
 @every_family
 def test_adapters(name):
-    model = copy.deepcopy(built(name))
+    torch.manual_seed(0)
+    # Small models make much of rounding in single precision; torch multiplies no groups of experts in double.
+    model = copy.deepcopy(built(name)).to(torch.float32 if name in GROUPED else torch.float64)
     batch = model.processor(images=WIDE, text=ASKED[0])
     before = states(model, batch)[0]
     add_lora(model.language_model, {"r": 2})
@@ -280,3 +308,22 @@ def test_a_decoder_that_reads_image_tokens_gets_them():
     GroundingTask(model)(batch)["dice"].backward()
     assert set(seen) == {(2, 32)}  # 1 x 2 and 2 x 1 merged patches
     assert model.mask_head.reader.keys.weight.grad.abs().sum() > 0
+
+
+def test_a_decoder_that_reads_image_tokens_gets_them_from_packed_rows():
+    torch.manual_seed(0)
+    processor = tiny_processor("idefics3")
+    vlm = AutoModelForImageTextToText.from_config(tiny_config("idefics3", processor.tokenizer))
+    model = build_on_native(vlm, processor, LightMaskConfig(image_size=32, width=16, heads=2)).eval()
+    read = {}
+    for pack in (0, 10**4):
+        batch = GroundedCollator(model.processor, pack=pack)([sample(0, WIDE), sample(1, HIGH)])
+        seen = read.setdefault(pack, [])
+        hook = model.mask_head.reader.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given[1]))
+        with torch.no_grad():
+            GroundingTask(model)(batch)
+        hook.remove()
+    assert len(read[0]) == len(read[10**4]) > 1
+    for ours in read[10**4]:  # rows may come in another order
+        assert any(ours.shape == theirs.shape and close(ours, theirs) for theirs in read[0])
+    assert not close(*(one[:1] for one in read[0][:2]))

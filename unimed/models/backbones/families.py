@@ -26,6 +26,8 @@ class Family:
         asks: further arguments of its processor.
         counts: whether positions are counted here, from the first token of a row, for attention that depends on them
             and not on distances alone; they start with the padding otherwise.
+        packs: whether several sequences may share a row (`GroundedCollator(pack=...)`): the model counts positions as
+            they are given and keeps the sequences apart by them, as the generic test asks.
         note: what is different about it.
     """
 
@@ -40,6 +42,7 @@ class Family:
     nested: bool = True
     asks: dict[str, bool] = field(default_factory=dict)
     counts: bool = False
+    packs: bool = False
     note: str = ""
 
 
@@ -103,6 +106,14 @@ MINICPM = dict(template="qwen_chat", along={"pixel_values": 3})
 #: Its processor expands nothing: the question holds every image token.
 CHART = dict(template="qwen_chat", image="<img>" + 256 * "<imgpad>" + "</img>", nested=False)
 EDGE = dict(image="{vision_start_token}{image_token}{vision_end_token}", asks={"return_mm_token_type_ids": True})
+
+#: Those that keep sequences of one row apart. Others count positions by the image, have states that run on from token
+#: to token, or give types to tokens row by row.
+_PACKING = frozenset(
+    "aria aya_vision cohere2_vision deepseek_vl exaone4_5 fast_vlm got_ocr2 hyperclovax_vision_v2 idefics2 idefics3 "
+    "internvl janus lighton_ocr llama4 llava llava_next llava_next_video llava_onevision mistral3 ovis2 perception_lm "
+    "qianfan_ocr smolvlm video_llama_3 vipllava".split()
+)
 
 for _entry in (
     ("internvl", "InternVL 2.5, 3, 3.5 in transformers' layout", dict(image="{image_token}\n", template="qwen_chat")),
@@ -175,7 +186,7 @@ for _entry in (
     ("minicpm_ocr", "MiniCPM-OCR", MINICPM),
     ("pp_chart2table", "PP-Chart2Table", CHART),
 ):
-    native_family(*_entry[:2], **_entry[2])
+    native_family(*_entry[:2], **_entry[2], packs=_entry[0] in _PACKING)
 
 
 def markdown() -> str:
@@ -185,5 +196,6 @@ def markdown() -> str:
     plugged = ", ".join(f"`{name}`" for name in sorted(PLUGGED))
     return "\n".join(
         ["| `model_type` | models |", "|---|---|", *served, "", "| does not fit | why |", "|---|---|", *refused, "",
-         f"{len(FAMILIES)} fit, {len(REFUSED)} do not; a plug-in brings {plugged} ([extend.md](extend.md))."]
+         f"{len(FAMILIES)} fit, {len(REFUSED)} do not; a plug-in brings {plugged} ([extend.md](extend.md)).", "",
+         "Several sequences may share a row (`pack`): " + ", ".join(f"`{name}`" for name in sorted(_PACKING)) + "."]
     )  # fmt: skip

@@ -78,18 +78,21 @@ class NativeBackbone(Backbone):
         return kept
 
     def read(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, inputs: Mapping | None = None,
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs: Mapping | None = None,
         columns: torch.Tensor | None = None, image_token_id: int | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> Reading:  # fmt: skip
         """One pass over whole sequences.
 
         Args:
-            input_ids, attention_mask: [B, L], padded on either side.
+            input_ids, attention_mask: [B, L], padded on either side; no mask where `position_ids` are given.
             inputs: what the processor of the model gives beside them: pixels, sizes, types of tokens, ...
             columns: places of the sequences whose logits are wanted; None wants all of them.
             image_token_id: asks for the image tokens.
+            position_ids: [B, L] of rows with several sequences: where they start anew, transformers lets a sequence
+                see itself alone, by the masks that the model is made for (`Family.packs`).
         """
-        options = {}
+        options = {} if position_ids is None else {"position_ids": position_ids}
         if columns is not None and "logits_to_keep" in self._taken:
             options["logits_to_keep"] = columns
         if self.family.counts:

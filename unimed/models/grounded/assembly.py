@@ -211,8 +211,11 @@ class Assembly:
 
     def _packed(self, rows: list[int], pack: int) -> tuple[dict, list[int]]:
         examples = [self.examples[row] for row in rows]
-        if self.processor.native_pixels is not None or self.processor.native is not None:
+        native = self.processor.native
+        if self.processor.native_pixels is not None:
             raise ValueError("this backbone counts positions by the image, which packed rows do not; set pack=0")
+        if native is not None and not native.family.packs:
+            raise ValueError(f"backbone {native.family.name!r} does not keep packed sequences apart; set pack=0")
         sequences = [{"input_ids": torch.tensor(e.ids), "labels": torch.tensor(e.labels)} for e in examples]
         budget = max(pack, *(len(e.ids) for e in examples))
         packed = pack_rows(sequences, budget, {"input_ids": self.processor.pad_id, "labels": -100})

@@ -264,7 +264,15 @@ class GroundedMLLM(NativeForward, GroundedDecoding, GroundedPredictor, WholeWeig
             layout = layout.to(input_ids.device)
         if self.backbone.native:
             return self._forward_native(
-                input_ids, attention_mask, native, layout, labels, mask_features, mask_boxes, return_logits
+                input_ids,
+                attention_mask,
+                native,
+                layout,
+                labels,
+                mask_features,
+                mask_boxes,
+                return_logits,
+                position_ids,
             )
         embeds, position_ids, connected = self.embed(
             input_ids, attention_mask, pixel_values, image_grid_thw, image_tokens, mask_features, layout, task,

@@ -17,8 +17,9 @@ class NativeForward:
     """Mixin of `GroundedMLLM`."""
 
     def _forward_native(
-        self, input_ids, attention_mask, native, layout, labels, mask_features, mask_boxes, return_logits
-    ) -> GroundedOutput:
+        self, input_ids, attention_mask, native, layout, labels, mask_features, mask_boxes, return_logits,
+        position_ids=None,
+    ) -> GroundedOutput:  # fmt: skip
         """As `forward`, by the forward pass of the backbone itself."""
         wanted = None if labels is None else labels[:, 1:] != -100
         columns = None
@@ -29,7 +30,10 @@ class NativeForward:
                 torch.nonzero(with_label)[:, 0] if bool(with_label.any()) else with_label.new_zeros(1, dtype=torch.long)
             )
         asked = self.config.image_token_id if self.shares_tokens else None
-        read = self.backbone.read(input_ids, attention_mask, native, columns, asked)
+        packed = layout is not None and layout.sample_of_token is not None
+        read = self.backbone.read(
+            input_ids, None if packed else attention_mask, native, columns, asked, position_ids if packed else None
+        )
         output = GroundedOutput(hidden=read.hidden, logits=read.logits if return_logits else None)
         if wanted is not None:
             row, column = torch.nonzero(wanted, as_tuple=True)
@@ -37,7 +41,10 @@ class NativeForward:
             tokens = F.cross_entropy(read.logits[row, place].float(), labels[:, 1:][wanted], reduction="none")
             self._language_loss(output, tokens, labels, wanted, layout)
         if asked is not None and mask_features is not None:
-            known = tokens_of_rows(read.image_tokens, layout)
+            rows = read.image_tokens
+            if packed:
+                rows = tokens_of_samples(rows, layout, input_ids == asked)
+            known = tokens_of_rows(rows, layout)
             tokens = tuple(known.get(image) for image in range(len(mask_features)))
             mask_features = replace(mask_features, tokens=tokens)
         self._point(output, input_ids, labels, mask_features, layout, mask_boxes)
@@ -71,6 +78,12 @@ class NativeForward:
         if asked is not None:
             features.tokens = tokens_of_rows(tokens, inputs.get("layout"))
         return rows
+
+
+def tokens_of_samples(rows, layout: ImageLayout, places: torch.Tensor) -> list[torch.Tensor]:
+    """The image tokens [N, D] of packed rows by their samples; `places` [B, L] says where in the rows they stand."""
+    tokens, owner = torch.cat(list(rows)), layout.sample_of_token[places]
+    return [tokens[owner == sample] for sample in range(len(layout.per_sample))]
 
 
 def tokens_of_rows(rows, layout: ImageLayout | None) -> dict[int, torch.Tensor]:
