@@ -1,9 +1,10 @@
 """Volumes of the sample set: a decoder that reads slices together, the same one slice by slice, and slice propagation.
 
-    unimed grid configs/unified/_volumes.py --over decoder=volumetric,slices,memory --seeds 0 1 2 --out runs/volumes
+    unimed grid configs/unified/_volumes.py --over decoder=volumetric,slices,memory --seeds 0 1 2 --out runs/volumes \\
+        --metric dice --kind instances
 
-Four volumes are trained on; the seven findings of validation and test are scored by the protocol of ReXGroundingCT. No
-choice is made on the validation volumes here, so that they can be tested on as well.
+Four questions about three volumes are trained on; the seven findings of validation and test are scored by the protocol
+of ReXGroundingCT. No choice is made on the validation volumes here, so that they can be tested on as well.
 """
 
 from unimed.models.checkpoints.sam2 import sam2_video_config
