@@ -8,6 +8,7 @@ import torch
 from unimed.engine import checkpoint
 from unimed.engine.context_parallel import _check, _decoder, share_context, shared_out
 from unimed.engine.strategies import build_strategy
+from unimed.engine.strategy import FullyShardedStrategy
 from unimed.models.starting.grounded_small import build_small
 
 
@@ -63,3 +64,10 @@ def test_what_cannot_be_shared_out_is_named():
 ])  # fmt: skip
 def test_images_are_shared_out_by_their_size(weights, ranks, cuts):
     assert shared_out(weights, ranks) == cuts
+
+
+def test_fsdp_names_the_number_it_cannot_split():
+    task = torch.nn.Linear(2, 2)
+    task.scale = torch.nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="strategy='fsdp2' cannot split scale, a single number; use 'ddp' or 'zero2'"):
+        FullyShardedStrategy("fsdp2", task, torch.device("cpu"), "fp32")

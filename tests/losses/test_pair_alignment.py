@@ -37,3 +37,8 @@ def test_earlier_pairs_are_negatives_and_the_memory_is_bounded():
     assert len(align._kept[2]) == 5 and align._kept[2][:3] == ["9", "10", "11"]
     assert float(align(torch.randn(1, 4), torch.randn(1, 4), ["new"]).detach()) > 0
     assert not [name for name in align.state_dict() if "kept" in name]
+
+
+def test_every_parameter_can_be_split():
+    """FSDP refuses parameters without a dimension."""
+    assert all(parameter.ndim for parameter in PairAlignment(8).parameters())

@@ -22,16 +22,14 @@ class Sizes:
     tokens: tuple[int, ...] = (8, 16, 32)
     questions: tuple[int, ...] = (1, 2, 4, 8)
     clip_width: int = 256
-    clip_layers: int = 6
-    images: int = 48
+    clip_layers: int = 4
+    images: int = 24
     side: int = 224
     matrix: int = 1024
     mask_encoder: Mapping = field(default_factory=dict)  # of `random_sam2`; SAM 2.1 tiny where it is empty
     train_width: int = 256
     train_layers: int = 5
     train_steps: int = 12
-    packed_width: int = 576  # as wide as the smallest language model of the configs
-    packed_layers: int = 6
     train_samples: int = 32
     volume_side: int = 256
     volume_depth: int = 63
@@ -44,7 +42,7 @@ _SMALL_ENCODER = dict(
 )  # fmt: skip
 SMALL = Sizes(
     32, 2, 12, 4, (2, 6), (1, 3), 32, 1, 4, 32, 128, mask_encoder=_SMALL_ENCODER, train_width=32, train_layers=1,
-    train_steps=5, packed_width=32, packed_layers=1, train_samples=4, volume_side=64, volume_depth=4,
+    train_steps=5, train_samples=4, volume_side=64, volume_depth=4,
 )  # fmt: skip
 
 

@@ -9,10 +9,9 @@ import time
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
 
 from unimed.commands.speed_rows import Sizes, described, row
-from unimed.registry import COLLATORS, DATASETS, HOOKS, TASKS
+from unimed.registry import COLLATORS, DATASETS, TASKS
 from unimed.tasks.base import Task
 
 #: Tokens of a sequence, and sequences of a batch.
@@ -38,9 +37,10 @@ class Stack:
 
 
 class Language(Task):
-    """Next tokens of a small Llama."""
+    """Next tokens of a small Llama; notes when each pass begins, as (CPU seconds, wall seconds)."""
 
     processor = None
+    times: list[tuple[float, float]] = []
 
     def __init__(self, width: int = 256, layers: int = 5):
         from unimed.models.starting.rivals import random_llama
@@ -48,22 +48,14 @@ class Language(Task):
         super().__init__(random_llama(width, layers, 1000))
 
     def forward(self, batch):
-        return {"loss": self.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss}
-
-
-class Stamps(Hook):
-    """When steps ended, as (CPU seconds, wall seconds)."""
-
-    times: list[tuple[float, float]] = []
-
-    def after_train_iter(self, *args, **kwargs):
         self.times.append(_now())
+        return {"loss": self.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss}
 
 
 @contextlib.contextmanager
 def _registered():
     """Names that a config may use, for as long as it is needed: nobody shall find them among data sets and tasks."""
-    given = {DATASETS: Tokens, COLLATORS: Stack, TASKS: Language, HOOKS: Stamps}
+    given = {DATASETS: Tokens, COLLATORS: Stack, TASKS: Language}
     for registry, one in given.items():
         registry.register_module(name=f"Speed{one.__name__}", module=one)
     try:
@@ -87,7 +79,9 @@ def _engine(sizes: Sizes, repeat: int, peak: float) -> dict:
     spent = {name: {"cpu_s": [], "wall_s": []} for name in ("ours", "bare PyTorch loop")}
     for _ in range(repeat):
         for name, run in zip(spent, (_with_engine, _bare), strict=True):
-            times = run(sizes)[_FIRST - 1 :]
+            Language.times.clear()
+            run(sizes)
+            times = Language.times[_FIRST:]
             for place, kind in enumerate(("cpu_s", "wall_s")):
                 steps = [b[place] - a[place] for a, b in zip(times, times[1:], strict=False)]
                 spent[name][kind] += steps
@@ -95,10 +89,9 @@ def _engine(sizes: Sizes, repeat: int, peak: float) -> dict:
     return described("a training step", spent, 6 * weights * BATCH * LENGTH / 1e9, peak)
 
 
-def _with_engine(sizes: Sizes) -> list[tuple[float, float]]:
+def _with_engine(sizes: Sizes) -> None:
     from unimed.engine import train
 
-    Stamps.times.clear()
     with _registered(), tempfile.TemporaryDirectory() as folder:
         train(
             dict(
@@ -110,23 +103,20 @@ def _with_engine(sizes: Sizes) -> list[tuple[float, float]]:
                 max_steps=sizes.train_steps,
                 clip=1.0,
                 device="cpu",
-                hooks=[dict(type="SpeedStamps")],
                 checkpoint=dict(interval=0, keep=1),
                 log=dict(interval=10, curves=False),
             ),
             folder,
         )
-    return list(Stamps.times)
 
 
-def _bare(sizes: Sizes) -> list[tuple[float, float]]:
+def _bare(sizes: Sizes) -> None:
     from unimed.data.mixture import Mixture
 
     model, data, order = Language(sizes.train_width, sizes.train_layers), Tokens(), Mixture([4096])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     model.train()
     keys = [[order[i].index for i in range(BATCH * s, BATCH * (s + 1))] for s in range(sizes.train_steps)]
-    times = []
     for batch in torch.utils.data.DataLoader(data, batch_sampler=keys, collate_fn=Stack()):
         loss = model(batch)["loss"]
         loss.backward()
@@ -134,8 +124,6 @@ def _bare(sizes: Sizes) -> list[tuple[float, float]]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()
-        times.append(_now())
-    return times
 
 
 def _packed(sizes: Sizes, repeat: int) -> dict:
@@ -150,7 +138,7 @@ def _packed(sizes: Sizes, repeat: int) -> dict:
 
     samples = _samples(sizes.train_samples)
     texts = [text for sample in samples for _, text in sample.conversation]
-    model = build_small(texts, hidden_dim=sizes.packed_width, layers=sizes.packed_layers)
+    model = build_small(texts, hidden_dim=sizes.train_width, layers=sizes.train_layers)
     tasks = {
         "ours": GroundingTask(model, freeze=["mask_head"], cache_images=len(samples)),
         "bare loop, padded rows": GroundingTask(copy.deepcopy(model), freeze=["mask_head"]),

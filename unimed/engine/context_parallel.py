@@ -73,7 +73,8 @@ def _check(decoder: nn.Module, size: int) -> None:
             "can be shared; leave it out, or use strategy='fsdp2' and gradient_checkpointing=True"
         )
     for layer in decoder.layers:
-        if not hasattr(getattr(layer, "self_attn", None), "is_causal"):
+        attention = getattr(layer, "self_attn", None)
+        if not hasattr(attention, "is_causal") or any("Indexer" in type(m).__name__ for m in attention.children()):
             raise ValueError(
                 f"context_parallel: layers of {config.model_type!r} ({type(layer).__name__}) do more than attention "
                 "between tokens; leave it out, or use strategy='fsdp2' and gradient_checkpointing=True"
@@ -99,10 +100,10 @@ class _Gather(torch.autograd.Function):
 
 
 class _Part(NamedTuple):
-    """How many rows of a batch of images each rank of the group read, and how many it was given."""
+    """How many rows of a batch of images each rank of the group was given, and how many of them count."""
 
+    given: list[int]
     sizes: list[int]
-    given: int
 
 
 class _Context:
@@ -166,7 +167,10 @@ class _Context:
         positions = kwargs.get("position_embeddings")
         if positions is None:
             raise ValueError(f"context_parallel: {type(layer).__name__} makes its own positions; leave it out for it")
-        return args, kwargs | {"position_embeddings": tree_map(lambda one: self.part(one, -2), positions)}
+        kwargs = kwargs | {"position_embeddings": tree_map(lambda one: self.part(one, -2), positions)}
+        if torch.is_tensor(kwargs.get("position_ids")):
+            kwargs["position_ids"] = self.part(kwargs["position_ids"], -1)
+        return args, kwargs
 
     def _first_layer(self, layer, args, kwargs):
         changed = self._layer(layer, args, kwargs)
@@ -194,25 +198,26 @@ class _Context:
         tensors = [one for one in tensors if _holds_tensors(one)]
         if not self.active or not tensors:
             return None
-        whole, count = tensors[0], 1
+        whole = tensors[0]
         if len(tensors) == 1 and torch.is_tensor(whole) and whole.ndim == 4:
             count = -(-len(whole) // self.size)
             rows = torch.arange(self.rank * count, (self.rank + 1) * count).clamp(max=len(whole) - 1)
             given = [whole[rows.to(whole.device)]]
             sizes = [min(count, max(0, len(whole) - place * count)) for place in range(self.size)]
+            counts = [count] * self.size
         elif len(tensors) == 2 and whole.ndim == 2 and tensors[1].shape[1:] == (3,):
             grid = tensors[1]
             patches = grid.prod(dim=1).tolist()
             images = shared_out(patches, self.size)
             sizes = [sum(patches[first:last]) for first, last in images]
+            images = [(first, last) if first < last else (0, 1) for first, last in images]  # all run the encoder
+            counts = [sum(patches[first:last]) for first, last in images]
             first, last = images[self.rank]
-            first, last = (first, last) if first < last else (0, 1)  # all ranks run the encoder
             start = sum(patches[:first])
-            count = sum(patches[first:last])
-            given = [whole[start : start + count], grid[first:last]]
+            given = [whole[start : start + counts[self.rank]], grid[first:last]]
         else:
             return None
-        self._reading[encoder] = _Part(sizes, count)
+        self._reading[encoder] = _Part(counts, sizes)
         replaced = {id(old): new for old, new in zip(tensors, given, strict=True)}
         return tuple(replaced.get(id(one), one) for one in args), {
             name: replaced.get(id(value), value) for name, value in kwargs.items()
@@ -227,8 +232,17 @@ class _Context:
             if not torch.is_tensor(one):
                 return one
             # Encoders that merge neighbors give fewer rows than there were patches.
-            sizes = [size * len(one) // part.given for size in part.sizes]
-            most = max(max(sizes), len(one))
+            length = torch.tensor([len(one)], device=one.device)
+            lengths = length.new_empty(self.size)
+            _ALL_GATHER(lengths, length, group=self.group)
+            made = lengths.tolist()
+            if any(made[0] * here != there * part.given[0] for there, here in zip(made, part.given, strict=True)):
+                raise ValueError(
+                    f"context_parallel: {type(encoder).__name__} gives features that are not in rows of its patches; "
+                    "leave it out for this family"
+                )
+            sizes = [size * made[0] // part.given[0] for size in part.sizes]
+            most = max(made)
             filled = one if len(one) == most else torch.cat([one, one.new_zeros(most - len(one), *one.shape[1:])])
             every = _Gather.apply(filled, self.group).split(most)
             return torch.cat([rows[:size] for rows, size in zip(every, sizes, strict=True)])

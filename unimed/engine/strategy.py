@@ -325,6 +325,9 @@ class FullyShardedStrategy(Strategy):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        single = [name for name, p in self.task.named_parameters() if p.ndim == 0]
+        if single:
+            raise ValueError(f"strategy='fsdp2' cannot split {single[0]}, a single number; use 'ddp' or 'zero2'")
         if world()[1] > 1:
             for tensor in self.task.state_dict().values():
                 placed = tensor.to(self.device)

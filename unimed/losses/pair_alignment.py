@@ -27,7 +27,7 @@ class PairAlignment(nn.Module):
     def __init__(self, dim: int, width: int = 128, memory: int = 256):
         super().__init__()
         self.image, self.text = nn.Linear(dim, width, bias=False), nn.Linear(dim, width, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # FSDP splits no scalars
         self.memory = memory
         self._kept: tuple[torch.Tensor, torch.Tensor, list[str]] | None = None
 

@@ -42,6 +42,7 @@ from unimed.tasks.grounding import GroundingTask
 #: Those of `further_native_models` that need an option of their own; `python tests/models/grounded/native_sweep.py`
 #: tries all of them.
 SPECIAL = ("cosmos3_edge", "inkling2", "mistral_large4", "pp_chart2table")
+GROUPED = ("aria", "glm4v_moe", "qwen3_5_moe", "qwen3_vl_moe")
 every_family = pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(FURTHER)))
 built = functools.cache(built)
 
@@ -125,7 +126,9 @@ def test_a_family_that_lets_sequences_run_together_is_not_packed():
 
 @every_family
 def test_adapters(name):
-    model = copy.deepcopy(built(name))
+    torch.manual_seed(0)
+    # Small models make much of rounding in single precision; torch multiplies no groups of experts in double.
+    model = copy.deepcopy(built(name)).to(torch.float32 if name in GROUPED else torch.float64)
     batch = model.processor(images=WIDE, text=ASKED[0])
     before = states(model, batch)[0]
     add_lora(model.language_model, {"r": 2})
