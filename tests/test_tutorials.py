@@ -58,16 +58,17 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def speaker(here):
-    """A model of a few thousand weights that points in every answer."""
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory):
+    """A model of a few thousand weights that points in every answer; it is only read."""
     from published_folders import publish
 
     from unimed.models.checkpoints import unibiomed
 
-    publish(here / "published", say=["[SEG]", ".", "<|im_end|>"])
-    unibiomed.convert(here / "published", here / "speaker")
-    return here / "speaker"
+    home = tmp_path_factory.mktemp("speaker")
+    publish(home / "published", say=["[SEG]", ".", "<|im_end|>"])
+    unibiomed.convert(home / "published", home / "speaker")
+    return home / "speaker"
 
 
 def flat_images(here):
