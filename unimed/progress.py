@@ -110,18 +110,19 @@ def line() -> str:
 
 
 @contextlib.contextmanager
-def shown(stream=None, interval_s: float = INTERVAL_S, terminal: bool = True) -> Iterator[None]:
+def shown(stream=None, interval_s: float | None = None, terminal: bool = True) -> Iterator[None]:
     """Print progress while the block runs; blocks within it change nothing.
 
     Args:
         stream: standard error by default.
+        interval_s: seconds between two lines of a file; `INTERVAL_S` by default.
         terminal: False where the work itself draws on a terminal; lines are then for files alone.
     """
     global _reporter
     if _reporter is not None:
         yield
         return
-    _reporter = _Reporter(stream, interval_s, terminal)
+    _reporter = _Reporter(stream, INTERVAL_S if interval_s is None else interval_s, terminal)
     _reporter.start()
     try:
         yield
