@@ -10,10 +10,11 @@ Ryali et al., Hiera, ICML 2023; Ravi et al., SAM 2, 2024. Weights stay where the
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 #: Tokens of a tile, and rows of what is computed at once elsewhere: their inner values fit into the caches of a core.
-TILE_TOKENS, CHUNK_ROWS = 1024, 1024
+TILE_TOKENS, CHUNK_ROWS = 4096, 1024
 
 
 def serves(encoder, pixels: torch.Tensor) -> bool:
@@ -40,36 +41,72 @@ def encode(encoder, decoder, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.
     Returns:
         coarse [B, C, S/16, S/16], fine [B, C/8, S/4, S/4] and middle [B, C/4, S/8, S/8].
     """
-    maps = [stages(encoder.backbone, one[None]) for one in pixels]
-    found = [_neck(encoder.neck, decoder, levels) for levels in maps]
-    return tuple(torch.cat(level) for level in zip(*found, strict=True))
+    neck, backbone = encoder.neck, encoder.backbone
+    sides = [_weights(conv) for conv in reversed(neck.convs)]
+    # The decoder's first convolutions follow those of the neck, without anything between them.
+    for level, conv in enumerate((decoder.conv_s0, decoder.conv_s1)):
+        second, offset = _weights(conv)
+        sides[level] = second @ sides[level][0], second @ sides[level][1] + offset
+    readers, found = dict(zip(backbone.stage_ends, sides, strict=True)), []
+    for one in pixels:
+        fine, middle, coarse, below = stages(backbone, one[None], readers)
+        if 2 in neck.fpn_top_down_levels:
+            coarse = coarse + below.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+        found.append([level.permute(0, 3, 1, 2) for level in (coarse, fine, middle)])  # channels last
+    return tuple(found[0]) if len(found) == 1 else tuple(torch.cat(level) for level in zip(*found, strict=True))
 
 
-def stages(backbone, pixels: torch.Tensor) -> list[torch.Tensor]:
-    """Output of every stage, [1, H, W, C], of one image."""
-    hidden = backbone.patch_embed(pixels)
-    hidden = _placed(hidden, backbone.pos_embed[0], backbone.pos_embed_window[0])
-    ends, ready = list(backbone.stage_ends), {}
-    first = _local(backbone, hidden.shape[1:3])
-    if first:
-        ready = _in_tiles(backbone, hidden, first)
-        hidden = ready[first - 1]
-    for number, block in enumerate(backbone.blocks):
-        if number >= first:
-            hidden = _block(block, hidden)
-            ready[number] = hidden
-    return [ready[end] for end in ends]
+def stages(backbone, pixels: torch.Tensor, readers: dict) -> list[torch.Tensor]:
+    """What `readers` make of the output of every stage of one image, each [1, H, W, C].
+
+    Args:
+        readers: {number of the last block of a stage: weight and bias}.
+    """
+    patches = backbone.patch_embed(pixels)
+    height, width = patches.shape[1:3]
+    places, count, made = _Places(backbone, height, width), _local(backbone, (height, width)), {}
+
+    def run(hidden, numbers) -> dict[int, torch.Tensor]:
+        """What is read on the way, and as number -1 the output of the last block."""
+        found = {}
+        for number in numbers:
+            hidden = _block(backbone.blocks[number], hidden)
+            if number in readers:
+                found[number] = F.linear(hidden, *readers[number])
+        return found | {-1: hidden}
+
+    # Windows that a tile is made of, from all of the width to one.
+    side = backbone.blocks[0].window_size if count else height
+    rows, columns = max(side, TILE_TOKENS // width // side * side), width
+    if count and rows == side:
+        columns = max(side, min(width, TILE_TOKENS // side // side * side))
+    for top in range(0, height, rows):
+        strip = []
+        for left in range(0, width, columns):
+            part = patches[:, top : top + rows, left : left + columns]
+            strip.append(run(places(top, left, *part.shape[1:3]).add_(part), range(count)))
+        for number in strip[0]:
+            made.setdefault(number, []).append(torch.cat([one[number] for one in strip], dim=2))
+    made = {number: torch.cat(parts, dim=1) for number, parts in made.items()}
+    made |= run(made[-1], range(count, len(backbone.blocks)))
+    return [made[end] for end in backbone.stage_ends]
 
 
-def _placed(hidden, coarse, window):
-    """Patches [1, H, W, C] with their position: a coarse map [C, h, w], stretched, and one of a window [C, s, s]."""
-    height, width = hidden.shape[1:3]
-    rows, columns = (_stretch(old, new, coarse) for old, new in zip(coarse.shape[1:], (height, width), strict=True))
-    place = torch.einsum("Hh,chw->Hwc", rows, coarse)
-    place = torch.einsum("Ww,Hwc->HWc", columns, place)
-    side = window.shape[-1]
-    tiled = place.view(height // side, side, width // side, side, -1) + window.permute(1, 2, 0)[:, None]
-    return hidden + tiled.reshape(1, height, width, -1)
+class _Places:
+    """Positions of patches: a coarse map [C, h, w], stretched, and one of a window [C, s, s]."""
+
+    def __init__(self, backbone, height: int, width: int):
+        coarse = backbone.pos_embed[0]
+        self.rows = _stretch(coarse.shape[1], height, coarse)
+        self.across = torch.einsum("Ww,chw->hWc", _stretch(coarse.shape[2], width, coarse), coarse)
+        self.window = backbone.pos_embed_window[0].permute(1, 2, 0)
+
+    def __call__(self, top: int, left: int, height: int, width: int) -> torch.Tensor:
+        """[1, height, width, C] of a part that begins with a window and ends with one."""
+        place = torch.tensordot(self.rows[top : top + height], self.across[:, left : left + width], dims=1)
+        side = len(self.window)
+        place.view(height // side, side, width // side, side, -1).add_(self.window[:, None])
+        return place[None]
 
 
 def _stretch(old: int, new: int, like):
@@ -93,96 +130,80 @@ def _local(backbone, grid) -> int:
     return count
 
 
-def _in_tiles(backbone, hidden, count: int) -> dict[int, torch.Tensor]:
-    """Outputs of those of the first `count` blocks that end a stage, and of the last of them."""
-    side = backbone.blocks[0].window_size
-    kept = {count - 1, *(end for end in backbone.stage_ends if end < count)}
-    columns = max(side, min(hidden.shape[2], TILE_TOKENS // side // side * side))
-    rows: dict[int, list] = {number: [] for number in kept}
-    for strip in hidden.split(side, dim=1):
-        parts: dict[int, list] = {number: [] for number in kept}
-        for tile in strip.split(columns, dim=2):
-            for number in range(count):
-                tile = _block(backbone.blocks[number], tile)
-                if number in kept:
-                    parts[number].append(tile)
-        for number, found in parts.items():
-            rows[number].append(torch.cat(found, dim=2))
-    return {number: torch.cat(found, dim=1) for number, found in rows.items()}
-
-
 def _block(block, hidden):
-    """One block on [1, H, W, C]."""
-    normed = block.layer_norm1(hidden)
-    stride = block.query_stride
+    """One block on [1, H, W, C], which is ours to write into."""
+    mlp, rows = block.mlp, block.window_size or hidden.shape[1]
+    strips = [_with_attention(block, strip) for strip in hidden.split(rows, dim=1)]
     if block.dim != block.dim_out:
-        hidden = _pooled(block.proj(normed), stride)
-    hidden = (hidden + _attended(block, normed)).contiguous()
-    mlp = block.mlp
-    for part in hidden.flatten(0, 2).split(CHUNK_ROWS):  # views: the sum above is ours to write into
-        part += mlp.proj_out(mlp.activation(mlp.proj_in(block.layer_norm2(part))))
+        hidden = torch.cat(strips, dim=1) if len(strips) > 1 else strips[0]
+    for part in hidden.view(-1, hidden.shape[-1]).split(CHUNK_ROWS):
+        _add_product(part, mlp.activation(mlp.proj_in(block.layer_norm2(part))), mlp.proj_out)
+    return hidden
+
+
+def _add_product(into, values, linear) -> None:
+    """Add `linear` of `values` [N, K] to `into` [N, C], in place and without a place for the product."""
+    if type(linear) is nn.Linear:
+        into.add_(linear.bias).addmm_(values, linear.weight.T)
+    else:
+        into.add_(linear(values))
+
+
+def _with_attention(block, hidden):
+    """`hidden` [1, h, W, C] and what its attention adds; it is overwritten where the block keeps its channels."""
+    normed = block.layer_norm1(hidden)
+    if block.dim != block.dim_out:
+        hidden = _pooled(block.proj(normed), block.query_stride)
+    hidden += _attended(block, normed)
     return hidden
 
 
 def _attended(block, normed):
+    """Attention within all of [1, h, W, C], or within windows; these are one row, the last of which may be cut."""
     attention, stride, side = block.attn, block.query_stride, block.window_size
-    heads, (_, height, width, _) = attention.num_attention_heads, normed.shape
+    _, height, width, channels = normed.shape
+    down, across = (side, -(-width // side)) if side else (height, 1)
+    step = side or width
+    whole = (height, width) == (down, across * step)
+    if whole and across > 1:
+        normed = normed.view(down, across, step, channels).transpose(0, 1).contiguous()  # [windows, s, s, C]
     qkv = attention.qkv(normed)
-    across = down = 1
-    if side:
-        more, wider = (-height) % side, (-width) % side
-        if more or wider:
-            # A token of padding is zero before the projection.
-            empty = attention.qkv(normed.new_zeros(1, normed.shape[-1]))[0]
-            whole = empty.expand(1, height + more, width + wider, -1).clone()
-            whole[:, :height, :width] = qkv
-            qkv = whole
-        down, across = qkv.shape[1] // side, qkv.shape[2] // side
-        qkv = qkv.view(down, side, across, side, -1).transpose(1, 2).flatten(0, 1)  # [windows, side, side, 3C]
+    if not whole:
+        # A token of padding is zero before the projection, and its bias after it.
+        given, qkv = qkv[0], qkv.new_empty(across, side, side, qkv.shape[-1])
+        for number, window in enumerate(given.split(side, dim=1)):
+            qkv[number, :height, : window.shape[1]] = window
+        qkv[:, height:] = attention.qkv.bias
+        qkv[-1, :, width - (across - 1) * side :] = attention.qkv.bias
     query, key, value = qkv.chunk(3, dim=-1)
     if stride:
         query = _pooled(query, stride)
-    shape = query.shape
+    _, down, step, _ = query.shape
     # [windows, heads, tokens, C / heads]
-    query, key, value = (one.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2) for one in (query, key, value))
+    query, key, value = (
+        one.flatten(1, 2).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+        for one in (query, key, value)
+    )
+    if not side:  # every token is read four thousand times
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
-    mixed = mixed.transpose(1, 2).reshape(shape)
-    if side:
-        mixed = mixed.unflatten(0, (down, across)).transpose(1, 2)  # [down, side, across, side, C]
-        mixed = mixed.reshape(1, down * shape[1], across * shape[2], -1)
-        mixed = mixed[:, : height // (stride[0] if stride else 1), : width // (stride[1] if stride else 1)]
-    return attention.proj(mixed)
+    mixed = attention.proj(mixed.transpose(1, 2).flatten(2)).view(across, down, step, -1)
+    mixed = mixed.transpose(0, 1).reshape(1, down, across * step, -1)
+    return mixed[:, : height // (stride[0] if stride else 1), : width // (stride[1] if stride else 1)]
 
 
 def _pooled(values, stride):
     """Largest of every `stride` field of [N, H, W, C]."""
     if not stride:
         return values
-    largest, (height, width) = (
-        None,
-        (length - length % step for length, step in zip(values.shape[1:3], stride, strict=True)),
-    )
+    height, width = (length - length % step for length, step in zip(values.shape[1:3], stride, strict=True))
+    largest = values[:, : height : stride[0], : width : stride[1]].clone()
     # Slices, not `amax` over two axes of a view, which takes ten times as long.
     for row in range(stride[0]):
         for column in range(stride[1]):
             one = values[:, row : height : stride[0], column : width : stride[1]]
-            largest = one if largest is None else torch.maximum(largest, one)
+            torch.maximum(largest, one, out=largest)
     return largest
-
-
-def _neck(neck, decoder, levels):
-    """Coarse, fine and middle map [1, C, h, w] of the outputs of the stages."""
-    sides = [_weights(conv) for conv in reversed(neck.convs)]
-    coarse = F.linear(levels[2], *sides[2])
-    if 2 in neck.fpn_top_down_levels:
-        below = F.linear(levels[3], *sides[3])
-        coarse = coarse + below.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    found = [coarse.permute(0, 3, 1, 2)]
-    for level, side, conv in ((levels[0], sides[0], decoder.conv_s0), (levels[1], sides[1], decoder.conv_s1)):
-        second, offset = _weights(conv)
-        joined = second @ side[0], second @ side[1] + offset
-        found.append(F.linear(level, *joined).permute(0, 3, 1, 2))
-    return [one.contiguous() for one in found]
 
 
 def _weights(conv):

@@ -211,6 +211,8 @@ def resize_mask_logits(
         logits = F.interpolate(logits, (through, through), mode="bilinear", align_corners=False)
     if through is not None and content is not None:
         logits = logits[..., : content[0], : content[1]]
+    if logits.shape[-2:] == tuple(size):
+        return logits[:, 0]
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)[:, 0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
-from unimed.models.heads import hiera
+from unimed.models.heads import hiera, sam2_decoding
 from unimed.models.heads.mask import MaskDecoder, MaskFeatures, MaskOutput, mask_decoder, per_image
 from unimed.models.heads.sam import SAM2_LEADING, output_tokens, tokens_per_image
 
@@ -126,16 +126,19 @@ class Sam2MaskHead(MaskDecoder):
     def _run_decoder(self, embedding, sparse, high_resolution, multimask: bool) -> MaskOutput:
         """One image with P prompts, or N images with one each; the best of the proposed masks per prompt."""
         dense = self.sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(embedding)
-        masks, iou, tokens, object_logits = self.sam.mask_decoder(
-            image_embeddings=embedding,
-            image_positional_embeddings=self.sam.get_image_wide_positional_embeddings().expand(
-                len(embedding), -1, -1, -1
-            ),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-            high_resolution_features=high_resolution,
-        )
+        decoder, place = self.sam.mask_decoder, self.sam.get_image_wide_positional_embeddings()
+        if sam2_decoding.serves(decoder, embedding, sparse):
+            decoded = sam2_decoding.decode(decoder, embedding + dense, place, sparse, high_resolution, multimask)
+        else:
+            decoded = decoder(
+                image_embeddings=embedding,
+                image_positional_embeddings=place.expand(len(embedding), -1, -1, -1),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=multimask,
+                high_resolution_features=high_resolution,
+            )
+        masks, iou, tokens, object_logits = decoded
         # [P, K, h, w], [P, K], [P, K, C]
         masks, iou, tokens = masks.flatten(0, 1), iou.flatten(0, 1), tokens.flatten(0, 1)
         best = iou.argmax(dim=1)
