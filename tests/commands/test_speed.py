@@ -16,7 +16,9 @@ def test_the_table_of_small_models(tmp_path, monkeypatch, capsys):
     assert told["machine"]["matrix_gflops"] > 0.1 and told["machine"]["memory_gb_per_s"] > 0.01
     rows = {row["what"]: row for row in told["rows"]}
     assert all(row["same"] for row in rows.values() if "same" in row)
-    assert len(rows) == 10 and {row["comparison"] for row in rows.values()} == {*speed_table.COMPARISONS}
+    # Kept features are rounded to half precision, and packed rows add up in another order.
+    assert [row["loss_differs_by"] < 1e-3 for row in rows.values() if "loss_differs_by" in row] == [True] * 4
+    assert len(rows) == 12 and {row["comparison"] for row in rows.values()} == {*speed_table.COMPARISONS}
     assert all(row["least"] <= row["ratio_cpu"] <= row["most"] for row in rows.values())
     # A guard against a way of ours that has become several times as slow, not a claim; the best of three counts.
     slow = {what: row["most"] for what, row in rows.items() if row["most"] < 0.4}
@@ -36,3 +38,10 @@ def test_volumes_are_a_part_of_it(capsys):
         speed(["volumes", "--help"])
     assert stop.value.code == 0 and "speed|memory" in capsys.readouterr().out
     assert speed(["volumes", "speed", "nowhere-at-all"]) == 1
+
+
+def test_the_interval_of_a_median():
+    """Of a hundred values the ranks 40 and 61 hold the median at 95 % (96.5 %, the first ranks that do)."""
+    assert speed_rows.interval_of_median([*range(1, 101)]) == (40, 61)
+    assert speed_rows.interval_of_median([3, 1, 2, 6, 5, 4]) == (1, 6)
+    assert speed_rows.interval_of_median([1, 2, 3, 4, 5]) == ()

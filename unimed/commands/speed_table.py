@@ -176,8 +176,8 @@ def everything(
     if curves := [one for one in rows if "n" in one]:
         draw(out / "speed.png", curves)
     columns = [c for c in ("what", "ours_cpu_s", "ours_wall_s", "other", "ratio_cpu", "least", "most",
-                           "share_of_matrix_peak", "pixels_that_differ",
-                           "dice_with_every_slice") if any(c in one for one in rows)]  # fmt: skip
+                           "from", "to", "share_of_matrix_peak", "pixels_that_differ", "share_waiting_for_data",
+                           "loss_differs_by", "dice_with_every_slice") if any(c in one for one in rows)]  # fmt: skip
     shown = [{key: value for key, value in one.items() if key in columns} for one in rows]
     told = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in limits.items()

@@ -1,184 +1,146 @@
-"""Rows of `unimed speed all` for training: a step beside a bare loop, and what packing and caching give."""
+"""Rows of `unimed speed all` for training: the quickstart's model in the engine, beside a bare PyTorch loop.
+
+A frozen image encoder, a language model that starts from nothing, records with short and long answers. The bare loop
+pads its rows and encodes the images of every batch; the engine does the same, or packs rows, keeps the features of
+images, or both. After each step of the engine the bare loop takes one on the same records.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import json
+import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
 import torch
 
-from unimed.commands.speed_rows import Sizes, described, row
-from unimed.registry import COLLATORS, DATASETS, TASKS
-from unimed.tasks.base import Task
+from unimed.commands.speed_records import write_records
+from unimed.commands.speed_rows import Sizes, described
+from unimed.registry import DATASETS, TASKS
+from unimed.tasks.grounding import GroundingTask
 
-#: Tokens of a sequence, and sequences of a batch.
-LENGTH, BATCH = 128, 4
-#: Tokens of a packed row.
-PACK = 128
-_FIRST = 3  # steps that are left out: they build caches
-
-
-class Tokens:
-    """Random sequences, the same at every asking."""
-
-    def __len__(self):
-        return 4096
-
-    def __getitem__(self, index):
-        return torch.randint(0, 1000, (LENGTH,), generator=torch.Generator().manual_seed(index))
+#: What the engine may do that the bare loop does not, by the name of its row.
+WAYS = {
+    "a training step": {},
+    "a training step, rows packed": {"pack": 256},
+    "a training step, image features kept": {"keep": True},
+    "a training step, rows packed and image features kept": {"pack": 256, "keep": True},
+}
+_RATE, _CLIP = 1e-3, 1.0
 
 
-class Stack:
-    def __call__(self, samples):
-        return {"input_ids": torch.stack(samples)}
+def training(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
+    """A row for each of `WAYS`; `repeat` is the number of steps that count, after a pass over all records."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_records(folder, sizes.train_batch * sizes.train_batches, sizes.train_images)
+        return [
+            _beside(name, sizes, Path(folder, f"run-{number}"), data, repeat, **way)
+            for number, (name, way) in enumerate(WAYS.items())
+        ]
 
 
-class Language(Task):
-    """Next tokens of a small Llama; notes when each pass begins, as (CPU seconds, wall seconds)."""
+def bare_loop(task: dict, dataset: dict, batch: int) -> Iterator[float]:
+    """Train as one would without this package's engine; gives the loss of every step, without end."""
+    from torch.utils.data import DataLoader
 
-    processor = None
-    times: list[tuple[float, float]] = []
+    from unimed.data.collate.grounded import GroundedCollator
 
-    def __init__(self, width: int = 256, layers: int = 5):
-        from unimed.models.starting.rivals import random_llama
+    model, data = TASKS.build(task), DATASETS.build(dataset)
+    optimizer = torch.optim.AdamW(model.train_parameters(), lr=_RATE)
+    loader = DataLoader(data, batch_size=batch, collate_fn=GroundedCollator(model.processor))
+    model.train()
+    while True:
+        for samples in loader:
+            loss = model(samples)["loss"]
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+            optimizer.step()
+            optimizer.zero_grad()
+            yield loss.item()
 
-        super().__init__(random_llama(width, layers, 1000))
 
-    def forward(self, batch):
-        self.times.append(_now())
-        return {"loss": self.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss}
+class Beside(GroundingTask):
+    """After each step of the engine takes one of the bare loop, and notes seconds and losses of both.
 
+    Args:
+        bare: arguments of `bare_loop`.
+        first: steps that do not count.
+    """
 
-@contextlib.contextmanager
-def _registered():
-    """Names that a config may use, for as long as it is needed: nobody shall find them among data sets and tasks."""
-    given = {DATASETS: Tokens, COLLATORS: Stack, TASKS: Language}
-    for registry, one in given.items():
-        registry.register_module(name=f"Speed{one.__name__}", module=one)
-    try:
-        yield
-    finally:
-        for registry, one in given.items():
-            registry.module_dict.pop(f"Speed{one.__name__}")
+    last: Beside  # the one that was built last: the engine gives none back
+
+    def __init__(self, bare: dict, first: int, **arguments):
+        super().__init__(**arguments)
+        self.loop, self.first, self.steps, self.left = bare_loop(**bare), first, 0, _now()
+        self.spent = {name: {"cpu_s": [], "wall_s": []} for name in ("ours", "bare PyTorch loop")}
+        self.losses: dict[str, list[float]] = {name: [] for name in self.spent}
+        Beside.last = self
+
+    def forward(self, batch, **others):
+        found = super().forward(batch, **others)
+        self.losses["ours"].append(float(found["loss"].detach()))
+        return found
+
+    def after_step(self) -> None:
+        super().after_step()
+        came = _now()
+        self.losses["bare PyTorch loop"].append(next(self.loop))
+        now = _now()
+        if self.steps >= self.first:
+            for name, begin, end in (("ours", self.left, came), ("bare PyTorch loop", came, now)):
+                for place, kind in enumerate(("cpu_s", "wall_s")):
+                    self.spent[name][kind].append(end[place] - begin[place])
+        self.steps, self.left = self.steps + 1, _now()
 
 
 def _now() -> tuple[float, float]:
     return time.process_time(), time.perf_counter()
 
 
-def training(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
-    """Both rows."""
-    return [_engine(sizes, repeat, peak), _packed(sizes, repeat)]
+@contextlib.contextmanager
+def _registered(name: str) -> Iterator[None]:
+    """The task under a name that a config may use, for as long as it is needed: nobody shall find it among tasks."""
+    TASKS.register_module(name=name, module=Beside)
+    try:
+        yield
+    finally:
+        TASKS.module_dict.pop(name)
 
 
-def _engine(sizes: Sizes, repeat: int, peak: float) -> dict:
-    """A step of the engine against a loop that holds nothing but what a step needs: same model, batches, optimizer."""
-    spent = {name: {"cpu_s": [], "wall_s": []} for name in ("ours", "bare PyTorch loop")}
-    for _ in range(repeat):
-        for name, run in zip(spent, (_with_engine, _bare), strict=True):
-            Language.times.clear()
-            run(sizes)
-            times = Language.times[_FIRST:]
-            for place, kind in enumerate(("cpu_s", "wall_s")):
-                steps = [b[place] - a[place] for a, b in zip(times, times[1:], strict=False)]
-                spent[name][kind] += steps
-    weights = sum(p.numel() for p in Language(sizes.train_width, sizes.train_layers).parameters() if p.ndim > 1)
-    return described("a training step", spent, 6 * weights * BATCH * LENGTH / 1e9, peak)
-
-
-def _with_engine(sizes: Sizes) -> None:
+def _beside(what: str, sizes: Sizes, folder: Path, data: Path, repeat: int, pack: int = 0, keep: bool = False) -> dict:
     from unimed.engine import train
 
-    with _registered(), tempfile.TemporaryDirectory() as folder:
+    dataset = dict(type="RecordDataset", path=str(data))
+    model = dict(type="SmallGroundedMLLM", texts=str(data / "records" / "train.jsonl"), **sizes.train_model)
+    plain = dict(type="GroundingTask", model=model)
+    with _registered("SpeedBeside"):
         train(
             dict(
-                task=dict(type="SpeedLanguage", width=sizes.train_width, layers=sizes.train_layers),
-                train_data=dict(type="SpeedTokens"),
-                collate=dict(type="SpeedStack"),
-                optimizer=dict(type="AdamW", lr=1e-4),
-                batch_size=BATCH,
-                max_steps=sizes.train_steps,
-                clip=1.0,
+                task=dict(
+                    type="SpeedBeside", model=model, cache_images=sizes.train_images if keep else 0,
+                    bare=dict(task=plain, dataset=dataset, batch=sizes.train_batch), first=sizes.train_batches,
+                ),
+                train_data=dict(mixture=[dict(dataset=dataset)], shuffle=False),
+                collate=dict(type="GroundedCollator", pack=pack),
+                optimizer=dict(type="AdamW", lr=_RATE),
+                schedule=dict(type="constant", warmup=0),
+                batch_size=sizes.train_batch,
+                max_steps=sizes.train_batches + repeat,
+                clip=_CLIP,
                 device="cpu",
                 checkpoint=dict(interval=0, keep=1),
                 log=dict(interval=10, curves=False),
             ),
             folder,
-        )
-
-
-def _bare(sizes: Sizes) -> None:
-    from unimed.data.mixture import Mixture
-
-    model, data, order = Language(sizes.train_width, sizes.train_layers), Tokens(), Mixture([4096])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    model.train()
-    keys = [[order[i].index for i in range(BATCH * s, BATCH * (s + 1))] for s in range(sizes.train_steps)]
-    for batch in torch.utils.data.DataLoader(data, batch_sampler=keys, collate_fn=Stack()):
-        loss = model(batch)["loss"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-
-
-def _packed(sizes: Sizes, repeat: int) -> dict:
-    """Steps over the same samples: packed rows and kept image features, against padded rows and images encoded anew.
-
-    Features were kept in the round that warms up, as after the first epoch. Answers are a few words long to two
-    hundred, most of them short.
-    """
-    from unimed.data.collate.grounded import GroundedCollator
-    from unimed.models.starting.grounded_small import build_small
-    from unimed.tasks.grounding import GroundingTask
-
-    samples = _samples(sizes.train_samples)
-    texts = [text for sample in samples for _, text in sample.conversation]
-    model = build_small(texts, hidden_dim=sizes.train_width, layers=sizes.train_layers)
-    tasks = {
-        "ours": GroundingTask(model, freeze=["mask_head"], cache_images=len(samples)),
-        "bare loop, padded rows": GroundingTask(copy.deepcopy(model), freeze=["mask_head"]),
+        )  # fmt: skip
+    beside, lines = Beside.last, (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    waits = [one["data_wait"] for one in map(json.loads, lines) if one["kind"] == "train"]
+    ours, bare = beside.losses.values()
+    return described(what, beside.spent) | {
+        "share_waiting_for_data": statistics.median(waits),
+        # The first step has the same weights in both; from there on differences of rounding grow.
+        "loss_differs_by": abs(ours[0] / bare[0] - 1),
     }
-    size = min(16, len(samples))
-    batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-
-    def steps(task, pack: int):
-        collate = GroundedCollator(task.processor, pack=pack)
-        optimizer = torch.optim.AdamW((p for p in task.parameters() if p.requires_grad), lr=0.0)
-        task.train()
-
-        def work():
-            for batch in batches:
-                task(collate(batch))["loss"].backward()
-                torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-        return work
-
-    ways = {name: steps(task, PACK if name == "ours" else 0) for name, task in tasks.items()}
-    return row(f"{len(batches)} training steps, rows packed and image features kept", ways, repeat)
-
-
-def _samples(count: int) -> list:
-    from unimed.geometry import Geometry
-    from unimed.structures import Region, Sample
-
-    numbers, words = np.random.default_rng(0), ["lung", "liver", "lesion", "small", "left", "right", "no", "in", "the"]
-    made = []
-    for number in range(count):
-        image = numbers.integers(0, 255, (128, 128, 3), dtype=np.uint8)
-        mask = np.zeros((128, 128), dtype=bool)
-        mask[20:60, 30:90] = True
-        length = int(np.clip(numbers.lognormal(2.5, 1.0), 3, 200))
-        answer = " ".join(numbers.choice(words, length))
-        talk = (("user", "Describe the image."), ("assistant", f"{answer} [SEG]"))
-        made.append(Sample(
-            images=(image,), geometry=Geometry.pixels(), sample_id=f"sample-{number}", conversation=talk,
-            regions=(Region("lung", mask=mask),),
-        ))  # fmt: skip
-    return made
