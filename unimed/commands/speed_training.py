@@ -28,6 +28,8 @@ WAYS = {
     "a training step, rows packed": {"pack": 256},
     "a training step, image features kept": {"keep": True},
     "a training step, rows packed and image features kept": {"pack": 256, "keep": True},
+    # The shortest step there is: what the engine itself costs shows best. Many of them take no longer than one above.
+    "a training step, image features kept in both": {"keep": True, "keep_bare": True, "times": 4},
 }
 _RATE, _CLIP = 1e-3, 1.0
 
@@ -110,12 +112,15 @@ def _registered(name: str) -> Iterator[None]:
         TASKS.module_dict.pop(name)
 
 
-def _beside(what: str, sizes: Sizes, folder: Path, data: Path, repeat: int, pack: int = 0, keep: bool = False) -> dict:
+def _beside(
+    what: str, sizes: Sizes, folder: Path, data: Path, repeat: int, pack: int = 0, keep: bool = False,
+    keep_bare: bool = False, times: int = 1,
+) -> dict:  # fmt: skip
     from unimed.engine import train
 
     dataset = dict(type="RecordDataset", path=str(data))
     model = dict(type="SmallGroundedMLLM", texts=str(data / "records" / "train.jsonl"), **sizes.train_model)
-    plain = dict(type="GroundingTask", model=model)
+    plain = dict(type="GroundingTask", model=model, cache_images=sizes.train_images if keep_bare else 0)
     with _registered("SpeedBeside"):
         train(
             dict(
@@ -128,7 +133,7 @@ def _beside(what: str, sizes: Sizes, folder: Path, data: Path, repeat: int, pack
                 optimizer=dict(type="AdamW", lr=_RATE),
                 schedule=dict(type="constant", warmup=0),
                 batch_size=sizes.train_batch,
-                max_steps=sizes.train_batches + repeat,
+                max_steps=sizes.train_batches + times * repeat,
                 clip=_CLIP,
                 device="cpu",
                 checkpoint=dict(interval=0, keep=1),
