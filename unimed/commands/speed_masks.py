@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 
-from unimed.commands.speed_rows import Sizes, operations, row
+from unimed.commands.speed_rows import Sizes, operations, row, seconds_of_products
 
 BOXES = 5
 
@@ -44,8 +44,9 @@ def masks(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
     for other in list(ways)[1:]:
         pair = {"ours": ways["ours"], other: ways[other]}
         differing = float((made["ours"] != made[other]).float().mean())
-        rows.append(row(f"mask stage, {BOXES} boxes on an image of {side} px", pair, repeat, gflop, peak)
-                    | {"pixels_that_differ": differing})  # fmt: skip
+        measured = row(f"mask stage, {BOXES} boxes on an image of {side} px", pair, repeat, gflop, peak)
+        products = seconds_of_products(ways["ours"], repeat) / measured["ours_cpu_s"]
+        rows.append(measured | {"share_in_products": products, "pixels_that_differ": differing})
     if published and predictor is None:
         rows.append({"what": "mask stage", "other": "sam2 is not installed (pip install sam2)"})
     return rows

@@ -109,3 +109,27 @@ def operations(work: Callable) -> float:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         work()
     return counted.get_total_flops() / 1e9
+
+
+def seconds_of_products(work: Callable, repeat: int) -> float:
+    """CPU seconds that matrix products, convolutions and attention take in one call of `work`; the median."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watched(TorchDispatchMode):
+        spent = 0.0
+
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            began = time.process_time()
+            found = operator(*args, **(kwargs or {}))
+            name = str(operator)
+            if any(word in name for word in ("mm", "convolution", "attention")):
+                self.spent += time.process_time() - began
+            return found
+
+    every = []
+    for _ in range(repeat):
+        with torch.no_grad(), Watched() as watched:
+            work()
+        every.append(watched.spent)
+    return statistics.median(every)

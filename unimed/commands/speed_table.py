@@ -21,6 +21,11 @@ COMPARISONS = {
     "training": "speed_training:training",
     "volumes": "speed_windows:volumes",
 }
+#: Columns of the table; speed.json has everything.
+_COLUMNS = (
+    "what", "ours_cpu_s", "ours_wall_s", "other", "ratio_cpu", "least", "most", "from", "to", "share_of_matrix_peak",
+    "share_in_products", "pixels_that_differ", "share_waiting_for_data", "loss_differs_by", "dice_with_every_slice",
+)  # fmt: skip
 
 
 def machine(size: int) -> dict[str, float]:
@@ -175,9 +180,7 @@ def everything(
     write_report(out / "speed.json", {"machine": limits, "rows": rows})
     if curves := [one for one in rows if "n" in one]:
         draw(out / "speed.png", curves)
-    columns = [c for c in ("what", "ours_cpu_s", "ours_wall_s", "other", "ratio_cpu", "least", "most",
-                           "from", "to", "share_of_matrix_peak", "pixels_that_differ", "share_waiting_for_data",
-                           "loss_differs_by", "dice_with_every_slice") if any(c in one for one in rows)]  # fmt: skip
+    columns = [name for name in _COLUMNS if any(name in one for one in rows)]
     shown = [{key: value for key, value in one.items() if key in columns} for one in rows]
     told = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in limits.items()
