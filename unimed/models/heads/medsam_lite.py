@@ -173,7 +173,13 @@ class MedSamLiteMaskHead(MaskDecoder):
             with torch.no_grad():
                 return MaskFeatures(self.cache(pixels, self.encoder), (), pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.encoder_frozen):
-            return MaskFeatures(self.encoder(pixels), (), pixels)
+            return MaskFeatures(self._encoded(pixels), (), pixels)
+
+    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() or pixels.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.encoder(pixels)
+        # Several images at once do not fit into the caches of a CPU: sixteen take 1.8 times as long as one by one.
+        return torch.cat([self.encoder(one) for one in pixels.split(1)])
 
     def decode(self, features: MaskFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> MaskOutput:
         """Masks [N, S, S] of language vectors [N, C]; `iou` is the mean probability inside each mask."""
