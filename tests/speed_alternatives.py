@@ -1,8 +1,9 @@
 """Other ways to compute the same, beside what this package does; why it does not take them. Run it as a script:
 
-    python tests/speed_alternatives.py encoder|products|eight-bits [TURNS]
+    python tests/speed_alternatives.py encoder|images|products|eight-bits [TURNS]
 
 encoder     SAM 2.1 tiny on an image of 1024 px: transformers' module, tiles (what runs), OpenVINO in two precisions
+images      LiteMedSAM's encoder on sixteen images of 128 px together, and one by one (what runs)
 products    matrix products of torch in bfloat16 and float16 against float32
 eight-bits  a language model 576 wide with 6 layers in float32, with torchao's eight-bit weights (and activations), and
             with torch's `quantize_dynamic`: a question of 300 tokens, an answer of 16
@@ -86,6 +87,19 @@ def encoder(turns: int) -> list[dict]:
 
 
 @torch.no_grad()
+def images(turns: int) -> list[dict]:
+    from unimed.models.heads.medsam_lite import MedSamLiteConfig, MedSamLiteMaskHead
+
+    head, pixels = MedSamLiteMaskHead(MedSamLiteConfig()).eval(), torch.rand(16, 3, 128, 128)
+    ways = {"together": lambda: head.encoder(pixels), "one by one": lambda: head.encode(pixels).embedding}
+    made, fast = {name: way() for name, way in ways.items()}, compared(ways, turns)
+    return [
+        {"sixteen images": name, "as fast": fast[name],
+         "largest difference": f"{difference(made[name], made['together']):.0e}"} for name in ways
+    ]  # fmt: skip
+
+
+@torch.no_grad()
 def products(turns: int) -> list[dict]:
     """Those of SAM 2.1 tiny's third stage, where most of its work is."""
     left, right = torch.randn(1024, 384), torch.randn(384, 1536)
@@ -149,7 +163,7 @@ def eight_bits(turns: int) -> list[dict]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chosen = {"encoder": encoder, "products": products, "eight-bits": eight_bits}
+    chosen = {"encoder": encoder, "images": images, "products": products, "eight-bits": eight_bits}
     if len(sys.argv) < 2 or sys.argv[1] not in chosen:
         sys.exit(__doc__)
     found = chosen[sys.argv[1]](int(sys.argv[2]) if len(sys.argv) > 2 else 5)
