@@ -116,7 +116,7 @@ class Published:
 
         model, count, width = self.model, len(features), features.valid.shape[1]
         model.backbone.rearranged = False
-        encoded = model.encode_images(images)
+        encoded = model.encode_images(images, record={})  # all at once, as published; ours takes them one at a time
         model.backbone.rearranged = True
         levels = [level.repeat_interleave(count, 0) for level in encoded.levels]
         copies, items = (

@@ -50,7 +50,8 @@ def volumes(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
         channels = torch.stack([padded[:-2], padded[1:-1], padded[2:]])[None]
 
         def network(part):  # [n, 3, 1, S, S]
-            output = model.segment_slices(part[:, :, 0], features, slice_numbers=range(len(part)))
+            images = model.encode_images(part[:, :, 0], record={})  # all at once, as a network is called there
+            output = model.segment_slices(images, features, slice_numbers=range(len(part)))
             probability = output.mask_logits.sigmoid() * output.existence[..., None, None]
             return F.interpolate(probability, (side, side), mode="bilinear")[:, :, None]
 
