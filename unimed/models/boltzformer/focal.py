@@ -30,7 +30,8 @@ def serves(pyramid, pixels: torch.Tensor) -> bool:
 def _usual(layer) -> bool:
     """Whether a block is FocalNet's own: nothing is wrapped around the weights that are read in parts."""
     modulation = layer.modulation
-    plain = type(modulation.projection_in) is nn.Linear and type(modulation.projection_context) is nn.Conv2d
+    convolutions = [modulation.projection_context, *(convolve for convolve, _ in modulation.focal_layers)]
+    plain = type(modulation.projection_in) is nn.Linear and {type(one) for one in convolutions} == {nn.Conv2d}
     plain = plain and modulation.projection_in.weight.dtype == torch.float32
     return plain and layer.use_post_layernorm and not modulation.use_post_layernorm_in_modulation
 
@@ -73,11 +74,12 @@ def _modulated(modulation, hidden: torch.Tensor) -> torch.Tensor:
     if modulation.normalize_modulator:
         gates = gates / (levels + 1)
     every = None
-    for level, convolve in enumerate(modulation.focal_layers):
-        context = convolve(context.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    for level, (convolve, _) in enumerate(modulation.focal_layers):
+        context = F.conv2d(context.permute(0, 3, 1, 2), convolve.weight, None, 1, convolve.padding, 1, width)
+        context = F.gelu(context.permute(0, 2, 3, 1))
         weighted = context * gates[..., level : level + 1]
         every = weighted if every is None else every.add_(weighted)
-    overall = modulation.activation(context.mean((1, 2), keepdim=True))
+    overall = F.gelu(context.mean((1, 2), keepdim=True))
     every = every.add_(overall * gates[..., levels:])
     mix = modulation.projection_context
     modulator = F.linear(every, mix.weight[:, :, 0, 0], mix.bias)
