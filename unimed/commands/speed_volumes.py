@@ -112,6 +112,8 @@ class Published:
         return self.model.encode_prompts(texts)
 
     def segment_slices(self, images, features, *, seed, slice_numbers):
+        import torch
+
         from unimed.models.boltzformer import ImageFeatures, SliceOutput
 
         model, count, width = self.model, len(features), features.valid.shape[1]
@@ -119,21 +121,13 @@ class Published:
         encoded = model.encode_images(images, record={})  # all at once, as published; ours takes them one at a time
         model.backbone.rearranged = True
         levels = [level.repeat_interleave(count, 0) for level in encoded.levels]
-        copies, items = (
-            ImageFeatures(encoded.mask_features.repeat_interleave(count, 0), levels),
-            features.repeat(len(images)),
-        )
-        ids = torch_ids([list(row) + [0] * (width - len(row)) for row in items.ids])
+        copies = ImageFeatures(encoded.mask_features.repeat_interleave(count, 0), levels)
+        items = features.repeat(len(images))
+        ids = torch.tensor([list(row) + [0] * (width - len(row)) for row in items.ids])
         each = [1] * len(items)
         output = model(image_features=copies, input_ids=ids, attention_mask=items.valid, num_prompts=each)
         masks, existence = (values[:, 0].unflatten(0, (-1, count)) for values in (output.masks, output.existence))
         return SliceOutput(masks, existence.sigmoid(), None)
-
-
-def torch_ids(rows):
-    import torch
-
-    return torch.tensor(rows)
 
 
 def ways_to_work(model, half, depth: int, prompts, args):
@@ -209,7 +203,7 @@ def speed(args) -> int:
                 rows.append(row)
                 print(row, flush=True)
     print(f"class names, which the published way encodes once a volume: {names:.2f} s; matrix peak {peak:.0f} GFLOP/s")
-    print(markdown_table(rows, columns=list(rows[-1] if len(rows) == 1 else rows[1]), command=this_command(), digits=2))
+    print(markdown_table(rows, columns=list(rows[1]), command=this_command(), digits=2))
     return 0
 
 
