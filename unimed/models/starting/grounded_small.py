@@ -61,10 +61,9 @@ def build_small(
     vocabulary: int = 1500,
     connector: str | Mapping = "mlp2x_gelu",
     box_head: str | Mapping | None = "point",
-    box_decoder: bool = False,
     mask_config: PreTrainedConfig | Mapping | None = None,
-    mask_width: int = 96,
-    prompt_scales: int = 3,
+    mask_width: int = 64,
+    prompt_scales: int = 1,
     dialect: str | Mapping | None = None,
     seed: int = 0,
 ) -> GroundedMLLM:
@@ -75,10 +74,9 @@ def build_small(
         image_size: side of the square LiteMedSAM sees, 128 or 256.
         vision_grid: the image becomes `vision_grid`² tokens.
         connector, box_head: name, or arguments of `build_connector` and `build_box_head`.
-        box_decoder: the box head reads what the mask decoder makes of [BOX], as in uMedGround, not its state alone.
         mask_config: configuration of the mask decoder, or its values with the `model_type`; LiteMedSAM's by default.
         mask_width: channels of LiteMedSAM's decoder for language vectors, a multiple of 32. It is most of the cost of a
-            step, and 64 halves it.
+            step, and 96 doubles it.
         prompt_scales: of LiteMedSAM's decoder for language vectors: at how many of its three scales the words count.
         dialect: how questions are worded and boxes written; see `unimed.models.dialects`.
     """
@@ -102,7 +100,7 @@ def build_small(
         image_size=image_size, text_width=mask_width, prompt_scales=prompt_scales
     )
     torch.manual_seed(seed)
-    model = GroundedMLLM(_config(language, tokenizer, mask_config, connector, box_head, vision_grid, box_decoder))
+    model = GroundedMLLM(_config(language, tokenizer, mask_config, connector, box_head, vision_grid))
     model.processor = _processor(tokenizer, model.mask_head.image_size, vision_grid, "question_answer", dialect)
     return model
 
@@ -212,15 +210,12 @@ def build_on_language_model(
     return model
 
 
-def _config(
-    language, tokenizer, mask_config, connector, box_head, vision_grid: int, box_decoder: bool = False
-) -> GroundedConfig:
+def _config(language, tokenizer, mask_config, connector, box_head, vision_grid: int) -> GroundedConfig:
     return GroundedConfig(
         backbone_config=language,
         mask_config=mask_config,
         connector=dict(connector) if isinstance(connector, Mapping) else named_connector(connector),
         box_head={"kind": box_head} if isinstance(box_head, str) else box_head and dict(box_head),
-        box_decoder=box_decoder,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
         seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
         box_token_id=tokenizer.convert_tokens_to_ids(BOX_TOKEN),
