@@ -176,8 +176,9 @@ class Sample:
     `images` are arrays HxW, HxWx3 or DxHxW. `conversation` is a tuple of (role, text) pairs; an answer points at the
     k-th of its `regions` by its k-th [SEG] or [BOX], and marks a phrase by <p> and </p>. Where the question has no
     words of its own, `intent` says what is asked and `conversation` holds canonical words. A dialect turns both into
-    the words of a checkpoint (`written`). `label_origin` says who made the labels (an expert, a threshold, a template).
-    `patient_id` decides splits and never appears in logs.
+    the words of a checkpoint (`written`). Where `teaches_words` is False the heads learn from what
+    the answer points at, and its words are not learnt. `label_origin` says who made the labels (an expert, a threshold,
+    a template). `patient_id` decides splits and never appears in logs.
     """
 
     images: tuple[np.ndarray, ...]
@@ -193,6 +194,7 @@ class Sample:
     label_origin: str = ""
     intent: Intent | None = None
     written: Written | None = None
+    teaches_words: bool = True
 
     @property
     def task(self) -> Task:

@@ -10,7 +10,7 @@ _base_ = ["unified_small.py"]
 task = dict(
     model="pretrained/unified_smollm2",
     lora=dict(r=16, lora_alpha=32),
-    learning_rates={"backbone": 0.2},
+    learning_rates={"backbone": 0.2, "box_head": 3.0},
 )
 batch_size = 4
 accumulate = 4

@@ -20,6 +20,8 @@ def test_the_table_of_small_models(tmp_path, monkeypatch, capsys):
     assert [row["loss_differs_by"] < 1e-3 for row in rows.values() if "loss_differs_by" in row] == [True] * 5
     assert len(rows) == 13 and {row["comparison"] for row in rows.values()} == {*speed_table.COMPARISONS}
     assert all(row["least"] <= row["ratio_cpu"] <= row["most"] for row in rows.values())
+    shared = {row["comparison"] for row in rows.values() if row.get("share_of_matrix_peak", 0) > 0}
+    assert shared == {*speed_table.COMPARISONS}, "every comparison says how far it is from the limit"
     # A guard against a way of ours that has become several times as slow, not a claim; the best of three counts.
     slow = {what: row["most"] for what, row in rows.items() if row["most"] < 0.4}
     assert not slow, slow

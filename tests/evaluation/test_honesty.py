@@ -142,6 +142,24 @@ def test_training_draws_what_it_is_told_to():
             HardPromptDataset(inner, **wrong)
 
 
+def test_what_is_not_there_is_pointed_at_for_the_presence_head_alone():
+    inner = dict(type="_Kidneys")
+    vain = HardPromptDataset(inner, mirrored=0, reworded=0, nonsense=1, phrases=["teapot"], pointed=1)[0]
+    assert vain.conversation[-1] == ("assistant", "<p> teapot </p> [SEG].") and vain.regions[0].presence == 0
+    assert not vain.teaches_words and vain.regions[0].mask is None
+    # What is there keeps its answer, and no draw of the other settings moves.
+    for seed in range(20):
+        drawn = []
+        for pointed in (0.0, 1.0):
+            random.seed(seed)
+            one = HardPromptDataset(inner, nonsense=0.5, pointed=pointed)[0]
+            drawn.append((one.conversation[0], one.regions[0].phrase))
+            assert one.teaches_words == (not pointed or one.regions[0].presence > 0)
+        assert drawn[0] == drawn[1]
+    with pytest.raises(ValueError, match="s0.*not there"):
+        hard_prompts.pointed_at_nothing(sample(0))
+
+
 def test_invented_words_and_garbled_questions_keep_the_phrase():
     words = {hard_prompts.invented_word(random.Random(seed)) for seed in range(200)}
     assert len(words) > 150

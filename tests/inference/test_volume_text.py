@@ -17,6 +17,7 @@ from unimed.inference.volume_text import PromptError, number_instances, segment_
 from unimed.io.challenge import ReadError
 from unimed.io.read import read
 from unimed.io.write import write_nifti
+from unimed.models.boltzformer import economy
 from unimed.models.starting.boltzformer import build_small
 from unimed.names import result_name
 
@@ -219,9 +220,10 @@ def test_slices_between_two_without_a_target_are_left_out():
     options = dict(slice_batch=3)
     whole = segment_volume(every, array, geometry, ["100", "150"], **options)
     part = segment_volume(sparing, array, geometry, ["100", "150"], stride=4, **options)
-    assert sorted(every.asked) == list(range(21))
-    # 4, 8, 12, 16 of the first round (0 and 20 are flat), then what is beside the finds at 8 and 12.
-    assert sorted(sparing.asked) == [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
+    assert sorted(every.asked) == list(range(21)) and not whole.slices_left_out
+    # 4, 8, 12, 16 of the first round (0 and 20 are flat); the borders, 6 and 7, 14 and 13; between 8 and 12.
+    assert sorted(sparing.asked) == [4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16]
+    assert list(part.slices_left_out) == part.to_dict()["slices_left_out"] == [0, 1, 2, 3, 5, 15, *range(17, 21)]
     assert (part.labels == 1).sum() == (whole.labels == 1).sum() > 0
     assert (whole.labels == 2).any() and not (part.labels == 2).any(), "thinner than the stride: missed, as it says"
     looked = sorted(sparing.asked)
@@ -230,10 +232,61 @@ def test_slices_between_two_without_a_target_are_left_out():
         segment_volume(every, array, geometry, ["100"], stride=0)
 
 
-def test_the_air_around_the_body_is_cut_away_and_masks_lie_where_they_lay():
-    from unimed.models.boltzformer import economy
-    from unimed.models.starting.boltzformer import build_small
+def runs_of_a_target(numbers, depth: int, least: int) -> np.ndarray:
+    """Slices that show a target, whose runs and the gaps between them are at least `least` long, ends excepted."""
+    shown, z, there = np.zeros(depth, bool), 0, bool(numbers.integers(2))
+    length = numbers.integers(1, 2 * least + 1)  # what touches an end may be short
+    while z < depth:
+        shown[z : z + length] = there
+        z, there, length = z + length, not there, numbers.integers(least, 3 * least + 1)
+    return shown
 
+
+def test_borders_are_found_wherever_targets_are_and_every_slice_with_one_is_looked_at():
+    numbers = np.random.default_rng(0)
+    for _ in range(400):
+        depth, stride = int(numbers.integers(1, 70)), int(numbers.integers(1, 13))
+        shown = np.stack([runs_of_a_target(numbers, depth, stride) for _ in range(numbers.integers(1, 4))])
+        looking, asked = economy.Looking(depth, stride), []
+        while wanted := looking.following():
+            assert wanted == sorted(set(wanted) - set(asked)), "nothing is looked at twice"
+            asked += wanted
+            for z in wanted:
+                looking.note(z, np.flatnonzero(shown[:, z]))
+        there = shown.any(0)
+        assert set(np.flatnonzero(there)) <= set(asked) and set(looking.left_out) == set(range(depth)) - set(asked)
+        assert looking.left_out == () or stride > 1
+        borders = (np.diff(shown.astype(int), axis=1) != 0).sum()
+        most = len(range(0, depth, stride)) + 1 + borders * int(np.ceil(np.log2(max(stride, 1))))
+        assert (~there[asked]).sum() <= most, "no more slices without a target than the first round and the borders"
+
+
+@pytest.mark.parametrize("where", ["runs", "ends", "nowhere", "everywhere", "apart"])
+def test_the_answer_is_that_of_all_slices_where_runs_and_gaps_are_not_shorter_than_the_stride(where):
+    depth, stride, array = 33, 4, np.random.default_rng(0).integers(18, 22, (64, 64, 33), dtype=np.uint8)
+    places = {
+        "runs": ([(5, 9), (14, 18), (23, 30)], [(7, 12)]),
+        "ends": ([(0, 1), (30, 33)], [(0, 2), (32, 33)]),
+        "nowhere": ([], []),
+        "everywhere": ([(0, 33)], [(0, 33)]),
+        "apart": ([(1, 6)], [(21, 25), (29, 33)]),
+    }[where]
+    for side, gray, runs in zip((8, 36), (100, 150), places, strict=True):
+        for begin, end in runs:
+            array[side : side + 20, side : side + 20, begin:end] = gray
+    ways = []
+    for chosen in (1, stride):
+        model = GreySegmenter()
+        ways.append((segment_volume(model, array, UPRIGHT, ["100", "150"], stride=chosen), model.asked))
+    (every, _), (sparing, asked) = ways
+    assert np.array_equal(sparing.labels, every.labels) and sparing.presence == every.presence
+    assert np.array_equal(sparing.existence, every.existence), "0 where nobody looked, as there is no target"
+    assert len(asked) == len(set(asked)) == depth - len(sparing.slices_left_out)
+    assert bool(sparing.slices_left_out) == (where != "everywhere")
+    assert every.labels.any() == (where != "nowhere")
+
+
+def test_the_air_around_the_body_is_cut_away_and_masks_lie_where_they_lay():
     plane = np.zeros((128, 128), np.float32)
     plane[40:70, 50:60] = 200
     big = np.zeros((136, 136), np.float32)

@@ -70,8 +70,8 @@ def parse_3d(arguments=None, prog: str | None = None) -> int:
     )
     parser.add_argument(
         "--stride", type=count, default=1,
-        help="look at every so many slices first and leave out those between two without a target; misses what is "
-        "thinner (default: 1, all slices)",
+        help="look at every so many slices first, then for the borders of what is there, and leave out the rest; "
+        "misses what is thinner (default: 1, all slices)",
     )  # fmt: skip
     parser.add_argument("--crop", action="store_true", help="cut the air around the body away: faster, small changes")
     parser.add_argument(
@@ -105,7 +105,7 @@ def _parse_3d(args) -> int:
     settings = {
         key: getattr(args, key)
         for key in ("model", "prompts", "prompt_file", "modality", "site", "window", "percentiles", "view", "overlap",
-                    "instances", "threshold", "seed", "formats", "series", "phase", "irregular")
+                    "instances", "threshold", "stride", "crop", "seed", "formats", "series", "phase", "irregular")
     }  # fmt: skip
     model = load_parser(args)
     report = run_cases(cases, lambda batch: [_one_volume(model, args, out, c) for c in batch], out, settings=settings,
@@ -115,6 +115,8 @@ def _parse_3d(args) -> int:
         say(f"{row['case']}: {found}; {row['intensity']}; {row['seconds']:.1f} s")
         for step in row["steps"]:
             say(f"  {step}")
+        if left_out := row.get("slices_left_out"):
+            say(f"  --stride {args.stride}: {len(left_out)} slices were left out, their numbers are in the JSON file")
         if row["intensity"].startswith("percentiles") and not (args.percentiles or row["modality"]):
             print(
                 "  the modality is not known, so percentiles were used; for CT give --site, --modality CT or --window"

@@ -53,14 +53,14 @@ SMALL = Sizes(
 )  # fmt: skip
 
 
-def paired(ways: dict[str, Callable], repeat: int) -> dict[str, dict[str, list[float]]]:
-    """CPU and wall seconds of every way, `repeat` times in turns, after one turn that warms up."""
+def paired(ways: dict[str, Callable], repeat: int, warm: int = 1) -> dict[str, dict[str, list[float]]]:
+    """CPU and wall seconds of every way, `repeat` times in turns, after `warm` turns that warm up."""
     spent = {name: {"cpu_s": [], "wall_s": []} for name in ways}
-    for turn in range(repeat + 1):
+    for turn in range(1 - warm, repeat + 1):
         for name, work in ways.items():
             cpu, wall = time.process_time(), time.perf_counter()
             work()
-            if turn:
+            if turn > 0:
                 spent[name]["cpu_s"].append(time.process_time() - cpu)
                 spent[name]["wall_s"].append(time.perf_counter() - wall)
     return spent

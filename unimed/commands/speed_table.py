@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unimed.commands.speed_rows import Sizes, paired, row
+from unimed.commands.speed_rows import Sizes, operations, paired, row
 
 #: Comparisons by name, as "module of this package:function"; a function takes sizes, repeats and the matrix peak in
 #: GFLOP/s, and gives rows.
@@ -147,9 +147,10 @@ def zero_shot(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
             for batch in torch.utils.data.DataLoader(Files(), batch_size=16):
                 torch.nn.functional.normalize(model.towers.encode_image(batch), dim=-1)
 
+        gflop = len(paths) * operations(lambda: model.encode_image(paths[:1]))
         return [row(f"zero-shot features of {len(paths)} files",
                     {"ours": lambda: model.encode_image([str(p) for p in paths], batch_size=16),
-                     "open_clip loop": theirs}, repeat)]  # fmt: skip
+                     "open_clip loop": theirs}, repeat, gflop, peak)]  # fmt: skip
 
 
 def everything(

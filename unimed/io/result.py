@@ -74,6 +74,7 @@ class Prediction:
         timing_s: step -> seconds. model_reference: folder or hub id.
         labels: integers in the shape of a volume; 0 is nothing, else the `label` of a region.
         existence: [regions, slices] in [0, 1], for models that judge slice by slice.
+        slices_left_out: slices of a volume that a model did not look at, as asked for (`stride`); their existence is 0.
         instances: int32 numbers of single objects in the shape of the source, only where asked for; 0 is nothing.
         classes: how well labels fit, for models that compare an image with texts.
         features: arrays that were compared, by name, where a task keeps them.
@@ -91,6 +92,7 @@ class Prediction:
     instances: np.ndarray | None = None
     classes: ClassProbabilities | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
+    slices_left_out: tuple[int, ...] = ()
 
     @property
     def prompts(self) -> dict[int, str]:
@@ -174,6 +176,7 @@ class Prediction:
             "instances": None if self.instances is None else int(len(np.unique(self.instances)) - 1),
             "intensity": "" if window is None else "; ".join([str(window), *([window.remark] * bool(window.remark))]),
             "view": "" if self.image is None else self.image.view,
+            **({"slices_left_out": list(self.slices_left_out)} if self.slices_left_out else {}),
             "steps": [] if self.geometry is None else list(self.geometry.steps),
             "seconds": round(sum(self.timing_s.values()), 3),
         }

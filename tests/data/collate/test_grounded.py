@@ -79,6 +79,31 @@ def test_the_region_of_a_question_learns(tmp_path):
     assert task.model.backbone.vlm.model.multi_modal_projector.linear_2.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("pack", [0, 64])
+def test_an_answer_that_points_in_vain_teaches_presence_alone(tmp_path, pack):
+    task = task_of(tiny_model(), tmp_path).train()
+    vain = replace(
+        picture("absent", "<p> nuclei </p> [SEG].", "b"), regions=(Region("nuclei", presence=0.0),), teaches_words=False
+    )
+    collate = GroundedCollator(task.processor, pack=pack)
+    shown = picture()
+    batch = collate([vain, shown, vain])
+    assert sorted(batch["presence"].tolist()) == [0, 0, 1] and len(batch["masks"]) == 1
+    plain = collate([shown])
+    assert task.normalizers(batch)["tokens"] == task.normalizers(plain)["tokens"]
+    both, alone = task(batch), task(plain)
+    for name in ("text", "dice", "bce"):
+        assert torch.allclose(both[name], alone[name], atol=1e-5), name
+    assert not torch.allclose(both["presence"], alone["presence"])
+
+    task(collate([vain]))["loss"].backward()
+    assert float(task.model.presence_head.weight.grad.abs().sum()) > 0
+    silent = [p.grad for p in (*task.model.lm_head.parameters(), *task.model.mask_head.text_decoder.parameters())]
+    assert all(grad is None or not grad.any() for grad in silent)
+    with pytest.raises(RegionCountError, match="b: "):
+        collate([replace(vain, regions=(Region("nuclei", presence=1.0),))])
+
+
 def test_few_frames_are_read_and_all_are_segmented():
     processor = tiny_sam2_model().processor
     batch = GroundedCollator(processor, language_frames=2)([volume()])

@@ -77,6 +77,11 @@ def test_records_about_one_thing(folder):
 
     assert kept("lesion") == ["a"] and kept("cyst") == ["b"] and kept("cyst", "lesion") == ["a", "b"]
 
+    two = dict(answer="<p> lesion </p> [SEG] and <p> lesion </p> [SEG].", regions=record()["regions"] * 2)
+    write(folder, record(), record(id="b", **two), record(id="c", task="vqa", answer="Yes.", regions=[]))
+    for targets, ids in ((1, "ab"), (2, "b"), ((1, 1), "a"), ((0, 0), "c"), (None, "abc")):
+        assert "".join(one["id"] for one in RecordDataset(folder, "train", targets=targets).records) == ids
+
 
 def test_volume_is_turned_head_back_left(folder):
     array = np.zeros((4, 5, 6), np.int16)

@@ -55,6 +55,26 @@ def test_slice_groups_change_no_sampled_position(model, images, group, monkeypat
     assert_close(torch.cat([part.existence for part in parts]), whole.existence, relative=MODEL)
 
 
+@pytest.mark.parametrize("side", [64, 96])
+def test_masks_between_layers_are_drawn_small_and_nothing_changes(model, side, monkeypatch):
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(2)) * 255
+    seen = attended(model, monkeypatch)
+    sizes, draw = [], type(model.decoder).mask_logits
+    monkeypatch.setattr(
+        type(model.decoder), "mask_logits",
+        lambda self, queries, maps, layout: (sizes.append(maps.shape[-1]), draw(self, queries, maps, layout))[1],
+    )  # fmt: skip
+    small = model.segment_slices(images, PROMPTS)
+    assert [side // size for size in sizes] == [32, 16, 8, 32, 4]
+    monkeypatch.setattr(type(model.decoder), "_shrinks_first", lambda self, maps: False)
+    large = model.segment_slices(images, PROMPTS)
+    assert {side // size for size in sizes[5:]} == {4}
+    layers = len(seen) // 2
+    assert layers and all(torch.equal(ours, theirs) for ours, theirs in zip(seen[:layers], seen[layers:], strict=True))
+    assert_close(small.mask_logits, large.mask_logits)
+    assert_close(small.existence, large.existence)
+
+
 def test_a_prompt_does_not_depend_on_its_neighbours(model, images, monkeypatch):
     masks = attended(model, monkeypatch)
     whole = model.segment_slices(images[:2], PROMPTS, seed=3)

@@ -8,7 +8,13 @@ import torch
 from closeness import assert_close
 from golden_files import SMALL
 
-from unimed.models.boltzformer.postprocessing import distinct, merge, present_probability, upsample
+from unimed.models.boltzformer.postprocessing import (
+    distinct,
+    merge,
+    present_probability,
+    there_by_existence,
+    upsample,
+)
 
 RECORDED = np.load(SMALL / "biomedparse" / "postprocess.npz")
 FACTS = json.loads((SMALL / "biomedparse" / "processing.json").read_text())
@@ -60,3 +66,16 @@ def test_ties_and_enlarging():
 def test_unknown_rule():
     with pytest.raises(ValueError, match="unknown overlap"):
         present_probability(LOGITS[:, 0], EXISTENCE[:, 0], overlap="best")
+
+
+@pytest.mark.parametrize("overlap", ["nms", "argmax", "keep"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_prompts_of_too_little_existence_take_no_part(overlap, count):
+    for z in range(LOGITS.shape[1]):
+        logits, existence = LOGITS[:count, z], EXISTENCE[:count, z].sigmoid()
+        threshold = float(existence[0])  # one of them lies at the threshold
+        every = present_probability(logits, existence, threshold=threshold, overlap=overlap)
+        rows = there_by_existence(existence, threshold=threshold, overlap=overlap)
+        part = torch.zeros_like(every)
+        part[rows] = present_probability(logits[rows], existence[rows], threshold=-1.0, overlap=overlap)
+        assert torch.equal(part, every)

@@ -56,7 +56,7 @@ class GroundedCollator:
         batch = assembly.batch(pack=self.pack)
         order = batch.pop("order", range(len(samples)))
         samples, examples = [samples[i] for i in order], [examples[i] for i in order]
-        if any(is_volume(sample) for sample in samples):
+        if any(is_volume(sample) or not sample.teaches_words for sample in samples):
             batch["layout"] = self._with_frames(batch["layout"], samples, examples)
         return {
             **batch,
@@ -79,16 +79,20 @@ class GroundedCollator:
         elif len(frames) < 2:
             frames = frames[0] if frames else None
         try:
-            return assembly.add(frames, sample.conversation, sample.written.given, read)
+            example = assembly.add(frames, sample.conversation, sample.written.given, read)
         except ValueError as error:
             raise type(error)(f"sample {sample.sample_id}: {error}") from error
+        if not sample.teaches_words and example.labels is not None:
+            example.labels = [-100] * len(example.labels)
+        return example
 
     def _with_frames(self, layout, samples: list[Sample], examples: list):
         """Which [SEG] and which frame each mask belongs to."""
         seg_of_mask, image_of_mask, seg = [], [], 0
         for start, sample, example in zip(layout.image_of_sample.tolist(), samples, examples, strict=True):
-            # A [SEG] speaks of all slices of a volume, and of the first of several images.
-            frames = len(example.images) if is_volume(sample) else 1
+            # A [SEG] speaks of all slices of a volume, and of the first of several images; an answer whose words are
+            # not learnt shows what is not there, and asks for no mask.
+            frames = len(example.images) if is_volume(sample) else int(sample.teaches_words)
             for _ in range(answer_of(sample).count(SEG_TOKEN)):
                 seg_of_mask += [seg] * frames
                 image_of_mask += range(start, start + frames)
@@ -113,12 +117,13 @@ class GroundedCollator:
             for token, region in zip(order, regions, strict=True):
                 if token == SEG_TOKEN:
                     there = region.presence is None or region.presence >= 0.5
-                    if region.mask is None and there:
+                    if there and (region.mask is None or not sample.teaches_words):
                         raise RegionCountError(f"sample {sample.sample_id}: [SEG] for {region.phrase!r} has no mask")
                     planes = [region.mask]
                     if volume:
                         planes = [None] * len(sample.images[0]) if region.mask is None else list(region.mask)
-                    masks += [self._mask(plane, frame) for plane in planes]
+                    if sample.teaches_words:
+                        masks += [self._mask(plane, frame) for plane in planes]
                     presence.append(float(there and bool(region.mask.any())))
                 else:
                     if region.box_xyxy_px is None:

@@ -17,6 +17,7 @@ from unimed.data.readers.augment import other_side
 from unimed.geometry import Geometry
 from unimed.registry import DATASETS
 from unimed.structures import Region, Sample, Task
+from unimed.tokens import PHRASE_END, PHRASE_START, SEG_TOKEN
 
 #: Side of a crop over the longer side of what it is made around, while training.
 CROP_ZOOM = (1.5, 3.0)
@@ -180,6 +181,30 @@ def asked_for_nonsense(sample: Sample, phrase: str, wording: str) -> Sample:
     )
 
 
+def pointed_at_nothing(sample: Sample) -> Sample:
+    """The sample with an answer that points at the thing although it is not there, as an example for the presence head.
+
+    Answers that deny have no [SEG], so without these the head would see present things alone. The words of such an
+    answer are not learnt.
+
+    Raises:
+        ValueError: the sample does not ask for one thing, or the thing is there.
+    """
+    target = single_target(sample)
+    if target is None or target.presence is None or target.presence >= 0.5:
+        raise ValueError(f"sample {sample.sample_id}: only one thing that is not there can be pointed at in vain")
+    asked = tuple(turn for turn in sample.conversation if turn[0] == "user")
+    answer = f"{PHRASE_START} {target.phrase} {PHRASE_END} {SEG_TOKEN}."
+    region = replace(target, mask=None, box_xyxy_px=None, presence=0.0, phrase_span=None)
+    return replace(
+        sample,
+        conversation=(*asked, ("assistant", answer)),
+        regions=(region,),
+        written=None,
+        teaches_words=False,
+    )
+
+
 def shows_one_image(sample: Sample) -> bool:
     """Whether a sample is a question about one 2D image."""
     return len(sample.images) == 1 and _is_flat(sample.images[0])
@@ -202,6 +227,8 @@ class HardPromptDataset:
         reworded: fraction of questions for one thing asked in another of `wordings`.
         nonsense: fraction of questions for one thing replaced by one for what cannot be there.
         invented: fraction of those whose name is of invented words, never the same, and not one of `phrases`.
+        pointed: fraction of questions for one thing that is not there, nonsense included, answered by pointing, which
+            teaches the presence head and no words (`pointed_at_nothing`).
         garbled: fraction of wordings some of whose words are invented ones, so that the phrase has to be found.
         cropped: fraction of questions for one thing that is there asked about a crop around it, for second looks.
         wordings, phrases: sentences with `{}`, and names of what cannot be there.
@@ -219,12 +246,13 @@ class HardPromptDataset:
         cropped: float = 0.0,
         invented: float = 0.0,
         garbled: float = 0.0,
+        pointed: float = 0.0,
         wordings: Sequence[str] = WORDINGS,
         phrases: Sequence[str] = NONSENSE,
     ):
         for name, value in (
             ("mirrored", mirrored), ("reworded", reworded), ("nonsense", nonsense), ("cropped", cropped),
-            ("invented", invented), ("garbled", garbled),
+            ("invented", invented), ("garbled", garbled), ("pointed", pointed),
         ):  # fmt: skip
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a fraction from 0 to 1, got {value}")
@@ -232,7 +260,7 @@ class HardPromptDataset:
             raise ValueError(f"wording {bad[0]!r} has no {{}} for the phrase")
         self.dataset = DATASETS.build(dataset)
         self.mirrored, self.reworded, self.nonsense, self.cropped = mirrored, reworded, nonsense, cropped
-        self.invented, self.garbled = invented, garbled
+        self.invented, self.garbled, self.pointed = invented, garbled, pointed
         self.wordings, self.phrases = tuple(wordings), tuple(phrases)
         if hasattr(self.dataset, "length_of"):
             self.length_of = self.dataset.length_of
@@ -259,7 +287,12 @@ class HardPromptDataset:
                 sample = asked_for_nonsense(sample, self._nothing(), wording)
             elif reword and sample.conversation:
                 sample = asked_otherwise(sample, wording)
-            shown = single_target(sample).mask
+            target = single_target(sample)
+            shown = target.mask
+            absent = target.presence is not None and target.presence < 0.5
+            # Drawn only where it counts: what other settings draw stays the same.
+            if self.pointed and absent and random.random() < self.pointed:
+                sample = pointed_at_nothing(sample)
             if crop and shown is not None and shown.any():
                 sample = cropped(sample, random.uniform(*CROP_ZOOM))
         return mirrored(sample) if mirror else sample

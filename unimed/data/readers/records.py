@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -136,6 +137,7 @@ class RecordDataset:
         split: "train", "val", "test" or "aux"; ignored where `path` is a file.
         tasks: keep only records of these tasks; all if None.
         phrases: keep only records that ask for one of these, there or not; all if None.
+        targets: keep only records that name at least this many things in one question, or (least, most); all if None.
         limit: keep only the first so many records.
         slices: of a volume, keep only so many axial slices, spread evenly (for training; all are kept by default).
         foreground_fraction: fraction of these that shall show what the record points at.
@@ -162,6 +164,7 @@ class RecordDataset:
         to_uint8: bool = False,
         contiguous: bool = False,
         phrases: Sequence[str] | None = None,
+        targets: int | Sequence[int] | None = None,
     ):
         path = Path(path)
         self.contiguous = contiguous
@@ -175,6 +178,9 @@ class RecordDataset:
         if phrases is not None:
             asked = set(phrases)
             records = [r for r in records if asked & {region.get("phrase") for region in r.get("regions") or ()}]
+        if targets is not None:
+            least, most = (targets, math.inf) if isinstance(targets, int) else targets
+            records = [r for r in records if least <= len(r.get("regions") or ()) <= most]
         self.records = records if limit is None else records[:limit]
 
     @property

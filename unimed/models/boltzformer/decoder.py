@@ -20,6 +20,10 @@ from unimed.models.boltzformer.layers import (
 from unimed.models.boltzformer.sampling import Draws, blocked_probability
 
 
+def _shrunk(maps, size):
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
 class BoltzFormerDecoder(nn.Module):
     """N items (image, prompt), Q queries, D channels. Image keys and values exist once per image, never per prompt."""
 
@@ -44,13 +48,18 @@ class BoltzFormerDecoder(nn.Module):
         # Carried along so that published weights load without a rest; text-prompted masks do not use it.
         self.register_buffer("class_embed", torch.randn(dim, dim) * 0.02)
 
+    def _shrinks_first(self, mask_features) -> bool:
+        """Whether masks between layers, which are shrunk when they are read, are drawn small: all of it is linear."""
+        inference = not torch.is_grad_enabled() and mask_features.dtype == torch.float32
+        return inference and self.config.compat != "reference"
+
     def attention_mask(self, logits, size, layer: int, draws: Draws | None):
         """Mask for the cross-attention after `layer` (-1 before the first): [N, heads or 1, Q, positions].
 
         Bool with True for "may attend", or in expectation mode the log of the probability to be kept.
         """
         config = self.config
-        resized = F.interpolate(logits.detach().float(), size=size, mode="bilinear", align_corners=False)
+        resized = _shrunk(logits.detach().float(), size)
         scores = resized.sigmoid().flatten(2)[:, None]
         low = scores < config.mask_threshold
         if config.attention == "masked":
@@ -93,7 +102,10 @@ class BoltzFormerDecoder(nn.Module):
         queries, tokens = self.initial_ffn_layer(both[:, :count]), both[:, count:]
         note(record, "initial_ffn", queries)
         cls = self.classifier_query.weight.expand(items, -1, -1)
-        logits = self.mask_logits(queries, mask_features, layout)
+        between = [mask_features] * len(sizes)
+        if record is None and self._shrinks_first(mask_features):
+            between = [_shrunk(mask_features, size) for size in sizes]
+        logits = self.mask_logits(queries, between[0], layout)
         note(record, "heads0.mask_logits", logits)
         for i in range(config.decoder_layers):
             level = i % 3
@@ -106,7 +118,8 @@ class BoltzFormerDecoder(nn.Module):
             note(record, f"layer{i}.after_self", both)
             queries, tokens = self.transformer_ffn_layers[i](both[:, :count]), both[:, count:]
             note(record, f"layer{i}.after_ffn", queries)
-            logits = self.mask_logits(queries, mask_features, layout)
+            last = i + 1 == config.decoder_layers
+            logits = self.mask_logits(queries, mask_features if last else between[(i + 1) % 3], layout)
             note(record, f"heads{i + 1}.mask_logits", logits)
             seen, seen_place = (both.detach(), place.detach()) if config.detach_existence else (both, place)
             cls = self.classifier_cross_attention_layers[i](cls, cls, seen + seen_place, seen, known)

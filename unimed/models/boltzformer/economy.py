@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,10 +21,13 @@ def is_flat(plane: np.ndarray) -> bool:
 
 
 class Looking:
-    """Which slices of a volume to look at: every `stride`-th first, then those beside a find.
+    """Which slices of a volume to look at: every `stride`-th first, then what a find makes necessary.
 
-    A slice is left out only where the nearest slices looked at on both sides show none of the targets; so what is lost
-    are objects that lie wholly between two of them. What is found in a slice does not depend on the stride.
+    Between two neighboring slices that were looked at, nothing more is looked at where both show no target, everything
+    where one target is on both, and else the slice in the middle, until the border of every target is found. Where the
+    runs of slices with a target, and those without it between two runs, are all at least `stride` long, a target comes
+    or goes at most once between two slices of the first round, and what is left out is exactly what shows no target;
+    runs at the two ends may be of any length. What is found on a slice does not depend on the stride.
 
     Args:
         depth: number of slices.
@@ -32,21 +36,35 @@ class Looking:
 
     def __init__(self, depth: int, stride: int):
         self.depth, self.stride = depth, stride
-        self.found: dict[int, bool] = {}
+        self.found: dict[int, frozenset[Hashable]] = {}
+        self.skipped: set[int] = set()
 
-    def first(self) -> list[int]:
-        """The slices of the first round; the last one is among them."""
-        return sorted({*range(0, self.depth, self.stride), self.depth - 1})
+    def note(self, z: int, found: Iterable[Hashable]) -> None:
+        """Which targets a slice shows."""
+        self.found[z] = frozenset(found)
 
-    def note(self, z: int, found: bool) -> None:
-        """Whether a target is there."""
-        self.found[z] = found
+    def skip(self, z: int) -> None:
+        """A slice that needs no look: nothing can be on it."""
+        self.note(z, ())
+        self.skipped.add(z)
 
-    def second(self) -> list[int]:
-        """Slices next to a find of the first round."""
-        seen = sorted(self.found)
-        between = zip(seen, seen[1:], strict=False)
-        return [z for a, b in between if self.found[a] or self.found[b] for z in range(a + 1, b)]
+    def following(self) -> list[int]:
+        """The slices of the next round, in order, all of them to be noted before the one after; empty at the end."""
+        if not self.found:
+            return sorted({*range(0, self.depth, self.stride), self.depth - 1})
+        numbers: list[int] = []
+        for before, after in pairwise(sorted(self.found)):
+            one, other = self.found[before], self.found[after]
+            if one & other:
+                numbers += range(before + 1, after)
+            elif (one or other) and after - before > 1:
+                numbers.append((before + after) // 2)
+        return numbers
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """Slices nobody looked at."""
+        return tuple(z for z in range(self.depth) if z in self.skipped or z not in self.found)
 
 
 def groups(numbers: Iterable[int], size: int) -> Iterator[list[int]]:

@@ -49,6 +49,12 @@ def distinct(
     return kept
 
 
+def there_by_existence(existence: torch.Tensor, *, threshold: float = 0.5, overlap: str = "nms") -> list[int]:
+    """Prompts of one slice whose existence [P] is enough; at the threshold itself only where "nms" compares several."""
+    enough = existence >= threshold if overlap == "nms" and len(existence) > 1 else existence > threshold
+    return enough.nonzero()[:, 0].tolist()
+
+
 def present_probability(
     logits: torch.Tensor,
     existence: torch.Tensor,

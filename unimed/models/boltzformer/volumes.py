@@ -19,7 +19,7 @@ from unimed.io.slices import SliceGrid, to_view, with_neighbors
 from unimed.io.volumes import Volume
 from unimed.io.windows import Window, check_site, choose_window, modality_of
 from unimed.models.boltzformer import economy
-from unimed.models.boltzformer.postprocessing import OVERLAPS, merge, present_probability, upsample
+from unimed.models.boltzformer.postprocessing import OVERLAPS, merge, present_probability, there_by_existence, upsample
 from unimed.models.boltzformer.recognition import sentence
 from unimed.models.boltzformer.tokenizing import labeled_prompts
 from unimed.progress import Progress
@@ -82,8 +82,9 @@ def segment_groups(
             probable target (published); "argmax": the second step alone; "keep": masks may overlap.
         instances: number single objects, kept apart by the edges the model draws, where it draws any.
         slice_batch: slices worked on together. seed: of the sampling; results do not depend on `slice_batch`.
-        stride: look at every so many slices first and leave out what lies between two that show no target, and slices
-            of one grey value: their existence is 0. Objects thinner than `stride` slices may be missed; 1 looks at all.
+        stride: look at every so many slices first, then for the borders of what is there, and leave out the rest and
+            slices of one grey value: their existence is 0, and `slices_left_out` names them. See `economy.Looking` for
+            when the answer is that of all slices; a target thinner than `stride` slices may be missed. 1 looks at all.
         crop: cut the air around the body away before the network sees a slice; answers change a little, because the
             network sees less of the surroundings.
         progress: called with (slices done, slices in all).
@@ -127,13 +128,14 @@ def segment_groups(
         drawings = [_Drawing(groups[number], grid.depth, overlap, instances, threshold) for number in members]
         looking = economy.Looking(grid.depth, stride)
         economical = dict(looking=looking, crop=crop, slice_batch=slice_batch, seed=seed, progress=progress)
-        for z, logits, existence, edges in _slices(model, turned, mapping, grid, drawings, **economical):
-            first = 0
+        for z, logits, existence, edges, whole in _slices(model, turned, mapping, grid, drawings, **economical):
+            first, shown = 0, set()
             for drawing in drawings:
                 rows = slice(first, first + len(drawing.ids))
-                drawing.add(z, grid, logits[rows], existence[rows], None if edges is None else edges[rows])
+                lines = None if edges is None else edges[rows]
+                shown |= {first + row for row in drawing.add(z, grid, logits[rows], existence[rows], lines, whole)}
                 first = rows.stop
-            looking.note(z, any(drawing.shows(z) for drawing in drawings))
+            looking.note(z, shown)
         described_view = (
             f"{turned_geometry.orientation} axis {axis}" if geometry.is_physical else f"as stored, axis {axis}"
         )
@@ -141,7 +143,7 @@ def segment_groups(
             volume.name, (*geometry.steps, *mapping.steps), mapping, volume.array.shape, geometry, view=described_view
         )
 
-        def whole(planes: _Planes, grid=grid) -> np.ndarray:
+        def stacked(planes: _Planes, grid=grid) -> np.ndarray:
             target = np.zeros(array.shape, dtype=planes.dtype)
             seen = to_view(target, geometry, view)[0]  # a view: what is put into it lands in the grid of the source
             for z, plane in planes.read(grid.plane):
@@ -151,14 +153,16 @@ def segment_groups(
         # Until now only one group of slices and packed planes were in memory; the network's work is over.
         seconds = (time.perf_counter() - begin) / len(members)
         for number, drawing in zip(members, drawings, strict=True):
-            results[number] = drawing.prediction(whole, model, geometry, source, seconds)
+            found = drawing.prediction(stacked, model, geometry, source, seconds)
+            results[number] = replace(found, slices_left_out=looking.left_out)
     return results
 
 
 def _slices(model, turned, mapping, grid: SliceGrid, drawings, *, looking, crop, slice_batch: int, seed: int, progress):
-    """(slice, mask logits [P, S, S], existence [P] (NaN where a model has none), edge logits or None).
+    """(slice, mask logits [P, h, w], existence [P] (NaN where a model has none), edge logits or None, enlargement).
 
-    In order where all slices are looked at; the caller notes in `looking` what each of them shows.
+    In order where all slices are looked at; the caller notes in `looking` what each of them shows. The last entry takes
+    logits [n, h, w] to the size of the grid, which is worth its time only for those that are drawn.
     """
     features = model.encode_prompts([text for drawing in drawings for text in drawing.prompts.values()])
     depth, done = grid.depth, 0
@@ -168,13 +172,12 @@ def _slices(model, turned, mapping, grid: SliceGrid, drawings, *, looking, crop,
 
     window = economy.body(lambda z: prepared(z, z + 1)[0].numpy(), depth, grid.size) if crop else None
     with Progress("slice", depth) as counted:
-        for numbers in (looking.first, looking.second):
-            wanted = numbers()
+        while wanted := looking.following():
             if looking.stride > 1:
                 flat = {z for z in wanted if economy.is_flat(grid.planes(turned, z, z + 1))}
                 wanted = [z for z in wanted if z not in flat]
                 for z in flat:
-                    looking.note(z, False)
+                    looking.skip(z)
             for part in economy.groups(wanted, slice_batch):
                 counted.at(done)
                 yield from _group(model, prepared, grid, features, part, window, seed)
@@ -207,8 +210,8 @@ def _group(model, prepared, grid: SliceGrid, features, numbers: list[int], windo
         return F.pad(upsample(logits, (bottom - top, right - left)), around, value=_NOWHERE)
 
     for place, z in enumerate(numbers):
-        edges = None if output.edge_logits is None else whole(output.edge_logits[place])
-        yield z, whole(output.mask_logits[place]), output.existence[place], edges
+        edges = None if output.edge_logits is None else output.edge_logits[place]
+        yield z, output.mask_logits[place], output.existence[place], edges, whole
 
 
 class _Drawing:
@@ -223,33 +226,37 @@ class _Drawing:
         self.existence = np.zeros((len(self.ids), depth), dtype=np.float32)
         self.judged = True
 
-    def add(self, z: int, grid: SliceGrid, logits, existence, edges) -> None:
+    def add(self, z: int, grid: SliceGrid, logits, existence, edges, whole) -> list[int]:
+        """Draw a slice; returns the rows of the targets that exist there."""
         self.judged = self.judged and not bool(existence.isnan().any())
         there = torch.where(existence.isnan(), torch.ones_like(existence), existence)
-        probability = present_probability(logits, there, threshold=self.threshold, overlap=self.overlap)
         self.existence[:, z] = there.float().cpu().numpy()
-        for row, mask in enumerate(self.masks.values()):
-            plane = (probability[row : row + 1] > 0.5).to(torch.uint8)
-            mask.add(z, grid.restore(plane.cpu()))
+        # Absent targets do not take part in anything, so they are not enlarged either.
+        rows = there_by_existence(there, threshold=self.threshold, overlap=self.overlap)
+        if not rows:
+            return rows
+        # Less than any existence, as all of them have passed.
+        probability = present_probability(whole(logits[rows]), there[rows], threshold=-1.0, overlap=self.overlap)
+        ids = [self.ids[row] for row in rows]
+        if self.masks:
+            for label, mask in zip(ids, (probability > 0.5).to(torch.uint8), strict=True):
+                self.masks[label].add(z, grid.restore(mask[None].cpu()))
         if not self.masks or self.instances:
-            self.labels.add(z, grid.restore(_merged(probability, self.ids, self.overlap)[None].cpu()))
+            self.labels.add(z, grid.restore(_merged(probability, ids, self.overlap)[None].cpu()))
         if self.instances and edges is not None:
-            line = ((edges.sigmoid() > 0.5) & (probability > 0.5)).any(0)[None].to(torch.uint8)
+            line = ((whole(edges[rows]).sigmoid() > 0.5) & (probability > 0.5)).any(0)[None].to(torch.uint8)
             self.edges.add(z, grid.restore(line.cpu()))
+        return rows
 
-    def shows(self, z: int) -> bool:
-        """Whether a target is likely enough to be drawn on a slice that was added."""
-        return bool((self.existence[:, z] > self.threshold).any()) or not self.judged
-
-    def prediction(self, whole, model, geometry: Geometry, source: ImageSource, seconds: float) -> Prediction:
-        labels = whole(self.labels) if not self.masks or self.instances else None
-        instances = number_instances(labels, whole(self.edges)) if self.instances else None
+    def prediction(self, stacked, model, geometry: Geometry, source: ImageSource, seconds: float) -> Prediction:
+        labels = stacked(self.labels) if not self.masks or self.instances else None
+        instances = number_instances(labels, stacked(self.edges)) if self.instances else None
         labels = None if self.masks else labels
         regions = []
         for row, (label, text) in enumerate(self.prompts.items()):
             presence = float(self.existence[row].max()) if self.judged else None
             if self.masks:
-                regions.append(Region(text, mask=whole(self.masks[label]), presence=presence, label=label))
+                regions.append(Region(text, mask=stacked(self.masks[label]), presence=presence, label=label))
             else:
                 regions.append(LabelRegion(text, presence=presence, label=label, label_map=labels))
         name = str(getattr(model.config, "_name_or_path", "") or "")

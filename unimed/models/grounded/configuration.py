@@ -34,6 +34,9 @@ class GroundedConfig(PreTrainedConfig):
         native: whether the backbone runs through its own forward pass although there is an adapter that feeds it with
             tiles (InternVL, LLaVA, Qwen2-VL, Qwen2.5-VL); other image-text models always do.
         vision_grid: side of the pooled grid of image tokens where they come from the mask head's encoder.
+        vision_standardized: whether these have their channels standardized by a mean and a deviation that stand in the
+            weights; `unimed.models.starting.grounded_small.standardize_vision` measures them. Features of an encoder
+            that was made for something else may all look alike to a language model that starts from nothing.
     """
 
     model_type = "unimed_grounded"
@@ -49,6 +52,7 @@ class GroundedConfig(PreTrainedConfig):
         seg_token_id: int = 1,
         box_token_id: int | None = None,
         vision_grid: int = 8,
+        vision_standardized: bool = False,
         native: bool = False,
         box_decoder: bool = False,
         language_box_head: bool = False,
@@ -73,6 +77,7 @@ class GroundedConfig(PreTrainedConfig):
         self.seg_token_id = seg_token_id
         self.box_token_id = box_token_id
         self.vision_grid, self.native = vision_grid, native
+        self.vision_standardized = vision_standardized
         # Tying is the business of the backbone, which does it itself.
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**foreign.clean(kwargs))

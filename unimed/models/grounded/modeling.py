@@ -72,6 +72,9 @@ class GroundedMLLM(NativeForward, GroundedDecoding, GroundedPredictor, WholeWeig
             raise ValueError(
                 "a backbone without a vision part needs a connector, for example {'projector_type': 'mlp2x_gelu'}"
             )
+        if config.vision_standardized and self.reads_mask_encoder:
+            self.register_buffer("vision_mean", torch.zeros(self.mask_head.embedding_dim))
+            self.register_buffer("vision_deviation", torch.ones(self.mask_head.embedding_dim))
         self.seg_projection = None if self.mask_head is None else PromptProjection(dim, self.mask_head.prompt_dim)
         self.presence_head = nn.Linear(dim, 1) if config.presence_head else None
         self.box_head = None
@@ -166,8 +169,9 @@ class GroundedMLLM(NativeForward, GroundedDecoding, GroundedPredictor, WholeWeig
         ratio takes patches [P, K] with `image_grid_thw` [I, 3] and gives [1, N, D], all images one after the other.
         """
         if self.reads_mask_encoder:
-            pooled = F.adaptive_avg_pool2d(features.embedding, self.config.vision_grid)
-            vision = pooled.flatten(2).transpose(1, 2)
+            vision = self.pooled_features(features)
+            if self.config.vision_standardized:
+                vision = (vision - self.vision_mean) / self.vision_deviation
         elif self.connector is None:
             return ConnectorOutput(self.backbone.image_tokens(pixels, image_grid_thw))
         else:
@@ -178,6 +182,10 @@ class GroundedMLLM(NativeForward, GroundedDecoding, GroundedPredictor, WholeWeig
         if image_grid_thw is not None and task is not None and not isinstance(task, str):
             return self._connect_each(vision[0], task, image_grid_thw)
         return self.connector(vision, task)
+
+    def pooled_features(self, features: MaskFeatures) -> torch.Tensor:
+        """Features of the mask head for I images as [I, grid * grid, C], where image tokens come from there."""
+        return F.adaptive_avg_pool2d(features.embedding, self.config.vision_grid).flatten(2).transpose(1, 2)
 
     def _connect_each(self, vision: torch.Tensor, task: torch.Tensor, image_grid_thw: torch.Tensor) -> ConnectorOutput:
         """As `connect` where images of several sizes and tasks follow one another in `vision` [N, Dv]."""
@@ -403,13 +411,15 @@ class GroundedMLLM(NativeForward, GroundedDecoding, GroundedPredictor, WholeWeig
                 if self.config.language_box_head:
                     output.language_boxes = self.language_box_head.raw(self.seg_projection(states))
 
-    def _stacked_masks(self, features: MaskFeatures, layout, prompts: torch.Tensor) -> MaskOutput:
+    def _stacked_masks(self, features: MaskFeatures, layout, prompts: torch.Tensor) -> MaskOutput | None:
         """Masks of every [SEG] in all frames it speaks of, the frames of each seen together."""
         outputs = []
         for seg, prompt in enumerate(prompts):
             frames = layout.image_of_mask[layout.seg_of_mask == seg]
+            if not len(frames):
+                continue
             outputs.append(self.mask_head.decode_stack(features.pixels[frames], prompt[None]))
-        return concatenate(outputs)
+        return concatenate(outputs) if outputs else None
 
     def prompting_states(self, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """States [N, D] that stand for the tokens at `places` [B, L] of `hidden` [B, L, D]."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
+from unimed.io.images import load as load_image
 from unimed.models.connectors import named_connector
 from unimed.models.grounded.configuration import GroundedConfig, as_config
 from unimed.models.grounded.modeling import GroundedMLLM
@@ -61,7 +62,8 @@ def build_small(
     connector: str | Mapping = "mlp2x_gelu",
     box_head: str | Mapping | None = "point",
     mask_config: PreTrainedConfig | Mapping | None = None,
-    mask_width: int = 96,
+    mask_width: int = 64,
+    prompt_scales: int = 1,
     dialect: str | Mapping | None = None,
     seed: int = 0,
 ) -> GroundedMLLM:
@@ -74,7 +76,8 @@ def build_small(
         connector, box_head: name, or arguments of `build_connector` and `build_box_head`.
         mask_config: configuration of the mask decoder, or its values with the `model_type`; LiteMedSAM's by default.
         mask_width: channels of LiteMedSAM's decoder for language vectors, a multiple of 32. It is most of the cost of a
-            step, and 64 halves it.
+            step, and 96 doubles it.
+        prompt_scales: of LiteMedSAM's decoder for language vectors: at how many of its three scales the words count.
         dialect: how questions are worded and boxes written; see `unimed.models.dialects`.
     """
     tokenizer = train_tokenizer(texts_of(texts), vocabulary)
@@ -85,16 +88,46 @@ def build_small(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         max_position_embeddings=2048,
+        # transformers' 0.02 is made for widths of thousands: so narrow a model then takes several times the steps until
+        # it looks at the image at all.
+        initializer_range=hidden_dim**-0.5,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
     )
-    mask_config = as_config(mask_config) or MedSamLiteConfig(image_size=image_size, text_width=mask_width)
+    mask_config = as_config(mask_config) or MedSamLiteConfig(
+        image_size=image_size, text_width=mask_width, prompt_scales=prompt_scales
+    )
     torch.manual_seed(seed)
     model = GroundedMLLM(_config(language, tokenizer, mask_config, connector, box_head, vision_grid))
     model.processor = _processor(tokenizer, model.mask_head.image_size, vision_grid, "question_answer", dialect)
     return model
+
+
+@torch.no_grad()
+def standardize_vision(model: GroundedMLLM, images: Sequence) -> None:
+    """Measure mean and deviation of the channels that `vision_standardized` divides out.
+
+    Args:
+        images: paths or arrays, some of those the model will be trained on.
+
+    Raises:
+        ValueError: no image is given.
+        ImageError, ReadError: one that cannot be read.
+    """
+    if not len(images):
+        raise ValueError("no image to measure features on")
+    parts, training = [], model.training
+    model.eval()
+    for image in images:
+        pixels = model.processor.mask_pixels(load_image(image).rgb)[None].to(model.device)
+        parts.append(model.pooled_features(model.mask_head.encode(pixels)).flatten(0, 1).float())
+    model.train(training)
+    features = torch.cat(parts)
+    model.vision_mean.copy_(features.mean(dim=0))
+    # A channel that never changes stays as small as it is.
+    model.vision_deviation.copy_(features.std(dim=0, correction=0).clamp(min=1e-3))
 
 
 def build_tiny(texts: Iterable[str] = (), *, image_size: int = 128, vocabulary: int = 600, seed: int = 0):
@@ -187,6 +220,7 @@ def _config(language, tokenizer, mask_config, connector, box_head, vision_grid: 
         seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
         box_token_id=tokenizer.convert_tokens_to_ids(BOX_TOKEN),
         vision_grid=vision_grid,
+        vision_standardized=True,
     )
 
 
