@@ -99,14 +99,14 @@ def interval_of_median(values: list[float]) -> tuple[float, ...]:
     return (ordered[rank], ordered[-1 - rank]) if rank >= 0 else ()
 
 
-def operations(work: Callable) -> float:
-    """10^9 operations of matrix products and convolutions in one call of `work`."""
+def operations(work: Callable, learns: bool = False) -> float:
+    """10^9 operations of matrix products and convolutions in one call of `work`; where it `learns`, backward too."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     # Attention as products that the counter knows.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+    with torch.set_grad_enabled(learns), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         work()
     return counted.get_total_flops() / 1e9
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from unimed.commands.speed_records import write_records
-from unimed.commands.speed_rows import Sizes, described
+from unimed.commands.speed_rows import Sizes, described, operations
 from unimed.registry import DATASETS, TASKS
 from unimed.tasks.grounding import GroundingTask
 
@@ -39,7 +39,7 @@ def training(sizes: Sizes, repeat: int, peak: float) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         data = write_records(folder, sizes.train_batch * sizes.train_batches, sizes.train_images)
         return [
-            _beside(name, sizes, Path(folder, f"run-{number}"), data, repeat, **way)
+            _beside(name, sizes, Path(folder, f"run-{number}"), data, repeat, peak, **way)
             for number, (name, way) in enumerate(WAYS.items())
         ]
 
@@ -113,7 +113,7 @@ def _registered(name: str) -> Iterator[None]:
 
 
 def _beside(
-    what: str, sizes: Sizes, folder: Path, data: Path, repeat: int, pack: int = 0, keep: bool = False,
+    what: str, sizes: Sizes, folder: Path, data: Path, repeat: int, peak: float, pack: int = 0, keep: bool = False,
     keep_bare: bool = False, times: int = 1,
 ) -> dict:  # fmt: skip
     from unimed.engine import train
@@ -144,7 +144,10 @@ def _beside(
     beside, lines = Beside.last, (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     waits = [one["data_wait"] for one in map(json.loads, lines) if one["kind"] == "train"]
     ours, bare = beside.losses.values()
-    return described(what, beside.spent) | {
+    # Counted for the step that computes everything; what is kept or packed away is no operation.
+    loop = bare_loop(plain, dataset, sizes.train_batch)
+    gflop = 0.0 if keep or pack else operations(lambda: next(loop), learns=True)
+    return described(what, beside.spent, gflop, peak) | {
         "share_waiting_for_data": statistics.median(waits),
         # The first step has the same weights in both; from there on differences of rounding grow.
         "loss_differs_by": abs(ours[0] / bare[0] - 1),
