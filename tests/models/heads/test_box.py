@@ -147,3 +147,19 @@ def test_what_cannot_be_built_or_compared_is_refused():
     with pytest.raises(ValueError, match="as many decoder tokens"):
         build_box_head("mhp", 4)(torch.zeros(1, 2, 4))
     assert isinstance(head, nn.Module)
+
+
+@pytest.mark.parametrize("kind", ["point", "laplace", "mhp"])
+def test_units_of_small_heads_do_not_die(kind):
+    """A state far on the negative side of every unit still has a gradient."""
+    grown = {}
+    for activation in ("relu", "gelu"):
+        torch.manual_seed(0)
+        head = build_box_head(kind, 16, activation=activation)
+        with torch.no_grad():
+            head.layers[0].bias.fill_(-3.0)
+        head(torch.randn(8, 16) * 0.1).boxes_xyxy.sum().backward()
+        grown[activation] = float(head.layers[0].weight.grad.abs().sum())
+    assert grown["relu"] == 0 < grown["gelu"]
+    with pytest.raises(ValueError, match="relu, gelu"):
+        build_box_head(kind, 16, activation="tanh")

@@ -144,14 +144,27 @@ def combine_draws(draws_cxcywh: torch.Tensor, weights: torch.Tensor | None = Non
     return BoxPrediction(mean, std, hypotheses=hypotheses, weights=rows, kind="draws")
 
 
-class BoxMlp(nn.Module):
-    """Linear, ReLU, Linear, ReLU, Linear (LISA and uMedGround decode so). [..., D] -> [..., outputs]."""
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
-    def __init__(self, hidden_dim: int, outputs: int = 4, width: int | None = None):
+
+class BoxMlp(nn.Module):
+    """Three linear layers with an activation between them. [..., D] -> [..., outputs].
+
+    Args:
+        activation: "relu", as LISA and uMedGround decode, or "gelu". Where a head learns from few boxes, units of the
+            former die: of 256 nine were left after the quickstart, and every box was the same.
+
+    Raises:
+        ValueError: another activation.
+    """
+
+    def __init__(self, hidden_dim: int, outputs: int = 4, width: int | None = None, activation: str = "relu"):
         super().__init__()
-        width = width or hidden_dim
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is not known; choose one of: {', '.join(_ACTIVATIONS)}")
+        width, between = width or hidden_dim, _ACTIVATIONS[activation]
         self.layers = nn.Sequential(
-            nn.Linear(hidden_dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
+            nn.Linear(hidden_dim, width), between(), nn.Linear(width, width), between(), nn.Linear(width, outputs)
         )
 
     def raw(self, states: torch.Tensor) -> torch.Tensor:
@@ -164,8 +177,8 @@ class PointBoxHead(BoxMlp):
 
     kind = "point"
 
-    def __init__(self, hidden_dim: int, width: int | None = None):
-        super().__init__(hidden_dim, 4, width)
+    def __init__(self, hidden_dim: int, width: int | None = None, activation: str = "relu"):
+        super().__init__(hidden_dim, 4, width, activation)
 
     def forward(self, states: torch.Tensor) -> BoxPrediction:
         """[N, D], or decoder tokens [N, T, D] of which the first is read."""
@@ -181,8 +194,8 @@ class LaplaceBoxHead(BoxMlp):
 
     kind = "laplace"
 
-    def __init__(self, hidden_dim: int, width: int | None = None):
-        super().__init__(hidden_dim, 8, width)
+    def __init__(self, hidden_dim: int, width: int | None = None, activation: str = "relu"):
+        super().__init__(hidden_dim, 8, width, activation)
 
     def forward(self, states: torch.Tensor) -> BoxPrediction:
         """[N, D], or decoder tokens [N, T, D] of which the first is read."""
@@ -204,8 +217,10 @@ class HypothesisBoxHead(BoxMlp):
         tokens: whether states are decoder tokens; published weights have no queries.
     """
 
-    def __init__(self, hidden_dim: int, kind: str = "mhp", hypotheses: int = 3, tokens: bool = False):
-        super().__init__(hidden_dim)
+    def __init__(
+        self, hidden_dim: int, kind: str = "mhp", hypotheses: int = 3, tokens: bool = False, activation: str = "relu"
+    ):
+        super().__init__(hidden_dim, activation=activation)
         if hypotheses < 2:
             raise ValueError(f"hypotheses must be at least 2 to have a spread, got {hypotheses}")
         self.kind, self.count = kind, hypotheses

@@ -215,13 +215,23 @@ def _config(language, tokenizer, mask_config, connector, box_head, vision_grid: 
         backbone_config=language,
         mask_config=mask_config,
         connector=dict(connector) if isinstance(connector, Mapping) else named_connector(connector),
-        box_head={"kind": box_head} if isinstance(box_head, str) else box_head and dict(box_head),
+        box_head=_box_head(box_head),
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
         seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
         box_token_id=tokenizer.convert_tokens_to_ids(BOX_TOKEN),
         vision_grid=vision_grid,
         vision_standardized=True,
     )
+
+
+def _box_head(box_head: str | Mapping | None) -> dict | None:
+    """Arguments of `build_box_head`; a head by name learns without units that die, where its kind has them."""
+    if not isinstance(box_head, str):
+        return box_head and dict(box_head)
+    options = {"kind": box_head}
+    if box_head in ("point", "laplace", "mhp", "umhp", "uncertain"):
+        options["activation"] = "gelu"
+    return options
 
 
 def _processor(tokenizer, mask_size: int, vision_grid: int, template: str, dialect=None) -> GroundedProcessor:
