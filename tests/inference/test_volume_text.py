@@ -261,6 +261,15 @@ def test_borders_are_found_wherever_targets_are_and_every_slice_with_one_is_look
         assert (~there[asked]).sum() <= most, "no more slices without a target than the first round and the borders"
 
 
+def test_a_gap_between_two_different_targets_is_halved_and_not_filled():
+    looking, asked = economy.Looking(17, 16), []
+    while wanted := looking.following():
+        asked += wanted
+        for z in wanted:
+            looking.note(z, ["liver"] * (z == 0) + ["lung"] * (z == 16))
+    assert sorted(asked) == [0, 1, 2, 4, 8, 12, 14, 15, 16]
+
+
 @pytest.mark.parametrize("where", ["runs", "ends", "nowhere", "everywhere", "apart"])
 def test_the_answer_is_that_of_all_slices_where_runs_and_gaps_are_not_shorter_than_the_stride(where):
     depth, stride, array = 33, 4, np.random.default_rng(0).integers(18, 22, (64, 64, 33), dtype=np.uint8)
