@@ -39,7 +39,7 @@ task = dict(
 )
 train_data = dict(
     mixture=[
-        # Grey and white matter of one slice in one answer: asked for one at a time they are mistaken for one another.
+        # The tissues of one slice in one answer: asked for one at a time they are mistaken for one another.
         dict(dataset=hard(tissues("referring", targets=2)), weight=2.0),
         dict(dataset=hard(tissues("referring", targets=(1, 1))), weight=1.5),
         # Each kind of thing by itself: there are ten images of nuclei and ninety-nine masks of the brain.
