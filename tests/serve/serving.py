@@ -69,6 +69,8 @@ def speaking(model, text: str):
     usual = model._decode
     ids = model.processor.tokenizer(text, add_special_tokens=False)["input_ids"] + [min(model.processor.stop_ids)]
     model._decode = lambda *a, **k: (teach(model, ids), usual(*a, **k))[1]
+    if model.presence_head is not None:
+        model.presence_head.bias.data.fill_(5.0)  # what it points at is there, whatever was drawn
     return model
 
 

@@ -18,6 +18,7 @@ from unimed.io.rle import decode_mask  # noqa: E402
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     model = tiny_model()
+    model.presence_head.bias.data.fill_(5.0)  # what it points at is there, whatever was drawn
     app = application(tmp_path_factory.mktemp("chat"), model)
     with served(app) as one:
         one.model = model

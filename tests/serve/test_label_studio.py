@@ -69,6 +69,7 @@ def test_labels_become_questions_and_masks_brushes_that_come_back_exactly(client
     drawn = unpacked(brush["value"]["rle"]).reshape(*mask.shape, 4)[..., 3] > 0
     assert mask.any() and (drawn == mask).all()
     assert (box["type"], box["from_name"]) == ("rectanglelabels", "box")
+    mask = model.predict(str(tmp_path / "a.png"), "Segment the cell.", max_new_tokens=40).regions[0].mask
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     left, top, right = 100 * columns[0] / 30, 100 * rows[0] / 40, 100 * (columns[-1] + 1) / 30
     value = box["value"]
